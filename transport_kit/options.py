@@ -1,0 +1,406 @@
+"""Options: frozen values, checked when built, the same names from arguments, settings and environment.
+
+Owns the names, units, bounds and defaults of everything a user can set. Does no I/O: whether a CA file
+exists is asked when it is used. Unknown names are errors; a typo must not become a default.
+
+Threads: instances never change, so one may be shared between transports and threads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar
+
+from transport_kit.errors import OptionsError
+
+__all__ = ["ENV_PREFIX", "IntegrationOptions", "ReporterOptions", "TransportOptions", "resolve"]
+
+ENV_PREFIX = "TRANSPORT_KIT_"
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """One kind of value: `accept` returns the stored form or raises ValueError saying what is wanted;
+    `read` turns an environment variable's text into what `accept` takes."""
+
+    accept: Callable[[object], object]
+    read: Callable[[str], object] = str
+
+
+def _boolean() -> _Kind:
+    def accept(value: object) -> object:
+        if not isinstance(value, bool):
+            raise ValueError("must be True or False")
+        return value
+
+    def read(text: str) -> object:
+        word = text.strip().lower()
+        if word in _TRUE or word in _FALSE:
+            return word in _TRUE
+        raise ValueError("must be one of 1, true, yes, on, 0, false, no, off")
+
+    return _Kind(accept, read)
+
+
+def _integer(minimum: int, maximum: int, *, optional: bool = False) -> _Kind:
+    def accept(value: object) -> object:
+        if value is None and optional:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"must be a whole number, not {type(value).__name__}")
+        if not minimum <= value <= maximum:
+            raise ValueError(f"must be from {minimum} to {maximum}, not {value}")
+        return value
+
+    def read(text: str) -> object:
+        try:
+            return int(text)
+        except ValueError:
+            raise ValueError("must be a whole number") from None
+
+    return _Kind(accept, read)
+
+
+def _seconds(minimum: float, maximum: float) -> _Kind:
+    def accept(value: object) -> object:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"must be a number of seconds, not {type(value).__name__}")
+        if not (math.isfinite(value) and minimum <= value <= maximum):
+            raise ValueError(f"must be from {minimum:g} to {maximum:g} seconds, not {value}")
+        return float(value)
+
+    def read(text: str) -> object:
+        try:
+            return float(text)
+        except ValueError:
+            raise ValueError("must be a number of seconds") from None
+
+    return _Kind(accept, read)
+
+
+def _text(*, optional: bool = True, path: bool = False, secret: bool = False) -> _Kind:
+    def accept(value: object) -> object:
+        if value is None and optional:
+            return None
+        if path and isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        if not isinstance(value, str):
+            raise ValueError(f"must be text, not {type(value).__name__}")
+        if not value:
+            raise ValueError("must not be empty; leave it out instead")
+        if not secret and any(ord(c) < 32 or ord(c) == 127 for c in value):
+            raise ValueError("must not contain control characters")
+        return value
+
+    return _Kind(accept)
+
+
+def _choice(*words: str) -> _Kind:
+    def accept(value: object) -> object:
+        if value not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return value
+
+    return _Kind(accept)
+
+
+def _words(*, optional: bool = False) -> _Kind:
+    def accept(value: object) -> object:
+        if value is None and optional:
+            return None
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise ValueError(f"must be a list of texts, not {type(value).__name__}")
+        words = tuple(value)
+        if not all(isinstance(word, str) and word for word in words):
+            raise ValueError("must hold non-empty texts only")
+        return words
+
+    return _Kind(accept, lambda text: [word.strip() for word in text.split(",") if word.strip()])
+
+
+def _statuses() -> _Kind:
+    def accept(value: object) -> object:
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise ValueError(f"must be a list of HTTP statuses, not {type(value).__name__}")
+        statuses = tuple(value)
+        for status in statuses:
+            if isinstance(status, bool) or not isinstance(status, int):
+                raise ValueError("must hold whole numbers only")
+            if status != 408 and not 500 <= status <= 599:
+                raise ValueError(f"may hold 408 and 500 to 599, not {status}; a 429 is never retried")
+        return tuple(sorted(set(statuses)))
+
+    def read(text: str) -> object:
+        try:
+            return [int(word) for word in text.split(",") if word.strip()]
+        except ValueError:
+            raise ValueError("must be statuses separated by commas") from None
+
+    return _Kind(accept, read)
+
+
+def _headers() -> _Kind:
+    def accept(value: object) -> object:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"must be a mapping of header names to values, not {type(value).__name__}")
+        for name, text in value.items():
+            if not isinstance(name, str) or not isinstance(text, str):
+                raise ValueError("names and values must be text")
+            if any(c in name + text for c in "\r\n\0"):
+                raise ValueError("names and values must not contain line breaks")
+        return tuple(sorted(value.items()))
+
+    def read(text: str) -> object:
+        pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+        return {name.strip(): value.strip() for name, _, value in pairs}
+
+    return _Kind(accept, read)
+
+
+def _callback() -> _Kind:
+    def accept(value: object) -> object:
+        if value is not None and not callable(value):
+            raise ValueError(f"must be callable, not {type(value).__name__}")
+        return value
+
+    def read(text: str) -> object:
+        raise ValueError("can't be set from the environment")
+
+    return _Kind(accept, read)
+
+
+def _option(default: Any, kind: _Kind, *, secret: bool = False) -> Any:
+    """A field whose value `kind` checks; a secret one is left out of the repr."""
+    return field(default=default, repr=not secret, metadata={"kind": kind})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """What the option classes share: checking at construction, and building from a mapping."""
+
+    def __post_init__(self) -> None:
+        for option in dataclasses.fields(self):
+            kind: _Kind = option.metadata["kind"]
+            try:
+                value = kind.accept(getattr(self, option.name))
+            except ValueError as problem:
+                raise OptionsError(option.name, str(problem)) from None
+            object.__setattr__(self, option.name, value)
+
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        """The names this class accepts."""
+        return frozenset(option.name for option in dataclasses.fields(cls))
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, object], *, source: str) -> Self:
+        """Build from lower- or upper-case names.
+
+        Raises:
+            OptionsError: A name is unknown (the nearest known one is suggested) or a value is wrong.
+        """
+        (built,) = resolve(values, (cls,), source=source, environ={})
+        return built
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransportOptions(_Options):
+    """How envelopes are queued, sent, and given up on.
+
+    Attributes:
+        max_queue_items: Envelopes held, claimed ones included; at least 1. A full queue gives up the
+            oldest of the lowest class, and counts it.
+        max_queue_bytes: Bytes held, claimed ones included. Past a quarter of it an envelope is
+            compressed as it is put.
+        max_event_bytes: An event or transaction larger than this is trimmed (frame variables, then
+            breadcrumbs, then extra), and refused when that does not suffice.
+        max_attachment_bytes: An attachment larger than this is refused.
+        max_envelope_bytes: An envelope larger than this is refused.
+        max_senders: Threads that deliver while envelopes wait; one at rest.
+        shutdown_timeout: Seconds `Transport.close` and `flush` wait by default; 0 skips the wait.
+        connect_timeout: Seconds to open a connection, TLS included.
+        request_timeout: Seconds from the first byte sent to the last byte of the answer.
+        retry_window: Seconds an envelope is kept and retried before it is given up and counted.
+        retry_statuses: HTTP statuses after which an envelope is kept and retried. `()` restores the
+            strict rule that any answer is final.
+        backoff_base: Seconds; the first delay is drawn from 0 to this, doubling per failure.
+        backoff_max: Seconds; no delay exceeds it.
+        compression: `gzip`, `isal` (gzip made by the package isal), `br`, `zstd` or `none`.
+        compression_level: The codec's own level; None takes our measured default.
+        ca_certs: A CA bundle file, instead of certifi's.
+        client_cert: A client certificate file (PEM); may hold the key too.
+        client_key: The key file of `client_cert`.
+        proxy: `http://`, `https://`, `socks5://` or `socks5h://` URL; overrides the environment.
+        proxy_headers: Headers for the proxy, such as `Proxy-Authorization`.
+        no_proxy: Hosts to reach directly, as `requests` reads it; overrides the environment.
+        trust_env: Whether HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY are read.
+        keep_alive: Whether connections are kept open between envelopes, with TCP keep-alive probes.
+        send_client_reports: Whether losses are reported to the server.
+        client_report_interval: Seconds between reports while nothing flushes.
+        handle_sigterm: Whether a default-disposed SIGTERM drains before it ends the process.
+
+    Raises:
+        OptionsError: A value is out of range or of the wrong type. Names the field.
+    """
+
+    max_queue_items: int = _option(10_000, _integer(1, 10_000_000))
+    max_queue_bytes: int = _option(64 * 1024 * 1024, _integer(1024, 1 << 40))
+    max_event_bytes: int = _option(1_000_000, _integer(1024, 1 << 30))
+    max_attachment_bytes: int = _option(20 * 1024 * 1024, _integer(1, 1 << 30))
+    max_envelope_bytes: int = _option(100 * 1024 * 1024, _integer(1024, 1 << 30))
+    max_senders: int = _option(8, _integer(1, 64))
+    shutdown_timeout: float = _option(2.0, _seconds(0, 3600))
+    connect_timeout: float = _option(5.0, _seconds(0.001, 300))
+    request_timeout: float = _option(30.0, _seconds(0.001, 3600))
+    retry_window: float = _option(3600.0, _seconds(0, 30 * 86400))
+    retry_statuses: tuple[int, ...] = _option((502, 503, 504), _statuses())
+    backoff_base: float = _option(0.5, _seconds(0.001, 3600))
+    backoff_max: float = _option(60.0, _seconds(0.001, 86400))
+    compression: str = _option("gzip", _choice("gzip", "isal", "br", "zstd", "none"))
+    compression_level: int | None = _option(None, _integer(0, 22, optional=True))
+    ca_certs: str | None = _option(None, _text(path=True))
+    client_cert: str | None = _option(None, _text(path=True))
+    client_key: str | None = _option(None, _text(path=True))
+    proxy: str | None = _option(None, _text(), secret=True)
+    proxy_headers: tuple[tuple[str, str], ...] = _option((), _headers(), secret=True)
+    no_proxy: str | None = _option(None, _text())
+    trust_env: bool = _option(True, _boolean())
+    keep_alive: bool = _option(True, _boolean())
+    send_client_reports: bool = _option(True, _boolean())
+    client_report_interval: float = _option(60.0, _seconds(0.01, 86400))
+    handle_sigterm: bool = _option(True, _boolean())
+
+    def __post_init__(self) -> None:
+        # The only option given as a mapping; kept as sorted pairs so that options stay hashable.
+        if isinstance(self.proxy_headers, tuple):
+            object.__setattr__(self, "proxy_headers", dict(self.proxy_headers))
+        super().__post_init__()
+        if self.backoff_max < self.backoff_base:
+            raise OptionsError("backoff_max", "must not be smaller than backoff_base")
+        if self.client_key is not None and self.client_cert is None:
+            raise OptionsError("client_key", "needs client_cert too")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReporterOptions(_Options):
+    """What events say about the app, and what they leave out.
+
+    Attributes:
+        release: The app's version, such as `shop@1.2.0`; at most 200 characters.
+        environment: Such as `production` (the default) or `staging`.
+        dist: A build of the release.
+        server_name: This host's name; None asks the operating system.
+        send_default_pii: Whether user identity, client addresses, cookies and bodies are sent.
+        in_app_include: Module prefixes that are the app's own; wins over `in_app_exclude`.
+        in_app_exclude: Module prefixes that are not the app's own.
+        before_send: Called with `(event, hint)`; returns the event to send, or None to drop it. A
+            dropped one is counted as `before_send`.
+    """
+
+    release: str | None = _option(None, _text())
+    environment: str = _option("production", _text(optional=False))
+    dist: str | None = _option(None, _text())
+    server_name: str | None = _option(None, _text())
+    send_default_pii: bool = _option(False, _boolean())
+    in_app_include: tuple[str, ...] = _option((), _words())
+    in_app_exclude: tuple[str, ...] = _option((), _words())
+    before_send: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any] | None] | None = _option(
+        None, _callback()
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegrationOptions(_Options):
+    """What an integration does around the app.
+
+    Attributes:
+        path: Where live, ready, health and flush answer; None leaves the routes out.
+        flush_token: Bearer token for `POST flush` and for health details; None turns flush off.
+        health_details: `always`, or `token`: strangers see the status only.
+        ready_requires_delivery: Whether `ready` answers 503 while health is `fail`.
+        strict: Whether a configuration error is raised instead of reported by health.
+        capture_errors: Whether exceptions that escape a request are captured.
+    """
+
+    path: str | None = _option("/transport", _text())
+    flush_token: str | None = _option(None, _text(secret=True), secret=True)
+    health_details: str = _option("token", _choice("token", "always"))
+    ready_requires_delivery: bool = _option(False, _boolean())
+    strict: bool = _option(False, _boolean())
+    capture_errors: bool = _option(True, _boolean())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path is not None and (not self.path.startswith("/") or self.path.endswith("/")):
+            raise OptionsError("path", "must start with a slash and not end with one, such as /transport")
+
+
+_ALL: tuple[type[_Options], ...] = (TransportOptions, ReporterOptions, IntegrationOptions)
+_O = TypeVar("_O", bound=_Options)
+
+
+def resolve(
+    values: Mapping[str, object],
+    classes: tuple[type[_O], ...],
+    *,
+    source: str = "arguments",
+    environ: Mapping[str, str] | None = None,
+) -> tuple[Any, ...]:
+    """One instance of each class: `values` first, `TRANSPORT_KIT_*` for what they leave out.
+
+    Args:
+        values: Names in lower or upper case. A name outside `classes` is an error.
+        source: Where `values` come from, for messages.
+        environ: None reads `os.environ`. A variable that no option class knows is an error, except
+            `TRANSPORT_KIT_DSN`, which is the target and not an option.
+
+    Raises:
+        OptionsError: Names the field, its source, and for an unknown name the nearest known one.
+    """
+    known = {name: cls for cls in classes for name in cls.names()}
+    chosen: dict[type[_O], dict[str, object]] = {cls: {} for cls in classes}
+    sources: dict[str, str] = {}
+    for key, value in values.items():
+        name = key.lower() if isinstance(key, str) else repr(key)
+        if name not in known:
+            raise OptionsError(str(key), _unknown(name, known), source)
+        chosen[known[name]][name] = value
+        sources[name] = source
+    everywhere = {name: option for cls in _ALL for option in dataclasses.fields(cls) for name in (option.name,)}
+    for key, text in (os.environ if environ is None else environ).items():
+        if not key.startswith(ENV_PREFIX) or key == ENV_PREFIX + "DSN":
+            continue
+        name = key[len(ENV_PREFIX) :].lower()
+        if name not in everywhere:
+            raise OptionsError(key, _unknown(name, everywhere, ENV_PREFIX), "environment")
+        if name not in known or name in sources:
+            continue
+        kind: _Kind = everywhere[name].metadata["kind"]
+        try:
+            chosen[known[name]][name] = kind.read(text)
+        except ValueError as problem:
+            raise OptionsError(name, str(problem), f"environment {key}") from None
+        sources[name] = f"environment {key}"
+    built = []
+    for cls in classes:
+        try:
+            built.append(cls(**chosen[cls]))
+        except OptionsError as error:
+            where = sources.get(error.field, source)
+            raise type(error)(error.field, error.problem, where) from None
+    return tuple(built)
+
+
+def _unknown(name: str, known: Iterable[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    if near:
+        suggestion = prefix + near[0].upper() if prefix else near[0]
+        return f"unknown option; did you mean {suggestion}?"
+    return "unknown option; docs/reference/options.md lists the known ones"
