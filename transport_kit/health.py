@@ -1,0 +1,236 @@
+"""Health: what a transport says of itself at one moment, and how it is written down.
+
+Owns the verdict (`pass`, `warn`, `fail`) and three renderings. Does no I/O and knows no framework; the
+facts are gathered by the transport. Nothing here holds a key, a token or a server's text.
+
+Source: DESIGN section 5; the format of `application/health+json` (draft-inadarei-api-health-check).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["DROPS_MATTER_FOR", "Health", "LastError"]
+
+#: Seconds during which a drop keeps the status at `warn`.
+DROPS_MATTER_FOR = 60.0
+#: Share of a queue's capacity above which the status is `warn`.
+NEARLY_FULL = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class LastError:
+    """The last delivery that failed: its class, the HTTP status when there was one, seconds since."""
+
+    kind: str
+    status: int | None
+    age: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """A snapshot of one transport in one process. Immutable; all ages and waits are in seconds.
+
+    Attributes:
+        state: `new`, `running`, `draining` or `closed`.
+        worker_alive: Whether a sender thread lives; None when the transport has none by nature.
+        captured, delivered: Quantity per data category.
+        discarded: Quantity per reason, over all categories; `discarded_by_category` has both.
+        pending: Quantity per category that is neither delivered nor discarded.
+        limits: Seconds left per rate-limited category; `*` is all.
+        last_drop_age: Since something was lost that should have been sent; None when nothing was.
+        problem: Why nothing can be delivered without an intervention, or None.
+        note: What else the reader should know, such as the class of a function that is called.
+    """
+
+    pid: int
+    state: str
+    kind: str
+    worker_alive: bool | None = None
+    senders: int = 0
+    waiting: int = 0
+    claimed: int = 0
+    queue_capacity: int = 0
+    queue_bytes: int = 0
+    queue_bytes_capacity: int = 0
+    oldest_pending_age: float | None = None
+    last_success_age: float | None = None
+    last_error: LastError | None = None
+    failing: bool = False
+    breaker: str = "closed"
+    next_probe_in: float | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
+    captured: Mapping[str, int] = field(default_factory=dict)
+    delivered: Mapping[str, int] = field(default_factory=dict)
+    discarded: Mapping[str, int] = field(default_factory=dict)
+    discarded_by_category: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    pending: Mapping[str, int] = field(default_factory=dict)
+    last_drop_age: float | None = None
+    problem: str | None = None
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the status is not `pass`, most serious first; empty when it is."""
+        reasons = []
+        if self.problem is not None:
+            reasons.append(self.problem)
+        if self.state == "closed":
+            reasons.append("the transport is closed")
+        if self.worker_alive is False and self.state == "running":
+            reasons.append("no sender thread is alive")
+        if self.failing:
+            what = ""
+            if self.last_error is not None:
+                status = "" if self.last_error.status is None else f" {self.last_error.status}"
+                what = f": {self.last_error.kind}{status}"
+            reasons.append(f"deliveries fail{what}")
+        if self.limits:
+            reasons.append(f"rate limited: {', '.join(sorted(self.limits))}")
+        if self._fill > NEARLY_FULL:
+            reasons.append(f"the queue is {self._fill:.0%} full")
+        if self.last_drop_age is not None and self.last_drop_age < DROPS_MATTER_FOR:
+            reasons.append(f"items were dropped {self.last_drop_age:.0f} s ago")
+        return tuple(reasons)
+
+    @property
+    def status(self) -> str:
+        """`fail` when nothing can be delivered without an intervention, `warn` when something is amiss."""
+        if self.problem is not None or self.state == "closed":
+            return "fail"
+        if self.worker_alive is False and self.state == "running":
+            return "fail"
+        return "warn" if self.reasons else "pass"
+
+    @property
+    def _fill(self) -> float:
+        items = (self.waiting + self.claimed) / self.queue_capacity if self.queue_capacity else 0.0
+        size = self.queue_bytes / self.queue_bytes_capacity if self.queue_bytes_capacity else 0.0
+        return max(items, size)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for any JSON encoder."""
+        return {
+            "status": self.status,
+            "reasons": list(self.reasons),
+            "scope": "process",
+            "pid": self.pid,
+            "kind": self.kind,
+            "state": self.state,
+            "worker_alive": self.worker_alive,
+            "senders": self.senders,
+            "waiting": self.waiting,
+            "claimed": self.claimed,
+            "queue_capacity": self.queue_capacity,
+            "queue_bytes": self.queue_bytes,
+            "queue_bytes_capacity": self.queue_bytes_capacity,
+            "oldest_pending_age": _rounded(self.oldest_pending_age),
+            "last_success_age": _rounded(self.last_success_age),
+            "last_error": None
+            if self.last_error is None
+            else {
+                "kind": self.last_error.kind,
+                "status": self.last_error.status,
+                "age": _rounded(self.last_error.age),
+            },
+            "breaker": self.breaker,
+            "next_probe_in": _rounded(self.next_probe_in),
+            "limits": {category: _rounded(left) for category, left in self.limits.items()},
+            "captured": dict(self.captured),
+            "delivered": dict(self.delivered),
+            "discarded": {reason: dict(counts) for reason, counts in self.discarded_by_category.items()},
+            "pending": dict(self.pending),
+            "last_drop_age": _rounded(self.last_drop_age),
+        }
+
+    def as_health_json(self, *, details: bool = True) -> dict[str, Any]:
+        """The body of `application/health+json`; without `details` the status alone."""
+        if not details:
+            return {"status": self.status}
+        facts = self.as_dict()
+        checks: dict[str, list[dict[str, Any]]] = {
+            "transport:state": [{"componentType": "component", "observedValue": self.state}],
+            "worker:alive": [{"componentType": "component", "observedValue": self.worker_alive}],
+            "queue:items": [_measure(self.waiting + self.claimed, "items", self.queue_capacity)],
+            "queue:size": [_measure(self.queue_bytes, "bytes", self.queue_bytes_capacity)],
+            "queue:oldestAge": [_measure(facts["oldest_pending_age"], "s")],
+            "delivery:lastSuccessAge": [_measure(facts["last_success_age"], "s")],
+            "delivery:lastError": [{"componentType": "system", "observedValue": facts["last_error"]}],
+            "delivery:breaker": [
+                {
+                    "componentType": "system",
+                    "observedValue": self.breaker,
+                    "nextProbeIn": facts["next_probe_in"],
+                }
+            ],
+            "delivery:limits": [{"componentType": "system", "observedValue": facts["limits"]}],
+            "items:captured": [_totals(facts["captured"])],
+            "items:delivered": [_totals(facts["delivered"])],
+            "items:discarded": [_totals(facts["discarded"])],
+            "items:pending": [_totals(facts["pending"])],
+        }
+        body: dict[str, Any] = {"status": self.status, "scope": "process", "pid": self.pid, "checks": checks}
+        if self.reasons:
+            body["output"] = "; ".join(self.reasons)
+        return body
+
+    def as_text(self, *, details: bool = True) -> str:
+        """A line a fact, `name: value`; made for people and for grep."""
+        lines = [f"status: {self.status}"]
+        if not details:
+            return lines[0] + "\n"
+        lines += [f"reason: {reason}" for reason in self.reasons]
+        lines += [
+            f"process: {self.pid}",
+            f"state: {self.state}",
+            f"worker alive: {'no worker' if self.worker_alive is None else _yes(self.worker_alive)}",
+            f"queue: {self.waiting + self.claimed} of {self.queue_capacity} envelopes, "
+            f"{self.queue_bytes} of {self.queue_bytes_capacity} bytes",
+            f"oldest pending: {_age(self.oldest_pending_age)}",
+            f"last success: {_age(self.last_success_age, ' ago')}",
+            f"breaker: {self.breaker}"
+            + ("" if self.next_probe_in is None else f", next probe in {self.next_probe_in:.1f} s"),
+        ]
+        if self.last_error is not None:
+            status = "" if self.last_error.status is None else f" {self.last_error.status}"
+            lines.append(f"last error: {self.last_error.kind}{status}, {_age(self.last_error.age, ' ago')}")
+        lines += [f"limited: {category} for {left:.0f} s" for category, left in sorted(self.limits.items())]
+        for name, totals in (
+            ("captured", self.captured),
+            ("delivered", self.delivered),
+            ("pending", self.pending),
+        ):
+            lines += [f"{name}: {category} {quantity}" for category, quantity in sorted(totals.items())]
+        for reason, totals in sorted(self.discarded_by_category.items()):
+            lines += [
+                f"discarded: {reason} {category} {quantity}" for category, quantity in sorted(totals.items())
+            ]
+        return "\n".join(lines) + "\n"
+
+
+def _measure(value: float | None, unit: str, capacity: int | None = None) -> dict[str, Any]:
+    measure: dict[str, Any] = {
+        "componentType": "component",
+        "observedValue": value,
+        "observedUnit": unit,
+    }
+    if capacity is not None:
+        measure["capacity"] = capacity
+    return measure
+
+
+def _totals(totals: Mapping[str, Any]) -> dict[str, Any]:
+    return {"componentType": "component", "observedValue": totals}
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
+
+
+def _age(seconds: float | None, suffix: str = "") -> str:
+    return "none" if seconds is None else f"{seconds:.1f} s{suffix}"
+
+
+def _yes(fact: bool) -> str:
+    return "yes" if fact else "no"
