@@ -1,0 +1,11 @@
+"""Tools for tests of apps that send envelopes, and for our own.
+
+Owns the public names only; each tool has its own module. Nothing here starts a thread or opens a
+socket when imported.
+"""
+
+from transport_kit.testing.answers import FAULTS
+from transport_kit.testing.fault_server import FaultServer
+from transport_kit.testing.received import ReceivedRequest
+
+__all__ = ["FAULTS", "FaultServer", "ReceivedRequest"]

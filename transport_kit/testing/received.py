@@ -1,0 +1,254 @@
+"""What a test server received: one HTTP request, its body decoded and parsed on demand.
+
+Owns reading requests from a socket and undoing content encodings. Knows nothing about answers or
+faults (`fault_server.py`). The package brotli or zstandard is imported only when a body asks for it.
+
+Threads: `RequestReader` belongs to the thread of its connection. A `ReceivedRequest` is written by
+that thread and may be read by any.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transport_kit.envelope import Envelope
+
+__all__ = ["BadRequest", "ReceivedRequest", "RequestReader", "decode_body"]
+
+_MAX_HEAD = 64 * 1024
+
+
+class BadRequest(ValueError):
+    """Bytes from a client are not an HTTP/1.x request."""
+
+
+@dataclass(slots=True, eq=False)
+class ReceivedRequest:
+    """One complete request.
+
+    Attributes:
+        method: Such as `POST`.
+        path: The request target as sent: a path, or an absolute URL when a proxy is spoken to.
+        headers: Lower-case names; repeats joined by a comma and a space.
+        raw: The body as sent, still encoded; empty after the fault `early`, which doesn't read it.
+        connection: 1 for the first connection the server accepted, 2 for the second, and so on.
+        status: The status of the complete answer; None while none was given, or none ever was.
+    """
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    raw: bytes = field(repr=False)
+    connection: int
+    status: int | None = None
+    _envelope: Envelope | None = field(default=None, repr=False)
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the answer was a 2xx."""
+        return self.status is not None and 200 <= self.status < 300
+
+    @property
+    def body(self) -> bytes:
+        """The body without its content encoding.
+
+        Raises:
+            ValueError: The encoding is unknown or the bytes don't fit it.
+        """
+        return decode_body(self.raw, self.headers.get("content-encoding", ""))
+
+    @property
+    def envelope(self) -> Envelope:
+        """The body as an envelope, parsed at the first use.
+
+        Raises:
+            InvalidEnvelope: The body is not one.
+        """
+        if self._envelope is None:
+            from transport_kit.envelope import Envelope
+
+            self._envelope = Envelope.deserialize(self.body)
+        return self._envelope
+
+    @property
+    def event_id(self) -> str | None:
+        """The `event_id` of the envelope's header, or None when there is none.
+
+        Raises:
+            ValueError: The body has no JSON object on its first line.
+        """
+        header = json.loads(self.body.partition(b"\n")[0])
+        if not isinstance(header, dict):
+            raise ValueError("the first line is not a JSON object")
+        value = header.get("event_id")
+        return value if isinstance(value, str) else None
+
+
+def decode_body(raw: bytes, encodings: str) -> bytes:
+    """Undo a Content-Encoding; several are undone last first.
+
+    Raises:
+        ValueError: An encoding is unknown or the bytes don't fit it.
+    """
+    for name in reversed([word.strip().lower() for word in encodings.split(",") if word.strip()]):
+        decode = _DECODERS.get(name)
+        if decode is None:
+            raise ValueError(f"unknown content encoding {name!r}")
+        try:
+            raw = decode(raw)
+        except Exception as error:  # every codec has an exception class of its own
+            raise ValueError(f"the body is not {name}: {error}") from error
+    return raw
+
+
+def _gzip(raw: bytes) -> bytes:
+    parts = []
+    while raw:  # a gzip stream may hold several members
+        member = zlib.decompressobj(31)
+        parts.append(member.decompress(raw))
+        if not member.eof:
+            raise ValueError("truncated")
+        raw = member.unused_data
+    return b"".join(parts)
+
+
+def _brotli(raw: bytes) -> bytes:
+    import brotli  # type: ignore[import-untyped]
+
+    return bytes(brotli.decompress(raw))
+
+
+def _zstd(raw: bytes) -> bytes:
+    import zstandard
+
+    with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as reader:
+        return reader.read()
+
+
+_DECODERS: dict[str, Callable[[bytes], bytes]] = {
+    "identity": bytes,
+    "gzip": _gzip,
+    "x-gzip": _gzip,
+    "deflate": zlib.decompress,
+    "br": _brotli,
+    "zstd": _zstd,
+}
+
+
+class RequestReader:
+    """Reads requests from one connection, one after another.
+
+    Args:
+        sock: Blocking; ended from outside by a shutdown.
+        connection: The number that each request carries.
+        lock: Guards `busy`, which says whether a request has begun and is not yet answered.
+    """
+
+    def __init__(self, sock: socket.socket, connection: int, lock: threading.Condition) -> None:
+        self._sock = sock
+        self._connection = connection
+        self._lock = lock
+        self._buffer = bytearray()
+        self.busy = False
+
+    def head(self) -> ReceivedRequest | None:
+        """The next request without its body; None when the client has closed instead.
+
+        Raises:
+            BadRequest: What came is not the head of an HTTP/1.x request.
+            OSError: The connection failed.
+        """
+        self._set_busy(bool(self._buffer))
+        while (end := self._buffer.find(b"\r\n\r\n")) < 0:
+            if len(self._buffer) > _MAX_HEAD:
+                raise BadRequest("the head is too long")
+            if not self._fill():
+                if self._buffer:
+                    raise BadRequest("the connection ended inside the head")
+                return None
+            self._set_busy(True)
+        text = self._buffer[:end].decode("latin-1")
+        del self._buffer[: end + 4]
+        first, *lines = text.split("\r\n")
+        words = first.split(" ")
+        if len(words) != 3 or words[2] not in ("HTTP/1.0", "HTTP/1.1"):
+            raise BadRequest("bad request line")
+        headers: dict[str, str] = {}
+        for line in lines:
+            name, colon, value = line.partition(":")
+            name = name.lower()
+            if not colon or not name or name != name.strip():
+                raise BadRequest("bad header line")
+            value = value.strip(" \t")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        return ReceivedRequest(words[0], words[1], headers, b"", self._connection)
+
+    def body(self, request: ReceivedRequest) -> None:
+        """Read the body of `request`, whose head was just read.
+
+        Raises:
+            BadRequest: It ended early or its framing is wrong.
+            OSError: The connection failed.
+        """
+        if request.headers.get("expect", "").lower() == "100-continue":
+            self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if request.headers.get("transfer-encoding", "").lower() == "chunked":
+            request.raw = self._chunked()
+            return
+        length = request.headers.get("content-length", "0")
+        if not (length.isascii() and length.isdigit()):
+            raise BadRequest("bad Content-Length")
+        request.raw = self._exactly(int(length))
+
+    def answered(self) -> None:
+        """The request is over: the connection is idle unless the next one has begun. Needs the lock."""
+        self.busy = bool(self._buffer)
+
+    def _set_busy(self, busy: bool) -> None:
+        with self._lock:
+            self.busy = busy
+
+    def _chunked(self) -> bytes:
+        parts = []
+        while True:
+            size = self._line().partition(b";")[0].strip()
+            try:
+                length = int(size, 16)
+            except ValueError:
+                raise BadRequest("bad chunk size") from None
+            if length == 0:
+                break
+            parts.append(self._exactly(length))
+            if self._exactly(2) != b"\r\n":
+                raise BadRequest("bad chunk end")
+        while self._line():
+            pass  # trailers
+        return b"".join(parts)
+
+    def _line(self) -> bytes:
+        while (end := self._buffer.find(b"\r\n")) < 0:
+            if len(self._buffer) > _MAX_HEAD or not self._fill():
+                raise BadRequest("bad line in a chunked body")
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 2]
+        return line
+
+    def _exactly(self, length: int) -> bytes:
+        while len(self._buffer) < length:
+            if not self._fill():
+                raise BadRequest("the connection ended inside the body")
+        part = bytes(self._buffer[:length])
+        del self._buffer[:length]
+        return part
+
+    def _fill(self) -> bool:
+        data = self._sock.recv(65536)
+        self._buffer += data
+        return bool(data)
