@@ -404,8 +404,10 @@ class FaultServer:
         return not close
 
     def _released(self, seen: int, timeout: float | None) -> bool:
-        """Whether `release` was called since the count was `seen`, or is within `timeout` seconds. A stop ends the wait too, and the
-        connection is over then: what is written to it fails."""
+        """Whether `release` was called since the count was `seen`, or is within `timeout` seconds.
+
+        A stop ends the wait too, and the connection is over then: what is written to it fails.
+        """
         with self._cond:
             self._cond.wait_for(lambda: self._stopping or self._releases != seen, timeout)
             return self._releases != seen
