@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -51,7 +51,7 @@ _DEFAULT_PAUSE = 60.0  # seconds, where the receiver asked for a pause and did n
 # header into 64 bits.
 _OVERFLOW = 2.0**63
 # Stricter than float(), which takes underscores and the digits of every script.
-_NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|inf(?:inity)?)", re.I)
+_NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|inf(?:inity)?)", re.I)
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _CLOCK = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
 # The three forms of RFC 9110 section 5.6.7: the current one, RFC 850's and asctime's.
@@ -153,9 +153,10 @@ def _lengthen(found: dict[str, float], category: str, now: float, seconds: float
 def _header(headers: Mapping[str, str], name: str) -> str | None:
     """The header's values, joined as RFC 9110 section 5.2 joins repeated lines; None when absent."""
     # A mapping of foreign make may hold bytes or None; those are not headers to us.
+    pairs: Iterable[tuple[object, object]] = headers.items()
     values = [
         value
-        for key, value in headers.items()
+        for key, value in pairs
         if isinstance(key, str) and isinstance(value, str) and key.lower() == name
     ]
     return ", ".join(values) if values else None

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar, overload
 
 from transport_kit.errors import OptionsError
 
@@ -23,6 +23,9 @@ __all__ = ["ENV_PREFIX", "IntegrationOptions", "ReporterOptions", "TransportOpti
 ENV_PREFIX = "TRANSPORT_KIT_"
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
+_LEVELS = {"gzip": (0, 9), "isal": (0, 3), "br": (0, 11), "zstd": (1, 22), "none": (0, 0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,13 @@ class _Kind:
 
     accept: Callable[[object], object]
     read: Callable[[str], object] = str
+
+
+def _short(value: float) -> str:
+    """The number for a message; whole numbers of thousands of digits can't even be printed."""
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return "a number of more than 20 digits"
+    return str(value)
 
 
 def _boolean() -> _Kind:
@@ -56,7 +66,7 @@ def _integer(minimum: int, maximum: int, *, optional: bool = False) -> _Kind:
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"must be a whole number, not {type(value).__name__}")
         if not minimum <= value <= maximum:
-            raise ValueError(f"must be from {minimum} to {maximum}, not {value}")
+            raise ValueError(f"must be from {minimum} to {maximum}, not {_short(value)}")
         return value
 
     def read(text: str) -> object:
@@ -72,8 +82,8 @@ def _seconds(minimum: float, maximum: float) -> _Kind:
     def accept(value: object) -> object:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"must be a number of seconds, not {type(value).__name__}")
-        if not (math.isfinite(value) and minimum <= value <= maximum):
-            raise ValueError(f"must be from {minimum:g} to {maximum:g} seconds, not {value}")
+        if not minimum <= value <= maximum:  # false for NaN too
+            raise ValueError(f"must be from {minimum:g} to {maximum:g} seconds, not {_short(value)}")
         return float(value)
 
     def read(text: str) -> object:
@@ -85,7 +95,7 @@ def _seconds(minimum: float, maximum: float) -> _Kind:
     return _Kind(accept, read)
 
 
-def _text(*, optional: bool = True, path: bool = False, secret: bool = False) -> _Kind:
+def _text(*, optional: bool = True, path: bool = False, longest: int = 4096) -> _Kind:
     def accept(value: object) -> object:
         if value is None and optional:
             return None
@@ -95,7 +105,9 @@ def _text(*, optional: bool = True, path: bool = False, secret: bool = False) ->
             raise ValueError(f"must be text, not {type(value).__name__}")
         if not value:
             raise ValueError("must not be empty; leave it out instead")
-        if not secret and any(ord(c) < 32 or ord(c) == 127 for c in value):
+        if len(value) > longest:
+            raise ValueError(f"must have at most {longest} characters, not {len(value)}")
+        if any(ord(c) < 32 or ord(c) == 127 for c in value):
             raise ValueError("must not contain control characters")
         return value
 
@@ -111,10 +123,8 @@ def _choice(*words: str) -> _Kind:
     return _Kind(accept)
 
 
-def _words(*, optional: bool = False) -> _Kind:
+def _words() -> _Kind:
     def accept(value: object) -> object:
-        if value is None and optional:
-            return None
         if isinstance(value, str) or not isinstance(value, Iterable):
             raise ValueError(f"must be a list of texts, not {type(value).__name__}")
         words = tuple(value)
@@ -134,7 +144,7 @@ def _statuses() -> _Kind:
             if isinstance(status, bool) or not isinstance(status, int):
                 raise ValueError("must hold whole numbers only")
             if status != 408 and not 500 <= status <= 599:
-                raise ValueError(f"may hold 408 and 500 to 599, not {status}; a 429 is never retried")
+                raise ValueError(f"may hold 408 and 500 to 599, not {_short(status)}; a 429 is never retried")
         return tuple(sorted(set(statuses)))
 
     def read(text: str) -> object:
@@ -147,19 +157,31 @@ def _statuses() -> _Kind:
 
 
 def _headers() -> _Kind:
+    """Kept as sorted pairs, so that options stay hashable; pairs are taken too, for `dataclasses.replace`."""
+
     def accept(value: object) -> object:
-        if not isinstance(value, Mapping):
+        if not isinstance(value, Mapping | tuple):
             raise ValueError(f"must be a mapping of header names to values, not {type(value).__name__}")
-        for name, text in value.items():
-            if not isinstance(name, str) or not isinstance(text, str):
+        pairs = tuple(value.items()) if isinstance(value, Mapping) else value
+        for pair in pairs:
+            if not (
+                isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, str) for part in pair)
+            ):
                 raise ValueError("names and values must be text")
-            if any(c in name + text for c in "\r\n\0"):
-                raise ValueError("names and values must not contain line breaks")
-        return tuple(sorted(value.items()))
+            name, text = pair
+            if not _HEADER_NAME.fullmatch(name):
+                raise ValueError("names must be HTTP header names")
+            if not _HEADER_VALUE.fullmatch(text):
+                raise ValueError("values must be Latin-1 text without line breaks and control characters")
+        if len({name.lower() for name, _ in pairs}) < len(pairs):
+            raise ValueError("must not give a header twice")
+        return tuple(sorted(pairs))
 
     def read(text: str) -> object:
         pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
-        return {name.strip(): value.strip() for name, _, value in pairs}
+        if not all(equals for _, equals, _ in pairs):
+            raise ValueError("must be name=value pairs separated by commas")
+        return tuple((name.strip(), value.strip()) for name, _, value in pairs)
 
     return _Kind(accept, read)
 
@@ -193,6 +215,19 @@ class _Options:
             except ValueError as problem:
                 raise OptionsError(option.name, str(problem)) from None
             object.__setattr__(self, option.name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickling stores; refused while a secret is set, as the pickle would hold it."""
+        for option in dataclasses.fields(self):
+            if not option.repr and getattr(self, option.name):
+                raise TypeError(f"{type(self).__name__} is not pickled while {option.name}, a secret, is set")
+        return self.__dict__
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
     @classmethod
     def names(cls) -> frozenset[str]:
@@ -238,7 +273,7 @@ class TransportOptions(_Options):
         client_cert: A client certificate file (PEM); may hold the key too.
         client_key: The key file of `client_cert`.
         proxy: `http://`, `https://`, `socks5://` or `socks5h://` URL; overrides the environment.
-        proxy_headers: Headers for the proxy, such as `Proxy-Authorization`.
+        proxy_headers: Headers for the proxy, such as `Proxy-Authorization`: a mapping, kept as pairs.
         no_proxy: Hosts to reach directly, as `requests` reads it; overrides the environment.
         trust_env: Whether HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY are read.
         keep_alive: Whether connections are kept open between envelopes, with TCP keep-alive probes.
@@ -278,14 +313,20 @@ class TransportOptions(_Options):
     handle_sigterm: bool = _option(True, _boolean())
 
     def __post_init__(self) -> None:
-        # The only option given as a mapping; kept as sorted pairs so that options stay hashable.
-        if isinstance(self.proxy_headers, tuple):
-            object.__setattr__(self, "proxy_headers", dict(self.proxy_headers))
         super().__post_init__()
+        lowest, highest = _LEVELS[self.compression]
+        if self.compression_level is not None and not lowest <= self.compression_level <= highest:
+            problem = (
+                f"must be from {lowest} to {highest} for {self.compression}, not {self.compression_level}"
+            )
+            raise OptionsError("compression_level", problem)
         if self.backoff_max < self.backoff_base:
             raise OptionsError("backoff_max", "must not be smaller than backoff_base")
         if self.client_key is not None and self.client_cert is None:
             raise OptionsError("client_key", "needs client_cert too")
+
+
+_BeforeSend: TypeAlias = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,16 +345,14 @@ class ReporterOptions(_Options):
             dropped one is counted as `before_send`.
     """
 
-    release: str | None = _option(None, _text())
+    release: str | None = _option(None, _text(longest=200))
     environment: str = _option("production", _text(optional=False))
     dist: str | None = _option(None, _text())
     server_name: str | None = _option(None, _text())
     send_default_pii: bool = _option(False, _boolean())
     in_app_include: tuple[str, ...] = _option((), _words())
     in_app_exclude: tuple[str, ...] = _option((), _words())
-    before_send: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any] | None] | None = _option(
-        None, _callback()
-    )
+    before_send: _BeforeSend | None = _option(None, _callback())  # noqa: RUF009 - makes a field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,7 +369,7 @@ class IntegrationOptions(_Options):
     """
 
     path: str | None = _option("/transport", _text())
-    flush_token: str | None = _option(None, _text(secret=True), secret=True)
+    flush_token: str | None = _option(None, _text(), secret=True)
     health_details: str = _option("token", _choice("token", "always"))
     ready_requires_delivery: bool = _option(False, _boolean())
     strict: bool = _option(False, _boolean())
@@ -343,16 +382,42 @@ class IntegrationOptions(_Options):
 
 
 _ALL: tuple[type[_Options], ...] = (TransportOptions, ReporterOptions, IntegrationOptions)
-_O = TypeVar("_O", bound=_Options)
+_A = TypeVar("_A", bound=_Options)
+_B = TypeVar("_B", bound=_Options)
+_C = TypeVar("_C", bound=_Options)
 
 
+@overload
 def resolve(
     values: Mapping[str, object],
-    classes: tuple[type[_O], ...],
+    classes: tuple[type[_A]],
+    *,
+    source: str = ...,
+    environ: Mapping[str, str] | None = ...,
+) -> tuple[_A]: ...
+@overload
+def resolve(
+    values: Mapping[str, object],
+    classes: tuple[type[_A], type[_B]],
+    *,
+    source: str = ...,
+    environ: Mapping[str, str] | None = ...,
+) -> tuple[_A, _B]: ...
+@overload
+def resolve(
+    values: Mapping[str, object],
+    classes: tuple[type[_A], type[_B], type[_C]],
+    *,
+    source: str = ...,
+    environ: Mapping[str, str] | None = ...,
+) -> tuple[_A, _B, _C]: ...
+def resolve(
+    values: Mapping[str, object],
+    classes: tuple[type[_Options], ...],
     *,
     source: str = "arguments",
     environ: Mapping[str, str] | None = None,
-) -> tuple[Any, ...]:
+) -> tuple[_Options, ...]:
     """One instance of each class: `values` first, `TRANSPORT_KIT_*` for what they leave out.
 
     Args:
@@ -365,15 +430,17 @@ def resolve(
         OptionsError: Names the field, its source, and for an unknown name the nearest known one.
     """
     known = {name: cls for cls in classes for name in cls.names()}
-    chosen: dict[type[_O], dict[str, object]] = {cls: {} for cls in classes}
+    chosen: dict[type[_Options], dict[str, Any]] = {cls: {} for cls in classes}
     sources: dict[str, str] = {}
     for key, value in values.items():
-        name = key.lower() if isinstance(key, str) else repr(key)
+        name = str(key).lower()
         if name not in known:
             raise OptionsError(str(key), _unknown(name, known), source)
+        if name in sources:
+            raise OptionsError(str(key), "given twice, in upper and in lower case", source)
         chosen[known[name]][name] = value
         sources[name] = source
-    everywhere = {name: option for cls in _ALL for option in dataclasses.fields(cls) for name in (option.name,)}
+    everywhere = {option.name: option for cls in _ALL for option in dataclasses.fields(cls)}
     for key, text in (os.environ if environ is None else environ).items():
         if not key.startswith(ENV_PREFIX) or key == ENV_PREFIX + "DSN":
             continue
@@ -393,8 +460,7 @@ def resolve(
         try:
             built.append(cls(**chosen[cls]))
         except OptionsError as error:
-            where = sources.get(error.field, source)
-            raise type(error)(error.field, error.problem, where) from None
+            raise OptionsError(error.field, error.problem, sources.get(error.field, source)) from None
     return tuple(built)
 
 
