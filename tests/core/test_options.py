@@ -1,0 +1,420 @@
+"""Options: what is refused, what is suggested, where a value came from, and what a repr hides."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transport_kit.errors import OptionsError
+from transport_kit.options import (
+    ENV_PREFIX,
+    IntegrationOptions,
+    ReporterOptions,
+    TransportOptions,
+    resolve,
+)
+
+ALL = (TransportOptions, ReporterOptions, IntegrationOptions)
+SECRET = "s3cret-t0ken"
+
+
+def built(**values: Any) -> Any:
+    """The class that knows these names, built from them."""
+    (cls,) = [cls for cls in ALL if cls.names() >= values.keys()]
+    return cls(**values)
+
+
+def named(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+    return {option.name: option for option in dataclasses.fields(cls)}
+
+
+def test_the_defaults_are_those_of_the_design() -> None:
+    """Bounded memory, two seconds at the end, an hour of patience."""
+    options = TransportOptions()
+    assert options.max_queue_items == 10_000
+    assert options.max_queue_bytes == 64 * 1024 * 1024
+    assert options.max_senders == 8
+    assert options.shutdown_timeout == 2.0
+    assert options.retry_window == 3600.0
+    assert options.retry_statuses == (502, 503, 504)
+    assert options.compression == "gzip"
+    assert ReporterOptions().environment == "production"
+    assert ReporterOptions().send_default_pii is False
+    assert IntegrationOptions().path == "/transport"
+    assert IntegrationOptions().flush_token is None
+
+
+def test_no_name_belongs_to_two_classes() -> None:
+    """One flat set of names is what a user sees; a shared one would be ambiguous."""
+    assert sum(len(cls.names()) for cls in ALL) == len(frozenset().union(*(cls.names() for cls in ALL)))
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_every_option_is_described_with_its_name(cls: type[Any]) -> None:
+    """An option without a line in the docstring is a guess."""
+    assert cls.__doc__ is not None
+    for name in cls.names():
+        assert f"        {name}: " in cls.__doc__
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("max_queue_items", 0, "must be from 1 to 10000000, not 0"),
+        ("max_queue_items", True, "must be a whole number, not bool"),
+        ("max_queue_items", 5.0, "must be a whole number, not float"),
+        ("max_queue_items", "5", "must be a whole number, not str"),
+        ("max_queue_items", None, "must be a whole number, not NoneType"),
+        pytest.param("max_queue_items", 10**5000, "not a number of more than 20 digits", id="huge"),
+        ("max_senders", 65, "must be from 1 to 64, not 65"),
+        ("shutdown_timeout", -0.1, "must be from 0 to 3600 seconds, not -0.1"),
+        ("shutdown_timeout", float("nan"), "must be from 0 to 3600 seconds, not nan"),
+        ("shutdown_timeout", float("inf"), "must be from 0 to 3600 seconds, not inf"),
+        ("shutdown_timeout", 10**400, "not a number of more than 20 digits"),
+        ("shutdown_timeout", "2", "must be a number of seconds, not str"),
+        ("shutdown_timeout", False, "must be a number of seconds, not bool"),
+        ("connect_timeout", 0, "must be from 0.001 to 300 seconds, not 0"),
+        ("keep_alive", 1, "must be True or False"),
+        ("keep_alive", "yes", "must be True or False"),
+        ("compression", "deflate", "must be one of gzip, isal, br, zstd, none"),
+        ("compression", ["gzip"], "must be one of gzip, isal, br, zstd, none"),
+        ("compression_level", "9", "must be a whole number, not str"),
+        ("compression_level", 10, "must be from 0 to 9 for gzip, not 10"),
+        ("retry_statuses", "503", "must be a list of HTTP statuses, not str"),
+        ("retry_statuses", 503, "must be a list of HTTP statuses, not int"),
+        ("retry_statuses", ["503"], "must hold whole numbers only"),
+        ("retry_statuses", [True], "must hold whole numbers only"),
+        ("retry_statuses", [429], "may hold 408 and 500 to 599, not 429; a 429 is never retried"),
+        ("ca_certs", "", "must not be empty; leave it out instead"),
+        ("ca_certs", 7, "must be text, not int"),
+        ("ca_certs", "a\0b", "must not contain control characters"),
+        ("no_proxy", "a" * 5000, "must have at most 4096 characters, not 5000"),
+        ("proxy", "http://proxy\n", "must not contain control characters"),
+        ("proxy_headers", "a=b", "must be a mapping of header names to values, not str"),
+        ("proxy_headers", {"a": 1}, "names and values must be text"),
+        ("proxy_headers", ("ab",), "names and values must be text"),
+        ("proxy_headers", {"": "x"}, "names must be HTTP header names"),
+        ("proxy_headers", {"a:b": "x"}, "names must be HTTP header names"),
+        ("proxy_headers", {"a": "x\r\nb: c"}, "values must be Latin-1 text without line breaks"),
+        ("proxy_headers", {"a": "\u20ac"}, "values must be Latin-1 text without line breaks"),
+        ("proxy_headers", {"A": "x", "a": "y"}, "must not give a header twice"),
+        ("release", "r" * 201, "must have at most 200 characters, not 201"),
+        ("release", "1.0\n", "must not contain control characters"),
+        ("environment", None, "must be text, not NoneType"),
+        ("in_app_include", "shop", "must be a list of texts, not str"),
+        ("in_app_include", 7, "must be a list of texts, not int"),
+        ("in_app_include", ["shop", ""], "must hold non-empty texts only"),
+        ("in_app_include", b"shop", "must hold non-empty texts only"),
+        ("before_send", "function", "must be callable, not str"),
+        ("path", "transport", "must start with a slash and not end with one"),
+        ("path", "/", "must start with a slash and not end with one"),
+        ("flush_token", "", "must not be empty; leave it out instead"),
+        ("flush_token", "t\n", "must not contain control characters"),
+        ("health_details", "all", "must be one of token, always"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_would_be_right(name: str, value: object, problem: str) -> None:
+    """Found at start, by name; a value that fails at the first outage is found too late."""
+    with pytest.raises(OptionsError) as caught:
+        built(**{name: value})
+    assert caught.value.field == name
+    assert problem in caught.value.problem
+    assert caught.value.source == "arguments"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "stored"),
+    [
+        ("shutdown_timeout", 0, 0.0),
+        ("retry_statuses", [504, 502, 504], (502, 504)),
+        ("retry_statuses", (), ()),
+        ("retry_statuses", {408, 599}, (408, 599)),
+        ("ca_certs", Path("ca.pem"), "ca.pem"),
+        ("compression_level", 0, 0),
+        ("proxy_headers", {"B": "2", "A": "1"}, (("A", "1"), ("B", "2"))),
+        ("proxy_headers", (("B", "2"), ("A", "1")), (("A", "1"), ("B", "2"))),
+        ("proxy_headers", {}, ()),
+        ("in_app_include", ["shop", "lib"], ("shop", "lib")),
+        ("path", None, None),
+        ("before_send", None, None),
+        ("before_send", max, max),
+    ],
+)
+def test_a_right_value_is_stored_in_one_form(name: str, value: object, stored: object) -> None:
+    """Readers of options meet one type each, and options stay hashable."""
+    options = built(**{name: value})
+    assert getattr(options, name) == stored
+    assert type(getattr(options, name)) is type(stored)
+    assert hash(options) == hash(dataclasses.replace(options))
+    assert dataclasses.replace(options) == options
+
+
+@pytest.mark.parametrize(("codec", "level"), [("isal", 4), ("br", 12), ("zstd", 0), ("none", 1)])
+def test_a_level_must_suit_the_codec(codec: str, level: int) -> None:
+    """Each library counts differently and fails, if at all, at the first envelope."""
+    with pytest.raises(OptionsError, match=f"for {codec}, not {level}"):
+        TransportOptions(compression=codec, compression_level=level)
+
+
+def test_options_that_only_make_sense_together_are_checked_together() -> None:
+    """A ceiling below the first delay and a key without a certificate are mistakes."""
+    with pytest.raises(OptionsError, match="must not be smaller than backoff_base") as backoff:
+        TransportOptions(backoff_base=2, backoff_max=1)
+    with pytest.raises(OptionsError, match="needs client_cert too") as key:
+        TransportOptions(client_key="key.pem")
+    assert backoff.value.field == "backoff_max"
+    assert key.value.field == "client_key"
+    assert TransportOptions(client_key="key.pem", client_cert="cert.pem").client_key == "key.pem"
+
+
+def test_options_never_change() -> None:
+    """One value is shared by transports and threads."""
+    options = TransportOptions()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        options.max_senders = 1  # type: ignore[misc]
+    assert copy.copy(options) is options
+    assert copy.deepcopy([options])[0] is options
+
+
+def test_the_callers_own_mapping_is_neither_kept_nor_changed() -> None:
+    """Settings live on, and are edited by tests and plugins."""
+    headers = {"B": "2", "A": "1"}
+    values = {"PROXY_HEADERS": headers, "MAX_SENDERS": 2}
+    options = TransportOptions.from_mapping(values, source="settings")
+    headers["C"] = "3"
+    assert options.proxy_headers == (("A", "1"), ("B", "2"))
+    assert list(values) == ["PROXY_HEADERS", "MAX_SENDERS"]
+
+
+@pytest.mark.parametrize(
+    ("name", "suggested"),
+    [
+        ("max_queue_item", "max_queue_items"),
+        ("SHUTDOWN_TIMOUT", "shutdown_timeout"),
+        ("retrystatuses", "retry_statuses"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest_known_one(name: str, suggested: str) -> None:
+    """A typo must not become a default."""
+    with pytest.raises(OptionsError) as caught:
+        TransportOptions.from_mapping({name: 1}, source="settings.TRANSPORT_KIT")
+    assert caught.value.field == name
+    assert caught.value.problem == f"unknown option; did you mean {suggested}?"
+    assert str(caught.value).startswith(f"{name} (settings.TRANSPORT_KIT): ")
+
+
+@pytest.mark.parametrize("name", ["zzz", "", 7, None, ("max_senders",)])
+def test_a_name_near_to_none_points_to_the_list(name: Any) -> None:
+    """A far-fetched suggestion would mislead; and a name that is no text is unknown too."""
+    with pytest.raises(OptionsError, match=r"unknown option") as caught:
+        TransportOptions.from_mapping({name: 1}, source="settings")
+    assert caught.value.field == str(name)
+
+
+def test_a_name_given_in_both_cases_is_refused() -> None:
+    """Which of the two counts would depend on their order."""
+    with pytest.raises(OptionsError, match="given twice"):
+        TransportOptions.from_mapping({"max_senders": 1, "MAX_SENDERS": 2}, source="settings")
+
+
+def test_from_mapping_names_the_source_and_ignores_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is built from a mapping is what the mapping says."""
+    monkeypatch.setenv("TRANSPORT_KIT_MAX_SENDERS", "3")
+    assert TransportOptions.from_mapping({}, source="settings").max_senders == 8
+    with pytest.raises(OptionsError) as caught:
+        TransportOptions.from_mapping({"MAX_SENDERS": "3"}, source="settings.TRANSPORT_KIT")
+    assert str(caught.value) == "max_senders (settings.TRANSPORT_KIT): must be a whole number, not str"
+
+
+ENVIRONMENT = {
+    "MAX_SENDERS": ("3", 3),
+    "SHUTDOWN_TIMEOUT": ("0.5", 0.5),
+    "KEEP_ALIVE": (" Off ", False),
+    "HANDLE_SIGTERM": ("1", True),
+    "COMPRESSION": ("br", "br"),
+    "COMPRESSION_LEVEL": ("5", 5),
+    "RETRY_STATUSES": ("503, 502,", (502, 503)),
+    "PROXY": ("socks5h://proxy:1080", "socks5h://proxy:1080"),
+    "PROXY_HEADERS": (
+        "Proxy-Authorization=Basic dXNlcjpwYXNz==, X-A=",
+        (("Proxy-Authorization", "Basic dXNlcjpwYXNz=="), ("X-A", "")),
+    ),
+    "RELEASE": ("shop@1.2.0", "shop@1.2.0"),
+    "IN_APP_INCLUDE": ("shop, lib", ("shop", "lib")),
+    "PATH": ("/ops", "/ops"),
+    "STRICT": ("true", True),
+}
+
+
+@pytest.mark.parametrize("name", sorted(ENVIRONMENT))
+def test_the_environment_fills_what_was_not_given(name: str) -> None:
+    """The same names everywhere, and every type readable from text."""
+    text, expected = ENVIRONMENT[name]
+    options = resolve({}, ALL, environ={ENV_PREFIX + name: text})
+    values = {field: getattr(each, field) for each in options for field in each.names()}
+    assert values[name.lower()] == expected
+
+
+def test_arguments_win_over_the_environment_even_if_that_is_unusable() -> None:
+    """The nearer source decides; the farther one is not even read."""
+    environ = {"TRANSPORT_KIT_MAX_SENDERS": "many", "TRANSPORT_KIT_PROXY": "http://other"}
+    (options,) = resolve({"MAX_SENDERS": 2, "proxy": None}, (TransportOptions,), environ=environ)
+    assert options.max_senders == 2
+    assert options.proxy is None
+
+
+def test_the_process_environment_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve-factor apps configure nothing else."""
+    monkeypatch.setenv("TRANSPORT_KIT_MAX_SENDERS", "3")
+    monkeypatch.setenv("TRANSPORT_KIT_DSN", "https://key@sentry.example/42")
+    monkeypatch.setenv("UNRELATED_MAX_SENDERS", "5")
+    (options,) = resolve({}, (TransportOptions,))
+    assert options.max_senders == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("MAX_SENDERS", "three", "must be a whole number"),
+        ("MAX_SENDERS", "0", "must be from 1 to 64, not 0"),
+        ("MAX_SENDERS", "9" * 5000, "must be a whole number"),
+        ("SHUTDOWN_TIMEOUT", "soon", "must be a number of seconds"),
+        ("SHUTDOWN_TIMEOUT", "nan", "must be from 0 to 3600 seconds, not nan"),
+        ("KEEP_ALIVE", "maybe", "must be one of 1, true, yes, on, 0, false, no, off"),
+        ("RETRY_STATUSES", "5xx", "must be statuses separated by commas"),
+        ("RETRY_STATUSES", "429", "may hold 408 and 500 to 599, not 429"),
+        ("PROXY_HEADERS", "Proxy-Authorization", "must be name=value pairs separated by commas"),
+        ("PROXY", "", "must not be empty; leave it out instead"),
+        ("BEFORE_SEND", "module.function", "can't be set from the environment"),
+    ],
+)
+def test_a_wrong_variable_is_refused_and_named(name: str, text: str, problem: str) -> None:
+    """Whoever sees the error must know which of three places to look at."""
+    with pytest.raises(OptionsError) as caught:
+        resolve({}, ALL, source="settings", environ={ENV_PREFIX + name: text})
+    assert caught.value.field == name.lower()
+    assert problem in caught.value.problem
+    assert caught.value.source == f"environment {ENV_PREFIX}{name}"
+
+
+def test_an_unknown_variable_is_refused_with_the_nearest_one() -> None:
+    """The prefix is ours alone, so what we don't know there is a typo."""
+    with pytest.raises(OptionsError) as caught:
+        resolve({}, (TransportOptions,), environ={"TRANSPORT_KIT_MAX_SENDER": "3"})
+    assert str(caught.value) == (
+        "TRANSPORT_KIT_MAX_SENDER (environment): unknown option; did you mean TRANSPORT_KIT_MAX_SENDERS?"
+    )
+
+
+def test_a_variable_of_another_option_class_is_left_to_it() -> None:
+    """The transport is built without the integration, in the same environment."""
+    environ = {"TRANSPORT_KIT_PATH": "no slash", "TRANSPORT_KIT_RELEASE": "1.0"}
+    (options,) = resolve({}, (TransportOptions,), environ=environ)
+    assert options == TransportOptions()
+
+
+def test_one_mapping_is_shared_out_to_several_classes() -> None:
+    """Users write one flat mapping; which class owns a name is our affair."""
+    values = {"MAX_SENDERS": 2, "RELEASE": "1.0", "PATH": None}
+    transport, reporter, integration = resolve(values, ALL, source="settings", environ={})
+    assert transport == TransportOptions(max_senders=2)
+    assert reporter == ReporterOptions(release="1.0")
+    assert integration == IntegrationOptions(path=None)
+
+
+def test_a_name_of_a_class_that_was_not_asked_for_is_unknown() -> None:
+    """`make_transport(path=...)` would have no effect, so it is refused."""
+    with pytest.raises(OptionsError, match="unknown option"):
+        resolve({"path": "/x"}, (TransportOptions,), environ={})
+
+
+def test_an_error_of_a_default_is_told_with_the_given_source() -> None:
+    """`backoff_max` was not given, yet the mapping that made it wrong is the place to look."""
+    with pytest.raises(OptionsError) as caught:
+        TransportOptions.from_mapping({"BACKOFF_BASE": 100}, source="settings.TRANSPORT_KIT")
+    assert caught.value.field == "backoff_max"
+    assert caught.value.source == "settings.TRANSPORT_KIT"
+
+
+SECRETS = [
+    TransportOptions(proxy=f"http://user:{SECRET}@proxy:3128"),
+    TransportOptions.from_mapping({"proxy_headers": {"Proxy-Authorization": SECRET}}, source="settings"),
+    IntegrationOptions(flush_token=SECRET),
+]
+
+
+@pytest.mark.parametrize("options", SECRETS)
+def test_a_repr_shows_no_secret(options: Any) -> None:
+    """Options end up in logs and in the variables of captured stack frames."""
+    assert SECRET not in repr(options)
+    assert SECRET not in f"{options}"
+    assert type(options).__name__ in repr(options)
+
+
+@pytest.mark.parametrize("options", SECRETS)
+def test_options_with_a_secret_are_not_pickled(options: Any) -> None:
+    """A pickle goes to caches, queues and other processes, and would carry the secret along."""
+    with pytest.raises(TypeError, match="is not pickled while") as caught:
+        pickle.dumps(options)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("cls", ALL)
+def test_options_without_a_secret_are_pickled(cls: type[Any], protocol: int) -> None:
+    """A spawned process gets them as arguments."""
+    assert pickle.loads(pickle.dumps(cls(), protocol=protocol)) == cls()
+
+
+anything = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.binary(),
+    st.lists(st.one_of(st.integers(), st.text()), max_size=3),
+    st.tuples(st.text(), st.text()),
+    st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=3),
+    st.just(object()),
+)
+
+
+@given(st.sampled_from([(cls, name) for cls in ALL for name in sorted(cls.names())]), anything)
+def test_any_value_is_stored_or_refused_by_name(option: tuple[type[Any], str], value: object) -> None:
+    """No value may slip through as another error, nor make options that can't be hashed."""
+    cls, name = option
+    refused: OptionsError | None = None
+    try:
+        options = cls(**{name: value})
+    except OptionsError as error:
+        refused = error
+    if refused is None:
+        assert cls(**{name: getattr(options, name)}) == options
+        assert isinstance(hash(options), int)
+    else:
+        assert refused.field in cls.names()
+        if not named(cls)[name].repr and isinstance(value, str) and len(value) > 8:
+            assert value not in str(refused)
+
+
+@given(st.sampled_from(sorted(frozenset().union(*(cls.names() for cls in ALL)))), st.text(max_size=30))
+def test_any_variable_is_read_or_refused_by_name(name: str, text: str) -> None:
+    """The environment is text written by someone else."""
+    variable = ENV_PREFIX + name.upper()
+    refused: OptionsError | None = None
+    try:
+        built_options = resolve({}, ALL, environ={variable: text})
+    except OptionsError as error:
+        refused = error
+    if refused is None:
+        assert len(built_options) == 3
+    else:
+        assert refused.source in (f"environment {variable}", "arguments")
