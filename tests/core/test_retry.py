@@ -158,6 +158,8 @@ def test_a_flush_may_hasten_the_probe_but_not_double_it() -> None:
     assert hastened.hastened(100.2) is hastened
     probing = hastened.began(100.1)
     assert probing.hastened(100.2) is probing
+    told_to_wait = probing.failed(100.2, began=99.5, draw=0.0, not_before=900.0)
+    assert told_to_wait.hastened(100.3).next_probe == 900.0
 
 
 def test_a_probe_without_a_verdict_makes_room_for_another() -> None:
