@@ -25,7 +25,6 @@ _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
-_LEVELS = {"gzip": (0, 9), "isal": (0, 3), "br": (0, 11), "zstd": (1, 22), "none": (0, 0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +267,8 @@ class TransportOptions(_Options):
         backoff_base: Seconds; the first delay is drawn from 0 to this, doubling per failure.
         backoff_max: Seconds; no delay exceeds it.
         compression: `gzip`, `isal` (gzip made by the package isal), `br`, `zstd` or `none`.
-        compression_level: The codec's own level; None takes our measured default.
+        compression_level: The codec's own level, which `compression.py` checks; None takes our measured
+            default.
         ca_certs: A CA bundle file, instead of certifi's.
         client_cert: A client certificate file (PEM); may hold the key too.
         client_key: The key file of `client_cert`.
@@ -314,12 +314,6 @@ class TransportOptions(_Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        lowest, highest = _LEVELS[self.compression]
-        if self.compression_level is not None and not lowest <= self.compression_level <= highest:
-            problem = (
-                f"must be from {lowest} to {highest} for {self.compression}, not {self.compression_level}"
-            )
-            raise OptionsError("compression_level", problem)
         if self.backoff_max < self.backoff_base:
             raise OptionsError("backoff_max", "must not be smaller than backoff_base")
         if self.client_key is not None and self.client_cert is None:
