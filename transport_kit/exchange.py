@@ -24,7 +24,7 @@ from typing import Literal, NoReturn, Protocol
 
 from transport_kit.errors import TransportKitError
 
-__all__ = ["ExchangeError", "ExchangeErrorKind", "Response", "Stream", "describe", "exchange"]
+__all__ = ["ExchangeError", "ExchangeErrorKind", "Response", "Stream", "describe", "exchange", "would_block"]
 
 ExchangeErrorKind = Literal["connect", "tls", "proxy", "timeout", "reset", "protocol"]
 
@@ -197,7 +197,7 @@ class _Exchange:
             self._sock.settimeout(0)
             data = self._sock.recv(_RECV)
         except OSError as error:
-            if _would_block(error):
+            if would_block(error):
                 return False  # bytes of TLS itself, or a part of a record
             self._fail(error)
         if not data:
@@ -377,7 +377,7 @@ class _Exchange:
                 try:
                     return self._sock.recv(_RECV)
                 except OSError as error:
-                    if not _would_block(error):
+                    if not would_block(error):
                         raise
                 selector.select(self._remaining())
 
@@ -398,5 +398,6 @@ class _Exchange:
         raise ExchangeError(kind, detail, self._body_sent, self._answered) from None
 
 
-def _would_block(error: OSError) -> bool:
+def would_block(error: OSError) -> bool:
+    """Whether a call on a non-blocking socket only found nothing to do."""
     return isinstance(error, BlockingIOError) or type(error).__name__ in _TLS_WOULD_BLOCK

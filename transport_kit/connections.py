@@ -1,0 +1,426 @@
+"""Connections to one server: opened by urllib3, kept between POSTs, used through `exchange`.
+
+Owns when a connection is opened, reused, dropped. The only file that imports urllib3, and it does so at
+the first POST: the import takes 120 ms, and gevent may patch sockets between construction and then.
+urllib3 resolves names, connects, speaks TLS and to proxies; it never sees a request.
+
+Threads: `post` and `close` may be called from any thread. There is no lock that a fork could leave held:
+idle connections are in a deque, whose append and pop are atomic, and a connection in use belongs to its
+caller alone. A forked child starts with none.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import re
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+from transport_kit.errors import MissingExtra
+from transport_kit.exchange import (
+    ExchangeError,
+    ExchangeErrorKind,
+    Response,
+    Stream,
+    describe,
+    exchange,
+    would_block,
+)
+from transport_kit.options import TransportOptions
+from transport_kit.proxies import Proxy, choose_proxy
+
+if TYPE_CHECKING:
+    import ssl
+
+    from urllib3.connection import HTTPConnection
+
+__all__ = ["ConnectionPool"]
+
+_IDLE_SECONDS = 60.0
+_PORTS = {"http": 80, "https": 443}
+_is_name = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+_is_value = re.compile(r"[\t -~\x80-\xff]*").fullmatch
+_is_path = re.compile(r"/[!-~]*").fullmatch
+# Ours to write: a second one from a caller would let two readers disagree about the request.
+_RESERVED = frozenset({"connection", "content-length", "host", "transfer-encoding"})
+
+
+class _Socket(Stream, Protocol):
+    def close(self) -> None: ...
+
+
+class _Idle(NamedTuple):
+    sock: _Socket
+    since: float
+
+
+class ConnectionPool:
+    """POSTs to one origin, over as few connections as callers need at once.
+
+    Args:
+        url: The origin, such as `https://sentry.example:8443`; a path is ignored.
+        options: Timeouts, certificates and proxies.
+        environ: Where proxy variables are read, once; None is `os.environ`.
+        clock: Monotonic seconds.
+
+    Raises:
+        ValueError: `url` is not an http(s) URL with a host.
+        OptionsError: The proxy can't be used.
+        MissingExtra: A SOCKS proxy, and PySocks is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        options: TransportOptions,
+        *,
+        environ: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in _PORTS or not parts.hostname:
+            raise ValueError("the URL must be http or https and have a host")
+        self._scheme = parts.scheme
+        self._host = parts.hostname if parts.hostname.isascii() else _to_ascii(parts.hostname)
+        self._port = parts.port or _PORTS[parts.scheme]
+        self._options = options
+        self._clock = clock
+        self._proxy = choose_proxy(
+            self._scheme,
+            self._host,
+            self._port,
+            proxy=options.proxy,
+            no_proxy=options.no_proxy,
+            trust_env=options.trust_env,
+            environ=os.environ if environ is None else environ,
+        )
+        if self._proxy is not None and self._proxy.socks and importlib.util.find_spec("socks") is None:
+            source = "environment" if options.proxy is None else "arguments"
+            raise MissingExtra("proxy", "PySocks", "socks", source)
+        self._fixed = self._fixed_lines()
+        # The last head built, without its Content-Length: nearly every POST has the same headers.
+        self._cached: tuple[tuple[str, tuple[tuple[str, str], ...]], bytes] | None = None
+        self._contexts: dict[bool, ssl.SSLContext] = {}
+        self._idle: deque[_Idle] = deque()
+        self._closed = False
+        self._pid = os.getpid()
+
+    def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
+        """POST and return the complete answer, whatever its status.
+
+        A connection that turns out to be reset before any byte of an answer came was most likely closed
+        by the server while idle: the POST is repeated at once, on a fresh one, once.
+
+        Args:
+            path: Begins with a slash; ASCII; may hold a query.
+            headers: Without Host, Content-Length, Connection and Transfer-Encoding.
+
+        Raises:
+            ExchangeError: There is no usable answer.
+            ValueError: The path or a header would change the framing; nothing was sent.
+        """
+        head = self._head(path, headers, len(body))
+        if self._closed:
+            raise ExchangeError("connect", "the pool is closed")
+        if self._pid != os.getpid():
+            self._forget()
+        sock = self._reusable()
+        if sock is not None:
+            try:
+                return self._exchange(sock, head, body)
+            except ExchangeError as error:
+                if error.kind != "reset" or error.answered:
+                    raise
+        return self._exchange(self._open(), head, body)
+
+    def close(self) -> None:
+        """Close idle connections now, those in use at the end of their exchange. Repeatable."""
+        self._closed = True
+        self._close_idle()
+
+    # -- keeping -----------------------------------------------------------------------------------
+
+    def _exchange(self, sock: _Socket, head: bytes, body: bytes) -> Response:
+        keep = False
+        try:
+            deadline = self._clock() + self._options.request_timeout
+            response = exchange(sock, head, body, deadline=deadline, clock=self._clock)
+            keep = response.reusable and self._options.keep_alive
+        finally:
+            if keep:
+                self._idle.append(_Idle(sock, self._clock()))
+            else:
+                sock.close()
+            if self._closed:  # `close` may have looked just before
+                self._close_idle()
+        return response
+
+    def _reusable(self) -> _Socket | None:
+        """The connection used last that is young and quiet; others met on the way are closed."""
+        now = self._clock()
+        try:
+            while now - self._idle[0].since > _IDLE_SECONDS:
+                self._idle.popleft().sock.close()  # or a younger one, if another thread was first
+            while True:
+                sock = self._idle.pop().sock
+                if _is_quiet(sock):
+                    return sock
+                sock.close()
+        except IndexError:
+            return None
+
+    def _close_idle(self) -> None:
+        try:
+            while True:
+                self._idle.pop().sock.close()
+        except IndexError:
+            pass
+
+    def _forget(self) -> None:
+        # In a forked child these sockets are the parent's too: closing our descriptors leaves the
+        # connections alone, using them would mix two processes' requests.
+        self._close_idle()
+        self._pid = os.getpid()
+
+    # -- the request's head ------------------------------------------------------------------------
+
+    def _head(self, path: str, headers: Mapping[str, str], length: int) -> bytes:
+        key = (path, tuple(headers.items()))
+        cached = self._cached
+        if cached is None or cached[0] != key:
+            cached = self._cached = (key, self._build_head(path, key[1]))
+        return cached[1] + b"Content-Length: %d\r\n\r\n" % length
+
+    def _build_head(self, path: str, headers: tuple[tuple[str, str], ...]) -> bytes:
+        if not _is_path(path):
+            raise ValueError("the path must begin with a slash and be printable ASCII without blanks")
+        origin = f"{self._scheme}://{self._authority}" if self._forwards else ""
+        lines = [f"POST {origin}{path} HTTP/1.1", *self._fixed]
+        for name, value in headers:
+            if name.lower() in _RESERVED:
+                raise ValueError(f"the header {name} is written by the connection")
+            lines.append(_header_line(name, value))
+        return "\r\n".join([*lines, ""]).encode("latin-1")
+
+    def _fixed_lines(self) -> list[str]:
+        """The header lines that are the same in every request."""
+        lines = [f"Host: {self._authority}"]
+        if not self._options.keep_alive:
+            lines.append("Connection: close")
+        if self._forwards:
+            lines += [_header_line(name, value) for name, value in self._proxy_headers().items()]
+        return lines
+
+    @property
+    def _authority(self) -> str:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return host if self._port == _PORTS[self._scheme] else f"{host}:{self._port}"
+
+    @property
+    def _forwards(self) -> bool:
+        """Whether a proxy reads our requests, instead of passing bytes through."""
+        return self._proxy is not None and not self._proxy.socks and self._scheme == "http"
+
+    def _proxy_headers(self) -> dict[str, str]:
+        headers = dict(self._options.proxy_headers)
+        authorization = None if self._proxy is None else self._proxy.authorization
+        if authorization and "proxy-authorization" not in {name.lower() for name in headers}:
+            headers["Proxy-Authorization"] = authorization
+        return headers
+
+    # -- opening -----------------------------------------------------------------------------------
+
+    def _open(self) -> _Socket:
+        """A fresh connection.
+
+        `connect_timeout` holds for each address of a name, then for a proxy's answer and for the TLS
+        handshake; resolving the name has no timeout but the system's.
+        """
+        import http.client
+        import ssl
+
+        import urllib3.exceptions
+
+        connection: HTTPConnection | None = None
+        try:
+            connection = self._connection()
+            connection.connect()
+        except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
+            through = connection is not None and connection.has_connected_to_proxy
+            if connection is not None:
+                connection.close()
+            timed_out = isinstance(error, TimeoutError | urllib3.exceptions.ConnectTimeoutError)
+            refused = isinstance(error, urllib3.exceptions.HTTPError)
+            kind: ExchangeErrorKind
+            if timed_out:
+                kind = "timeout"
+            elif self._proxy is None:
+                kind = "connect" if refused or self._scheme == "http" else "tls"
+            elif isinstance(error, ssl.SSLError) and (through or self._proxy.socks):
+                kind = "tls"
+            else:
+                kind = "tls" if connection is None else "proxy"
+            # Not chained: the library's errors hold the connection, and that the proxy's password.
+            raise ExchangeError(kind, describe(error.__cause__ or error)) from None
+        sock = connection.sock
+        connection.sock = None
+        return sock
+
+    def _connection(self) -> HTTPConnection:
+        """urllib3's connection for our route, not yet connected."""
+        from urllib3.connection import HTTPConnection, HTTPSConnection
+
+        proxy = self._proxy
+        common: dict[str, Any] = {
+            "timeout": self._options.connect_timeout,
+            "socket_options": _socket_options(self._options.keep_alive),
+        }
+        secure: dict[str, Any] = (
+            {"ssl_context": self._context(server=True)} if self._scheme == "https" else {}
+        )
+        if proxy is None:
+            cls = HTTPSConnection if secure else HTTPConnection
+            return cls(self._host, self._port, **common, **secure)
+        if proxy.socks:
+            return self._socks_connection(proxy, {**common, **secure})
+        behind_tls: dict[str, Any] = {}
+        if proxy.scheme == "https":
+            behind_tls["ssl_context"] = self._context(server=False)
+        if not secure:
+            cls = HTTPSConnection if behind_tls else HTTPConnection
+            return cls(proxy.host, proxy.port, **common, **behind_tls)
+        return self._tunnel(proxy, {**common, **secure}, behind_tls.get("ssl_context"))
+
+    def _tunnel(
+        self, proxy: Proxy, arguments: dict[str, Any], proxy_context: ssl.SSLContext | None
+    ) -> HTTPConnection:
+        import http.client
+
+        from urllib3.connection import HTTPSConnection, ProxyConfig
+        from urllib3.util.url import Url
+
+        deadline = self._clock() + self._options.connect_timeout
+
+        def response_class(sock: socket.socket, method: str | None = None) -> http.client.HTTPResponse:
+            files: Any = _DeadlineFiles(sock, deadline, self._clock)
+            return http.client.HTTPResponse(files, method=method)
+
+        connection = HTTPSConnection(
+            proxy.host,
+            proxy.port,
+            proxy=Url(scheme=proxy.scheme, host=proxy.host, port=proxy.port),
+            proxy_config=ProxyConfig(proxy_context, False, None, None),
+            **arguments,
+        )
+        connection.response_class = response_class  # type: ignore[assignment]
+        connection.set_tunnel(self._host, self._port, self._proxy_headers(), scheme=proxy.scheme)
+        return connection
+
+    def _socks_connection(self, proxy: Proxy, arguments: dict[str, Any]) -> HTTPConnection:
+        import socks
+        from urllib3.contrib.socks import SOCKSConnection, SOCKSHTTPSConnection
+
+        cls = SOCKSHTTPSConnection if self._scheme == "https" else SOCKSConnection
+        options: Any = {
+            "socks_version": socks.PROXY_TYPE_SOCKS5,
+            "proxy_host": proxy.host,
+            "proxy_port": proxy.port,
+            "username": proxy.username,
+            "password": proxy.password,
+            "rdns": proxy.scheme == "socks5h",
+        }
+        return cls(options, self._host, self._port, **arguments)
+
+    def _context(self, *, server: bool) -> ssl.SSLContext:
+        """The TLS settings for the server, or for a proxy, which never gets the client certificate.
+
+        Made once: reading a CA bundle takes 10 to 30 ms. Two threads may make it twice.
+        """
+        if server not in self._contexts:
+            from urllib3.util.ssl_ import create_urllib3_context
+
+            options = self._options
+            context = create_urllib3_context()
+            ca_certs = options.ca_certs
+            if ca_certs is None:
+                import certifi
+
+                ca_certs = certifi.where()
+            context.load_verify_locations(ca_certs)
+            if server and options.client_cert is not None:
+                context.load_cert_chain(options.client_cert, options.client_key, password=_no_password)
+            self._contexts[server] = context
+        return self._contexts[server]
+
+
+class _DeadlineFiles:
+    """Stands for a socket where http.client reads a proxy's answer: a drip must not stretch it."""
+
+    def __init__(self, sock: socket.socket, deadline: float, clock: Callable[[], float]) -> None:
+        self._reader = _DeadlineReader(sock, deadline, clock)
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self._reader)
+
+
+class _DeadlineReader(io.RawIOBase):
+    def __init__(self, sock: socket.socket, deadline: float, clock: Callable[[], float]) -> None:
+        self._sock = sock
+        self._deadline = deadline
+        self._clock = clock
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        remaining = self._deadline - self._clock()
+        if remaining <= 0:
+            raise TimeoutError("the proxy's answer took too long")
+        self._sock.settimeout(remaining)
+        return self._sock.recv_into(buffer)
+
+
+def _is_quiet(sock: _Socket) -> bool:
+    """Whether nothing came on an idle connection: neither its end nor bytes nobody asked for."""
+    try:
+        sock.settimeout(0)
+        sock.recv(1)
+    except OSError as error:
+        return would_block(error)
+    return False
+
+
+def _header_line(name: str, value: str) -> str:
+    if not _is_name(name):
+        raise ValueError("a header's name is not a token")
+    if not _is_value(value):
+        raise ValueError(f"the header {name} holds control characters or text outside Latin-1")
+    return f"{name}: {value}"
+
+
+def _socket_options(keep_alive: bool) -> list[tuple[int, int, int]]:
+    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+    if keep_alive:
+        options.append((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1))
+        for name, value in (("TCP_KEEPIDLE", 45), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
+            if (number := getattr(socket, name, None)) is not None:
+                options.append((socket.IPPROTO_TCP, number, value))
+    return options
+
+
+def _to_ascii(host: str) -> str:
+    try:
+        return host.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise ValueError("the host's name is not a domain name") from None
+
+
+def _no_password() -> str:
+    # Without this, OpenSSL asks on the terminal, and the sender hangs.
+    raise ValueError("client_key is encrypted; give one without a passphrase")
