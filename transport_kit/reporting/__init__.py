@@ -1,0 +1,11 @@
+"""Reporting: turns what goes wrong in an app into events, and hands them to a transport.
+
+Owns what an event says and what it leaves out. Knows no framework (integrations hand over a
+`RequestInfo`), no envelope and no HTTP.
+"""
+
+from transport_kit.reporting.reporter import EventSink, Reporter, is_own_logger
+from transport_kit.reporting.request import RequestInfo
+from transport_kit.reporting.scope import Scope, new_scope
+
+__all__ = ["EventSink", "is_own_logger", "new_scope", "Reporter", "RequestInfo", "Scope"]

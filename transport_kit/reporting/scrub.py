@@ -1,0 +1,107 @@
+"""Scrubbing: which names hide a secret, and how a secret is taken out of text.
+
+Owns the deny-lists and the marker. Works on names and on text only; what is walked, and how far, is
+`values.py`. All patterns are linear in the length of the text: they begin at a boundary and never
+back-track over more than one run of characters.
+
+Source: the protocol's PII rules: a case-insensitive substring list for secrets, whose values are always
+left out, and one for addresses, left out unless `send_default_pii` is on. Names stay.
+
+Threads: stateless but for caches that any thread may fill.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final
+from urllib.parse import unquote_plus
+
+__all__ = [
+    "FILTERED",
+    "is_personal",
+    "is_sensitive",
+    "scrub_cookies",
+    "scrub_query",
+    "scrub_text",
+    "scrub_userinfo",
+]
+
+#: Stands where a secret was.
+FILTERED: Final = "[Filtered]"
+
+_SECRET = re.compile(
+    r"auth|token|secret|passw|passphrase|pwd|key|jwt|bearer|sso|saml|csrf|xsrf|credential|session|sessid"
+    r"|cookie|identity|(?<![a-z])sid(?![a-z])",
+    re.IGNORECASE,
+)
+_PERSONAL = re.compile(
+    r"forwarded[-_]for|(?<![a-z])forwarded$|remote[-_](?:addr|user|host)|ip[-_]?addr|(?<![a-z])ip(?![a-z])",
+    re.IGNORECASE,
+)
+# `scheme://user:password@`: up to the last @ before the path. No run overlaps the next: "/" ends each.
+_USERINFO = re.compile(r"""(?<=://)[^/\s?#'"<>]*@""")
+# `name=value` and `"name": value`; a value in quotes is taken whole, even when the text ends inside it.
+_PAIR = re.compile(
+    r"""(?<![\w.\-\[\]%])([\w.\-\[\]%]++)(=|\\?["']\s*+:\s*+)"""
+    r"""("(?:[^"\\]++|\\.|\\$)*+"?|'(?:[^'\\]++|\\.|\\$)*+'?|[^&\s;,"'}]++)""",
+    re.DOTALL,
+)
+
+
+@lru_cache(maxsize=4096)
+def is_sensitive(name: str) -> bool:
+    """Whether a value under this name is a secret, whatever the options say."""
+    return _SECRET.search(name) is not None
+
+
+@lru_cache(maxsize=4096)
+def is_personal(name: str) -> bool:
+    """Whether a value under this name tells who the client is: left out unless PII is wanted."""
+    return _PERSONAL.search(name) is not None
+
+
+def scrub_userinfo(text: str) -> str:
+    """The text with user and password taken out of every URL in it."""
+    return _USERINFO.sub(FILTERED + "@", text) if "://" in text else text
+
+
+def scrub_text(text: str) -> str:
+    """The text without URL credentials, and without the values of sensitive `name=value` pairs.
+
+    Prose is left alone: only pairs with `=`, and quoted names followed by a colon, are read.
+    """
+    text = scrub_userinfo(text)
+    if ("=" in text or ":" in text) and _SECRET.search(text) is not None:
+        text = _PAIR.sub(_filter_pair, text)
+    return text
+
+
+def _filter_pair(match: re.Match[str]) -> str:
+    name, sign, value = match.groups()
+    if not is_sensitive(name):
+        return match.group()
+    quote = value[0] if value[0] in "\"'" else ""
+    return f"{name}{sign}{quote}{FILTERED}{quote}"
+
+
+def scrub_query(query: str, *, send_pii: bool) -> str:
+    """A query string or form body whose sensitive parameters keep their names and lose their values."""
+    return "&".join(_scrubbed(part, unquote_plus, send_pii) for part in query.split("&"))
+
+
+def scrub_cookies(header: str) -> str:
+    """A `Cookie` header's value with sensitive cookies filtered; all of it when it can't be read."""
+    parts = header.split(";")
+    if not all("=" in part for part in parts):
+        return FILTERED
+    return "; ".join(_scrubbed(part.strip(), str, True) for part in parts)
+
+
+def _scrubbed(pair: str, decode: Callable[[str], str], send_pii: bool) -> str:
+    name, sign, _ = pair.partition("=")
+    plain = decode(name)
+    if sign and (is_sensitive(plain) or (not send_pii and is_personal(plain))):
+        return f"{name}={FILTERED}"
+    return pair

@@ -1,0 +1,232 @@
+"""Values: any object of the app as a small piece of JSON, without running the app's code.
+
+Owns the bounded walk. Only exact facts of built-in types are read, through the types' own C functions, so
+that no `__repr__`, `__str__`, `__len__`, `__iter__`, `__class__` or `__getattr__` of the app runs; any
+other object is `<module.Class>`. Every walk has a depth, a breadth, a text length and a number of bytes.
+
+Threads: stateless. Containers that other threads change meanwhile are read in one step each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final
+
+import orjson
+
+from transport_kit.reporting.scrub import FILTERED, scrub_text
+
+__all__ = ["bounded", "class_name", "clean", "cut", "Limits", "MINIMUM", "module_of", "qualname_of", "Room"]
+
+#: Bytes of JSON that any scalar fits in; a walk writes a value only while this much room is left.
+MINIMUM: Final = 24
+_KEY_LENGTH: Final = 64
+# Past a limit by this much a text is still scrubbed, so that a cut never hides the `@` that ends a password.
+_LOOKAHEAD: Final = 512
+_NAME_LENGTH: Final = 200
+
+_module: Callable[[type], Any] = type.__dict__["__module__"].__get__
+_qualname: Callable[[type], str] = type.__dict__["__qualname__"].__get__
+_dumps = orjson.dumps
+
+
+class Room:
+    """Bytes of JSON that may still be written. One walk owns it; not shared between threads."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of a value is kept.
+
+    Attributes:
+        text: Characters of a string.
+        breadth: Elements of a container.
+        depth: Containers within each other.
+        hides: Says for a key whether its value is left out; None keeps all, and leaves text unscrubbed.
+    """
+
+    text: int
+    breadth: int
+    depth: int
+    hides: Callable[[str], bool] | None = None
+
+
+_KEYS: Final = Limits(text=_KEY_LENGTH, breadth=0, depth=0)
+
+
+def cut(text: str, limit: int) -> str:
+    """At most `limit` characters of a string as an exact `str`; a shortened one ends in `...`."""
+    if str.__len__(text) <= limit:
+        return text if type(text) is str else str.__getitem__(text, slice(None))
+    return str.__getitem__(text, slice(0, limit - 3)) + "..."
+
+
+def clean(text: str) -> str:
+    """The text with lone surrogates written as escapes: what JSON and UTF-8 can carry."""
+    if text.isascii():
+        return text
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def module_of(cls: type) -> str | None:
+    """The module a class says it comes from; None when that is not text."""
+    try:
+        module = _module(cls)
+    except AttributeError:
+        return None
+    return clean(cut(module, _NAME_LENGTH)) if issubclass(type(module), str) else None
+
+
+def qualname_of(cls: type) -> str:
+    """A class's qualified name, whatever its metaclass does."""
+    return clean(cut(_qualname(cls), _NAME_LENGTH))
+
+
+def class_name(cls: type) -> str:
+    """`module.Class` of a class."""
+    return f"{module_of(cls) or '?'}.{qualname_of(cls)}"
+
+
+def bounded(value: Any, room: Room, limits: Limits, depth: int = 0) -> Any:
+    """The value as JSON takes it, within `room` and `limits`.
+
+    The caller sees to it that `room.left` is at least `MINIMUM`; it never becomes negative.
+    """
+    cls = type(value)
+    if cls is str:
+        return _text(value, room, limits)
+    if value is None or cls is bool:
+        room.left -= 5
+        return value
+    if cls is int:
+        return _integer(value, room, limits)
+    if cls is float:
+        return _float(value, room)
+    if depth < limits.depth:
+        try:
+            if issubclass(cls, dict):
+                return _mapping(value, room, limits, depth)
+            for kind, slicer in _SEQUENCES:
+                if issubclass(cls, kind):
+                    return _sequence(value, kind.__len__(value), slicer, room, limits, depth)
+        except RuntimeError:
+            # A set or dict changed between two of our steps: its class says more than half of it.
+            pass
+    if issubclass(cls, str):
+        return _text(value, room, limits)
+    if issubclass(cls, int):
+        return _integer(int.__index__(value), room, limits)
+    if issubclass(cls, float):
+        return _float(float.__float__(value), room)
+    return _plain(f"<{class_name(cls)}>", room)
+
+
+_SEQUENCES: Final[tuple[tuple[Any, Callable[[Any, int], Any]], ...]] = (
+    (list, lambda value, n: list.__getitem__(value, slice(0, n))),
+    (tuple, lambda value, n: tuple.__getitem__(value, slice(0, n))),
+    (set, lambda value, n: list(islice(set.__iter__(value), n))),
+    (frozenset, lambda value, n: list(islice(frozenset.__iter__(value), n))),
+)
+
+
+def _text(text: str, room: Room, limits: Limits) -> str:
+    limit = limits.text
+    if limits.hides is not None:
+        if str.__len__(text) > limit:
+            text = str.__getitem__(text, slice(0, limit + _LOOKAHEAD))
+        text = scrub_text(text)
+    return _plain(cut(text, limit), room)
+
+
+def _plain(text: str, room: Room) -> str:
+    try:
+        cost = len(_dumps(text))
+    except orjson.JSONEncodeError:
+        text = clean(text)
+        cost = len(_dumps(text))
+    if cost > room.left:
+        # A character takes up to six bytes of JSON (an escaped control character); plain ASCII takes one.
+        widest = 1 if cost == len(text) + 2 else 6
+        text = cut(text, max(3, (room.left - 2) // widest))
+        cost = len(_dumps(text))
+    room.left -= cost
+    return text
+
+
+def _integer(value: int, room: Room, limits: Limits) -> int | str:
+    bits = value.bit_length()
+    if bits < 64:
+        room.left -= 20
+        return value
+    # Decimal text of a huge integer takes quadratic time, and Python refuses it past 4300 digits.
+    return _plain(str(value) if bits <= 1024 else f"<int of {bits} bits>", room)
+
+
+def _float(value: float, room: Room) -> float | str:
+    if not math.isfinite(value):
+        return _plain(repr(value), room)
+    room.left -= MINIMUM
+    return value
+
+
+def _sequence(
+    value: Any,
+    length: int,
+    slicer: Callable[[Any, int], Any],
+    room: Room,
+    limits: Limits,
+    depth: int,
+) -> list[Any]:
+    room.left -= 2
+    result: list[Any] = []
+    elements = slicer(value, limits.breadth)
+    if length == 2 and limits.hides is not None and type(elements[0]) is str and limits.hides(elements[0]):
+        elements = (elements[0], FILTERED)  # a header or form field as a pair
+    for element in elements:
+        if room.left <= MINIMUM:
+            break
+        room.left -= 1
+        result.append(bounded(element, room, limits, depth + 1))
+    if length > len(result) and room.left > MINIMUM:
+        room.left -= 1
+        result.append(_plain(f"<{length - len(result)} more>", room))
+    return result
+
+
+def _mapping(value: dict[Any, Any], room: Room, limits: Limits, depth: int) -> dict[str, Any]:
+    room.left -= 2
+    result: dict[str, Any] = {}
+    length = dict.__len__(value)
+    hides = limits.hides
+    for name, element in list(islice(dict.items(value), limits.breadth)):
+        key = _key(name)
+        cost = len(_dumps(key)) + 2
+        if room.left < cost + MINIMUM:
+            break
+        room.left -= cost
+        if hides is not None and hides(key):
+            room.left -= len(FILTERED) + 2
+            result[key] = FILTERED
+        else:
+            result[key] = bounded(element, room, limits, depth + 1)
+    if length > len(result) and room.left > 2 * MINIMUM:
+        room.left -= 7
+        result["..."] = _plain(f"<{length - len(result)} more>", room)
+    return result
+
+
+def _key(name: Any) -> str:
+    cls = type(name)
+    if issubclass(cls, str):
+        return clean(cut(name, _KEY_LENGTH))
+    if name is None or cls is bool or cls is int or cls is float:
+        return cut(str(bounded(name, Room(_KEY_LENGTH), _KEYS)), _KEY_LENGTH)
+    return cut(f"<{class_name(cls)}>", _KEY_LENGTH)
