@@ -40,6 +40,9 @@ MAX_BREADTH: Final = 20_000
 MAX_NODES: Final = 100_000
 MAX_TEXT: Final = 16 * 1024 * 1024
 _MAX_INT_BITS: Final = 4096
+# Down to this depth the encoder is asked first whether a part needs repair at all: most don't. Each level
+# may read the whole once more, so the number stays small.
+_WHOLE_DEPTH: Final = 8
 _TRIES: Final = 3
 
 
@@ -69,9 +72,10 @@ def encode(value: object, path: str) -> bytes:
         raise SealError(path, f"can't be written as JSON ({type(error).__name__})") from None
 
 
-def _frames_to_spare(more: int = 4) -> None:
+def _frames_to_spare(more: int = 10) -> None:
     # The encoder reads an Enum's value through two frames of Python, and kills the process when these
-    # raise: near the recursion limit the error must come up here, before it starts.
+    # raise: near the recursion limit the error must come up here, before it starts. `repair` calls the
+    # encoder too, from a few frames further down.
     if more:
         _frames_to_spare(more - 1)
 
@@ -82,7 +86,8 @@ def clean_text(text: str) -> str:
 
 
 def repair(value: object, path: str) -> Any:
-    """A copy of `value` made of plain dicts, lists, strings and numbers, which the encoder takes.
+    """A copy of `value` that the encoder takes: plain dicts, lists, strings and numbers, and parts that
+    needed no repair, encoded already.
 
     Bounded in depth, breadth, nodes and text; wide first, so that what stands near the root survives.
     Iterative. No method of an object outside the builtins and the standard library is called; subclasses
@@ -195,18 +200,31 @@ class _Repair:
             if here.source is value:
                 return "<cycle>"
             here = here.parent
-        if parent is not None and parent.depth >= MAX_DEPTH:
+        depth = 0 if parent is None else parent.depth
+        if depth >= MAX_DEPTH:
             return "<too deep>"
+        if 0 < depth <= _WHOLE_DEPTH and (whole := self._whole(value)) is not None:
+            return whole
         copy: dict[str, Any] | list[Any]
-        read = _reader(value, _MAPPINGS)
+        read = _reader(type(value), _MAPPINGS)
         if read is not None:
             copy = {}
         else:
-            read = _reader(value, _SEQUENCES)
+            read = _reader(type(value), _SEQUENCES)
             assert read is not None  # or `_leaf` would have named its class
             copy = []
         self._open.append(_Open(value, read, copy, parent, key))
         return copy
+
+    def _whole(self, value: object) -> orjson.Fragment | None:
+        try:
+            part = orjson.dumps(value, option=_STRICT)
+        except TypeError:
+            return None
+        if len(part) > self._text:
+            return None
+        self._text -= len(part)
+        return orjson.Fragment(part)
 
     def _key(self, raw: object) -> str:
         leaf = self._leaf(raw)
@@ -224,8 +242,8 @@ class _Repair:
             return self._string(value)  # type: ignore[arg-type]
         if value is None or kind is bool or kind is float:
             return value
-        if kind in _MAPPINGS or kind in _SEQUENCES:
-            return _NOT_A_LEAF if kind is not MappingProxyType or _wraps_dict(value) else _class_name(value)
+        if kind is dict or kind is list or kind is tuple:
+            return _NOT_A_LEAF
         if issubclass(kind, Enum):
             value = _ENUM_STATE.__get__(value).get("_value_")
             kind = type(value)
@@ -241,8 +259,8 @@ class _Repair:
             return self._string(str.__str__(value))
         if issubclass(kind, float):
             return float.__float__(value)
-        if _reader(value, _MAPPINGS) or _reader(value, _SEQUENCES):
-            return _NOT_A_LEAF
+        if _reader(kind, _MAPPINGS) or _reader(kind, _SEQUENCES):
+            return _NOT_A_LEAF if kind is not MappingProxyType or _wraps_dict(value) else _class_name(value)
         if issubclass(kind, bytes | bytearray | memoryview):
             return self._string(_decoded(value, self._text + 1))
         try:
@@ -271,8 +289,8 @@ class _Repair:
         return text
 
 
-def _reader(value: object, readers: dict[type, _Reader]) -> _Reader | None:
-    kind = type(value)
+def _reader(kind: type, readers: dict[type, _Reader]) -> _Reader | None:
+    # Compared one by one: looking `kind` up would call a metaclass's `__hash__`.
     for base, read in readers.items():
         if issubclass(kind, base):
             return read

@@ -94,7 +94,7 @@ class Item:
         if item_count is not None:
             own["item_count"] = item_count
         self.headers = own
-        self._payload = bytes(payload) if isinstance(payload, bytearray | memoryview) else payload
+        self._payload: Any = _held(payload)
 
     @classmethod
     def _received(cls, headers: dict[str, Any], payload: object) -> Self:
@@ -122,7 +122,7 @@ class Item:
         """
         kind = self.type
         needs_bytes = kind in ("attachment", "log", "trace_metric") or (
-            kind in ("transaction", "span") and not isinstance(self._payload, dict)
+            kind in ("transaction", "span") and not _is_dict(self._payload)
         )
         return _quantities(self.headers, self._payload, self.get_bytes() if needs_bytes else b"")
 
@@ -173,16 +173,19 @@ class Item:
         payload = self._payload
         if type(payload) is dict:
             return encode(payload, self.type)
-        if isinstance(payload, bytes):
+        if type(payload) is bytes:
             return payload
-        if isinstance(payload, str):
+        if type(payload) is str:
             try:
                 return payload.encode()
             except UnicodeEncodeError:
                 return clean_text(payload).encode()
-        if isinstance(payload, os.PathLike):
+        if issubclass(type(payload), os.PathLike):
             return _read(payload, limit, self.type)
-        return encode(payload, self.type)
+        body = encode(payload, self.type)
+        if body[:1] != b"{" and self.type in _EVENT_TYPES:
+            raise SealError(self.type, f"a {type(payload).__name__} is not a JSON object")
+        return body
 
     def __repr__(self) -> str:
         return f"<Item {self.type!r}>"
@@ -283,16 +286,16 @@ class Envelope:
     def _identified(self, item: Item) -> Item:
         payload = item._payload
         held = self.headers.get("event_id")
-        if not isinstance(payload, dict):
+        if not _is_dict(payload):
             if held is None:
-                found = _loaded(payload).get("event_id") if isinstance(payload, bytes | str) else None
+                found = _loaded(payload).get("event_id") if type(payload) in (bytes, str) else None
                 self.headers["event_id"] = _event_id(found) or uuid.uuid4().hex
             return item
         own = dict.get(payload, "event_id")
         chosen = held or _event_id(own) or uuid.uuid4().hex
         self.headers["event_id"] = chosen
         unnamed = item.type == "transaction" and dict.get(payload, "type") is None
-        if chosen == own and not unnamed:
+        if type(own) is str and chosen == own and not unnamed:
             return item
         # Read through the base class: a subclass may override what `dict(payload)` would call.
         copy = payload.copy() if type(payload) is dict else dict(dict.items(payload))
@@ -417,11 +420,34 @@ class Envelope:
         return f"<Envelope {[item.type for item in self.items]}>"
 
 
+def _is_dict(payload: object) -> bool:
+    # `isinstance` would ask the object's own `__class__`.
+    return issubclass(type(payload), dict)
+
+
+def _held(payload: Any) -> Any:
+    """What an item keeps: exact bytes, exact str, or the value itself.
+
+    Buffers can change and subclasses can answer with anything, so both are read here, through the base
+    class. Only a mapping that is not a dict is copied by its own methods.
+    """
+    kind = type(payload)
+    if kind is dict or kind is bytes:
+        return payload
+    if issubclass(kind, bytes | bytearray | memoryview):
+        return bytes(memoryview(payload))
+    if issubclass(kind, str):
+        return str.__str__(payload)
+    if issubclass(kind, Mapping) and not issubclass(kind, dict):
+        return dict(payload)
+    return payload
+
+
 def _event_id(value: object) -> str | None:
     """A valid id in the form that servers store, 32 lower-case hex digits; else None."""
-    if isinstance(value, uuid.UUID):
+    if type(value) is uuid.UUID:
         return value.hex
-    if isinstance(value, str) and is_event_id(value):
+    if type(value) is str and is_event_id(value):
         return value.replace("-", "").lower()
     return None
 
@@ -433,13 +459,13 @@ def _category(headers: Mapping[str, Any]) -> str | None:
     return KINDS.get(kind, UNKNOWN).category
 
 
-def _quantities(headers: Mapping[str, Any], payload: object, body: bytes) -> Quantities:
+def _quantities(headers: Mapping[str, Any], payload: Any, body: bytes) -> Quantities:
     """PROTOCOL section 3, third column. `body` is the payload's bytes where the count depends on them."""
     kind = headers["type"]
     if kind == "event":
         return _ONE["event"]
     if kind == "transaction":
-        spans = (payload if isinstance(payload, dict) else _loaded(body)).get("spans")
+        spans = dict.get(payload if _is_dict(payload) else _loaded(body), "spans")
         return (("transaction", 1), ("span", 1 + (len(spans) if isinstance(spans, list | tuple) else 0)))
     if kind == "attachment":
         return (("attachment", max(len(body), 1)),)
@@ -471,12 +497,12 @@ def _loaded(body: bytes | str) -> dict[str, Any]:
 def _weight(item: Item) -> int:
     """Bytes of an attachment that could not be sealed, for the books; 1 when nobody knows."""
     payload = item._payload
-    if isinstance(payload, os.PathLike):
+    if issubclass(type(payload), os.PathLike):
         try:
             return max(os.stat(payload).st_size, 1)
         except (OSError, ValueError):
             return 1
-    return max(len(payload), 1) if isinstance(payload, bytes | str) else 1
+    return max(len(payload), 1) if type(payload) in (bytes, str) else 1
 
 
 def _read(path: os.PathLike[str], limit: int | None, name: str) -> bytes:
