@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 import os
 import re
 import socket
@@ -111,7 +112,9 @@ class ConnectionPool:
         self._closed = False
         self._pid = os.getpid()
 
-    def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
+    def post(
+        self, path: str, headers: Mapping[str, str], body: bytes, *, timeout: float | None = None
+    ) -> Response:
         """POST and return the complete answer, whatever its status.
 
         A connection that turns out to be reset before any byte of an answer came was most likely closed
@@ -120,12 +123,14 @@ class ConnectionPool:
         Args:
             path: Begins with a slash; ASCII; may hold a query.
             headers: Without Host, Content-Length, Connection and Transfer-Encoding.
+            timeout: Seconds for all of it, when less than `connect_timeout` and `request_timeout`.
 
         Raises:
             ExchangeError: There is no usable answer.
             ValueError: The path or a header would change the framing; nothing was sent.
         """
         head = self._head(path, headers, len(body))
+        latest = math.inf if timeout is None else self._clock() + timeout
         if self._closed:
             raise ExchangeError("connect", "the pool is closed")
         if self._pid != os.getpid():
@@ -133,11 +138,12 @@ class ConnectionPool:
         sock = self._reusable()
         if sock is not None:
             try:
-                return self._exchange(sock, head, body)
+                return self._exchange(sock, head, body, latest)
             except ExchangeError as error:
                 if error.kind != "reset" or error.answered:
                     raise
-        return self._exchange(self._open(), head, body)
+        connecting = max(0.001, min(self._options.connect_timeout, latest - self._clock()))
+        return self._exchange(self._open(connecting), head, body, latest)
 
     def close(self) -> None:
         """Close idle connections now, those in use at the end of their exchange. Repeatable."""
@@ -146,10 +152,10 @@ class ConnectionPool:
 
     # -- keeping -----------------------------------------------------------------------------------
 
-    def _exchange(self, sock: _Socket, head: bytes, body: bytes) -> Response:
+    def _exchange(self, sock: _Socket, head: bytes, body: bytes, latest: float) -> Response:
         keep = False
         try:
-            deadline = self._clock() + self._options.request_timeout
+            deadline = min(self._clock() + self._options.request_timeout, latest)
             response = exchange(sock, head, body, deadline=deadline, clock=self._clock)
             keep = response.reusable and self._options.keep_alive
         finally:
@@ -236,10 +242,10 @@ class ConnectionPool:
 
     # -- opening -----------------------------------------------------------------------------------
 
-    def _open(self) -> _Socket:
+    def _open(self, timeout: float) -> _Socket:
         """A fresh connection.
 
-        `connect_timeout` holds for each address of a name, then for a proxy's answer and for the TLS
+        `timeout` holds for each address of a name, then for a proxy's answer and for the TLS
         handshake; resolving the name has no timeout but the system's.
         """
         import http.client
@@ -249,7 +255,7 @@ class ConnectionPool:
 
         connection: HTTPConnection | None = None
         try:
-            connection = self._connection()
+            connection = self._connection(timeout)
             connection.connect()
         except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
             through = connection is not None and connection.has_connected_to_proxy
@@ -272,13 +278,13 @@ class ConnectionPool:
         connection.sock = None
         return sock
 
-    def _connection(self) -> HTTPConnection:
+    def _connection(self, timeout: float) -> HTTPConnection:
         """urllib3's connection for our route, not yet connected."""
         from urllib3.connection import HTTPConnection, HTTPSConnection
 
         proxy = self._proxy
         common: dict[str, Any] = {
-            "timeout": self._options.connect_timeout,
+            "timeout": timeout,
             "socket_options": _socket_options(self._options.keep_alive),
         }
         secure: dict[str, Any] = (
@@ -305,7 +311,7 @@ class ConnectionPool:
         from urllib3.connection import HTTPSConnection, ProxyConfig
         from urllib3.util.url import Url
 
-        deadline = self._clock() + self._options.connect_timeout
+        deadline = self._clock() + arguments["timeout"]
 
         def response_class(sock: socket.socket, method: str | None = None) -> http.client.HTTPResponse:
             files: Any = _DeadlineFiles(sock, deadline, self._clock)

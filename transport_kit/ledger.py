@@ -16,10 +16,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from transport_kit.sealing import Quantities
+
 __all__ = ["Ledger", "LedgerSnapshot", "LossReason", "Quantities", "Report"]
 
-#: Pairs of data category and quantity, such as `(("transaction", 1), ("span", 4))`.
-Quantities = tuple[tuple[str, int], ...]
 #: Losses taken for one client report: `(reason, category, quantity)`.
 Report = tuple[tuple[str, str, int], ...]
 

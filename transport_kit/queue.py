@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from transport_kit.envelope import Priority, SealedEnvelope
+from transport_kit.sealing import Priority, SealedEnvelope
 from transport_kit.statelock import StateLock
 
 __all__ = ["Claim", "MemoryQueue", "Put", "Queue", "QueueStats"]

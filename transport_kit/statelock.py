@@ -1,4 +1,4 @@
-"""The one lock that guards queue and ledger together, and the side deque for those who come while they own it.
+"""The one lock that guards queue and ledger together, and the side deque for who comes while owning it.
 
 A capture can begin anywhere: in a signal handler, in `__del__` while the garbage collector runs, in a
 logging handler. If it begins on a thread that is inside one of our critical sections, waiting for the

@@ -250,8 +250,12 @@ class FunctionTransport(Transport):
             return False
         finally:
             self._busy.now = False
-        self._record(lambda: (self._ledger.capture(quantities), self._ledger.deliver(quantities)))
+        self._record(lambda: self._deliver_locked(quantities))
         return True
+
+    def _deliver_locked(self, quantities: Quantities) -> None:
+        self._ledger.capture(quantities)
+        self._ledger.deliver(quantities)
 
     def _lose(self, reason: LossReason, quantities: Quantities) -> None:
         self._record(lambda: self._ledger.lose(reason, quantities))

@@ -1,0 +1,471 @@
+"""Delivery over HTTP: filter by rate limits, encode, send, and read the answer as an outcome.
+
+Owns what an answer means (`BaseHttpTransport`) and the transport that most apps use (`HttpTransport`).
+Waiting, retrying and counting are the worker's; connections are `connections.py`'s.
+
+Threads: captures come from anywhere; `_deliver` and what it calls run on the worker's senders, several
+at a time. What a forked child must not share with its parent is in one object that it replaces.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from transport_kit import lifecycle
+from transport_kit.compression import SMALLEST, codec
+from transport_kit.connections import ConnectionPool
+from transport_kit.dsn import Dsn
+from transport_kit.envelope import Envelope, Item
+from transport_kit.errors import SealError
+from transport_kit.exchange import ExchangeError, Response
+from transport_kit.health import Health, LastError
+from transport_kit.ledger import LedgerSnapshot, LossReason, Report
+from transport_kit.limits import RateLimits, retry_after_seconds
+from transport_kit.options import TransportOptions
+from transport_kit.queue import MemoryQueue, Queue
+from transport_kit.sealing import Quantities, SealedEnvelope, SealedItem
+from transport_kit.transport import FlushReport, Transport, quantities_of
+from transport_kit.version import CLIENT
+from transport_kit.worker import BackgroundWorker, Outcome
+
+__all__ = ["BaseHttpTransport", "HttpTransport"]
+
+logger = logging.getLogger("transport_kit")
+
+#: Bytes of one client report item; servers take little more, and some refuse it.
+MAX_REPORT = 4096
+#: Characters of an error answer that are logged.
+SHOWN_BODY = 200
+_CONTENT_TYPE = "application/x-sentry-envelope"
+_NO_LIMITS = RateLimits()
+
+
+class _Life:
+    """What belongs to one process: a forked child gets a new one, and never touches its parent's.
+
+    `guard` guards all that follows it; it is held for a few assignments at a time and never during I/O.
+    """
+
+    def __init__(self, worker: BackgroundWorker, pool: Any) -> None:
+        self.pid = os.getpid()
+        self.worker = worker
+        self.pool = pool
+        self.guard = threading.Lock()
+        # Replaced by senders holding `guard`; read by anyone without it.
+        self.limits = _NO_LIMITS
+        self.last_success: float | None = None
+        self.last_error: tuple[str, int | None, float] | None = None
+        self.refused: int | None = None  # 401 or 403: the server does not want this key
+        self.told: set[int | str] = set()  # statuses and error kinds that were logged
+
+
+class BaseHttpTransport(Transport):
+    """Everything of an HTTP transport but the HTTP.
+
+    A subclass fills in `_make_pool` and `_request`.
+
+    Args:
+        dsn: Where to deliver.
+        options: Bounds and times.
+        make_queue: Makes the queue, once per process; None makes a `MemoryQueue`.
+
+    Raises:
+        OptionsError: An option asks for what is not there, such as a codec that is not installed.
+    """
+
+    def __init__(
+        self,
+        dsn: Dsn,
+        options: TransportOptions | None = None,
+        *,
+        make_queue: Callable[[], Queue] | None = None,
+    ) -> None:
+        super().__init__(options)
+        self.dsn: Dsn = dsn
+        self._make_queue = make_queue or self._memory_queue
+        self._codec = codec(self.options.compression, self.options.compression_level)
+        self._url = dsn.envelope_url
+        self._headers = {
+            "Content-Type": _CONTENT_TYPE,
+            "User-Agent": CLIENT,
+            "X-Sentry-Auth": dsn.auth_header(CLIENT),
+        }
+        self._sealing = threading.local()
+        # Lives of parents, kept so that nothing of theirs is finalised here: a lock in it may be held.
+        self._ancestors: list[_Life] = []
+        self._life = self._new_life()
+        lifecycle.watch(self)
+
+    def _memory_queue(self) -> Queue:
+        return MemoryQueue(self.options.max_queue_items, self.options.max_queue_bytes)
+
+    def _new_life(self) -> _Life:
+        def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
+            return self._deliver(life, sealed, within)
+
+        life = _Life(BackgroundWorker(self._make_queue(), deliver, self.options), self._make_pool())
+        return life
+
+    # -- the two hooks ---------------------------------------------------------------------------------
+
+    def _make_pool(self) -> Any:
+        """What `_request` sends on; one per process. Must not connect, nor import what is slow."""
+        raise NotImplementedError
+
+    def _request(
+        self, method: str, url: str, body: bytes, headers: dict[str, str], *, timeout: float
+    ) -> Response:
+        """One request and its whole answer, within `timeout` seconds; redirects are not followed.
+
+        Raises:
+            ExchangeError: There is no usable answer.
+        """
+        raise NotImplementedError
+
+    # -- capturing -------------------------------------------------------------------------------------
+
+    def capture_envelope(self, envelope: Envelope) -> bool:
+        """Seal the envelope and queue it; True when accepted.
+
+        Any thread, a signal handler, `__del__`: it never raises and never waits for a lock held during
+        I/O. A capture made by our own sealing or sending on the same thread is refused and counted.
+        """
+        try:
+            life = self._current_life()
+            worker = life.worker
+            if worker.on_own_thread or getattr(self._sealing, "now", False):
+                worker.lose(LossReason.REENTRANT, _one_each(envelope))
+                return False
+            if worker.closing:
+                worker.lose(LossReason.CLOSED, quantities_of(envelope))
+                return False
+            sealed = self._seal(worker, envelope)
+            return sealed is not None and worker.submit(sealed)
+        except Exception as error:
+            logger.error("a capture failed: %s", type(error).__name__)
+            return False
+
+    def _seal(self, worker: BackgroundWorker, envelope: Envelope) -> SealedEnvelope | None:
+        self._sealing.now = True
+        try:
+            sealed = envelope.seal(
+                max_event_bytes=self.options.max_event_bytes,
+                max_attachment_bytes=self.options.max_attachment_bytes,
+                max_envelope_bytes=self.options.max_envelope_bytes,
+            )
+        except SealError as error:
+            refusal = error
+        else:
+            for problem, quantities in sealed.left_out:
+                logger.error("an item was left out: %s", problem)
+                worker.lose(LossReason.INTERNAL_SDK_ERROR, quantities)
+            if sealed.quantities or sealed.items:
+                return sealed
+            refusal = SealError("envelope", "has no items; there is nothing to deliver")
+        finally:
+            self._sealing.now = False
+        logger.error("an envelope was refused: %s", refusal)
+        worker.lose(LossReason.INTERNAL_SDK_ERROR, _one_each(envelope))
+        return None
+
+    def _lose(self, reason: LossReason, quantities: Quantities) -> None:
+        self._current_life().worker.lose(reason, quantities)
+
+    # -- life ------------------------------------------------------------------------------------------
+
+    def _current_life(self) -> _Life:
+        life = self._life
+        if life.pid != os.getpid():
+            # A fork that no hook saw, such as one made in C.
+            self._renew_after_fork()
+            life = self._life
+        return life
+
+    def _renew_after_fork(self) -> None:
+        self._ancestors.append(self._life)
+        self._sealing = threading.local()
+        self._life = self._new_life()
+
+    def start(self) -> None:
+        lifecycle.started()
+        self._current_life().worker.start()
+
+    def _flush(self, timeout: float, until: str) -> FlushReport:
+        return self._current_life().worker.flush(timeout, until)
+
+    def _close(self, timeout: float) -> FlushReport:
+        life = self._current_life()
+        report = life.worker.close(timeout)
+        self._close_pool(life)
+        return report
+
+    def kill(self) -> None:
+        life = self._current_life()
+        life.worker.kill()
+        self._close_pool(life)
+
+    def _close_pool(self, life: _Life) -> None:
+        close = getattr(life.pool, "close", None)
+        if close is not None:
+            close()
+
+    @property
+    def closed(self) -> bool:
+        return self._current_life().worker.closing
+
+    @property
+    def pending(self) -> int:
+        return self._current_life().worker.pending
+
+    def _end_of_process(self, deadline: float) -> int:
+        self._flush_buffers()
+        return self._current_life().worker.end(deadline)
+
+    def _process_timeout(self) -> float:
+        return self.options.shutdown_timeout
+
+    def _can_wait(self) -> bool:
+        return self._current_life().worker.can_wait
+
+    def _wants_sigterm(self) -> bool:
+        return self.options.handle_sigterm
+
+    # -- delivering, on a sender thread ----------------------------------------------------------------
+
+    def _deliver(self, life: _Life, sealed: SealedEnvelope | None, within: float) -> Outcome:
+        """Send one envelope with the losses that are due, or only these."""
+        now = time.monotonic()
+        limits = life.limits
+        lost: Quantities = ()
+        if sealed is not None:
+            sealed = sealed.unpacked()
+            if limits is not _NO_LIMITS:
+                kept, lost = sealed.filtered(lambda category: limits.is_limited(category, now))
+                if kept is None:
+                    return Outcome(LossReason.RATELIMIT_BACKOFF, answered=None)
+                sealed = kept
+        report: Report = ()
+        if life.worker.unreported and not limits.is_limited("internal", now):
+            report = life.worker.take_report(alone=sealed is None)
+        if sealed is None:
+            if not report:
+                return Outcome(answered=None)
+            sealed = SealedEnvelope.empty(b"{}")
+        if report:
+            sealed = sealed.with_items(_report_items(report))
+        try:
+            outcome = self._send(life, sealed, within)
+        except BaseException:
+            life.worker.give_back(report)
+            raise
+        if report and (outcome.again or (outcome.reason is LossReason.SEND_ERROR and outcome.server_fault)):
+            life.worker.give_back(report)
+        if lost:
+            outcome = outcome.with_lost(LossReason.RATELIMIT_BACKOFF, lost)
+        return outcome
+
+    def _send(self, life: _Life, sealed: SealedEnvelope, within: float) -> Outcome:
+        body = sealed.serialize(datetime.now(UTC).isoformat().replace("+00:00", "Z"))
+        headers = self._headers
+        if self._codec.encoding is not None and len(body) >= SMALLEST:
+            body = self._codec.compress(body)
+            headers = {**headers, "Content-Encoding": self._codec.encoding}
+        try:
+            response = self._request("POST", self._url, body, headers, timeout=within)
+        except ExchangeError as error:
+            return self._no_answer(life, sealed, error)
+        return self._answer(life, response)
+
+    def _no_answer(self, life: _Life, sealed: SealedEnvelope, error: ExchangeError) -> Outcome:
+        with life.guard:
+            life.last_error = (error.kind, None, time.monotonic())
+        self._tell(life, error.kind, "delivery failed, envelopes are kept and retried: %s", error)
+        if error.kind == "timeout" and error.body_sent and not sealed.repeatable:
+            # The server may have it, and would not recognise a repeat.
+            return Outcome(LossReason.NETWORK_ERROR, answered=False)
+        return Outcome.retry(LossReason.NETWORK_ERROR)
+
+    def _answer(self, life: _Life, response: Response) -> Outcome:
+        status = response.status
+        now = time.monotonic()
+        retried = status in self.options.retry_statuses
+        if 200 <= status < 300:
+            life.last_success = now
+            life.refused = None
+            if life.last_error is not None or life.told:
+                self._recovered(life)
+        else:
+            with life.guard:
+                life.last_error = ("http", status, now)
+        pause = 0.0
+        if status != 200 or "x-sentry-rate-limits" in response.headers:
+            pause = self._learn_limits(life, response, retried, now)
+        if 200 <= status < 300:
+            return Outcome()
+        if retried:
+            self._tell(life, status, "the server answered %d, envelopes are kept and retried", status)
+            return Outcome.retry(LossReason.SEND_ERROR, not_before=now + pause)
+        if status == 429:
+            self._tell(life, status, "the server answered 429; limited categories are dropped meanwhile")
+            return Outcome(LossReason.RATE_LIMITED)
+        if status in (401, 403):
+            life.refused = status
+        self._tell(
+            life,
+            status,
+            "the server answered %d%s and the envelope was discarded: %s",
+            status,
+            _ADVICE.get(status, " (a redirect is not followed)" if 300 <= status < 400 else ""),
+            self._shown(response.body),
+        )
+        return Outcome(LossReason.SEND_ERROR, server_fault=status >= 500)
+
+    def _learn_limits(self, life: _Life, response: Response, retried: bool, now: float) -> float:
+        """Take in what the answer says about limits; seconds to pause when the envelope is retried.
+
+        A `Retry-After` beside a status that we retry is a pause, not a limit: a limit would discard what
+        waits, and an outage behind a load balancer is announced this way.
+        """
+        pause = 0.0
+        headers = response.headers
+        if retried and "x-sentry-rate-limits" not in headers:
+            pause = retry_after_seconds(headers, wall=time.time()) or 0.0
+            return min(pause, self.options.retry_window)
+        with life.guard:
+            life.limits = life.limits.updated(response.status, headers, now)
+        return pause
+
+    def _recovered(self, life: _Life) -> None:
+        with life.guard:
+            told = bool(life.told)
+            life.last_error = None
+            life.told.clear()
+        if told:
+            logger.info("deliveries work again")
+
+    def _tell(self, life: _Life, what: int | str, message: str, *arguments: object) -> None:
+        """One line per kind of failure until deliveries work again."""
+        with life.guard:
+            known = what in life.told
+            life.told.add(what)
+        if not known:
+            logger.warning(message, *arguments)
+
+    def _shown(self, body: bytes) -> str:
+        """The beginning of an error answer, printable, without our own key if the server echoes it."""
+        text = body[: SHOWN_BODY * 4].decode("utf-8", "replace")
+        for secret in (self.dsn.public_key, self.dsn.secret_key):
+            if secret:
+                text = text.replace(secret, "***")
+        return "".join(c if c.isprintable() else " " for c in text)[:SHOWN_BODY]
+
+    # -- saying ----------------------------------------------------------------------------------------
+
+    def health(self) -> Health:
+        life = self._current_life()
+        facts = life.worker.facts()
+        now = time.monotonic()
+        queue, totals, breaker = facts.queue, facts.totals, facts.breaker
+        error = life.last_error
+        oldest = queue.oldest_put_at
+        return Health(
+            pid=life.pid,
+            state=facts.state.name.lower(),
+            kind=type(self).__name__,
+            worker_alive=facts.senders > 0,
+            senders=facts.senders,
+            waiting=queue.waiting,
+            claimed=queue.claimed,
+            queue_capacity=queue.max_items,
+            queue_bytes=queue.size,
+            queue_bytes_capacity=queue.max_bytes,
+            oldest_pending_age=None if oldest is None else now - oldest,
+            last_success_age=None if life.last_success is None else now - life.last_success,
+            last_error=None if error is None else LastError(error[0], error[1], now - error[2]),
+            failing=error is not None,
+            breaker=breaker.state,
+            next_probe_in=None if breaker.state == "closed" else max(0.0, breaker.next_probe - now),
+            limits={category: until - now for category, until in life.limits.active(now).items()},
+            captured=totals.captured,
+            delivered=totals.delivered,
+            discarded={reason: sum(counts.values()) for reason, counts in totals.discarded.items()},
+            discarded_by_category=totals.discarded,
+            pending=_pending(totals),
+            last_drop_age=None if facts.last_drop is None else now - facts.last_drop,
+            problem=None if life.refused is None else f"the server refuses this DSN's key ({life.refused})",
+        )
+
+
+class HttpTransport(BaseHttpTransport):
+    """Delivers over HTTP/1.1 on connections that urllib3 opens: TLS, client certificates, proxies."""
+
+    def _make_pool(self) -> ConnectionPool:
+        return ConnectionPool(self._url, self.options)
+
+    @functools.cached_property
+    def _target(self) -> str:
+        return urlsplit(self._url).path
+
+    def _request(
+        self, method: str, url: str, body: bytes, headers: dict[str, str], *, timeout: float
+    ) -> Response:
+        pool: ConnectionPool = self._life.pool
+        return pool.post(self._target, headers, body, timeout=timeout)
+
+
+_ADVICE = {
+    400: " (it could not read the envelope)",
+    401: " (check the DSN's key)",
+    403: " (check the DSN's key and project)",
+    404: " (check the DSN's host and project)",
+    413: " (it is too large for this server)",
+}
+
+
+def _one_each(envelope: Envelope) -> Quantities:
+    """One per item, without looking at payloads: sealing them is what failed, or is under way."""
+    totals: dict[str, int] = {}
+    for item in tuple(envelope.items):
+        category = item.data_category
+        if category is not None and category != "internal":
+            totals[category] = totals.get(category, 0) + 1
+    return tuple(totals.items())
+
+
+def _report_items(report: Report) -> Iterator[SealedItem]:
+    """Client report items, each below the size that servers take."""
+    entries = [
+        {"reason": reason, "category": category, "quantity": quantity}
+        for reason, category, quantity in report
+    ]
+    timestamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    # An entry takes at most about 120 bytes: names are ours, and short.
+    for start in range(0, len(entries), MAX_REPORT // 128):
+        part = entries[start : start + MAX_REPORT // 128]
+        payload = orjson.dumps({"timestamp": timestamp, "discarded_events": part})
+        yield Item(payload, type="client_report").seal()
+
+
+def _pending(totals: LedgerSnapshot) -> dict[str, int]:
+    pending = {}
+    for category in {*totals.captured, *totals.claimed_from_shared}:
+        left = (
+            totals.captured.get(category, 0)
+            + totals.claimed_from_shared.get(category, 0)
+            - totals.settled(category)
+            - totals.stored_in_shared.get(category, 0)
+            - totals.returned_to_shared.get(category, 0)
+        )
+        if left:
+            pending[category] = left
+    return pending

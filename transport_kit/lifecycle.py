@@ -1,0 +1,148 @@
+"""The ends and the beginnings of a process, seen from a transport.
+
+Owns the hooks: `atexit`, `multiprocessing`'s finalizers, SIGTERM, and fork. Knows transports only as
+objects that can end and renew themselves, and holds them weakly: a hook never keeps one alive.
+
+What fires where is in docs/operations.md. Nothing is installed at import; the first transport does it.
+
+Threads: `watch` may be called from any thread. The SIGTERM handler runs on the main thread. Fork hooks
+run in the child before anything else does, when it has one thread; they take no lock.
+"""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import os
+import signal
+import sys
+import threading
+import time
+import weakref
+from types import FrameType
+from typing import Protocol
+
+__all__ = ["Ending", "end_all", "renew_all", "watch"]
+
+#: Seconds after which a SIGTERM that came at a bad moment is sent to ourselves again.
+SIGNAL_AGAIN = 0.01
+
+
+class Ending(Protocol):
+    """What this room needs of a transport."""
+
+    def _end_of_process(self, deadline: float) -> int:
+        """Deliver what waits until the monotonic second `deadline`; how many envelopes are left behind."""
+
+    def _process_timeout(self) -> float:
+        """Seconds that the end of the process may take for it."""
+
+    def _can_wait(self) -> bool:
+        """Whether the calling thread may wait: false inside an interrupted critical section."""
+
+    def _renew_after_fork(self) -> None:
+        """In a forked child: be new again. Takes no lock that another thread may have held."""
+
+    def _wants_sigterm(self) -> bool:
+        """Whether a default-disposed SIGTERM shall drain first."""
+
+
+# Keyed by id so that a transport need not be hashable. A dict's item operations are atomic; entries go
+# when their transport does. No lock: a fork would inherit it held.
+_watched: dict[int, weakref.ref[Ending]] = {}
+_installed = False
+_finalizer_of: int | None = None  # the process in which multiprocessing will call us
+
+
+def watch(transport: Ending) -> None:
+    """See this transport through the ends of the process and through forks, until it is collected."""
+    global _installed
+    key = id(transport)
+    _watched[key] = weakref.ref(transport, lambda ref: _watched.pop(key, None) and None)
+    if not _installed:
+        _installed = True
+        atexit.register(end_all)
+        os.register_at_fork(after_in_child=renew_all)
+    _finalize_with_multiprocessing()
+    if transport._wants_sigterm():
+        _catch_sigterm()
+
+
+def started() -> None:
+    """A transport begins to deliver in this process: a forked child has to be seen to its end as well."""
+    _finalize_with_multiprocessing()
+
+
+def _finalize_with_multiprocessing() -> None:
+    # A child of multiprocessing ends by os._exit after its finalizers, so atexit does not run there; and
+    # it forgets the parent's finalizers when it begins. Looked up, not imported: who forks with it has it.
+    global _finalizer_of
+    util = sys.modules.get("multiprocessing.util")
+    if util is None or _finalizer_of == os.getpid():
+        return
+    _finalizer_of = os.getpid()
+    # Low priority: after the queues and managers of the app, which may still capture.
+    util.Finalize(None, end_all, exitpriority=-100)
+
+
+def _live() -> list[Ending]:
+    return [transport for ref in list(_watched.values()) if (transport := ref()) is not None]
+
+
+def end_all() -> None:
+    """Deliver what waits in every transport, each within its own time, all at the same time.
+
+    Says on stderr what is left behind, in one line, and nothing when nothing is.
+    """
+    transports = _live()
+    now = time.monotonic()
+    left = sum(transport._end_of_process(now + transport._process_timeout()) for transport in transports)
+    if left:
+        longest = max(transport._process_timeout() for transport in transports)
+        message = (
+            f"transport-kit: {left} envelope{'s'[: left != 1]} not delivered within {longest:g} s of exit\n"
+        )
+        try:
+            sys.stderr.write(message)
+            sys.stderr.flush()
+        except Exception:
+            pass  # stderr may be gone at exit, and there is nobody else to tell
+
+
+def renew_all() -> None:
+    """In a forked child: each transport is new again. Called by the fork itself."""
+    for transport in _live():
+        transport._renew_after_fork()
+
+
+def _catch_sigterm() -> None:
+    if _thread.get_ident() != threading.main_thread().ident:
+        return
+    try:
+        # A callable belongs to a server that knows how to end; SIG_IGN and None are somebody's decision.
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _on_sigterm)
+    except ValueError:
+        pass  # a subinterpreter: signals are not ours there
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    if signal.getsignal(number) is not _on_sigterm:
+        return  # somebody installed a handler of their own since, and calls us from it: the end is theirs
+    if not all(transport._can_wait() for transport in _live()):
+        # We interrupted the main thread while it held a transport's lock, which the senders need: let
+        # it go on for a moment.
+        try:
+            _thread.start_new_thread(_send_again, (number,))
+            return
+        except RuntimeError:
+            pass
+    else:
+        end_all()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def _send_again(number: int) -> None:
+    time.sleep(SIGNAL_AGAIN)
+    os.kill(os.getpid(), number)

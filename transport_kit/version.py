@@ -1,0 +1,7 @@
+"""The version, and the name by which servers know us; nothing else."""
+
+__all__ = ["CLIENT", "SDK_NAME", "VERSION"]
+
+VERSION = "0.1.0"
+SDK_NAME = "transport-kit.python"
+CLIENT = f"{SDK_NAME}/{VERSION}"
