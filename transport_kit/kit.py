@@ -1,0 +1,294 @@
+"""The kit: what every integration holds. Settings in; a transport, a reporter and the four routes out.
+
+Owns the decisions that integrations share: where the DSN comes from, what a configuration error does, when
+a closed transport is replaced, and who closes what. Knows no framework; integrations translate.
+
+Threads: every method may be called from any thread, and in a forked child. There is no lock, so none can
+be inherited held; `start` says how several callers agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from transport_kit.factory import make_transport
+
+from transport_kit.errors import OptionsError, TransportKitError
+from transport_kit.options import (
+    ENV_PREFIX,
+    IntegrationOptions,
+    ReporterOptions,
+    TransportOptions,
+    resolve,
+)
+from transport_kit.reporting import Reporter, RequestInfo
+from transport_kit.routes import LEAVES, Answer, FlushDue, Leaf, answer, flush_answer, parse_query
+from transport_kit.transport import FlushReport, NullTransport, Transport
+
+__all__ = ["Kit"]
+
+logger = logging.getLogger("transport_kit")
+
+_DSN_VARIABLE = ENV_PREFIX + "DSN"
+
+
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """One transport and its reporter, from start to close; `successor` holds at most the next life."""
+
+    transport: Transport
+    reporter: Reporter
+    successor: dict[str, _Life] = field(default_factory=dict)
+
+
+class Kit:
+    """Settings made into a transport, a reporter and routes; one per app.
+
+    A configuration error never takes the app down: it is one ERROR line that names the option and its
+    source (never the key), a transport that counts what it is given, and health `fail`. With
+    `strict=True` it is raised.
+
+    Args:
+        values: `dsn` and any option of `TransportOptions`, `ReporterOptions` and `IntegrationOptions`, in
+            lower or upper case. Without a `dsn`, or with None, `TRANSPORT_KIT_DSN` is read; "" is off.
+            A `dsn` may be all that `make_transport` takes. A `Transport` instance stays its maker's:
+            `close` flushes it, and never closes it.
+        source: Where `values` come from, for messages, such as `settings.TRANSPORT_KIT`.
+        environ: None reads `os.environ`.
+
+    Raises:
+        TransportKitError: With `strict` only: an option or the DSN can't be used.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, object],
+        *,
+        source: str = "arguments",
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        environment = dict(os.environ if environ is None else environ)
+        self._problem: str | None = None
+        self._transport_options = TransportOptions()
+        self._reporter_options = ReporterOptions()
+        self._target: Any = None
+        self._target_source = source
+        try:
+            rest = self._take_target(values, source, environment)
+            self._transport_options, self._reporter_options, self._options = resolve(
+                rest,
+                (TransportOptions, ReporterOptions, IntegrationOptions),
+                source=source,
+                environ=environment,
+            )
+        except OptionsError as error:
+            self._options = _salvaged(values, source, environment)
+            self._give_up(error, str(error))
+        self._borrowed = isinstance(self._target, Transport)
+        self._leaves: dict[str, Leaf] = {}
+        if self._options.path is not None:
+            self._leaves = {f"{self._options.path}/{leaf}": leaf for leaf in LEAVES}
+        self._life = self._make_life()
+
+    # -- what it holds ---------------------------------------------------------------------------------
+
+    @property
+    def transport(self) -> Transport:
+        """The current transport; look it up for each use, as `start` may replace a closed one."""
+        return self._life.transport
+
+    @property
+    def reporter(self) -> Reporter:
+        """The current reporter, which captures into the current transport."""
+        return self._life.reporter
+
+    @property
+    def options(self) -> IntegrationOptions:
+        """What the integration does around the app; defaults stand for what could not be used."""
+        return self._options
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing is delivered: the configuration error, or None."""
+        return self._problem
+
+    # -- life ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin delivering. A closed transport is replaced by a new one; idempotent otherwise.
+
+        Called at the app's start, in a worker after a fork, or with the first request.
+        """
+        life = self._life
+        while life.transport.closed and not self._borrowed:
+            # `setdefault` is atomic: of several callers one decides, and a caller that comes late walks
+            # on to the life that is current. Old lives are not referred to by newer ones.
+            if not life.successor:
+                life.successor.setdefault("life", self._make_life())
+            life = life.successor["life"]
+        self._life = life
+        life.transport.start()
+
+    def close(self, timeout: float | None = None) -> FlushReport:
+        """Flush, then refuse captures until `start`; blocks at most `timeout` seconds (plus 0.2)."""
+        transport = self._life.transport
+        return transport.flush(timeout) if self._borrowed else transport.close(timeout)
+
+    async def aclose(self, timeout: float | None = None) -> FlushReport:
+        """`close`, without blocking the event loop."""
+        transport = self._life.transport
+        return await (transport.aflush(timeout) if self._borrowed else transport.aclose(timeout))
+
+    # -- capturing -------------------------------------------------------------------------------------
+
+    def capture_exception(
+        self,
+        error: BaseException | None = None,
+        *,
+        mechanism: str = "generic",
+        handled: bool = True,
+        request: RequestInfo | None = None,
+        transaction: str | None = None,
+        transaction_source: str = "url",
+    ) -> str | None:
+        """Report an exception, by default the one being handled; its event id when accepted, else None.
+
+        Never raises. An exception that was captured before in the same scope is skipped.
+        """
+        return self._life.reporter.capture_exception(
+            error,
+            mechanism=mechanism,
+            handled=handled,
+            request=request,
+            transaction=transaction,
+            transaction_source=transaction_source,
+        )
+
+    # -- routes ----------------------------------------------------------------------------------------
+
+    def match(self, path: str) -> Leaf | None:
+        """Which of the four routes `path` is, exactly; None for any other, and always without a `path`."""
+        return self._leaves.get(path)
+
+    def answer(
+        self,
+        leaf: Leaf,
+        *,
+        method: str,
+        query_string: bytes | str,
+        accept: str | None,
+        authorization: bytes | str | None,
+    ) -> Answer:
+        """The answer to one request; see `routes.answer`. A permitted flush blocks while it waits."""
+        decided = self._decide(leaf, method, query_string, accept, authorization)
+        if isinstance(decided, FlushDue):
+            return flush_answer(self.transport.flush(decided.timeout))
+        return decided
+
+    async def aanswer(
+        self,
+        leaf: Leaf,
+        *,
+        method: str,
+        query_string: bytes | str,
+        accept: str | None,
+        authorization: bytes | str | None,
+    ) -> Answer:
+        """`answer`, without blocking the event loop."""
+        decided = self._decide(leaf, method, query_string, accept, authorization)
+        if isinstance(decided, FlushDue):
+            return flush_answer(await self.transport.aflush(decided.timeout))
+        return decided
+
+    def _decide(
+        self,
+        leaf: Leaf,
+        method: str,
+        query_string: bytes | str,
+        accept: str | None,
+        authorization: bytes | str | None,
+    ) -> Answer | FlushDue:
+        return answer(
+            leaf,
+            method=method,
+            query=parse_query(query_string),
+            accept=accept,
+            authorization=authorization,
+            transport=self.transport,
+            options=self._options,
+        )
+
+    # -- building --------------------------------------------------------------------------------------
+
+    def _take_target(
+        self, values: Mapping[str, object], source: str, environment: dict[str, str]
+    ) -> dict[str, object]:
+        """Set the target aside, from `values` or else the environment; return the values that are options."""
+        rest = {key: value for key, value in values.items() if str(key).lower() != "dsn"}
+        given = [value for key, value in values.items() if str(key).lower() == "dsn"]
+        if len(given) > 1:
+            raise OptionsError("dsn", "given twice, in upper and in lower case", source)
+        self._target = given[0] if given else None
+        if self._target is None and environment.get(_DSN_VARIABLE):
+            self._target = environment[_DSN_VARIABLE]
+            self._target_source = f"environment {_DSN_VARIABLE}"
+        return rest
+
+    def _make_life(self) -> _Life:
+        transport = self._make_transport()
+        return _Life(transport, Reporter(transport, self._reporter_options))
+
+    def _make_transport(self) -> Transport:
+        if self._problem is not None:
+            return NullTransport(self._transport_options, problem=self._problem)
+        options = {
+            option.name: getattr(self._transport_options, option.name)
+            for option in dataclasses.fields(TransportOptions)
+        }
+        try:
+            # "" and not None: the environment has been asked already.
+            return make_transport("" if self._target is None else self._target, **options)
+        except OptionsError as error:
+            self._give_up(error, str(error))
+        except TransportKitError as error:
+            self._give_up(error, f"dsn ({self._target_source}): {error}")
+        except Exception as error:
+            # Not ours: its text may hold anything, a key included. `strict` shows it.
+            self._give_up(error, f"dsn ({self._target_source}): {type(error).__name__} while building")
+        return NullTransport(self._transport_options, problem=self._problem)
+
+    def _give_up(self, error: Exception, problem: str) -> None:
+        if self._options.strict:
+            raise error
+        self._problem = problem
+        logger.error("nothing will be delivered: %s", problem)
+
+
+def _salvaged(
+    values: Mapping[str, object], source: str, environment: Mapping[str, str]
+) -> IntegrationOptions:
+    """The integration's options that can be used although others can't: health must still answer, at its
+    own path, to those who may see it. Each one that is wrong keeps its default."""
+    names = IntegrationOptions.names()
+    kept: dict[str, object] = {}
+    for key, value in values.items():
+        try:
+            IntegrationOptions.from_mapping({str(key): value}, source=source)
+        except OptionsError:
+            continue
+        kept[str(key).lower()] = value
+    kept_environment: dict[str, str] = {}
+    for key, text in environment.items():
+        if key.startswith(ENV_PREFIX) and key[len(ENV_PREFIX) :].lower() in names:
+            try:
+                resolve({}, (IntegrationOptions,), environ={key: text})
+            except OptionsError:
+                continue
+            kept_environment[key] = text
+    (options,) = resolve(kept, (IntegrationOptions,), source=source, environ=kept_environment)
+    return options
