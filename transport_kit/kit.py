@@ -9,16 +9,14 @@ be inherited held; `start` says how several callers agree.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from transport_kit.factory import make_transport
-
 from transport_kit.errors import OptionsError, TransportKitError
+from transport_kit.factory import DSN_VARIABLE, build_transport
 from transport_kit.options import (
     ENV_PREFIX,
     IntegrationOptions,
@@ -33,8 +31,6 @@ from transport_kit.transport import FlushReport, NullTransport, Transport
 __all__ = ["Kit"]
 
 logger = logging.getLogger("transport_kit")
-
-_DSN_VARIABLE = ENV_PREFIX + "DSN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,9 +230,15 @@ class Kit:
         if len(given) > 1:
             raise OptionsError("dsn", "given twice, in upper and in lower case", source)
         self._target = given[0] if given else None
-        if self._target is None and environment.get(_DSN_VARIABLE):
-            self._target = environment[_DSN_VARIABLE]
-            self._target_source = f"environment {_DSN_VARIABLE}"
+        if self._target is None and environment.get(DSN_VARIABLE):
+            self._target = environment[DSN_VARIABLE]
+            self._target_source = f"environment {DSN_VARIABLE}"
+        if isinstance(self._target, Transport):
+            for key in rest:
+                if str(key).lower() in TransportOptions.names():
+                    raise OptionsError(
+                        str(key), "can't be set: the transport given as dsn exists already", source
+                    )
         return rest
 
     def _make_life(self) -> _Life:
@@ -246,13 +248,8 @@ class Kit:
     def _make_transport(self) -> Transport:
         if self._problem is not None:
             return NullTransport(self._transport_options, problem=self._problem)
-        options = {
-            option.name: getattr(self._transport_options, option.name)
-            for option in dataclasses.fields(TransportOptions)
-        }
         try:
-            # "" and not None: the environment has been asked already.
-            return make_transport("" if self._target is None else self._target, **options)
+            return build_transport(self._target, self._transport_options)
         except OptionsError as error:
             self._give_up(error, str(error))
         except TransportKitError as error:

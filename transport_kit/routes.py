@@ -180,20 +180,29 @@ def _authorized(authorization: bytes | str | None, token: str | None) -> bool:
     """
     if token is None or authorization is None:
         return False
-    if isinstance(authorization, str):
-        try:
-            authorization = authorization.encode("latin-1")
-        except UnicodeEncodeError:
-            authorization = authorization.encode("utf-8", "surrogatepass")
-    scheme, _, given = authorization.partition(b" ")
+    scheme, _, given = _raw(authorization).partition(b" ")
     given = given.strip(b" ")
-    in_utf8 = hmac.compare_digest(given, token.encode("utf-8", "surrogatepass"))
-    in_latin_1 = hmac.compare_digest(given, token.encode("latin-1", "replace")) and _is_latin_1(token)
-    return scheme.lower() == b"bearer" and (in_utf8 or in_latin_1)
+    matches = [hmac.compare_digest(given, spelling) for spelling in _spellings(token)]
+    return scheme.lower() == b"bearer" and any(matches)
 
 
-def _is_latin_1(text: str) -> bool:
-    return all(ord(character) < 256 for character in text)
+def _raw(header: bytes | str) -> bytes:
+    """The bytes that were received, of a header that a framework may have decoded as Latin-1."""
+    if isinstance(header, bytes):
+        return header
+    try:
+        return header.encode("latin-1")
+    except UnicodeEncodeError:
+        return header.encode("utf-8", "surrogatepass")
+
+
+def _spellings(token: str) -> list[bytes]:
+    spellings = [token.encode("utf-8", "surrogatepass")]
+    try:
+        spellings.append(token.encode("latin-1"))
+    except UnicodeEncodeError:
+        pass  # has only the one
+    return spellings
 
 
 def _flush_timeout(query: Mapping[str, str], transport: Transport) -> float | None:

@@ -19,8 +19,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
-from transport_kit import Kit, new_scope, RequestInfo
-from transport_kit_starlette.routes import header, KIT_KEY, respond
+from transport_kit import Kit, RequestInfo
+from transport_kit.reporting import new_scope
+from transport_kit_starlette.routes import KIT_KEY, header, respond
 
 __all__ = ["TransportMiddleware"]
 
@@ -135,9 +136,7 @@ class TransportMiddleware:
         except Exception:
             logger.exception("the transport could not be closed")
 
-    def _capture(
-        self, error: Exception, scope: Scope, path: str, root_path: str, receive: Receive
-    ) -> None:
+    def _capture(self, error: Exception, scope: Scope, path: str, root_path: str, receive: Receive) -> None:
         try:
             request = _request_info(scope, path, root_path, receive)
         except Exception:

@@ -11,7 +11,8 @@ from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from transport_kit import Kit, Leaf, LEAVES
+from transport_kit import Kit
+from transport_kit.routes import LEAVES, Leaf
 
 __all__ = ["get_kit", "header", "KIT_KEY", "respond", "transport_routes"]
 
