@@ -1,0 +1,357 @@
+"""The kit: one configuration error is one line, never an outage; a closed transport gets a successor."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from transport_kit.dsn import Dsn
+from transport_kit.envelope import Envelope
+from transport_kit.errors import InvalidDsn, MissingExtra, OptionsError
+from transport_kit.kit import Kit
+from transport_kit.options import TransportOptions
+from transport_kit.routes import Answer
+from transport_kit.transport import FlushReport, FunctionTransport, NullTransport, Transport
+
+KEY = "0123456789abcdef0123456789abcdef"
+DSN = f"http://{KEY}@127.0.0.1:9/42"
+TOKEN = "a-long-enough-token"
+
+
+def make(
+    values: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None, **more: Any
+) -> Kit:
+    return Kit({**(values or {}), **more}, source="settings.TRANSPORT_KIT", environ=environ or {})
+
+
+def health(kit: Kit, **request: Any) -> Any:
+    reply = kit.answer("health", method="GET", query_string=b"", accept=None, authorization=None, **request)
+    return reply.status, json.loads(reply.body)
+
+
+class Held(FunctionTransport):
+    """A transport of the user's own, whose flush takes as long as the test holds it."""
+
+    def __init__(self, options: TransportOptions | None = None) -> None:
+        super().__init__(lambda envelope: None, options)
+        self.entered = threading.Event()
+        self.released = threading.Event()
+        self.flushed_on: list[int] = []
+
+    def _flush(self, timeout: float, until: str) -> FlushReport:
+        self.flushed_on.append(threading.get_ident())
+        self.entered.set()
+        return FlushReport(self.released.wait(timeout), delivered=1)
+
+
+def test_the_dsn_may_be_a_text_a_dsn_or_a_callable() -> None:
+    """An integration takes what `make_transport` takes."""
+    sink: list[Envelope] = []
+    for target in (DSN, Dsn.parse(DSN)):
+        kit = make(dsn=target)
+        assert kit.transport.dsn == Dsn.parse(DSN)
+        assert kit.close(0).ok
+    kit = make(dsn=sink.append)
+    assert kit.capture_exception(ValueError("boom")) is not None
+    assert len(sink) == 1
+
+
+def test_names_are_taken_in_either_case() -> None:
+    """Settings modules write capitals, keyword arguments don't."""
+    kit = make({"DSN": DSN, "MAX_QUEUE_ITEMS": 7, "path": "/internal", "Release": "shop@1"})
+    assert kit.problem is None
+    assert kit.transport.options.max_queue_items == 7
+    assert kit.options.path == "/internal"
+    assert kit.reporter.options.release == "shop@1"
+
+
+def test_the_environment_fills_what_is_not_given() -> None:
+    """The same image runs in staging and in production."""
+    environ = {
+        "TRANSPORT_KIT_DSN": DSN,
+        "TRANSPORT_KIT_PATH": "/from-env",
+        "TRANSPORT_KIT_MAX_SENDERS": "3",
+    }
+    kit = make({"dsn": None, "max_senders": 2}, environ)
+    assert kit.transport.dsn == Dsn.parse(DSN)
+    assert kit.options.path == "/from-env"
+    assert kit.transport.options.max_senders == 2
+
+
+@pytest.mark.parametrize("values", [{"dsn": ""}, {}, {"dsn": None}])
+def test_no_dsn_is_valid_and_means_off(values: dict[str, object], caplog: pytest.LogCaptureFixture) -> None:
+    """A developer's machine has none, and nothing to complain about."""
+    environ = {"TRANSPORT_KIT_DSN": DSN} if values == {"dsn": ""} else {}
+    kit = make(values, environ)
+    assert isinstance(kit.transport, NullTransport)
+    assert kit.problem is None
+    assert health(kit)[0] == 200
+    assert not caplog.records
+
+
+BAD = [
+    ({"dsn": f"http://{KEY}@/42"}, "missing_host", InvalidDsn),
+    ({"dsn": f"{KEY}"}, "dsn (settings.TRANSPORT_KIT)", InvalidDsn),
+    ({"dsn": 42}, "must be a DSN", OptionsError),
+    ({"dsn": DSN, "DSN": DSN}, "given twice", OptionsError),
+    ({"dsn": DSN, "max_sender": 2}, "did you mean max_senders", OptionsError),
+    ({"dsn": DSN, "max_senders": "two"}, "max_senders (settings.TRANSPORT_KIT)", OptionsError),
+    ({"dsn": DSN, "release": 5}, "release (settings.TRANSPORT_KIT)", OptionsError),
+    ({"dsn": DSN, "path": "no-slash"}, "path (settings.TRANSPORT_KIT)", OptionsError),
+    ({"dsn": NullTransport(), "max_senders": 2}, "max_senders (settings.TRANSPORT_KIT)", OptionsError),
+]
+
+
+@pytest.mark.parametrize(("values", "reason", "kind"), BAD)
+def test_a_configuration_error_is_one_error_line_and_a_transport_that_counts(
+    values: dict[str, object], reason: str, kind: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A typo in a setting must not take a shop offline; health and the log say what it was."""
+    kit = make(values, {}, health_details="always")
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert record.name == "transport_kit"
+    assert reason in record.getMessage()
+    assert "\n" not in record.getMessage()
+    assert KEY not in caplog.text
+    assert kit.capture_exception(ValueError("boom")) is None
+    status, body = health(kit)
+    assert (status, body["status"]) == (503, "fail")
+    assert reason in body["output"]
+    assert body["checks"]["items:discarded"][0]["observedValue"] == {"misconfigured": {"error": 1}}
+    kit.start()
+    assert kit.close().ok
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(("values", "reason", "kind"), BAD)
+def test_a_configuration_error_is_raised_when_strict(
+    values: dict[str, object], reason: str, kind: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who would rather not start than run blind says so."""
+    with pytest.raises(kind) as caught:
+        make(values, strict=True)
+    assert KEY not in str(caught.value)
+    assert not caplog.records
+
+
+def test_strict_may_come_from_the_environment() -> None:
+    """The pipeline checks strictly what production runs leniently."""
+    with pytest.raises(InvalidDsn):
+        make({"dsn": "nonsense"}, {"TRANSPORT_KIT_STRICT": "yes"})
+
+
+def test_an_error_in_the_environment_names_the_variable(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody finds a bad variable by looking at settings."""
+    make(environ={"TRANSPORT_KIT_DSN": f"http://{KEY}@/1"})
+    make(environ={"TRANSPORT_KIT_MAX_SENDERS": "many"})
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "dsn (environment TRANSPORT_KIT_DSN)" in first
+    assert "environment TRANSPORT_KIT_MAX_SENDERS" in second
+    assert KEY not in caplog.text
+
+
+def test_health_answers_where_and_to_whom_it_was_told_although_another_option_is_wrong() -> None:
+    """The way to the reason must not depend on what is broken; what guards details least of all."""
+    environ = {
+        "TRANSPORT_KIT_FLUSH_TOKEN": TOKEN,
+        "TRANSPORT_KIT_HEALTH_DETAILS": "sometimes",
+        "TRANSPORT_KIT_MAX_SENDERS": "9",
+    }
+    kit = make({"dsn": DSN, "path": "/internal", "max_senders": "two", "capture_errors": "maybe"}, environ)
+    assert kit.match("/internal/health") == "health"
+    assert kit.match("/transport/health") is None
+    assert kit.options.flush_token == TOKEN
+    assert kit.options.health_details == "token"
+    assert kit.options.capture_errors is True
+
+
+def test_an_error_that_is_not_ours_is_named_by_class_only(caplog: pytest.LogCaptureFixture) -> None:
+    """What a stranger's exception says may hold the key."""
+
+    class Broken(FunctionTransport):
+        def __init__(self, options: TransportOptions | None = None) -> None:
+            raise RuntimeError(f"can't use {DSN}")
+
+    kit = make(dsn=Broken)
+    (record,) = caplog.records
+    assert "RuntimeError" in record.getMessage()
+    assert KEY not in caplog.text
+    assert kit.problem is not None
+    with pytest.raises(RuntimeError):
+        make(dsn=Broken, strict=True)
+
+
+def test_a_missing_extra_says_what_to_install(caplog: pytest.LogCaptureFixture) -> None:
+    """The message holds the line to type."""
+
+    class Needy(FunctionTransport):
+        def __init__(self, options: TransportOptions | None = None) -> None:
+            raise MissingExtra("compression", "brotli", "br")
+
+    make(dsn=Needy)
+    assert "pip install 'transport-kit[br]'" in caplog.text
+
+
+def test_a_second_start_makes_a_new_transport_and_reporter() -> None:
+    """Closed is final for a transport, not for an app: test suites start the same app many times."""
+    sink: list[Envelope] = []
+    kit = make(dsn=sink.append)
+    first = kit.transport
+    kit.start()
+    assert kit.transport is first
+    assert kit.close().ok
+    assert kit.capture_exception(ValueError("between")) is None
+    assert health(kit)[0] == 503
+    kit.start()
+    assert kit.transport is not first
+    assert kit.capture_exception(ValueError("after")) is not None
+    assert health(kit)[0] == 200
+    assert len(sink) == 1
+
+
+def test_starts_at_the_same_time_agree_on_one_transport() -> None:
+    """Else captures of one thread would go to a transport that nobody closes."""
+    kit = make(dsn=lambda envelope: None)
+    kit.close()
+    ready, seen = threading.Barrier(8), []
+
+    def start() -> None:
+        ready.wait(5)
+        kit.start()
+        seen.append(kit.transport)
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    assert len(seen) == 8
+    assert len(set(map(id, seen))) == 1
+    assert not seen[0].closed
+
+
+def test_a_transport_handed_in_is_flushed_and_stays_open() -> None:
+    """Who made it closes it; another app may be using it."""
+    own = Held()
+    own.released.set()
+    kit = make(dsn=own)
+    assert kit.close(1.0).delivered == 1
+    assert asyncio.run(kit.aclose(1.0)).delivered == 1
+    assert not own.closed
+    own.close()
+    kit.start()
+    assert kit.transport is own
+
+
+def test_a_class_of_transport_is_made_by_the_kit_and_closed_with_it() -> None:
+    """The kit's own is the kit's to close."""
+    kit = make(dsn=Held)
+    own = kit.transport
+    assert isinstance(own, Held)
+    own.released.set()
+    assert asyncio.run(kit.aclose(1.0)).ok
+    assert own.closed
+
+
+def test_the_four_leaves_match_exactly_under_the_path() -> None:
+    """`/transport/healthy` is the app's."""
+    kit = make(dsn="")
+    assert {kit.match(f"/transport/{leaf}") for leaf in ("live", "ready", "health", "flush")} == {
+        "live",
+        "ready",
+        "health",
+        "flush",
+    }
+    for other in (
+        "/transport",
+        "/transport/",
+        "/transport/health/",
+        "/transport/Health",
+        "/x/transport/health",
+        "",
+    ):
+        assert kit.match(other) is None
+    assert make(dsn="", path=None).match("/transport/health") is None
+
+
+def flush(kit: Kit, query: bytes = b"timeout=5") -> dict[str, Any]:
+    return {
+        "leaf": "flush",
+        "method": "POST",
+        "query_string": query,
+        "accept": None,
+        "authorization": f"Bearer {TOKEN}",
+    }
+
+
+def test_a_flush_request_waits_for_the_transport_and_answers_its_report() -> None:
+    """WSGI frameworks wait in the request's own thread."""
+    own = Held()
+    kit = make(dsn=own, flush_token=TOKEN)
+    reply = kit.answer(**flush(kit, b"timeout=0"))
+    assert (reply.status, json.loads(reply.body)["ok"]) == (504, False)
+    own.released.set()
+    reply = kit.answer(**flush(kit))
+    assert (reply.status, json.loads(reply.body)["delivered"]) == (200, 1)
+
+
+def test_a_flush_request_does_not_block_the_event_loop() -> None:
+    """One slow flush must not stop every other request of an async server."""
+    own = Held()
+    kit = make(dsn=own, flush_token=TOKEN)
+
+    async def scenario() -> Answer:
+        waiting = asyncio.ensure_future(kit.aanswer(**flush(kit)))
+        while not own.entered.is_set():
+            await asyncio.sleep(0)
+        live = await kit.aanswer("live", method="GET", query_string="", accept=None, authorization=None)
+        assert live.status == 200
+        assert not waiting.done()
+        own.released.set()
+        return await waiting
+
+    reply = asyncio.run(scenario())
+    assert reply.status == 200
+    assert own.flushed_on[0] != threading.get_ident()
+
+
+def test_a_capture_hands_on_what_the_integration_knows() -> None:
+    """Mechanism, handled and transaction decide how a server groups and shows an event."""
+    sink: list[Envelope] = []
+    kit = make(dsn=sink.append)
+    event_id = kit.capture_exception(
+        ValueError("boom"),
+        mechanism="auto.http.test",
+        handled=False,
+        transaction="/cart/{id}",
+        transaction_source="route",
+    )
+    (item,) = sink[0].items
+    event = json.loads(item.get_bytes())
+    assert event["event_id"] == event_id
+    mechanism = event["exception"]["values"][-1]["mechanism"]
+    assert (mechanism["type"], mechanism["handled"]) == ("auto.http.test", False)
+    assert event["transaction"] == "/cart/{id}"
+    assert event["transaction_info"] == {"source": "route"}
+
+
+def test_by_default_the_environment_of_the_process_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is where a deployment sets it."""
+    monkeypatch.setenv("TRANSPORT_KIT_DSN", DSN)
+    kit = Kit({}, source="test")
+    assert kit.transport.dsn == Dsn.parse(DSN)
+    assert isinstance(kit.transport, Transport)
+    kit.close(0)
+
+
+def test_no_secret_is_in_the_repr() -> None:
+    """Debuggers and error pages print objects."""
+    assert KEY not in repr(make(dsn=DSN, flush_token=TOKEN))
+    assert TOKEN not in repr(make(dsn=DSN, flush_token=TOKEN).options)
