@@ -1,0 +1,489 @@
+"""What is captured of a Starlette, FastAPI or bare ASGI app, what is not, and that nothing is changed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from typing import Any
+
+import fastapi
+import pytest
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from transport_kit import Kit, NullTransport, Scope
+from transport_kit_starlette import TransportMiddleware, get_kit
+
+Message = MutableMapping[str, Any]
+
+
+class CartError(Exception):
+    """The app's own."""
+
+
+async def fail(request: Request) -> Response:
+    raise CartError("bad cart")
+
+
+def failing(error: BaseException) -> Any:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise error
+
+    return app
+
+
+def site(sink: Any, *routes: Any, middleware: tuple[Middleware, ...] = (), **options: Any) -> Starlette:
+    return Starlette(
+        routes=[*routes],
+        middleware=[Middleware(TransportMiddleware, dsn=sink, **options), *middleware],
+    )
+
+
+def test_an_exception_that_escapes_is_captured_and_goes_on_unchanged(sink: Any, client: Any) -> None:
+    """The error handler, the server's log and the response are the app's own, as without us."""
+    seen = client(site(sink, Route("/cart/{id}", fail)), "/cart/1", query_string=b"page=2&token=x")
+    assert isinstance(seen.error, CartError)
+    assert seen.status == 500
+    assert (sink.exception["type"], sink.exception["value"]) == ("CartError", "bad cart")
+    assert sink.exception["mechanism"]["type"] == "auto.http.starlette"
+    assert sink.exception["mechanism"]["handled"] is False
+    assert sink.exception["stacktrace"]["frames"][-1]["function"] == "fail"
+    assert sink.event["transaction"] == "/cart/1"
+    assert sink.event["transaction_info"] == {"source": "url"}
+    request = sink.event["request"]
+    assert request["url"] == "http://shop.example/cart/1"
+    assert request["method"] == "GET"
+    assert "page=2" in request["query_string"]
+    assert "token=x" not in request["query_string"]
+    assert request["env"] == {"SERVER_NAME": "127.0.0.1", "SERVER_PORT": "8000"}
+
+
+def test_it_works_on_fastapi(sink: Any, client: Any) -> None:
+    """The line that users copy from the documentation."""
+    app = fastapi.FastAPI()
+
+    @app.get("/cart/{number}")
+    async def cart(number: int) -> None:
+        raise CartError(f"cart {number}")
+
+    app.add_middleware(TransportMiddleware, dsn=sink)
+    assert client(app, "/cart/7").status == 500
+    assert sink.exception["value"] == "cart 7"
+    assert client(app, "/cart/seven").status == 422
+    assert len(sink.events) == 1
+
+
+def test_it_works_on_a_bare_asgi_function(sink: Any, client: Any) -> None:
+    """Quart, Litestar, or Django's ASGI handler are that much."""
+    error = CartError("bare")
+    seen = client(TransportMiddleware(failing(error), dsn=sink), "/x")
+    assert seen.error is error
+    assert sink.exception["value"] == "bare"
+
+
+def test_a_background_task_that_fails_is_captured(sink: Any, client: Any) -> None:
+    """Its response has long been sent: nobody else would see it."""
+
+    def task() -> None:
+        raise CartError("in the background")
+
+    async def page(request: Request) -> Response:
+        return PlainTextResponse("done", background=BackgroundTask(task))
+
+    seen = client(site(sink, Route("/", page)))
+    assert (seen.status, seen.body) == (200, b"done")
+    assert sink.exception["value"] == "in the background"
+
+
+def test_a_body_that_breaks_while_it_is_streamed_is_captured(sink: Any, client: Any) -> None:
+    """The client got 200 and half a body: only the event tells."""
+
+    async def rows() -> AsyncIterator[bytes]:
+        yield b"one,"
+        raise CartError("row two")
+
+    async def export(request: Request) -> Response:
+        return StreamingResponse(rows())
+
+    seen = client(site(sink, Route("/", export)), incoming=[])
+    assert seen.status == 200
+    assert b"".join(m.get("body", b"") for m in seen.messages[1:]) == b"one,"
+    assert "row two" in json.dumps(sink.event["exception"])
+
+
+def test_a_websocket_that_fails_is_captured_with_its_request(sink: Any) -> None:
+    """It has no status that a log would show."""
+
+    async def chat(socket: WebSocket) -> None:
+        await socket.accept()
+        raise CartError(await socket.receive_text())
+
+    app = site(sink, WebSocketRoute("/chat", chat))
+
+    def talk() -> None:
+        with TestClient(app) as browser, browser.websocket_connect("/chat?room=1") as socket:
+            socket.send_text("hello")
+            socket.receive_text()
+
+    with pytest.raises(CartError, match="hello"):
+        talk()
+    assert sink.exception["mechanism"]["type"] == "auto.websocket.starlette"
+    assert sink.event["request"]["url"] == "ws://testserver/chat"
+    assert sink.event["request"]["query_string"] == "room=1"
+    assert sink.event["request"]["method"] == "GET"
+
+
+def test_what_the_app_handles_is_not_captured(sink: Any, client: Any) -> None:
+    """A 404, a 422 or an exception with a handler is the app's answer, not its failure."""
+
+    async def gone(request: Request) -> Response:
+        raise HTTPException(503, "later")
+
+    async def handled(request: Request, error: Exception) -> Response:
+        return PlainTextResponse("sorry", status_code=409)
+
+    app = site(sink, Route("/gone", gone), Route("/cart", fail))
+    app.add_exception_handler(CartError, handled)
+    assert [client(app, path).status for path in ("/gone", "/cart", "/missing")] == [503, 409, 404]
+    assert sink.events == []
+
+
+@pytest.mark.parametrize(
+    "error", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(1), GeneratorExit()]
+)
+def test_the_end_of_a_task_or_process_is_not_captured(error: BaseException, sink: Any) -> None:
+    """A server cancels a request whose client has gone, and Ctrl-C is no bug."""
+    scope = {"type": "http", "path": "/", "headers": []}
+    running = TransportMiddleware(failing(error), dsn=sink)(scope, None, None)  # type: ignore[arg-type]
+    with pytest.raises(type(error)):
+        running.send(None)  # type: ignore[attr-defined]
+    assert sink.events == []
+
+
+async def server_send(message: Message) -> None:
+    raise BrokenPipeError("client gone")
+
+
+class Server:
+    """Servers hand over methods, or objects that can be called."""
+
+    async def send(self, message: Message) -> None:
+        raise ConnectionResetError("client gone")
+
+    async def __call__(self, message: Message) -> None:
+        raise ConnectionResetError("client gone")
+
+
+@pytest.mark.parametrize("send", [server_send, Server().send, Server()])
+def test_an_oserror_of_the_servers_send_is_a_client_that_went_away(
+    send: Callable[..., Any], sink: Any, client: Any
+) -> None:
+    """ASGI lets `send` raise OSError after a disconnect; a download that was stopped is no bug."""
+
+    async def download(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    seen = client(TransportMiddleware(download, dsn=sink), send=send)
+    assert isinstance(seen.error, OSError)
+    assert sink.events == []
+
+
+@pytest.mark.parametrize("send", [server_send, Server().send, Server()])
+def test_an_oserror_of_the_app_is_captured(send: Callable[..., Any], sink: Any, client: Any) -> None:
+    """A full disk or a refused database connection is an OSError too."""
+    client(TransportMiddleware(failing(ConnectionRefusedError("database")), dsn=sink), send=send)
+    assert sink.exception["type"] == "ConnectionRefusedError"
+
+
+@pytest.mark.parametrize(
+    ("error", "captured"),
+    [
+        (ClientDisconnect(), False),
+        (WebSocketDisconnect(1001), False),
+        (ExceptionGroup("tasks", [ClientDisconnect(), WebSocketDisconnect(1006)]), False),
+        (ExceptionGroup("tasks", [ClientDisconnect(), CartError("real")]), True),
+    ],
+)
+def test_a_disconnect_is_not_an_error_alone_or_in_a_group(
+    error: Exception, captured: bool, sink: Any, client: Any
+) -> None:
+    """Task groups wrap what their tasks raise."""
+    assert client(TransportMiddleware(failing(error), dsn=sink)).error is error
+    assert len(sink.events) == captured
+
+
+def test_capture_errors_off_leaves_routes_and_life_cycle(sink: Any, client: Any) -> None:
+    """Some report by other means and want the transport alone."""
+    app = TransportMiddleware(failing(CartError("x")), dsn=sink, capture_errors=False)
+    assert isinstance(client(app).error, CartError)
+    assert client(app, "/transport/live").status == 200
+    assert sink.events == []
+    assert app.kit.capture_exception(CartError("by hand")) is not None
+
+
+def test_two_middlewares_capture_one_exception_once(sink: Any, client: Any) -> None:
+    """A mounted app may have its own, and a copied line may be there twice."""
+    inner = site(sink, Route("/fail", fail))
+    outer = site(sink, Mount("/inner", app=inner), middleware=(Middleware(TransportMiddleware, dsn=sink),))
+    assert isinstance(client(outer, "/inner/fail").error, CartError)
+    assert len(sink.events) == 1
+
+
+def test_the_same_exception_object_counts_again_in_a_later_request(sink: Any, client: Any) -> None:
+    """Some apps raise a module-level instance; each request failed."""
+    app = TransportMiddleware(failing(CartError("shared")), dsn=sink)
+    client(app)
+    client(app)
+    assert len(sink.events) == 2
+
+
+def test_what_the_app_captured_by_hand_is_not_captured_again_when_it_escapes(sink: Any, client: Any) -> None:
+    """Report, then raise, is a common pattern."""
+
+    async def page(request: Request) -> Response:
+        try:
+            raise CartError("once")
+        except CartError:
+            get_kit(request).capture_exception()
+            raise
+
+    client(site(sink, Route("/", page)))
+    assert sink.exception["mechanism"]["type"] == "generic"
+
+
+def test_get_kit_finds_the_kit_in_a_request_and_says_what_is_missing(sink: Any, client: Any) -> None:
+    """A handler that reports what it handles needs no global."""
+    found: list[Kit] = []
+
+    async def page(request: Request) -> Response:
+        found.extend((get_kit(request), get_kit(request.scope)))
+        return Response()
+
+    own = Kit({"dsn": sink}, source="test", environ={})
+    client(Starlette(routes=[Route("/", page)], middleware=[Middleware(TransportMiddleware, kit=own)]))
+    assert found == [own, own]
+    with pytest.raises(RuntimeError, match="add_middleware"):
+        get_kit({"type": "http"})
+
+
+def test_a_kit_comes_instead_of_a_dsn_and_options(sink: Any) -> None:
+    """Silently ignoring one of two would be a guess."""
+    own = Kit({"dsn": sink}, source="test", environ={})
+    for more in ({"dsn": sink}, {"path": "/x"}):
+        with pytest.raises(TypeError, match="either a kit"):
+            TransportMiddleware(failing(CartError()), kit=own, **more)
+
+
+def test_among_100_concurrent_requests_the_one_that_fails_is_the_one_reported(sink: Any, client: Any) -> None:
+    """Scopes must not mix, whoever runs in between."""
+    gate: list[asyncio.Event] = []
+
+    async def page(request: Request) -> Response:
+        number = request.path_params["number"]
+        Scope.current().set_tag("number", number)
+        gate[0].set() if number == 99 else await gate[0].wait()
+        if number == 42:
+            raise CartError(f"request {number}")
+        return PlainTextResponse(str(number))
+
+    app = site(sink, Route("/{number:int}", page))
+
+    async def scenario() -> list[Any]:
+        gate.append(asyncio.Event())
+        return await asyncio.gather(*(client.arequest(app, f"/{number}") for number in range(100)))
+
+    answers = asyncio.run(scenario())
+    assert [seen.status for seen in answers] == [500 if number == 42 else 200 for number in range(100)]
+    assert [seen.body for seen in answers if seen.error is None] == [
+        str(n).encode() for n in range(100) if n != 42
+    ]
+    assert sink.exception["value"] == "request 42"
+    assert sink.event["tags"] == {"number": "42"}
+    assert sink.event["transaction"] == "/42"
+    assert "number" not in Scope.current()._tags
+
+
+@pytest.mark.parametrize(
+    ("path", "root_path"),
+    [("/proxy/shop/cart/1", "/proxy"), ("/shop/cart/1", "/proxy"), ("/proxyshop", "/proxy")],
+)
+def test_the_request_is_told_as_the_client_made_it_although_mounts_change_the_scope(
+    path: str, root_path: str, sink: Any, client: Any
+) -> None:
+    """A Mount rewrites `root_path` in the dict that we see; servers differ in what `path` holds."""
+
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise CartError("mounted")
+
+    app = site(sink, Mount("/shop", app=broken), Route("/proxyshop", fail))
+    client(app, path, root_path=root_path)
+    whole = path if path.startswith("/proxy/") else root_path + path
+    assert sink.event["transaction"] == whole
+    assert sink.event["request"]["url"] == f"http://shop.example{whole}"
+
+
+def test_cookies_bodies_and_addresses_stay_in_by_default(sink: Any, client: Any) -> None:
+    """Personal data leaves the app only when its owner says so."""
+
+    async def login(request: Request) -> Response:
+        await request.body()
+        raise CartError("x")
+
+    headers = [
+        (b"host", b"shop.example"),
+        (b"cookie", b"sid=chocolate"),
+        (b"authorization", b"Bearer vanilla"),
+        (b"content-type", b"application/json"),
+        (b"user-agent", b"Mozilla"),
+    ]
+    incoming = [
+        {"type": "http.request", "body": b'{"name": "Ada", "password": "caramel"}', "more_body": False}
+    ]
+    for pii in (False, True):
+        app = site(sink, Route("/", login, methods=["POST"]), send_default_pii=pii)
+        client(app, method="POST", headers=headers, incoming=[*incoming])
+    # The frames quote this test's own lines, secrets and all: what counts is what came from the request.
+    without, with_pii = (json.dumps(event["request"]) for event in sink.events)
+    for secret in ("chocolate", "vanilla", "caramel", "Ada", "192.0.2.7"):
+        assert secret not in without
+    for secret in ("vanilla", "caramel"):
+        assert secret not in with_pii
+    assert sink.events[1]["request"]["data"]["name"] == "Ada"
+    assert sink.events[1]["request"]["env"]["REMOTE_ADDR"] == "192.0.2.7"
+    assert sink.events[0]["request"]["headers"]["user-agent"] == "Mozilla"
+
+
+def test_only_the_beginning_of_a_body_that_was_read_is_kept(sink: Any, client: Any) -> None:
+    """An upload of a gigabyte must not be held for an event that may never come."""
+
+    async def upload(request: Request) -> Response:
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+        raise CartError(str(size))
+
+    app = site(sink, Route("/", upload, methods=["POST"]), send_default_pii=True)
+    incoming = [{"type": "http.request", "body": b"x" * 5000, "more_body": n < 9} for n in range(10)]
+    client(app, method="POST", incoming=incoming)
+    assert sink.exception["value"] == "50000"
+    assert 0 < len(sink.event["request"]["data"]) <= 8192
+
+
+def test_an_exception_is_captured_although_its_scope_breaks_the_specification(sink: Any, client: Any) -> None:
+    """The request is only the context; the exception is the report."""
+    app = TransportMiddleware(failing(CartError("x")), dsn=sink, path=None)
+    client(app, headers=[("host", "text, not bytes")])
+    assert sink.exception["value"] == "x"
+    assert "request" not in sink.event
+
+
+def test_a_request_without_server_client_or_host_is_reported(sink: Any, client: Any) -> None:
+    """HTTP/1.0 over a unix socket has none of them."""
+    client(TransportMiddleware(failing(CartError("x")), dsn=sink), headers=[], server=None, client=None)
+    assert sink.event["request"]["method"] == "GET"
+    assert "env" not in sink.event["request"]
+
+
+class Passing(BaseHTTPMiddleware):
+    """The kind of middleware that runs the app in another task."""
+
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        return await call_next(request)
+
+
+def test_a_basehttpmiddleware_in_between_changes_nothing(sink: Any, client: Any) -> None:
+    """It is the most common kind, and has its own ways with exceptions."""
+    app = site(sink, Route("/", fail), middleware=(Middleware(Passing),))
+    assert isinstance(client(app).error, CartError)
+    assert sink.exception["value"] == "bad cart"
+
+
+def pages() -> list[Any]:
+    async def plain(request: Request) -> Response:
+        response = PlainTextResponse("hello", headers={"X-Own": "1"})
+        response.set_cookie("a", "b")
+        return response
+
+    async def rows(request: Request) -> Response:
+        async def body() -> AsyncIterator[bytes]:
+            for n in range(3):
+                yield str(n).encode()
+
+        return StreamingResponse(body(), media_type="text/csv")
+
+    async def echo(request: Request) -> Response:
+        return Response(await request.body())
+
+    return [
+        Route("/plain", plain),
+        Route("/rows", rows),
+        Route("/echo", echo, methods=["POST"]),
+        Route("/fail", fail),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "facts"),
+    [
+        ("/plain", {}),
+        ("/plain", {"method": "HEAD"}),
+        ("/plain", {"method": "OPTIONS"}),
+        ("/rows", {}),
+        ("/echo", {"method": "POST", "incoming": [{"type": "http.request", "body": b"\x00\xff"}]}),
+        ("/fail", {}),
+        ("/missing", {}),
+        ("/transport/other", {}),
+        ("/transport/health/", {}),
+    ],
+)
+@pytest.mark.parametrize("pii", [False, True])
+def test_no_message_of_the_app_is_changed(path: str, facts: dict[str, Any], pii: bool, client: Any) -> None:
+    """Same messages, same order, same bytes: nobody can see from outside that we are there."""
+    plain = client(Starlette(routes=pages()), path, **facts)
+    wrapped = client(site(NullTransport(), *pages(), send_default_pii=pii), path, **facts)
+    assert wrapped.messages == plain.messages
+    assert type(wrapped.error) is type(plain.error)
+
+
+def test_websockets_pass_through_even_on_our_own_paths(sink: Any) -> None:
+    """The four routes are HTTP; a socket of that name is the app's."""
+
+    async def echo(socket: WebSocket) -> None:
+        await socket.accept(subprotocol="v1")
+        await socket.send_text(await socket.receive_text())
+        await socket.close(4000)
+
+    app = site(sink, WebSocketRoute("/transport/health", echo))
+    with (
+        TestClient(app) as browser,
+        browser.websocket_connect("/transport/health", subprotocols=["v1"]) as socket,
+    ):
+        assert socket.accepted_subprotocol == "v1"
+        socket.send_text("hello")
+        assert socket.receive_text() == "hello"
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_text()
+    assert closed.value.code == 4000
+    assert sink.events == []
+
+
+def test_a_scope_of_another_type_goes_to_the_app_as_it_is(sink: Any) -> None:
+    """ASGI is extended by new types; they are not ours to judge."""
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((scope, receive, send))
+
+    scope, receive, send = {"type": "webtransport"}, object(), object()
+    asyncio.run(TransportMiddleware(app, dsn=sink)(scope, receive, send))  # type: ignore[arg-type]
+    assert seen == [(scope, receive, send)]
+    assert scope == {"type": "webtransport"}
