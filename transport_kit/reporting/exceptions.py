@@ -192,7 +192,8 @@ class _Texts:
 
     def _text(self, error: BaseException, depth: int) -> str:
         try:
-            described_by: object = type(error).__str__
+            cls: Any = type(error)
+            described_by: object = cls.__str__
         except Exception:
             return f"<unprintable {class_name(type(error))}>"
         if described_by is not _PLAIN_TEXT and described_by is not _KEY_TEXT:
@@ -238,7 +239,8 @@ class _Texts:
 
 def _has_own_text(cls: type) -> bool:
     try:
-        return cls.__str__ is not object.__str__
+        described_by: object = cls.__str__
+        return described_by is not object.__str__
     except Exception:
         return False
 

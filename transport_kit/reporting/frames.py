@@ -18,11 +18,11 @@ import os
 import stat
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import CodeType, FrameType, FunctionType, ModuleType, TracebackType
 from typing import Any, Final
 
-from transport_kit.reporting.scrub import FILTERED, is_personal, is_sensitive
+from transport_kit.reporting.scrub import FILTERED, is_private, is_sensitive
 from transport_kit.reporting.values import MINIMUM, Limits, Room, bounded, clean, cut
 
 __all__ = ["FrameReader"]
@@ -33,9 +33,11 @@ _CONTEXT_LINES: Final = 5
 _LINE_LENGTH: Final = 256
 _FUNCTION_LENGTH: Final = 512
 _PATH_LENGTH: Final = 512
+_NAME_LENGTH: Final = 200
 _MAX_VARIABLES: Final = 50
 _MAX_SOURCE_BYTES: Final = 4 * 1024 * 1024
 _CACHED_LINES: Final = 1024
+_CACHED_NAMES: Final = 4096
 
 _STDLIB: Final = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 _INSTALLED: Final = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
@@ -57,16 +59,14 @@ class FrameReader:
     def __init__(self, include: tuple[str, ...], exclude: tuple[str, ...], *, send_pii: bool) -> None:
         self._include = include
         self._exclude = (*exclude, *_OURS)
-        hides: Callable[[str], bool] = is_sensitive
-        if not send_pii:
-
-            def hides(name: str) -> bool:
-                return is_sensitive(name) or is_personal(name)
-
-        self._limits = Limits(text=512, breadth=10, depth=3, hides=hides)
-        # (id of code, line) -> (code, module, frame without variables). The entry holds the code object, so
-        # its id can't be another's; the module is compared, because one code may run in two of them.
-        self._known: dict[tuple[int, int], tuple[CodeType, Any, dict[str, Any]]] = {}
+        self._hides = is_sensitive if send_pii else is_private
+        self._limits = Limits(text=512, breadth=10, depth=3, hides=self._hides)
+        # Variable name -> what `_cost` said.
+        self._costs: dict[str, int] = {}
+        # (id of code, line) -> (code, module, frame without variables, whether it is ours). The entry holds
+        # the code object, so its id can't be another's; the module is compared, because one code may run in
+        # two of them.
+        self._known: dict[tuple[int, int], tuple[CodeType, Any, dict[str, Any], bool]] = {}
 
     def frames(self, trace: TracebackType | None, limit: int, room: Room) -> list[dict[str, Any]]:
         """At most `limit` frames, oldest first: the first fifth and the last four of what there is.
@@ -109,7 +109,8 @@ class FrameReader:
         known = self._known.get(key)
         if known is None or known[0] is not code or known[1] is not module:
             name = clean(cut(module, _PATH_LENGTH)) if type(module) is str else None
-            known = (code, module, self._describe(frame, code, name, line))
+            ours = name is not None and _begins(name, _OURS)
+            known = (code, module, self._describe(frame, code, name, line), ours)
             if len(self._known) >= _CACHED_LINES:
                 self._known.clear()
             self._known[key] = known
@@ -118,7 +119,7 @@ class FrameReader:
             # Hooks may change an event in place; what is cached must not change with it.
             fixed["pre_context"] = fixed["pre_context"].copy()
             fixed["post_context"] = fixed["post_context"].copy()
-        return fixed, type(module) is str and _begins(module, _OURS)
+        return fixed, known[3]
 
     def _describe(self, frame: FrameType, code: CodeType, module: str | None, line: int) -> dict[str, Any]:
         path = _absolute(code.co_filename)
@@ -170,27 +171,39 @@ class FrameReader:
             return {}
         top_level = held is frame.f_globals
         limits = self._limits
-        hides = limits.hides
-        assert hides is not None
         result: dict[str, Any] = {}
         room.left -= 2
         for name, value in items:
-            if type(name) is not str or name.startswith((".", "__")):
-                continue
-            if top_level and issubclass(type(value), _LANGUAGE):
-                continue  # imports and definitions: what the source says already
-            if len(name) > _FUNCTION_LENGTH:
-                continue
-            cost = 4 + (len(name) if name.isascii() else 4 * len(name))
-            if room.left < cost + MINIMUM or len(result) >= _MAX_VARIABLES:
+            if type(name) is not str:
+                continue  # a module's dict may hold anything, and hashing it would run its code
+            cost = self._costs.get(name)
+            if cost is None:
+                cost = self._cost(name)
+            if cost == 0 or (top_level and issubclass(type(value), _LANGUAGE)):
+                continue  # at the top level, imports and definitions say what the source says already
+            if room.left < abs(cost) + MINIMUM or len(result) >= _MAX_VARIABLES:
                 break
-            room.left -= cost
-            if hides(name):
+            room.left -= abs(cost)
+            if cost < 0:
                 room.left -= len(FILTERED) + 2
                 result[name] = FILTERED
             else:
                 result[name] = bounded(value, room, limits)
         return result
+
+    def _cost(self, name: str) -> int:
+        """Bytes that a variable's name takes with its quotes and signs; negative when its value is hidden,
+        0 when it is not to be shown (the compiler's, or of a length nobody writes)."""
+        if name.startswith((".", "__")) or len(name) > _NAME_LENGTH:
+            return 0
+        # A character takes at most six bytes of JSON.
+        cost = 4 + (len(name) if name.isidentifier() and name.isascii() else 6 * len(name))
+        if self._hides(name):
+            cost = -cost
+        if len(self._costs) >= _CACHED_NAMES:
+            self._costs.clear()
+        self._costs[name] = cost
+        return cost
 
 
 def _begins(module: str, prefixes: tuple[str, ...]) -> bool:

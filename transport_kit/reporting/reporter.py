@@ -24,7 +24,7 @@ from transport_kit.reporting import machine
 from transport_kit.reporting.exceptions import exception_values, traceback_of
 from transport_kit.reporting.frames import FrameReader
 from transport_kit.reporting.request import RequestInfo, request_interface
-from transport_kit.reporting.scope import Scope, mark_captured, usable_ip
+from transport_kit.reporting.scope import Scope, mark_captured, take_mark_back, usable_ip
 from transport_kit.reporting.values import clean, cut
 
 __all__ = ["EventSink", "is_own_logger", "Reporter"]
@@ -141,24 +141,28 @@ class Reporter:
 
         def build() -> Event | None:
             found = sys.exc_info()[1] if error is None else error
-            if not issubclass(type(found), BaseException) or found is None or not mark_captured(found):
+            if found is None or not issubclass(type(found), BaseException) or not mark_captured(found):
                 return None
-            event = self._event(level)
-            event["exception"] = {
-                "values": exception_values(
-                    found,
-                    self._frames,
-                    mechanism=cut(clean(str(mechanism)), _MECHANISM_LENGTH),
-                    handled=bool(handled),
-                )
-            }
+            try:
+                event = self._event(level)
+                event["exception"] = {
+                    "values": exception_values(
+                        found,
+                        self._frames,
+                        mechanism=cut(clean(str(mechanism)), _MECHANISM_LENGTH),
+                        handled=bool(handled),
+                    )
+                }
+                if transaction:
+                    event["transaction"] = cut(clean(str(transaction)), _NAME_LENGTH)
+                    source = transaction_source if transaction_source in _SOURCES else "custom"
+                    event["transaction_info"] = {"source": source}
+                if request is not None:
+                    self._add_request(event, request)
+            except Exception:
+                take_mark_back(found)
+                raise
             hint["exc_info"] = (type(found), found, traceback_of(found))
-            if transaction:
-                event["transaction"] = cut(clean(str(transaction)), _NAME_LENGTH)
-                source = transaction_source if transaction_source in _SOURCES else "custom"
-                event["transaction_info"] = {"source": source}
-            if request is not None:
-                self._add_request(event, request)
             return event
 
         hint: dict[str, Any] = {}

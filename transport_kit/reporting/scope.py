@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from transport_kit.reporting.values import Limits, Room, bounded, cut
 
-__all__ = ["mark_captured", "new_scope", "Scope"]
+__all__ = ["mark_captured", "new_scope", "Scope", "take_mark_back"]
 
 _MARK: Final = "__transport_kit_captured__"
 #: Text, elements and depth of a value in `extra` or `user`; the protocol's limits per value and in all.
@@ -187,3 +187,8 @@ def mark_captured(error: BaseException) -> bool:
         return False
     attributes[_MARK] = scope
     return True
+
+
+def take_mark_back(error: BaseException) -> None:
+    """Undo `mark_captured`: no event came of it, and a layer further out may have better luck."""
+    _dict_of(error).pop(_MARK, None)

@@ -21,6 +21,7 @@ from urllib.parse import unquote_plus
 __all__ = [
     "FILTERED",
     "is_personal",
+    "is_private",
     "is_sensitive",
     "scrub_cookies",
     "scrub_query",
@@ -60,6 +61,12 @@ def is_sensitive(name: str) -> bool:
 def is_personal(name: str) -> bool:
     """Whether a value under this name tells who the client is: left out unless PII is wanted."""
     return _PERSONAL.search(name) is not None
+
+
+@lru_cache(maxsize=4096)
+def is_private(name: str) -> bool:
+    """Whether a value under this name is left out while PII is not wanted."""
+    return _SECRET.search(name) is not None or _PERSONAL.search(name) is not None
 
 
 def scrub_userinfo(text: str) -> str:

@@ -24,6 +24,7 @@ __all__ = ["bounded", "class_name", "clean", "cut", "Limits", "MINIMUM", "module
 #: Bytes of JSON that any scalar fits in; a walk writes a value only while this much room is left.
 MINIMUM: Final = 24
 _KEY_LENGTH: Final = 64
+_INT64: Final = 1 << 63
 # Past a limit by this much a text is still scrubbed, so that a cut never hides the `@` that ends a password.
 _LOOKAHEAD: Final = 512
 _NAME_LENGTH: Final = 200
@@ -59,6 +60,7 @@ class Limits:
     hides: Callable[[str], bool] | None = None
 
 
+_SEQUENCES: Final = (list, tuple, set, frozenset)
 _KEYS: Final = Limits(text=_KEY_LENGTH, breadth=0, depth=0)
 
 
@@ -107,34 +109,25 @@ def bounded(value: Any, room: Room, limits: Limits, depth: int = 0) -> Any:
         room.left -= 5
         return value
     if cls is int:
-        return _integer(value, room, limits)
+        return _integer(value, room)
     if cls is float:
         return _float(value, room)
     if depth < limits.depth:
         try:
             if issubclass(cls, dict):
                 return _mapping(value, room, limits, depth)
-            for kind, slicer in _SEQUENCES:
-                if issubclass(cls, kind):
-                    return _sequence(value, kind.__len__(value), slicer, room, limits, depth)
+            if issubclass(cls, list | tuple | set | frozenset):
+                return _sequence(value, room, limits, depth)
         except RuntimeError:
             # A set or dict changed between two of our steps: its class says more than half of it.
             pass
     if issubclass(cls, str):
         return _text(value, room, limits)
     if issubclass(cls, int):
-        return _integer(int.__index__(value), room, limits)
+        return _integer(int.__index__(value), room)
     if issubclass(cls, float):
         return _float(float.__float__(value), room)
     return _plain(f"<{class_name(cls)}>", room)
-
-
-_SEQUENCES: Final[tuple[tuple[Any, Callable[[Any, int], Any]], ...]] = (
-    (list, lambda value, n: list.__getitem__(value, slice(0, n))),
-    (tuple, lambda value, n: tuple.__getitem__(value, slice(0, n))),
-    (set, lambda value, n: list(islice(set.__iter__(value), n))),
-    (frozenset, lambda value, n: list(islice(frozenset.__iter__(value), n))),
-)
 
 
 def _text(text: str, room: Room, limits: Limits) -> str:
@@ -161,11 +154,11 @@ def _plain(text: str, room: Room) -> str:
     return text
 
 
-def _integer(value: int, room: Room, limits: Limits) -> int | str:
-    bits = value.bit_length()
-    if bits < 64:
+def _integer(value: int, room: Room) -> int | str:
+    if -_INT64 <= value < _INT64:
         room.left -= 20
         return value
+    bits = value.bit_length()
     # Decimal text of a huge integer takes quadratic time, and Python refuses it past 4300 digits.
     return _plain(str(value) if bits <= 1024 else f"<int of {bits} bits>", room)
 
@@ -177,19 +170,15 @@ def _float(value: float, room: Room) -> float | str:
     return value
 
 
-def _sequence(
-    value: Any,
-    length: int,
-    slicer: Callable[[Any, int], Any],
-    room: Room,
-    limits: Limits,
-    depth: int,
-) -> list[Any]:
+def _sequence(value: Any, room: Room, limits: Limits, depth: int) -> list[Any]:
+    kind: Any = next(kind for kind in _SEQUENCES if issubclass(type(value), kind))
+    length = kind.__len__(value)
+    # Taken in one step, through the C iterator: other threads may change the container meanwhile.
+    elements = list(islice(kind.__iter__(value), limits.breadth))
+    if length == 2 and limits.hides is not None and type(elements[0]) is str and limits.hides(elements[0]):
+        elements[1] = FILTERED  # a header or form field as a pair
     room.left -= 2
     result: list[Any] = []
-    elements = slicer(value, limits.breadth)
-    if length == 2 and limits.hides is not None and type(elements[0]) is str and limits.hides(elements[0]):
-        elements = (elements[0], FILTERED)  # a header or form field as a pair
     for element in elements:
         if room.left <= MINIMUM:
             break

@@ -1,0 +1,484 @@
+"""What a reporter promises: an event a receiver takes, once an exception, and never an exception of its own."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import threading
+import time
+from typing import Any
+
+import orjson
+import pytest
+
+from transport_kit.envelope import Envelope
+from transport_kit.options import ReporterOptions
+from transport_kit.reporting import EventSink, Reporter, RequestInfo, Scope, is_own_logger, new_scope
+from transport_kit.transport import FunctionTransport, NullTransport
+
+
+class Inbox:
+    """The events a transport was given, decoded from the bytes it would send."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.transport = FunctionTransport(self._take)
+
+    def _take(self, envelope: Envelope) -> None:
+        self.events.extend(orjson.loads(item.get_bytes()) for item in envelope)
+
+    def lost(self) -> dict[str, dict[str, int]]:
+        """Losses by reason and category."""
+        return {reason: dict(counts) for reason, counts in self.transport.health().discarded_by_category.items()}
+
+
+@pytest.fixture(name="inbox")
+def _inbox() -> Inbox:
+    return Inbox()
+
+
+def raised(error: BaseException) -> BaseException:
+    """The exception with a traceback, as if it had been caught."""
+    try:
+        raise error
+    except BaseException as caught:
+        return caught
+
+
+def test_an_exception_becomes_an_event_with_all_that_servers_ask_for(inbox: Inbox) -> None:
+    """The required fields of the protocol, and the facts that group events by release and host."""
+    options = ReporterOptions(release="shop@1.2.0", environment="staging", dist="7", server_name="web-1")
+    before = time.time()
+    event_id = Reporter(inbox.transport, options).capture_exception(raised(ValueError("boom")))
+    (event,) = inbox.events
+    assert event["event_id"] == event_id
+    assert len(event_id or "") == 32
+    assert before <= event["timestamp"] <= time.time()
+    assert (event["platform"], event["level"]) == ("python", "error")
+    assert (event["release"], event["environment"], event["dist"]) == ("shop@1.2.0", "staging", "7")
+    assert event["server_name"] == "web-1"
+    assert event["sdk"]["name"] == "transport-kit.python"
+    assert event["sdk"]["version"]
+    assert event["contexts"]["runtime"]["name"] == "CPython"
+    assert event["contexts"]["os"]["name"]
+    assert not {"extra", "tags", "user", "request", "transaction"} & set(event)
+    (value,) = event["exception"]["values"]
+    assert (value["type"], value["value"]) == ("ValueError", "boom")
+    assert value["mechanism"] == {"type": "generic", "handled": True, "exception_id": 0}
+
+
+def test_the_exception_being_handled_is_taken_when_none_is_given(inbox: Inbox) -> None:
+    """`except: reporter.capture_exception()` is what people type."""
+    try:
+        raise KeyError("sku")
+    except KeyError:
+        event_id = Reporter(inbox.transport).capture_exception()
+    assert event_id == inbox.events[0]["event_id"]
+    assert inbox.events[0]["exception"]["values"][0]["value"] == "'sku'"
+
+
+@pytest.mark.parametrize("nothing", [None, "boom", ValueError, 42])
+def test_what_is_no_exception_is_not_reported(inbox: Inbox, nothing: Any) -> None:
+    """A wrong argument is answered with None, not with an error in the app's error handler."""
+    assert Reporter(inbox.transport).capture_exception(nothing) is None
+    assert inbox.events == []
+
+
+def test_mechanism_transaction_and_request_are_told_as_the_integration_says(inbox: Inbox) -> None:
+    """Servers show unhandled errors differently, and group by transaction."""
+    Reporter(inbox.transport).capture_exception(
+        raised(ValueError()),
+        mechanism="starlette",
+        handled=False,
+        transaction="/cart/{id}",
+        transaction_source="route",
+        request=RequestInfo(method="get", url="https://shop.example/cart/1"),
+        level="fatal",
+    )
+    (event,) = inbox.events
+    assert event["exception"]["values"][0]["mechanism"] == {
+        "type": "starlette",
+        "handled": False,
+        "exception_id": 0,
+    }
+    assert (event["transaction"], event["transaction_info"]) == ("/cart/{id}", {"source": "route"})
+    assert event["request"] == {"method": "GET", "url": "https://shop.example/cart/1"}
+    assert event["level"] == "fatal"
+
+
+def test_values_a_server_would_null_are_replaced_or_shortened(inbox: Inbox) -> None:
+    """A wrong level or source costs the field, never the event."""
+    reporter = Reporter(inbox.transport)
+    reporter.capture_exception(raised(ValueError()), transaction="x" * 500, transaction_source="?", level="bad")
+    reporter.capture_message("m" * 10_000, level="WARN")
+    reporter.capture_message("m", level=3)  # type: ignore[arg-type]
+    first, second, third = inbox.events
+    assert (len(first["transaction"]), first["transaction_info"]["source"]) == (200, "custom")
+    assert first["level"] == "error"
+    assert (len(second["message"]), second["level"]) == (8192, "warning")
+    assert third["level"] == "error"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("release", "feature/login"),
+        ("release", "latest"),
+        ("release", " "),
+        ("environment", "a/b"),
+        ("environment", "None"),
+        ("environment", "e" * 65),
+        ("dist", "d" * 65),
+    ],
+)
+def test_an_option_that_a_server_would_null_is_left_out_and_said_once(
+    inbox: Inbox, caplog: pytest.LogCaptureFixture, name: str, value: str
+) -> None:
+    """Servers null it without a word; the log line names the option when the app starts."""
+    reporter = Reporter(inbox.transport, ReporterOptions(**{name: value}))  # type: ignore[arg-type]
+    reporter.capture_message("hello")
+    assert name not in inbox.events[0]
+    assert [record.getMessage().startswith(f"option {name} ") for record in caplog.records] == [True]
+
+
+def test_an_exception_is_captured_once_in_a_scope_and_again_in_the_next_request(inbox: Inbox) -> None:
+    """Middleware, a logging handler and an error handler see the same object; a later request is new."""
+    reporter = Reporter(inbox.transport)
+    error = raised(ValueError("once"))
+    with new_scope():
+        assert reporter.capture_exception(error) is not None
+        assert reporter.capture_exception(error) is None
+    with new_scope():
+        assert reporter.capture_exception(error) is not None
+    assert len(inbox.events) == 2
+
+
+def test_an_outer_scope_knows_what_an_inner_one_captured(inbox: Inbox) -> None:
+    """A block with tags of its own inside a request must not make the request's middleware report again."""
+    reporter = Reporter(inbox.transport)
+    error = raised(ValueError("inner"))
+    with new_scope():
+        with new_scope():
+            assert reporter.capture_exception(error) is not None
+        assert reporter.capture_exception(error) is None
+    assert reporter.capture_exception(error) is None
+
+
+def test_exceptions_that_guard_their_attributes_are_marked_all_the_same(inbox: Inbox) -> None:
+    """Frozen and slotted exceptions, and ones with a `__dict__` of their own, would be reported twice."""
+
+    class Frozen(Exception):
+        __slots__ = ()
+
+        def __setattr__(self, name: str, value: object) -> None:
+            raise AttributeError(name)
+
+        @property
+        def __dict__(self) -> Any:  # type: ignore[override]
+            raise RuntimeError("mine")
+
+    reporter = Reporter(inbox.transport)
+    error = Frozen("x")
+    assert reporter.capture_exception(error) is not None
+    assert reporter.capture_exception(error) is None
+
+
+def test_the_mark_is_plain_text_and_survives_a_pickle(inbox: Inbox) -> None:
+    """A worker process sends exceptions to its parent by pickle: the mark must not be what breaks it."""
+    error = ValueError("x")
+    Reporter(inbox.transport).capture_exception(error)
+    marks = [value for name, value in pickle.loads(pickle.dumps(error)).__dict__.items() if "captured" in name]
+    assert marks == [Scope.current().id]
+
+
+def test_scope_data_is_added_and_the_events_own_wins(inbox: Inbox) -> None:
+    """Call arguments beat the scope, as the merge order of the protocol says."""
+    reporter = Reporter(inbox.transport)
+    with new_scope() as scope:
+        scope.set_user({"id": 42})
+        scope.set_tag("region", "eu")
+        scope.set_extra("cart", {"items": [1, 2]})
+        reporter.capture_event({"message": "m", "tags": {"region": "us"}, "extra": {"n": 1}})
+    (event,) = inbox.events
+    assert event["user"] == {"id": "42"}
+    assert event["tags"] == {"region": "us"}
+    assert event["extra"] == {"cart": {"items": [1, 2]}, "n": 1}
+
+
+def test_an_event_of_the_apps_own_is_completed_and_not_changed(inbox: Inbox) -> None:
+    """The caller may send the same dict again; what it says itself stands."""
+    own = {"message": "hi", "platform": "other", "contexts": {"os": {"name": "mine"}, "app": {"a": 1}}}
+    kept = orjson.dumps(own)
+    event_id = Reporter(inbox.transport).capture_event(own)
+    (event,) = inbox.events
+    assert event["event_id"] == event_id
+    assert event["platform"] == "other"
+    assert event["contexts"]["os"] == {"name": "mine"}
+    assert event["contexts"]["runtime"]["name"] == "CPython"
+    assert orjson.dumps(own) == kept
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [("9EC79C33-EC99-42AB-8353-589FCB2E04DC", True), ("nonsense", False), (7, False), (None, False)],
+)
+def test_the_returned_id_is_the_one_that_servers_keep(inbox: Inbox, given: object, same: bool) -> None:
+    """A server replaces an id that is no UUID: the id shown to a user would lead nowhere."""
+    event_id = Reporter(inbox.transport).capture_event({"message": "m", "event_id": given})
+    assert event_id == inbox.events[0]["event_id"]
+    assert (event_id == "9ec79c33ec9942ab8353589fcb2e04dc") is same
+
+
+def test_a_hook_may_change_an_event(inbox: Inbox) -> None:
+    """`before_send` is the app's last word, with the exception at hand."""
+
+    def hook(event: dict[str, Any], hint: dict[str, Any]) -> dict[str, Any]:
+        event["fingerprint"] = [hint["exc_info"][0].__name__]
+        del event["event_id"]
+        return event
+
+    event_id = Reporter(inbox.transport, ReporterOptions(before_send=hook)).capture_exception(raised(OSError("x")))
+    assert inbox.events[0]["fingerprint"] == ["OSError"]
+    assert inbox.events[0]["event_id"] == event_id
+
+
+def test_an_event_that_the_hook_drops_is_counted(inbox: Inbox) -> None:
+    """Nothing disappears: the server learns how many the app held back."""
+    reporter = Reporter(inbox.transport, ReporterOptions(before_send=lambda event, hint: None))
+    assert reporter.capture_message("drop me") is None
+    assert inbox.events == []
+    assert inbox.lost() == {"before_send": {"error": 1}}
+
+
+def test_a_hook_that_fails_costs_no_event_and_leaves_no_half_change(
+    inbox: Inbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error in the hook would otherwise hide every other error of the app."""
+
+    def hook(event: dict[str, Any], hint: dict[str, Any]) -> dict[str, Any]:
+        event["exception"]["values"][0]["value"] = "changed"
+        event["exception"]["values"][0]["stacktrace"]["frames"].clear()
+        raise RuntimeError("password=hunter2")
+
+    Reporter(inbox.transport, ReporterOptions(before_send=hook)).capture_exception(raised(ValueError("kept")))
+    (value,) = inbox.events[0]["exception"]["values"]
+    assert value["value"] == "kept"
+    assert value["stacktrace"]["frames"]
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "hunter2" not in caplog.text
+
+
+def test_a_hook_that_returns_something_else_costs_no_event(
+    inbox: Inbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A forgotten `return event` is None and means drop; a True or a coroutine is a mistake to name."""
+    options = ReporterOptions(before_send=lambda event, hint: True)  # type: ignore[arg-type,return-value]
+    assert Reporter(inbox.transport, options).capture_message("m") is not None
+    assert "not bool" in caplog.text
+
+
+def test_what_a_hook_changes_in_place_does_not_reach_the_next_event(inbox: Inbox) -> None:
+    """Source lines are cached: a hook that blanks them once must not blank them for good."""
+    seen: list[int] = []
+
+    def hook(event: dict[str, Any], hint: dict[str, Any]) -> dict[str, Any]:
+        frame = event["exception"]["values"][0]["stacktrace"]["frames"][-1]
+        seen.append(len(frame["pre_context"]))
+        frame["pre_context"].clear()
+        event["contexts"]["runtime"].clear()
+        return event
+
+    reporter = Reporter(inbox.transport, ReporterOptions(before_send=hook))
+    for _ in range(2):
+        reporter.capture_exception(raised(ValueError()))
+    assert seen == [5, 5]
+    plain = Reporter(inbox.transport)
+    plain.capture_message("m")
+    assert inbox.events[-1]["contexts"]["runtime"]["name"] == "CPython"
+
+
+def test_a_transaction_passes_without_the_hook(inbox: Inbox) -> None:
+    """`before_send` is for errors; a hook written for them would fail on a transaction."""
+    options = ReporterOptions(before_send=lambda event, hint: None)
+    transaction = {
+        "type": "transaction",
+        "transaction": "/",
+        "start_timestamp": 1.0,
+        "timestamp": 2.0,
+        "contexts": {"trace": {"trace_id": "7" * 32, "span_id": "a" * 16}},
+        "spans": [],
+    }
+    assert Reporter(inbox.transport, options).capture_event(transaction) is not None
+    assert inbox.events[0]["type"] == "transaction"
+
+
+def test_a_capture_inside_a_capture_ends(inbox: Inbox) -> None:
+    """A hook or a logging handler that reports would otherwise call itself until the stack is full."""
+    reporter: Reporter
+
+    def hook(event: dict[str, Any], hint: dict[str, Any]) -> dict[str, Any]:
+        reporter.capture_message("from the hook")
+        return event
+
+    reporter = Reporter(inbox.transport, ReporterOptions(before_send=hook))
+    assert reporter.capture_message("outer") is not None
+    assert [event["message"] for event in inbox.events] == ["from the hook", "outer"]
+    assert inbox.lost() == {"reentrant": {"error": 1}}
+    assert reporter.capture_message("next") is not None
+
+
+def test_a_transport_that_refuses_gives_no_id() -> None:
+    """An id shown to a user must belong to an event that was taken."""
+    assert Reporter(NullTransport()).capture_message("off") is None
+
+
+def test_nothing_is_raised_when_the_transport_or_an_argument_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """The app's error handler must not fail because reporting did."""
+
+    class Broken:
+        """A transport whose every call fails; satisfies what a reporter needs of one."""
+
+        def capture_event(self, event: dict[str, Any]) -> bool:
+            raise RuntimeError("token=abc")
+
+        def record_lost_event(self, reason: str, data_category: str | None = None) -> None:
+            raise RuntimeError("worse")
+
+    sink: EventSink = Broken()
+    reporter = Reporter(sink)
+    assert reporter.capture_message("m") is None
+    assert reporter.capture_exception(raised(ValueError())) is None
+    assert reporter.capture_event(None) is None  # type: ignore[arg-type]
+    assert "abc" not in caplog.text
+
+
+def test_a_failure_of_ours_is_counted(inbox: Inbox) -> None:
+    """An event that could not be built is a loss like any other."""
+    assert Reporter(inbox.transport).capture_event(7) is None  # type: ignore[arg-type]
+    assert inbox.lost() == {"internal_sdk_error": {"error": 1}}
+
+
+def test_an_exception_that_could_not_be_reported_may_be_reported_further_out(inbox: Inbox) -> None:
+    """Deep in a full stack the event can't be built; the middleware far above has room, and must not skip."""
+    reporter = Reporter(inbox.transport)
+    error = raised(ValueError("kept"))
+    mechanism: Any = type("Hostile", (), {"__str__": lambda self: 1 / 0})()
+    assert reporter.capture_exception(error, mechanism=mechanism) is None
+    assert reporter.capture_exception(error) is not None
+
+
+def test_a_request_of_wrong_types_costs_the_request_and_not_the_event(inbox: Inbox) -> None:
+    """The exception is worth more than its request."""
+    request = RequestInfo(method=b"GET", headers=((1, 2),))  # type: ignore[arg-type]
+    assert Reporter(inbox.transport).capture_exception(raised(ValueError()), request=request) is not None
+    assert "request" not in inbox.events[0]
+
+
+@pytest.mark.parametrize("name", ["transport_kit", "transport_kit.http", "transport_kit_starlette"])
+def test_records_of_our_own_loggers_are_skipped(inbox: Inbox, name: str) -> None:
+    """A failing delivery that reports itself would never end."""
+    assert is_own_logger(name)
+    assert Reporter(inbox.transport).capture_event({"message": "m", "logger": name}) is None
+    assert (inbox.events, inbox.lost()) == ([], {})
+    assert not is_own_logger("transport_kitchen")
+    assert not is_own_logger(None)
+
+
+def test_the_client_address_is_sent_only_when_pii_is_wanted(inbox: Inbox) -> None:
+    """Off is the default; on, the address names the user unless the app already did."""
+    request = RequestInfo(url="https://shop.example/", remote_addr="192.0.2.7")
+    Reporter(inbox.transport).capture_exception(raised(ValueError()), request=request)
+    reporter = Reporter(inbox.transport, ReporterOptions(send_default_pii=True))
+    with new_scope() as scope:
+        scope.set_user({"id": "42"})
+        reporter.capture_exception(raised(ValueError()), request=request)
+    off, on = inbox.events
+    assert b"192.0.2.7" not in orjson.dumps(off)
+    assert on["user"] == {"id": "42", "ip_address": "192.0.2.7"}
+    assert on["request"]["env"] == {"REMOTE_ADDR": "192.0.2.7"}
+
+
+def test_threads_share_a_reporter(inbox: Inbox) -> None:
+    """Request threads report at once; none may see another's nesting or lose its event."""
+    reporter = Reporter(inbox.transport)
+    barrier = threading.Barrier(8)
+    ids: list[str | None] = []
+
+    def work() -> None:
+        barrier.wait(timeout=10)
+        for _ in range(20):
+            ids.append(reporter.capture_exception(raised(ValueError("t"))))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert len(ids) == 160
+    assert len({event["event_id"] for event in inbox.events} & set(ids)) == len(inbox.events) == 160
+
+
+def test_a_capture_near_the_end_of_the_stack_raises_nothing(inbox: Inbox) -> None:
+    """A RecursionError is caught where the stack is nearly full: there is little left to report with."""
+    reporter = Reporter(inbox.transport)
+    results: list[str | None] = []
+
+    def deeper() -> None:
+        try:
+            deeper()
+        except RecursionError as error:
+            if len(results) < 60:
+                with new_scope():
+                    results.append(reporter.capture_exception(error))
+            raise
+
+    with pytest.raises(RecursionError) as caught:
+        deeper()
+    assert len(results) == 60
+    with new_scope():
+        assert reporter.capture_exception(caught.value) is not None
+    assert len(inbox.events[-1]["exception"]["values"][-1]["stacktrace"]["frames"]) == 250
+
+
+def test_twenty_frames_with_locals_are_captured_cheaply(inbox: Inbox) -> None:
+    """Half a millisecond is what a request that failed may pay; the bound here leaves room for slow machines."""
+
+    def call(depth: int, user: str, items: list[int]) -> None:
+        total, data = 3.5, {"a": 1, "b": [1, 2]}
+        if depth == 0:
+            raise ValueError(f"boom {total} {data} {user}")
+        call(depth - 1, user, items)
+
+    errors: list[BaseException] = []
+    for _ in range(200):
+        try:
+            call(18, "bob", [1, 2, 3])
+        except ValueError as error:
+            errors.append(error)
+
+    class Sink:
+        """Takes events and keeps none, so that only building them is measured."""
+
+        def capture_event(self, event: dict[str, Any]) -> bool:
+            return True
+
+        def record_lost_event(self, reason: str, data_category: str | None = None) -> None:
+            raise AssertionError(reason)
+
+    reporter = Reporter(Sink())
+    reporter.capture_exception(errors.pop())
+    best = 1.0
+    for error in errors:
+        began = time.thread_time()
+        reporter.capture_exception(error)
+        best = min(best, time.thread_time() - began)
+    assert best < 0.002
+
+
+def test_construction_logs_nothing_and_starts_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Made at import of the app's settings: no thread, no line."""
+    before = threading.active_count()
+    with caplog.at_level(logging.DEBUG):
+        Reporter(NullTransport())
+    assert threading.active_count() == before
+    assert caplog.records == []
