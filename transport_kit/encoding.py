@@ -59,11 +59,12 @@ def encode(value: object, path: str) -> bytes:
     Raises:
         SealError: The value changed under our hands at every try, or is too big for the memory.
     """
-    try:
-        _frames_to_spare()
-        return orjson.dumps(value, option=_STRICT)
-    except (TypeError, RecursionError):
-        pass
+    if type(value) is not tuple:
+        try:
+            _frames_to_spare()
+            return orjson.dumps(value, option=_STRICT)
+        except (TypeError, RecursionError):
+            pass
     try:
         return orjson.dumps(repair(value, path), option=_STRICT)
     except SealError:
@@ -192,6 +193,7 @@ class _Repair:
         return self._path + "".join(reversed(parts))
 
     def _copy(self, value: object, parent: _Open | None, key: object) -> Any:
+        value = _member_value(value)
         leaf = self._leaf(value)
         if leaf is not _NOT_A_LEAF:
             return leaf
@@ -203,7 +205,12 @@ class _Repair:
         depth = 0 if parent is None else parent.depth
         if depth >= MAX_DEPTH:
             return "<too deep>"
-        if 0 < depth <= _WHOLE_DEPTH and (whole := self._whole(value)) is not None:
+        # Not tuples: some releases of the encoder overflow the stack on one at the root of a cycle.
+        if (
+            0 < depth <= _WHOLE_DEPTH
+            and type(value) is not tuple
+            and (whole := self._whole(value)) is not None
+        ):
             return whole
         copy: dict[str, Any] | list[Any]
         read = _reader(type(value), _MAPPINGS)
@@ -227,6 +234,7 @@ class _Repair:
         return orjson.Fragment(part)
 
     def _key(self, raw: object) -> str:
+        raw = _member_value(raw)
         leaf = self._leaf(raw)
         if type(leaf) is str:
             return leaf
@@ -244,15 +252,11 @@ class _Repair:
             return value
         if kind is dict or kind is list or kind is tuple:
             return _NOT_A_LEAF
-        if issubclass(kind, Enum):
-            value = _ENUM_STATE.__get__(value).get("_value_")
-            kind = type(value)
-            if issubclass(kind, Enum):
-                return _class_name(value)
-            return self._leaf(value)
         return self._builtin(value, kind)
 
     def _builtin(self, value: Any, kind: type) -> Any:
+        if issubclass(kind, Enum):
+            return _class_name(value)  # its value is a member again: these could go in a circle
         if issubclass(kind, int):
             return self._integer(int.__add__(value, 0))
         if issubclass(kind, str):
@@ -287,6 +291,11 @@ class _Repair:
         except UnicodeEncodeError:
             return clean_text(text)
         return text
+
+
+def _member_value(value: object) -> object:
+    """The value of an Enum's member, as the encoder would write it; anything else as it is."""
+    return _ENUM_STATE.__get__(value).get("_value_") if issubclass(type(value), Enum) else value
 
 
 def _reader(kind: type, readers: dict[type, _Reader]) -> _Reader | None:
