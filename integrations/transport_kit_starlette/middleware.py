@@ -54,7 +54,7 @@ class TransportMiddleware:
       app makes a new one.
 
     Args:
-        app: The ASGI app to wrap.
+        app: The ASGI app to wrap; by position only, so that type checkers let `add_middleware` pass options.
         dsn: What `make_transport` takes; None reads `TRANSPORT_KIT_DSN`, "" is off.
         kit: A kit of your own, to share it; instead of `dsn` and options.
         options: Any transport, reporter or integration option.
@@ -66,7 +66,7 @@ class TransportMiddleware:
     """
 
     def __init__(
-        self, app: ASGIApp, dsn: object = None, *, kit: Kit | None = None, **options: object
+        self, app: ASGIApp, /, dsn: object = None, *, kit: Kit | None = None, **options: object
     ) -> None:
         if kit is None:
             kit = Kit({"dsn": dsn, **options}, source="TransportMiddleware")
