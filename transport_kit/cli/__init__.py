@@ -1,0 +1,70 @@
+"""The command `transport-kit`: a group whose subcommands are this package's modules.
+
+Owns finding them, and turning what goes wrong into one line and an exit status: 2 for a wrong call or a
+missing package, 1 for the rest. A subcommand is a module here that defines `command`; its modules import
+nothing but click when they are loaded, so that help costs little and needs no extra.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any
+
+import click
+
+from transport_kit.errors import OptionsError, TransportKitError
+from transport_kit.version import VERSION
+
+__all__ = ["main"]
+
+
+class _WrongCall(click.ClickException):
+    """The call can't work on this machine as it stands: another option or another package is needed."""
+
+    exit_code = 2
+
+
+class _Commands(click.Group):
+    """Loads subcommands when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_")
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command = importlib.import_module(f"{__name__}.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            name = error.name or ""
+            if name.partition(".")[0] == "transport_kit":
+                raise
+            # A part that needs an extra of its own says so itself, with the install line.
+            line = str(error)
+            if "pip install" not in line:
+                line = f"this command needs the package {name}: pip install 'transport-kit[cli]'"
+            raise _WrongCall(line) from error
+        except OptionsError as error:
+            raise _WrongCall(str(error)) from error
+        except TransportKitError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, "-V", "--version", prog_name="transport-kit")
+def main() -> None:
+    """Delivers what a web app reports to a Sentry-compatible server, and helps to see that it does.
+
+    \b
+    Examples:
+      transport-kit receiver                 a local server to send to, with a page
+      transport-kit check DSN                does anything arrive there?
+      transport-kit send DSN --message hi    send one message
+      transport-kit COMMAND --help           what a command can do
+    """

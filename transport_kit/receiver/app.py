@@ -1,0 +1,279 @@
+"""The receiver's ASGI app: ingest routes, the page, and the JSON that tools read.
+
+Owns routing, the Host check and the headers that every answer carries. What a post may hold is decided
+in `ingest.py`, what is shown in `page.py`.
+
+Threads: handlers run on the event loop; decoding, parsing and the database in worker threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import orjson
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from transport_kit.envelope import Envelope
+from transport_kit.receiver.auth import mask
+from transport_kit.receiver.faults import Faults
+from transport_kit.receiver.ingest import MAX_ENVELOPE_BYTES, Ingest, Post
+from transport_kit.receiver.page import Page
+from transport_kit.receiver.refusal import Refusal
+from transport_kit.receiver.store import Store, StoredEnvelope
+from transport_kit.receiver.summary import load, primary_item, text
+
+__all__ = ["RESET_EXTENSION", "create_app"]
+
+RESET_EXTENSION: Final = "transport_kit.reset"
+"""Name in the ASGI scope's extensions of a callable that resets the connection (`serve.py` puts it there)."""
+
+# Bodies of 200 MiB are legal: decoding few at a time keeps the memory for them bounded.
+_DECODERS = 4
+_MAX_LISTED = 10_000
+# Names that no public DNS server can point at this machine for a page in the developer's browser.
+_LOCAL_NAMES = frozenset({"localhost", "testserver", "host.docker.internal"})
+_ALWAYS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+# Browsers' clients post from other origins and read the limits; there is nothing private in these answers.
+_CROSS_ORIGIN = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Expose-Headers": "X-Sentry-Error, X-Sentry-Rate-Limits, Retry-After",
+}
+_PREFLIGHT = {
+    "Access-Control-Allow-Methods": "POST",
+    "Access-Control-Allow-Headers": "Authorization, Content-Encoding, Content-Type, X-Sentry-Auth",
+    "Access-Control-Max-Age": "3600",
+}
+
+
+def create_app(
+    store: Store,
+    faults: Faults | None = None,
+    *,
+    dsn: str = "",
+    allowed_hosts: Iterable[str] = (),
+    max_envelope_bytes: int = MAX_ENVELOPE_BYTES,
+    on_received: Callable[[dict[str, Any]], object] | None = None,
+) -> Starlette:
+    """A Sentry-compatible server for development, as an ASGI app.
+
+    Args:
+        store: Where envelopes go; the caller closes it.
+        faults: The outage to play; None for none, ever.
+        dsn: Shown on the page while nothing has arrived, its key masked.
+        allowed_hosts: Host names to answer for, besides IP addresses and this machine's own names. Any
+            other is refused: a page on the web could have its own name resolve to this machine.
+        max_envelope_bytes: Most bytes of an envelope, as received and inflated.
+        on_received: Called with each record after it was stored, from worker threads.
+    """
+    handlers = _Handlers(
+        store,
+        faults or Faults(),
+        Page(store, dsn),
+        max_envelope_bytes=max_envelope_bytes,
+        on_received=on_received,
+    )
+    ingest = [
+        Route(path, handler, methods=["POST", "OPTIONS"])
+        for kind, handler in (("envelope", handlers.envelope), ("store", handlers.legacy))
+        for path in (f"/api/{{project}}/{kind}/", f"/api/{{project}}/{kind}")
+    ]
+    app = Starlette(
+        routes=[
+            *ingest,
+            Route("/", handlers.page.index),
+            Route("/style.css", handlers.page.style),
+            Route("/events/{number:int}", handlers.page.event),
+            Route("/envelopes/{number:int}", handlers.page.raw),
+            Route("/api/events", handlers.events),
+            Route("/api/events/{event_id}", handlers.event),
+        ],
+        exception_handlers={Refusal: _refused},
+    )
+    app.router.redirect_slashes = False
+    app.add_middleware(_Guard, allowed_hosts=frozenset(host.lower() for host in allowed_hosts))
+    return app
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return error.response()
+
+
+class _Guard:
+    """Refuses foreign Host headers, and puts the protective headers on every answer."""
+
+    def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str]) -> None:
+        self._app = app
+        self._allowed_hosts = _LOCAL_NAMES | allowed_hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _ALWAYS.items():
+                    headers.setdefault(name, value)
+                if scope["path"].startswith("/api/") and scope["method"] in ("POST", "OPTIONS"):
+                    headers.update(_CROSS_ORIGIN)
+            await send(message)
+
+        if self._allows(Headers(scope=scope).get("host", "")):
+            await self._app(scope, receive, send_guarded)
+        else:
+            refusal = Refusal(400, "unknown host", ["name it with --allow-host to reach the receiver by it"])
+            await refusal.response()(scope, receive, send_guarded)
+
+    def _allows(self, host: str) -> bool:
+        if host.startswith("["):
+            name = host[1:].partition("]")[0]
+        else:
+            name = host.partition(":")[0].lower().rstrip(".")
+        if name in self._allowed_hosts or name.endswith(".localhost"):
+            return True
+        try:
+            # An address can't be made to point elsewhere: only names can be rebound.
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+
+class _Handlers:
+    """The routes' functions and what they share."""
+
+    def __init__(
+        self,
+        store: Store,
+        faults: Faults,
+        page: Page,
+        *,
+        max_envelope_bytes: int,
+        on_received: Callable[[dict[str, Any]], object] | None,
+    ) -> None:
+        self.page = page
+        self._store = store
+        self._faults = faults
+        self._ingest = Ingest(store, faults, max_envelope_bytes=max_envelope_bytes, on_received=on_received)
+        self._decoding = asyncio.Semaphore(_DECODERS)
+
+    async def envelope(self, request: Request) -> Response:
+        """POST /api/{project}/envelope/"""
+        return await self._post(request, legacy=False)
+
+    async def legacy(self, request: Request) -> Response:
+        """POST /api/{project}/store/, deprecated: one event's JSON."""
+        return await self._post(request, legacy=True)
+
+    async def _post(self, request: Request, *, legacy: bool) -> Response:
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=_PREFLIGHT)
+        try:
+            body = await self._body(request)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody is there to read it
+        fault = self._faults.kind
+        if fault is not None and fault != "slow":
+            return await self._play(fault, request)
+        post = Post(
+            project=request.path_params["project"],
+            headers=request.headers,
+            query=request.scope["query_string"].decode("latin-1"),
+            body=body,
+            legacy=legacy,
+        )
+        try:
+            async with self._decoding:
+                event_id, announced = await run_in_threadpool(self._ingest.accept, post)
+        finally:
+            if fault == "slow":
+                await _gone(request, self._faults.slow_by)
+        return Response(
+            orjson.dumps({} if event_id is None else {"id": event_id}),
+            headers=announced,
+            media_type="application/json",
+        )
+
+    async def _body(self, request: Request) -> bytes:
+        """The whole body. One that is too long is read to its end and not kept: a client that is still
+        writing would otherwise see a reset in place of the answer."""
+        limit = self._ingest.max_envelope_bytes
+        body = bytearray()
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                body.clear()
+            else:
+                body += chunk
+        if size > limit:
+            raise Refusal(413, "envelope exceeded size limits", [f"{size} bytes, {limit} allowed"])
+        return bytes(body)
+
+    async def _play(self, fault: str, request: Request) -> Response:
+        if fault == "503":
+            raise Refusal(503, "service unavailable", ["the receiver plays an outage (--fail 503)"])
+        if fault == "429":
+            pause = str(self._faults.pause)
+            limits = {"X-Sentry-Rate-Limits": f"{pause}::organization", "Retry-After": pause}
+            raise Refusal(429, "rate limit reached", ["the receiver plays a limit (--fail 429)"], limits)
+        if fault == "reset":
+            reset = request.scope.get("extensions", {}).get(RESET_EXTENSION)
+            if reset is None:
+                raise RuntimeError("only the receiver's own server can reset a connection")
+            reset()
+        await _gone(request)
+        return Response(status_code=503)  # nobody is there to read it
+
+    def events(self, request: Request) -> Response:
+        """GET /api/events?limit= : records, newest first."""
+        given = request.query_params.get("limit", "100")
+        if not (given.isascii() and given.isdigit() and len(given) < 10 and int(given) > 0):
+            raise Refusal(400, "bad limit", [f"a number from 1 to {_MAX_LISTED} is expected"])
+        records = self._store.latest(min(int(given), _MAX_LISTED))
+        return Response(orjson.dumps(records), media_type="application/json")
+
+    def event(self, request: Request) -> Response:
+        """GET /api/events/{event_id}: the newest envelope of that id, with its payload."""
+        stored = self._store.by_event_id(request.path_params["event_id"].replace("-", "").lower())
+        if stored is None:
+            raise Refusal(404, "unknown event", ["no stored envelope has that event id"])
+        shown = mask(orjson.dumps(_detail(stored)).decode(), stored.key)
+        return Response(shown, media_type="application/json")
+
+
+def _detail(stored: StoredEnvelope) -> dict[str, Any]:
+    items = Envelope.deserialize(stored.body).items
+    item = primary_item(items)
+    payload = item.get_bytes() if item is not None else b""
+    return {
+        **stored.record,
+        "payload": load(payload),
+        "items": [{"type": text(each.type, 100), "size": len(each.get_bytes())} for each in items],
+    }
+
+
+async def _gone(request: Request, seconds: float | None = None) -> None:
+    """Waits until the client is gone, at most `seconds`. The server lets go of it when it stops."""
+    try:
+        async with asyncio.timeout(seconds):
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+    except TimeoutError:
+        pass

@@ -1,0 +1,144 @@
+"""Who sends: the key from a header, the query or the envelope, read as Relay reads it.
+
+Owns the forms of PROTOCOL section 1. Any key of the right shape is welcome here: this is a development
+server, and a key's owner is never looked up. No error quotes a key.
+
+Threads: pure functions.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import parse_qs
+
+from transport_kit.dsn import Dsn
+from transport_kit.errors import InvalidDsn
+from transport_kit.receiver.refusal import Refusal
+
+__all__ = ["Auth", "authorize", "mask", "parse_project", "request_auth"]
+
+_KEY = re.compile(r"[0-9A-Za-z]{32}\Z")
+_NEWEST_VERSION = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Auth:
+    """What a request says about its sender. The key is out of `repr`."""
+
+    key: str = field(repr=False)
+    client: str
+
+
+def parse_project(text: str) -> str:
+    """The project id of a path, verbatim.
+
+    Raises:
+        Refusal: 400 unless it is ASCII digits that fit 64 bits.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= 20 and 0 < int(text) < 2**64):
+        raise Refusal(400, "bad project path parameter", ["invalid project id: a number is expected"])
+    return text
+
+
+def request_auth(headers: Mapping[str, str], query: str) -> Auth | None:
+    """The one form of authentication in a request's headers and query; None when there is none.
+
+    Args:
+        headers: Looked up by lower-case name.
+        query: Raw query string.
+
+    Raises:
+        Refusal: 401 for two forms together or one that can't be read, 400 for a bad key or version.
+    """
+    forms: list[Mapping[str, str]] = []
+    if "x-sentry-auth" in headers:
+        forms.append(_pairs(headers["x-sentry-auth"]))
+    scheme, _, credentials = headers.get("authorization", "").strip().partition(" ")
+    if scheme.lower() == "sentry":
+        forms.append(_pairs(headers["authorization"].strip()))
+    elif scheme.lower() == "basic":
+        forms.append({"sentry_key": _basic_user(credentials)})
+    if "sentry_" in query:  # anywhere in it, as Relay has it
+        forms.append({name: values[0] for name, values in parse_qs(query).items()})
+    if not forms:
+        return None
+    if len(forms) > 1:
+        raise Refusal(
+            401, "multiple authorization payloads detected", ["send the key in one place: header or query"]
+        )
+    found = forms[0]
+    _check_version(found.get("sentry_version", "7"))
+    key = found.get("sentry_key")
+    if not key:
+        raise Refusal(401, "bad x-sentry-auth header", ["sentry_key is missing"])
+    return Auth(_checked_key(key), found.get("sentry_client") or headers.get("user-agent", ""))
+
+
+def authorize(auth: Auth | None, dsn: object, project: str, user_agent: str) -> Auth:
+    """Joins the request's auth with the `dsn` of the envelope's header; either will do, both must agree.
+
+    Raises:
+        Refusal: 401 without any, or with only a bad dsn; 400 when the two disagree.
+    """
+    if dsn is None:
+        if auth is None:
+            raise Refusal(401, "missing authorization information", ["no key in header, query or envelope"])
+        return auth
+    try:
+        parsed = Dsn.parse(dsn if isinstance(dsn, str) else "")
+    except InvalidDsn as error:
+        raise Refusal(
+            401 if auth is None else 400, "bad envelope authentication header", [f"dsn: {error.hint}"]
+        ) from None
+    if parsed.project_id.lstrip("0") != project.lstrip("0"):
+        raise Refusal(
+            400, "bad envelope authentication header", ["the dsn names another project than the path"]
+        )
+    if auth is None:
+        return Auth(_checked_key(parsed.public_key), user_agent)
+    if parsed.public_key != auth.key:
+        raise Refusal(
+            400, "bad envelope authentication header", ["the dsn holds another key than the request"]
+        )
+    return auth
+
+
+def mask(text: str, key: str) -> str:
+    """The text with the key's tail starred out: same length, so that offsets and `length` stay true."""
+    return text.replace(key, key[:4] + "*" * (len(key) - 4))
+
+
+def _pairs(value: str) -> dict[str, str]:
+    """`Sentry a=b, c=d` as a dict; the prefix in any case, blanks around the parts ignored."""
+    prefix, _, rest = value.strip().partition(" ")
+    if prefix.lower() != "sentry":
+        raise Refusal(401, "bad x-sentry-auth header", ["it must begin with the word Sentry"])
+    pairs: dict[str, str] = {}
+    for part in rest.split(","):
+        name, _, content = part.partition("=")
+        pairs[name.strip()] = content.strip()
+    return pairs
+
+
+def _basic_user(credentials: str) -> str:
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).decode("ascii").partition(":")[0]
+    except (binascii.Error, UnicodeDecodeError):
+        raise Refusal(401, "bad authorization header", ["not base64 of key:"]) from None
+
+
+def _check_version(text: str) -> None:
+    whole = text.partition(".")[0]
+    if not (whole.isascii() and whole.isdigit() and len(whole) < 4 and int(whole) <= _NEWEST_VERSION):
+        raise Refusal(400, "bad sentry version", [f"sentry_version must be at most {_NEWEST_VERSION}"])
+
+
+def _checked_key(key: str) -> str:
+    bare = key.partition(".")[0]  # Relay allows dotted flags behind the key, such as `.no-cache`
+    if not _KEY.match(bare):
+        raise Refusal(400, "bad sentry key", ["a key has exactly 32 characters, letters and digits"])
+    return bare

@@ -1,0 +1,50 @@
+"""The receiver's way of saying no: a status, one line, and what led to it.
+
+Owns the body and the header that clients read when they are refused. Imports nothing of the receiver.
+
+Threads: raised and handled on any thread; nothing is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import orjson
+from starlette.responses import Response
+
+__all__ = ["Refusal"]
+
+
+class Refusal(Exception):
+    """A request is answered with an error, as Relay answers it (PROTOCOL section 4).
+
+    Attributes:
+        status: HTTP status, 400 or above.
+        detail: One sentence; also sent as `X-Sentry-Error`. Never holds a key.
+        causes: What led to it, outermost first.
+        headers: Further response headers, such as rate limits.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        causes: Sequence[str] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, detail)
+        self.status = status
+        self.detail = detail
+        self.causes = tuple(causes)
+        self.headers = dict(headers or {})
+
+    def response(self) -> Response:
+        """The answer: JSON `{"detail", "causes"}`, and the detail as a header."""
+        # A header must be one line of visible ASCII whatever the detail quotes from the request.
+        line = "".join(c if " " <= c <= "~" else "?" for c in self.detail[:256])
+        return Response(
+            orjson.dumps({"detail": self.detail, "causes": self.causes}),
+            status_code=self.status,
+            headers={"X-Sentry-Error": line, **self.headers},
+            media_type="application/json",
+        )

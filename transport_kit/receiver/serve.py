@@ -1,0 +1,273 @@
+"""The receiver as a running server: its socket, its thread, its clean end.
+
+Owns the address rules (loopback unless asked), the uvicorn server and the reset of connections. Signals
+belong to the caller: the command waits for them in `cli/receiver.py`.
+
+Threads: the server's event loop runs on one thread of its own; every public method may be called from any
+other thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Final, Self
+
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from transport_kit.errors import OptionsError
+from transport_kit.receiver.app import RESET_EXTENSION, create_app
+from transport_kit.receiver.faults import Faults
+from transport_kit.receiver.ingest import MAX_ENVELOPE_BYTES
+from transport_kit.receiver.store import Store
+
+__all__ = ["DEVELOPMENT_KEY", "Receiver"]
+
+DEVELOPMENT_KEY: Final = "0123456789abcdef0123456789abcdef"
+"""The key in the DSN that the receiver names. It is always the same, so that a DSN in an app's settings
+outlives the receiver; it protects nothing, any key is accepted."""
+
+# Requests still open this long after the stop began are reset: a played hang would hold it up for ever.
+_STOP_GRACE = 0.3
+
+
+class _Protocol(H11Protocol):
+    """One connection; offers the app, through its scope, to reset it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        inner: Any = self.app
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            scope.setdefault("extensions", {})[RESET_EXTENSION] = self.reset
+            await inner(scope, receive, send)
+
+        self.app: Any = app
+
+    def reset(self) -> None:
+        """Ends the connection with a RST: a linger of 0 makes the kernel drop what was not sent."""
+        raw = self.transport.get_extra_info("socket")
+        if raw is not None:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
+
+class _Server(uvicorn.Server):
+    """Tells when it serves, and doesn't wait for requests that will never be answered."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.settled = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.settled.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        timer = asyncio.get_running_loop().call_later(_STOP_GRACE, self._let_go)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+
+    def _let_go(self) -> None:
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, _Protocol):
+                connection.reset()
+
+
+class Receiver:
+    """A receiver that runs on a thread, from `start` to `close`; a context manager does both.
+
+    ```python
+    with Receiver() as receiver, make_transport(receiver.dsn) as transport:
+        transport.capture_event({"message": "hello"})
+        assert receiver.wait_for(1)
+        assert receiver.events()[0]["title"] == "hello"
+    ```
+
+    Args:
+        host: Address to listen on.
+        port: 0 takes a free one.
+        store: A path, kept across restarts; None for memory; or a `Store`, which the caller closes.
+        fail: Outage to play from the start, one of `FAULTS`.
+        fail_for: Seconds until the outage and the rate limit end; None means never.
+        rate_limit: Value of X-Sentry-Rate-Limits to announce and obey, such as `60:error:key`.
+        listen_anywhere: Allows an address that other machines can reach.
+        allowed_hosts: Further host names to answer for; see `create_app`.
+        max_envelopes: Envelopes kept, newest first.
+        max_envelope_bytes: Most bytes of one envelope.
+        on_received: Called with each record after it was stored, from worker threads.
+
+    Raises:
+        OptionsError: A value is out of range, the address is not loopback, or the store can't be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        store: Store | str | os.PathLike[str] | None = None,
+        fail: str | None = None,
+        fail_for: float | None = None,
+        rate_limit: str | None = None,
+        listen_anywhere: bool = False,
+        allowed_hosts: Iterable[str] = (),
+        max_envelopes: int = 10_000,
+        max_envelope_bytes: int = MAX_ENVELOPE_BYTES,
+        on_received: Callable[[dict[str, Any]], object] | None = None,
+    ) -> None:
+        self.faults = Faults(fail, seconds=fail_for, rate_limit=rate_limit)
+        self._address = _resolve(host, port, listen_anywhere)
+        self._hosts = [*allowed_hosts, host]
+        if listen_anywhere:
+            self._hosts.append(socket.gethostname())
+        self._owns_store = not isinstance(store, Store)
+        self.store = store if isinstance(store, Store) else Store(store, max_envelopes=max_envelopes)
+        self._max_envelope_bytes = max_envelope_bytes
+        self._on_received = on_received
+        # Set by `start`, before the thread begins; read by everyone.
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+        self.port = port
+
+    def start(self) -> Self:
+        """Begins to listen; returns when requests are answered.
+
+        Raises:
+            OptionsError: The port is taken, or the address is not this machine's.
+        """
+        if self._thread is not None:
+            raise RuntimeError("this receiver was started before")
+        listener = _listen(self._address)
+        self.port = int(listener.getsockname()[1])
+        app = create_app(
+            self.store,
+            self.faults,
+            dsn=self.dsn,
+            allowed_hosts=self._hosts,
+            max_envelope_bytes=self._max_envelope_bytes,
+            on_received=self._on_received,
+        )
+        config = uvicorn.Config(
+            app,
+            http=_Protocol,
+            loop="asyncio",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=3,
+        )
+        server = self._server = _Server(config)
+
+        def run() -> None:
+            try:
+                server.run(sockets=[listener])
+            finally:
+                listener.close()
+                server.settled.set()
+
+        self._thread = threading.Thread(target=run, name="transport-kit-receiver", daemon=True)
+        self._thread.start()
+        server.settled.wait()
+        if not server.started:
+            raise RuntimeError("the receiver's server ended as it began")
+        return self
+
+    def stop(self) -> None:
+        """Ends the server; the store stays readable. Idempotent."""
+        if self._server is not None and self._thread is not None:
+            self._server.should_exit = True
+            self._thread.join()
+
+    def close(self) -> None:
+        """Ends the server and closes the store, if it is this receiver's own. Idempotent."""
+        self.stop()
+        if self._owns_store:
+            self.store.close()
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        """The page's address, without a slash at the end."""
+        return f"http://{self._netloc}"
+
+    @property
+    def dsn(self) -> str:
+        """A DSN that reaches this receiver, with its key."""
+        return f"http://{DEVELOPMENT_KEY}@{self._netloc}/1"
+
+    @property
+    def _netloc(self) -> str:
+        # The address that means "every one" is none that a client can use.
+        address = ipaddress.ip_address(self._address[0].partition("%")[0])
+        if address.is_unspecified:
+            address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
+        host = f"[{address}]" if address.version == 6 else str(address)
+        return f"{host}:{self.port}"
+
+    def events(self, limit: int = 10_000) -> list[dict[str, Any]]:
+        """The records of `/api/events`, newest first."""
+        return self.store.latest(limit)
+
+    def wait_for(self, count: int, timeout: float = 5.0) -> bool:
+        """Waits until `count` envelopes came since the store was opened; False after `timeout` seconds."""
+        return self.store.wait_for(count, timeout)
+
+
+def _resolve(host: str, port: int, anywhere: bool) -> tuple[Any, ...]:
+    """The one address to listen on; refuses what other machines could reach.
+
+    Raises:
+        OptionsError: It is not loopback and not allowed, or unknown.
+    """
+    if not 0 <= port <= 65535:
+        raise OptionsError("port", f"must be from 0 to 65535, not {port}")
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise OptionsError("host", f"{host} is unknown: {error}") from None
+    address = found[0][4]
+    if not anywhere and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
+        raise OptionsError(
+            "host",
+            f"{host or 'every address'} can be reached from other machines, and what apps report is private;"
+            " allow it with --listen-anywhere (listen_anywhere=True), or leave the default 127.0.0.1",
+        )
+    return address
+
+
+def _listen(address: tuple[Any, ...]) -> socket.socket:
+    family = socket.AF_INET6 if ":" in str(address[0]) else socket.AF_INET
+    try:
+        return socket.create_server(address, family=family, backlog=1024)
+    except OSError as error:
+        raise OptionsError(
+            "port", f"can't listen on {address[0]} port {address[1]}: {error.strerror}; 0 takes a free port"
+        ) from None

@@ -1,0 +1,216 @@
+"""Where envelopes are kept: SQLite, in memory or in a file, newest N and at most so many bytes.
+
+Owns the table, its bounds and the file's permissions: what apps report is private, so a new file is 0600.
+Knows nothing of HTTP; a record is a JSON object that `summary.py` made.
+
+Threads: one connection behind one lock; every method may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import orjson
+
+from transport_kit.errors import OptionsError
+
+__all__ = ["Store", "StoredEnvelope"]
+
+# "tkrv": a file of another program is never written to.
+_APPLICATION_ID = 0x746B7276
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE envelope (
+    n INTEGER PRIMARY KEY AUTOINCREMENT,
+    event_id TEXT,
+    size INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    record TEXT NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE INDEX envelope_event_id ON envelope (event_id);
+CREATE TABLE total (envelopes INTEGER NOT NULL, bytes INTEGER NOT NULL);
+INSERT INTO total VALUES (0, 0);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEnvelope:
+    """One envelope as it was received, with what is listed of it.
+
+    Attributes:
+        n: Number in order of arrival, from 1; never used twice in a store.
+        record: What `/api/events` lists; holds no key.
+        key: The key it came with. Kept out of `repr`, and masked in all that is shown.
+        body: The envelope without its content encoding, byte for byte.
+    """
+
+    n: int
+    record: dict[str, Any]
+    key: str = field(repr=False)
+    body: bytes = field(repr=False)
+
+
+class Store:
+    """Envelopes, newest first.
+
+    Args:
+        path: A file that keeps them across restarts; None for memory.
+        max_envelopes: Envelopes kept; at least 1. Older ones are dropped.
+        max_bytes: Bytes of envelopes kept; the newest one stays whatever its size.
+
+    Raises:
+        OptionsError: The file can't be opened, or is not a receiver's store.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        max_envelopes: int = 10_000,
+        max_bytes: int = 512 * 1024 * 1024,
+    ) -> None:
+        if max_envelopes < 1:
+            raise OptionsError("max_envelopes", f"must be at least 1, not {max_envelopes}")
+        if max_bytes < 1:
+            raise OptionsError("max_bytes", f"must be at least 1, not {max_bytes}")
+        self._max_envelopes = max_envelopes
+        self._max_bytes = max_bytes
+        # Guards the connection and `_added`; `wait_for` waits on it for additions.
+        self._changed = threading.Condition()
+        self._added = 0
+        self._connection = _memory() if path is None else _file(Path(path))
+
+    def add(self, *, event_id: str | None, key: str, record: dict[str, Any], body: bytes) -> int:
+        """Keeps one envelope and drops the oldest that no longer fit.
+
+        Returns:
+            Its number.
+
+        Raises:
+            sqlite3.Error: The disk is full or gone. Nothing was kept.
+        """
+        with self._changed:
+            with self._connection as db:
+                cursor = db.execute(
+                    "INSERT INTO envelope (event_id, size, key, record, body) VALUES (?, ?, ?, ?, ?)",
+                    (event_id, len(body), key, orjson.dumps(record).decode(), body),
+                )
+                db.execute("UPDATE total SET envelopes = envelopes + 1, bytes = bytes + ?", (len(body),))
+                number = cursor.lastrowid or 0
+                self._evict(db, number)
+            self._added += 1
+            self._changed.notify_all()
+        return number
+
+    def latest(self, limit: int = 100) -> list[dict[str, Any]]:
+        """Records, newest first, each with its number as `n`."""
+        with self._changed:
+            rows = self._connection.execute(
+                "SELECT n, record FROM envelope ORDER BY n DESC LIMIT ?", (limit,)
+            ).fetchall()
+        return [{"n": number, **orjson.loads(record)} for number, record in rows]
+
+    def by_number(self, number: int) -> StoredEnvelope | None:
+        """The envelope of that number; None when unknown or dropped."""
+        return self._one("SELECT n, record, key, body FROM envelope WHERE n = ?", number)
+
+    def by_event_id(self, event_id: str) -> StoredEnvelope | None:
+        """The newest envelope with that event id: 32 lower-case hex digits."""
+        return self._one(
+            "SELECT n, record, key, body FROM envelope WHERE event_id = ? ORDER BY n DESC LIMIT 1", event_id
+        )
+
+    def totals(self) -> tuple[int, int]:
+        """Envelopes and bytes kept now."""
+        with self._changed:
+            envelopes, size = self._connection.execute("SELECT envelopes, bytes FROM total").fetchone()
+        return int(envelopes), int(size)
+
+    def wait_for(self, count: int, timeout: float = 5.0) -> bool:
+        """Waits until `count` envelopes came since this object was made; False after `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._added >= count, timeout)
+
+    def close(self) -> None:
+        """Closes the file. Idempotent; any other call fails afterwards."""
+        with self._changed:
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _one(self, query: str, value: int | str) -> StoredEnvelope | None:
+        with self._changed:
+            row = self._connection.execute(query, (value,)).fetchone()
+        if row is None:
+            return None
+        number, record, key, body = row
+        return StoredEnvelope(number, {"n": number, **orjson.loads(record)}, key, body)
+
+    def _evict(self, db: sqlite3.Connection, newest: int) -> None:
+        envelopes, size = db.execute("SELECT envelopes, bytes FROM total").fetchone()
+        while (envelopes > self._max_envelopes or size > self._max_bytes) and envelopes > 1:
+            oldest, freed = db.execute("SELECT n, size FROM envelope ORDER BY n LIMIT 1").fetchone()
+            if oldest == newest:  # the totals were wrong, and the newest always stays
+                break
+            db.execute("DELETE FROM envelope WHERE n = ?", (oldest,))
+            envelopes -= 1
+            size -= freed
+            db.execute("UPDATE total SET envelopes = ?, bytes = ?", (envelopes, size))
+
+
+def _memory() -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:", check_same_thread=False)
+    connection.executescript(_SCHEMA)
+    return connection
+
+
+def _file(path: Path) -> sqlite3.Connection:
+    try:
+        # Created here, not by SQLite, which would follow the umask.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600))
+        connection = sqlite3.connect(path, timeout=5.0, check_same_thread=False)
+    except (OSError, sqlite3.Error) as error:
+        raise OptionsError("store", f"can't open {path}: {error}") from None
+    try:
+        _prepare(connection, path)
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, sqlite3.Error):
+            raise OptionsError("store", f"can't use {path}: {error}") from None
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Makes the tables in a new file; refuses one that is not ours."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if (application, version) != (_APPLICATION_ID, _VERSION):
+        if tables:
+            raise OptionsError("store", f"{path} is not a store of this receiver; name another file")
+        # Two receivers may start on one new file: the second finds the tables made.
+        with contextlib.closing(connection.cursor()) as cursor:
+            cursor.executescript(
+                f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id = {_APPLICATION_ID};"
+                f" PRAGMA user_version = {_VERSION}; COMMIT;"
+            )
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")

@@ -1,0 +1,197 @@
+"""What is listed of an envelope: who sent it, what it holds, and an event's exception in one line.
+
+Owns the record of `/api/events`. Payloads are hostile: any field may be missing, of another type or
+huge, so everything is read through `dig` and `text` and cut to bounds.
+
+Threads: pure functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from transport_kit.envelope import Envelope, Item
+
+__all__ = ["bounded", "dig", "exceptions", "frames", "load", "primary_item", "summarize", "text"]
+
+_LINE = 1_000
+_MAX_BREADTH = 100
+_MAX_DEPTH = 6
+_MAX_HEADERS_BYTES = 16 * 1024
+_EVENTS = ("event", "transaction", "feedback", "replay_event")
+_COMPANIONS = frozenset({"attachment", "client_report", "user_report", "profile"})
+
+
+def load(payload: bytes) -> Mapping[str, Any] | None:
+    """A payload's JSON object; None when it is anything else."""
+    try:
+        value = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def dig(value: object, *path: str) -> Any:
+    """What lies under the names, or None where an object ends."""
+    for name in path:
+        if not isinstance(value, dict):
+            return None
+        value = value.get(name)
+    return value
+
+
+def text(value: object, limit: int = _LINE) -> str | None:
+    """The value as a line of at most `limit` characters; None for null, an object or a list."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    if not isinstance(value, str):
+        return None
+    return value if len(value) <= limit else f"{value[:limit]}…"
+
+
+def bounded(value: object, depth: int = 0) -> object:
+    """A copy with long strings, lists and objects cut, and nothing deeper than six levels."""
+    if isinstance(value, str):
+        return text(value)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return text(value)
+    if not isinstance(value, dict | list):
+        return value
+    if depth == _MAX_DEPTH:
+        return "…"
+    if isinstance(value, dict):
+        head = list(value.items())[:_MAX_BREADTH]
+        return {str(text(name)): bounded(content, depth + 1) for name, content in head}
+    return [bounded(content, depth + 1) for content in value[:_MAX_BREADTH]]
+
+
+def exceptions(event: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The event's exceptions, the one that was raised last first, its causes after it."""
+    found = event.get("exception")
+    values = found if isinstance(found, list) else dig(found, "values")
+    if not isinstance(values, list):
+        return []
+    return [value for value in values[-_MAX_BREADTH:] if isinstance(value, dict)][::-1]
+
+
+def frames(exception: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The frames of a stack trace's holder, the innermost first."""
+    found = dig(exception, "stacktrace", "frames")
+    if not isinstance(found, list):
+        return []
+    return [frame for frame in found[-250:] if isinstance(frame, dict)][::-1]
+
+
+def primary_item(items: Sequence[Item]) -> Item | None:
+    """The item an envelope is about; None when it is empty."""
+    for wanted in _EVENTS:
+        for item in items:
+            if item.type == wanted:
+                return item
+    return next((item for item in items if item.type not in _COMPANIONS), items[0] if items else None)
+
+
+def summarize(
+    envelope: Envelope,
+    *,
+    event_id: str | None,
+    received_at: datetime,
+    project: str,
+    client: str,
+    content_encoding: str,
+    size: int,
+) -> dict[str, Any]:
+    """The record of one envelope. A few kB at most, whatever the envelope holds."""
+    item = primary_item(envelope.items)
+    payload = (load(item.get_bytes()) if item is not None else None) or {}
+    kind = text(item.type, 100) if item is not None else None
+    raised = exceptions(payload)
+    return {
+        "event_id": event_id,
+        "type": kind,
+        "title": _title(item, payload, raised),
+        "level": text(payload.get("level"), 20),
+        "received_at": received_at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "exception": _exception(raised),
+        "culprit": _culprit(raised),
+        "transaction": text(payload.get("transaction")),
+        "request": _request(payload),
+        "project": project,
+        "client": text(client, 200),
+        "content_encoding": content_encoding or None,
+        "item_types": [text(each.type, 100) for each in envelope.items[:_MAX_BREADTH]],
+        "size": size,
+        "envelope_headers": _headers(envelope.headers),
+    }
+
+
+def _headers(headers: Mapping[str, Any]) -> object:
+    listed = bounded(dict(headers))
+    return listed if len(orjson.dumps(listed)) <= _MAX_HEADERS_BYTES else {"…": "too long to list"}
+
+
+def _exception(raised: Sequence[Mapping[str, Any]]) -> dict[str, str | None] | None:
+    if not raised:
+        return None
+    return {"type": text(raised[0].get("type")), "value": text(raised[0].get("value"))}
+
+
+def _culprit(raised: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The innermost frame of the app's own code, else the innermost frame."""
+    found = frames(raised[0]) if raised else []
+    if not found:
+        return None
+    frame = next((frame for frame in found if frame.get("in_app") is True), found[0])
+    line = frame.get("lineno")
+    return {
+        "function": text(frame.get("function")),
+        "module": text(frame.get("module")),
+        "filename": text(frame.get("filename")) or text(frame.get("abs_path")),
+        "lineno": line if isinstance(line, int) else None,
+        "context_line": text(frame.get("context_line")),
+    }
+
+
+def _request(payload: Mapping[str, Any]) -> dict[str, str | None] | None:
+    request = payload.get("request")
+    if not isinstance(request, dict):
+        return None
+    return {"method": text(request.get("method"), 20), "url": text(request.get("url"))}
+
+
+def _title(item: Item | None, payload: Mapping[str, Any], raised: Sequence[Mapping[str, Any]]) -> str:
+    """One line that tells this envelope from its neighbours."""
+    if item is None:
+        return "empty envelope"
+    if raised:
+        parts = (text(raised[0].get("type")), text(raised[0].get("value"), 200))
+        return ": ".join(part for part in parts if part) or "exception"
+    message = payload.get("message")
+    candidates = {
+        "event": (
+            dig(payload, "logentry", "formatted"),
+            dig(payload, "logentry", "message"),
+            message,
+            dig(message, "formatted"),
+        ),
+        "transaction": (payload.get("transaction"),),
+        "feedback": (dig(payload, "contexts", "feedback", "message"),),
+        "check_in": (payload.get("monitor_slug"),),
+        "session": (payload.get("status"),),
+        "log": (_first_log(payload),),
+    }.get(item.type, ())
+    found = next((line for line in (text(each, 200) for each in candidates) if line), None)
+    if item.type == "check_in" and found:
+        return f"{found}: {text(payload.get('status'), 50) or 'no status'}"
+    return found or str(text(item.type, 100))
+
+
+def _first_log(payload: Mapping[str, Any]) -> object:
+    items = payload.get("items")
+    return dig(items[0], "body") if isinstance(items, list) and items else None
