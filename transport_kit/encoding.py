@@ -27,7 +27,7 @@ import orjson
 
 from transport_kit.errors import SealError
 
-__all__ = ["clean_text", "encode", "repair"]
+__all__ = ["clean_text", "dump", "encode", "repair"]
 
 _STRICT: Final = (
     orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATETIME
@@ -62,15 +62,26 @@ def encode(value: object, path: str) -> bytes:
     if type(value) is not tuple:
         try:
             _frames_to_spare()
-            return orjson.dumps(value, option=_STRICT)
+            return dump(value)
         except (TypeError, RecursionError):
             pass
     try:
-        return orjson.dumps(repair(value, path), option=_STRICT)
+        return dump(repair(value, path))
     except SealError:
         raise
     except Exception as error:
         raise SealError(path, f"can't be written as JSON ({type(error).__name__})") from None
+
+
+def dump(value: object) -> bytes:
+    """Strict JSON of `value` in memory of just that size.
+
+    Raises:
+        TypeError: The encoder refuses it.
+    """
+    # The encoder leaves its result in the buffer it wrote to: up to twice the size, and 4 kB for a
+    # header. These bytes may wait in a queue that counts them.
+    return bytes(memoryview(orjson.dumps(value, option=_STRICT)))
 
 
 def _frames_to_spare(more: int = 10) -> None:

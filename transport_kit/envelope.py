@@ -50,6 +50,7 @@ _CONTAINER_TYPES: Final = {
 _ONE: Final[dict[str, Quantities]] = {
     name: ((kind.category, 1),) for name, kind in KINDS.items() if kind.category is not None
 }
+_PLAIN_HEADERS: Final = {name: b'{"type":"%b","length":%%d}' % name.encode() for name in KINDS}
 _NOTHING: Final[Quantities] = ()
 
 
@@ -163,6 +164,8 @@ class Item:
 
     def _header(self, length: int) -> bytes:
         headers = self.headers
+        if len(headers) == 1 and (plain := _PLAIN_HEADERS.get(headers["type"])):
+            return plain % length
         first = {"type": headers["type"], "length": length}
         if len(headers) > 1:
             first.update((name, value) for name, value in headers.items() if name not in first)
@@ -387,7 +390,10 @@ class Envelope:
                 raise SealError("envelope.headers.event_id", "not 32 hex digits or a UUID")
             if "sent_at" in headers:
                 headers = {name: value for name, value in headers.items() if name != "sent_at"}
-            header = encode(headers, "envelope.headers")
+            if type(event_id) is str and len(headers) == 1:
+                header = b'{"event_id":"%b"}' % event_id.encode()
+            else:
+                header = encode(headers, "envelope.headers")
             size = len(header) + 1
             if size > MAX_HEADER_LINE_BYTES:
                 raise SealError("envelope.headers", f"{size} bytes, more than {MAX_HEADER_LINE_BYTES}")

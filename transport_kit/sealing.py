@@ -25,6 +25,8 @@ LeftOut: TypeAlias = tuple[tuple[SealError, Quantities], ...]
 INTERNAL: Final = "internal"
 # Fast, and JSON shrinks to a third; the sender compresses again, harder.
 _STORAGE_LEVEL: Final = 1
+# A blob larger than this part of the envelope isn't kept: inflating it again costs more than it saves.
+_WORTH: Final = 0.9
 # What the objects around the bytes weigh, see the test that measures them.
 _ENVELOPE_OVERHEAD: Final = 400
 _ITEM_OVERHEAD: Final = 250
@@ -205,7 +207,7 @@ class SealedEnvelope:
     def packed(self) -> SealedEnvelope:
         """The form for storage: items in one compressed blob, all other facts unchanged.
 
-        Returns itself when packed already, and when compression gains nothing.
+        Returns itself when packed already, and when compression gains little.
         """
         if self._blob is not None or not self._items:
             return self
@@ -213,9 +215,9 @@ class SealedEnvelope:
         parts = [deflate.compress(part) for item in self._items for part in (item.header, item.payload)]
         parts.append(deflate.flush())
         blob = b"".join(parts)
-        stored = len(self.header) + len(blob) + _ENVELOPE_OVERHEAD + _PACKED_ITEM_OVERHEAD * len(self._items)
-        if stored >= self.stored:
+        if len(blob) > _WORTH * self.size:
             return self
+        stored = len(self.header) + len(blob) + _ENVELOPE_OVERHEAD + _PACKED_ITEM_OVERHEAD * len(self._items)
         shapes = tuple(
             _Shape(item.type, len(item.header), len(item.payload), item.category, item.quantities)
             for item in self._items

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import orjson
 
+from transport_kit.encoding import dump
 from transport_kit.errors import SealError
 
 __all__ = ["trim"]
@@ -50,12 +51,12 @@ def trim(body: bytes, limit: int, path: str) -> bytes:
                 break
             cut()
             excess -= cost
-        body = orjson.dumps(event)
+        body = dump(event)
         if len(body) <= limit:
             return body
     for length in _STRING_LENGTHS:
         _shorten(event, length)
-        body = orjson.dumps(event)
+        body = dump(event)
         if len(body) <= limit:
             return body
     raise SealError(path, f"{size} bytes, more than {limit}, and {len(body)} when trimmed")
