@@ -1,0 +1,648 @@
+"""Sealed envelopes: what is captured is what is sent, the facts about it, limits, storage and trimming."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import pathlib
+import pickle
+import sys
+import threading
+import tracemalloc
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transport_kit.envelope import Envelope, Item, Priority, SealedEnvelope, SealedItem
+from transport_kit.errors import SealError
+
+EVENT_ID = "9ec79c33ec9942ab8353589fcb2e04dc"
+
+
+def make_event(frames: int = 25) -> dict[str, Any]:
+    """An error event of the usual shape, some 10 kB with 25 frames."""
+    return {
+        "event_id": EVENT_ID,
+        "timestamp": 1767323045.678,
+        "platform": "python",
+        "level": "error",
+        "exception": {
+            "values": [
+                {
+                    "type": "ValueError",
+                    "value": "boom é",
+                    "stacktrace": {
+                        "frames": [
+                            {
+                                "filename": f"shop/module_{n}.py",
+                                "function": "handle",
+                                "lineno": n,
+                                "pre_context": ["    cart = load(request)", "    total = 0"] * 2,
+                                "context_line": "    return total / len(cart)",
+                                "vars": {"cart": f"[{n}]", "request": "<Request GET /cart>"},
+                            }
+                            for n in range(frames)
+                        ]
+                    },
+                }
+            ]
+        },
+        "breadcrumbs": {"values": [{"timestamp": n, "message": f"GET /{n}"} for n in range(30)]},
+        "extra": {"order": [1, 2, 3]},
+    }
+
+
+def limited(*categories: str | None) -> Callable[[str | None], bool]:
+    """A question about limits; "*" is the limit on everything."""
+    return lambda category: "*" in categories or (category is not None and category in categories)
+
+
+def _types(sealed: SealedEnvelope | None) -> list[str] | None:
+    return None if sealed is None else [item.type for item in sealed.items]
+
+
+def test_what_is_captured_is_what_is_sent_whatever_the_caller_does_later() -> None:
+    """Request data changes while the envelope waits in a queue."""
+    event = make_event()
+    before = copy.deepcopy(event)
+    attachment = bytearray(b"before")
+    sealed = Envelope.event(event).add_attachment(attachment, filename="a").seal()
+    event["exception"]["values"].clear()
+    event["extra"]["order"].append("later")
+    event["event_id"] = "b" * 32
+    attachment[:] = b"after!"
+    parsed = Envelope.deserialize(sealed.serialize())
+    assert json.loads(parsed.items[0].get_bytes()) == before
+    assert parsed.items[1].get_bytes() == b"before"
+    assert parsed.headers == {"event_id": EVENT_ID}
+
+
+def test_sealing_leaves_the_envelope_and_its_payloads_alone() -> None:
+    """The same envelope may go to two transports."""
+    event = {**make_event(), "odd": {1: {2}}}
+    before = copy.deepcopy(event)
+    envelope = Envelope({"sent_at": "2026-01-02T03:04:05Z"}).add_event(event)
+    assert envelope.seal().serialize() == envelope.seal().serialize()
+    assert event == before
+    assert envelope.headers["sent_at"] == "2026-01-02T03:04:05Z"
+
+
+def test_the_bytes_are_those_of_the_serialiser() -> None:
+    """`type` and `length` first, one line a header, and a size that counts every byte."""
+    envelope = (
+        Envelope.event(make_event())
+        .add_attachment(b"\n{}\n", filename="ä.txt")
+        .add_item(Item(b"", type="x\n"))
+    )
+    sealed = envelope.seal()
+    assert sealed.serialize() == envelope.serialize()
+    assert sealed.size == len(sealed.serialize())
+    assert [item.header for item in sealed.items] == [
+        b'{"type":"event","length":%d}' % len(sealed.items[0].payload),
+        '{"type":"attachment","length":4,"filename":"ä.txt"}'.encode(),
+        b'{"type":"x\\n","length":0}',
+    ]
+    assert sealed.header == b'{"event_id":"%b"}' % EVENT_ID.encode()
+    assert sealed.event_id == EVENT_ID
+
+
+def test_sent_at_is_written_at_sending_and_never_stored() -> None:
+    """Servers correct clocks by it: time in the queue must not look like clock drift."""
+    moment = "2026-01-02T03:04:05.678Z"
+    bare = Envelope({"sent_at": "2020-01-01T00:00:00Z"}).add_session({}).seal()
+    assert bare.header == b"{}"
+    assert bare.serialize(moment).startswith(b'{"sent_at":"%b"}\n' % moment.encode())
+    named = Envelope.event(make_event()).seal()
+    for sealed in (bare, named, named.packed()):
+        assert Envelope.deserialize(sealed.serialize(moment)).headers.pop("sent_at") == moment
+        assert "sent_at" not in Envelope.deserialize(sealed.serialize()).headers
+    hostile = named.serialize('"}\n')
+    assert Envelope.deserialize(hostile).headers == {"event_id": EVENT_ID, "sent_at": '"}\n'}
+
+
+@pytest.mark.parametrize(
+    ("types", "priority", "ordered", "repeatable"),
+    [
+        (["event"], Priority.ERROR, False, True),
+        (["feedback"], Priority.ERROR, False, True),
+        (["user_report"], Priority.ERROR, False, True),
+        (["event", "attachment", "attachment"], Priority.ERROR, False, True),
+        (["attachment"], Priority.REPLAY, False, True),
+        (["replay_event", "replay_recording"], Priority.REPLAY, False, True),
+        (["replay_video"], Priority.REPLAY, False, True),
+        (["transaction", "profile"], Priority.TRANSACTION, False, True),
+        (["session"], Priority.SESSION, True, False),
+        (["sessions"], Priority.SESSION, True, False),
+        (["check_in"], Priority.SESSION, True, False),
+        (["event", "session"], Priority.ERROR, True, False),
+        (["client_report"], Priority.TRANSACTION, False, False),
+        (["event", "client_report"], Priority.ERROR, False, False),
+        (["span"], Priority.TRANSACTION, False, False),
+        (["log"], Priority.LOG, False, False),
+        (["trace_metric"], Priority.LOG, False, False),
+        (["profile_chunk"], Priority.LOG, False, False),
+        (["statsd"], Priority.LOG, False, False),
+        (["something_new", "attachment"], Priority.LOG, False, False),
+        ([], Priority.REPLAY, False, True),
+    ],
+)
+def test_the_facts_follow_from_the_items(
+    types: list[str], priority: Priority, ordered: bool, repeatable: bool
+) -> None:
+    """Who is sacrificed first, what keeps its order, and what may be sent twice after a timeout."""
+    items = [Item({}, type=type_) for type_ in types]
+    sealed = Envelope({"event_id": EVENT_ID}, items).seal()
+    assert (sealed.priority, sealed.ordered, sealed.repeatable) == (priority, ordered, repeatable)
+    packed = sealed.packed()
+    assert (packed.priority, packed.ordered, packed.repeatable) == (priority, ordered, repeatable)
+    nameless = Envelope.deserialize(
+        Envelope(items=items).serialize().replace(b'"event_id"', b'"x"', 1)
+    ).seal()
+    assert nameless.event_id is None
+    assert not nameless.repeatable
+
+
+def test_quantities_are_summed_per_category() -> None:
+    """One loss record per category, however many items."""
+    sealed = (
+        Envelope.transaction({"spans": [{}]})
+        .add_attachment(b"abc", filename="a")
+        .add_attachment(b"", filename="b")
+        .add_item(Item({}, type="span", item_count=4))
+        .add_client_report({})
+        .seal()
+    )
+    assert sealed.quantities == (("transaction", 1), ("span", 6), ("attachment", 4))
+
+
+@pytest.mark.parametrize(
+    ("types", "limits", "left", "lost"),
+    [
+        (["event", "attachment"], [], ["event", "attachment"], {}),
+        (["event", "attachment"], ["error"], None, {"error": 1, "attachment": 2}),
+        (["event", "attachment"], ["attachment"], ["event"], {"attachment": 2}),
+        (["event", "attachment"], ["transaction", "session"], ["event", "attachment"], {}),
+        (["event", "attachment", "session"], ["error"], ["session"], {"error": 1, "attachment": 2}),
+        (["attachment"], ["error"], ["attachment"], {}),
+        (["attachment", "session"], ["error"], ["attachment", "session"], {}),
+        (
+            ["transaction", "profile", "attachment"],
+            ["transaction"],
+            None,
+            {"transaction": 1, "span": 1, "profile": 1, "attachment": 2},
+        ),
+        (["transaction", "profile"], ["profile"], ["transaction"], {"profile": 1}),
+        (["transaction"], ["span"], ["transaction"], {}),
+        (["event", "replay_event", "replay_recording"], ["error"], None, {"error": 1, "replay": 2}),
+        (["replay_event", "replay_recording"], ["replay"], None, {"replay": 2}),
+        (["log"], ["log_item"], None, {"log_item": 1, "log_byte": 2}),
+        (["log", "trace_metric"], ["log_item"], ["trace_metric"], {"log_item": 1, "log_byte": 2}),
+        (["check_in"], ["monitor"], None, {"monitor": 1}),
+        (["feedback"], ["error"], ["feedback"], {}),
+        (["user_report"], ["feedback"], None, {"feedback": 1}),
+        (["something_new"], ["error", "session"], ["something_new"], {}),
+        (["something_new"], ["*"], None, {}),
+        (["event", "something_new"], ["*"], None, {"error": 1}),
+        (["client_report"], [], ["client_report"], {}),
+        (["client_report"], ["*"], None, {}),
+        (["client_report"], ["error"], ["client_report"], {}),
+        (["event", "client_report"], ["error"], None, {"error": 1}),
+        (["event", "client_report"], ["*"], None, {"error": 1}),
+        (["event", "client_report", "session"], ["error"], ["client_report", "session"], {"error": 1}),
+        ([], [], None, {}),
+    ],
+)
+def test_limits_take_out_what_may_not_be_sent(
+    types: list[str], limits: list[str], left: list[str] | None, lost: dict[str, int]
+) -> None:
+    """An attachment without its event is an orphan upload; a report must not be lost with the rest."""
+    sealed = Envelope({"event_id": EVENT_ID}, [Item({}, type=type_) for type_ in types]).seal()
+    for form in (sealed, sealed.packed()):
+        kept, quantities = form.filtered(limited(*limits))
+        assert _types(kept) == left
+        assert dict(quantities) == lost
+        if kept is not None:
+            assert kept is form or (kept.size == len(kept.serialize()) and kept.event_id == EVENT_ID)
+            assert sorted([*kept.quantities, *quantities]) == sorted(sealed.quantities) or lost
+
+
+def test_each_category_is_asked_about_once() -> None:
+    """A limit that ends meanwhile must not split an envelope."""
+    asked: list[str | None] = []
+
+    def answer(category: str | None) -> bool:
+        asked.append(category)
+        return len(asked) % 2 == 0
+
+    sealed = Envelope(
+        {}, [Item({}, type=type_) for type_ in ("session", "x", "session", "x", "sessions")]
+    ).seal()
+    kept, _ = sealed.filtered(answer)
+    assert asked == ["session", None]
+    assert _types(kept) == ["session", "session", "sessions"]
+
+
+def test_a_client_report_can_join_an_envelope_or_travel_alone() -> None:
+    """Reports ride along when something is sent anyway."""
+    report = Item({"discarded_events": []}, type="client_report").seal()
+    sealed = Envelope.event(make_event()).seal()
+    for form in (sealed, sealed.packed()):
+        joined = form.with_items([report])
+        assert _types(joined) == ["event", "client_report"]
+        assert joined.size == len(joined.serialize())
+        assert not joined.repeatable
+    assert _types(sealed) == ["event"]
+    alone = SealedEnvelope.empty(b"{}").with_items([report])
+    assert _types(Envelope.deserialize(alone.serialize("now")).seal()) == ["client_report"]
+    assert alone.event_id is None
+    assert SealedEnvelope.empty(sealed.header).event_id == EVENT_ID
+
+
+def test_the_storage_form_holds_less_and_says_the_same() -> None:
+    """Ten thousand events of 10 kB have to fit into the default memory."""
+    sealed = Envelope.event(make_event()).add_attachment(b"\x00" * 5000, filename="a").seal()
+    packed = sealed.packed()
+    assert packed.packed() is packed
+    assert sealed.unpacked() is sealed
+    assert packed.stored < sealed.stored / 3
+    assert packed.stored < packed.size < sealed.stored
+    for fact in ("header", "size", "event_id", "priority", "ordered", "repeatable", "quantities"):
+        assert getattr(packed, fact) == getattr(sealed, fact)
+    assert packed.serialize("now") == sealed.serialize("now")
+    back = packed.unpacked()
+    assert back.serialize() == sealed.serialize()
+    assert back.stored == sealed.stored
+    assert [(item.category, item.quantities) for item in packed.items] == [
+        (item.category, item.quantities) for item in sealed.items
+    ]
+
+
+def test_what_does_not_shrink_is_not_packed() -> None:
+    """An image in the queue would only cost time."""
+    tiny = Envelope().add_session({"sid": "1"}).seal()
+    assert tiny.packed().stored <= tiny.stored
+    empty = SealedEnvelope.empty(b"{}")
+    assert empty.packed() is empty
+    random = Envelope().add_attachment(os.urandom(10_000), filename="a").seal()
+    assert random.packed() is random
+
+
+def test_what_is_held_is_what_the_queue_counts() -> None:
+    """A bound on bytes that forgets the objects around them is no bound for small envelopes."""
+    count = 2000
+    for form, size in (("plain", 10), ("plain", 0), ("packed", 10)):
+        tracemalloc.start()
+        try:
+            held = []
+            for n in range(count):
+                event = make_event(size) | {"event_id": f"{n:032x}"}
+                sealed = Envelope.event(event).seal()
+                held.append(sealed.packed() if form == "packed" else sealed)
+            measured = tracemalloc.get_traced_memory()[0] / count
+        finally:
+            tracemalloc.stop()
+        counted = sum(sealed.stored for sealed in held) / count
+        assert 0.85 < measured / counted < 1.15, (form, size, measured, counted)
+
+
+def test_sealed_forms_survive_pickling_and_show_no_payload() -> None:
+    """They cross processes in some queues, and land in logs."""
+    sealed = Envelope.event({"message": "hunter2", "event_id": EVENT_ID}).seal()
+    for form in (sealed, sealed.packed()):
+        assert pickle.loads(pickle.dumps(form)).serialize() == sealed.serialize()
+        assert "hunter2" not in repr(form) + repr(form.items)
+        assert EVENT_ID in repr(form)
+    assert repr(Envelope.event(make_event()).seal().packed()).count("packed") == 1
+    assert repr(SealedItem("x", b"", b"abc", None, ())) == "<SealedItem 'x' of 3 bytes>"
+
+
+# Trimming
+
+
+def _oversize(part: str, size: int = 60_000) -> dict[str, Any]:
+    event = make_event()
+    big = "x" * size
+    if part == "vars":
+        for frame in event["exception"]["values"][0]["stacktrace"]["frames"]:
+            frame["vars"]["big"] = big[: size // 25]
+    elif part == "breadcrumbs":
+        event["breadcrumbs"]["values"] += [{"message": f"{n} {big[: size // 10]}"} for n in range(10)]
+    elif part == "extra":
+        event["extra"]["big"] = big
+    else:
+        event["exception"]["values"][0]["value"] = big
+    return event
+
+
+def _trimmed(event: dict[str, Any], limit: int) -> dict[str, Any]:
+    before = copy.deepcopy(event)
+    sealed = Envelope.event(event).seal(max_event_bytes=limit)
+    assert event == before
+    assert len(sealed.items[0].payload) <= limit
+    result: dict[str, Any] = json.loads(sealed.items[0].payload)
+    assert result["event_id"] == EVENT_ID
+    assert len(result["exception"]["values"][0]["stacktrace"]["frames"]) == 25
+    return result
+
+
+def _frames(event: dict[str, Any]) -> list[dict[str, Any]]:
+    frames: list[dict[str, Any]] = event["exception"]["values"][0]["stacktrace"]["frames"]
+    return frames
+
+
+def test_an_event_within_the_bound_is_not_touched() -> None:
+    """Exactly the bound is within it."""
+    event = make_event()
+    size = len(orjson.dumps(event))
+    assert _trimmed(event, size) == event
+    assert _trimmed(event, size - 1) != event
+
+
+def test_frame_variables_go_first_and_those_of_the_failing_frame_last() -> None:
+    """The failing frame's variables are what the reader looks at."""
+    event = _oversize("vars")
+    result = _trimmed(event, 40_000)
+    kept = ["vars" in frame for frame in _frames(result)]
+    assert kept[-1] is True
+    assert kept[0] is False
+    assert kept == sorted(kept)
+    assert result["breadcrumbs"] == event["breadcrumbs"]
+    assert result["extra"] == event["extra"]
+
+
+def test_breadcrumbs_go_next_and_the_newest_stay() -> None:
+    """The last thing that happened before the error tells most."""
+    event = _oversize("breadcrumbs")
+    result = _trimmed(event, 40_000)
+    assert all("vars" not in frame for frame in _frames(result))
+    left = result["breadcrumbs"]["values"]
+    assert 0 < len(left) < 40
+    assert left == event["breadcrumbs"]["values"][-len(left) :]
+    assert result["extra"] == event["extra"]
+
+
+def test_extra_goes_third_and_the_largest_value_first() -> None:
+    """Small values beside a large one survive, and the place of the large one says so."""
+    event = _oversize("extra")
+    result = _trimmed(event, 40_000)
+    assert result["breadcrumbs"]["values"] == []
+    assert result["extra"] == {"order": [1, 2, 3], "big": "<trimmed>"}
+
+
+def test_long_strings_are_cut_last() -> None:
+    """A message of megabytes must not cost the stack trace."""
+    result = _trimmed(_oversize("value"), 40_000)
+    value = result["exception"]["values"][0]["value"]
+    assert value == "x" * 8191 + "…"
+    assert len(_trimmed(_oversize("value"), 10_000)["exception"]["values"][0]["value"]) == 1024
+
+
+def test_every_shape_of_an_event_can_be_trimmed() -> None:
+    """Lists without `values`, single objects, threads, nulls and nonsense are legal input."""
+    frame = {"vars": {"a": "x" * 5000}}
+    trace = {"frames": [frame]}
+    for event in (
+        {"exception": [{"stacktrace": trace}]},
+        {"exception": {"stacktrace": trace}},
+        {"threads": {"values": [{"stacktrace": trace}]}},
+        {"stacktrace": trace},
+        {"breadcrumbs": [{"message": "x" * 5000}, None, 3]},
+        {"extra": {"a": "x" * 5000}},
+        {
+            "message": "x" * 5000,
+            "exception": None,
+            "threads": 3,
+            "breadcrumbs": {"values": "no"},
+            "extra": [],
+        },
+        {"exception": {"values": [None, {"stacktrace": {"frames": [None, 1]}}]}, "list": [["x" * 5000]]},
+    ):
+        sealed = Envelope.event(event).seal(max_event_bytes=1500)
+        assert len(sealed.items[0].payload) <= 1500
+        assert json.loads(sealed.items[0].payload)["event_id"] == sealed.event_id
+
+
+def test_an_event_of_a_hundred_megabytes_is_cut() -> None:
+    """One string in extra, longer than any receiver takes."""
+    result = _trimmed(_oversize("extra", 100_000_000), 1_000_000)
+    assert result["extra"]["big"] == "<trimmed>"
+
+
+def test_what_is_too_big_in_every_way_is_refused() -> None:
+    """A receiver would answer 413; the loss is counted where it happened."""
+    event = {"event_id": EVENT_ID, "list": list(range(100_000))}
+    with pytest.raises(SealError) as caught:
+        Envelope.event(event).seal(max_event_bytes=10_000)
+    assert caught.value.path == "event"
+    assert "10000" in str(caught.value)
+    for payload in (b"x" * 20_000, b"[" + b"1," * 9000 + b"1]"):
+        with pytest.raises(SealError, match="not a JSON object"):
+            Envelope(items=[Item(payload, type="event")]).seal(max_event_bytes=10_000)
+
+
+def test_transactions_and_feedback_have_the_same_bound() -> None:
+    """Receivers count them in one group; the quantity is that of the whole."""
+    for kind in ("transaction", "feedback"):
+        item = Item({"extra": {"a": "x" * 50_000}, "spans": [{}] * 3}, type=kind)
+        sealed = Envelope(items=[item]).seal(max_event_bytes=10_000)
+        assert sealed.size < 10_200
+        assert sealed.quantities == item.quantities
+    big = Envelope().add_session({"a": "x" * 50_000}).seal(max_event_bytes=10_000)
+    assert big.size > 50_000
+
+
+# Attachments, sizes and errors
+
+
+def test_an_attachment_that_cannot_travel_does_not_cost_the_event(tmp_path: pathlib.Path) -> None:
+    """A missing log file or a core dump beside an error: the error is sent, the loss is told."""
+    file = tmp_path / "big"
+    file.write_bytes(b"x" * 500)
+    envelope = (
+        Envelope.event(make_event())
+        .add_attachment(tmp_path / "missing", filename="a")
+        .add_attachment(file, filename="b")
+        .add_attachment(b"y" * 300, filename="c")
+        .add_attachment({"k": "v" * 400}, filename="d")
+        .add_attachment(b"small", filename="e" * 9000)
+        .add_attachment(b"kept", filename="f")
+    )
+    sealed = envelope.seal(max_attachment_bytes=200)
+    assert _types(sealed) == ["event", "attachment"]
+    assert sealed.items[1].payload == b"kept"
+    assert [quantities for _, quantities in sealed.left_out] == [
+        (("attachment", 1),),
+        (("attachment", 500),),
+        (("attachment", 300),),
+        (("attachment", 1),),
+        (("attachment", 5),),
+    ]
+    assert [error.path for error, _ in sealed.left_out] == ["attachment"] * 4 + ["attachment.headers"]
+    assert sealed.packed().left_out == ()
+
+
+def test_attachments_alone_that_cannot_travel_are_an_error() -> None:
+    """There is nothing left to send."""
+    with pytest.raises(SealError, match="more than 10 bytes"):
+        Envelope().add_attachment(b"x" * 11, filename="a").seal(max_attachment_bytes=10)
+    assert Envelope().add_attachment(b"x" * 10, filename="a").seal(max_attachment_bytes=10).size > 10
+
+
+def test_a_big_file_is_read_to_the_bound_only(tmp_path: pathlib.Path) -> None:
+    """A sparse file of a terabyte must not be read into memory."""
+    file = tmp_path / "sparse"
+    with file.open("wb") as handle:
+        handle.truncate(2**40)
+    tracemalloc.start()
+    try:
+        sealed = (
+            Envelope.event(make_event()).add_attachment(file, filename="a").seal(max_attachment_bytes=1000)
+        )
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sealed.left_out[0][1] == (("attachment", 2**40),)
+    assert peak < 1_000_000
+
+
+def test_the_whole_envelope_has_a_bound_too() -> None:
+    """What goes over it: attachments are left out, anything else is refused."""
+    envelope = (
+        Envelope.event(make_event())
+        .add_attachment(b"x" * 5000, filename="a")
+        .add_attachment(b"", filename="b")
+    )
+    sealed = envelope.seal(max_envelope_bytes=12_000)
+    assert [item.payload for item in sealed.items[1:]] == [b""]
+    assert sealed.left_out[0][1] == (("attachment", 5000),)
+    with pytest.raises(SealError, match="takes the envelope over 1000 bytes"):
+        envelope.seal(max_envelope_bytes=1000)
+
+
+def test_headers_are_kept_to_one_short_line() -> None:
+    """A receiver in use answers 413 above 8 KiB, and reads line by line."""
+    with pytest.raises(SealError) as caught:
+        Envelope({"trace": {"transaction": "x" * 9000}}).add_session({}).seal()
+    assert caught.value.path == "envelope.headers"
+    with pytest.raises(SealError) as caught:
+        Envelope(items=[Item({}, type="session", headers={"x": "y" * 9000})]).seal()
+    assert caught.value.path == "session.headers"
+    odd = Envelope({"x": {1: "\n"}}, [Item({}, type="session", headers={"y": {2: "\ud800\n"}})]).seal()
+    assert odd.header == b'{"x":{"1":"\\n"}}'
+    assert b"\n" not in odd.items[0].header
+
+
+def test_an_envelope_with_a_faulty_id_is_refused_here() -> None:
+    """A receiver would answer 400 for the whole, later, far from whoever wrote it."""
+    for event_id in ("nope", 7, "", EVENT_ID + " "):
+        with pytest.raises(SealError) as caught:
+            Envelope({"event_id": event_id}).add_session({}).seal()
+        assert caught.value.path == "envelope.headers.event_id"
+
+
+def test_an_event_that_is_no_object_is_refused() -> None:
+    """Any object would be written as its class's name, and discarded by the server."""
+    for payload in ([1], None, object(), 7):
+        with pytest.raises(SealError) as caught:
+            Envelope(items=[Item(payload, type="event")]).seal()
+        assert caught.value.path == "event"
+
+
+def test_one_event_with_every_awkward_value_is_sealed() -> None:
+    """Nothing a caller puts into an event may raise into the request."""
+    loop: dict[str, Any] = {}
+    loop["self"] = loop
+    deep: Any = None
+    for _ in range(10_000):
+        deep = [deep]
+    event = make_event() | {
+        "extra": {
+            1: "int", "1": "str", "big": 2**100, "bad\ud800": "\udfff", "bytes": b"\xff", "nan": math.nan,
+            "loop": loop, "deep": deep, "set": {1}, "object": object(), "error": ValueError("hunter2"),
+            "long": "x" * 2_000_000,
+        }
+    }  # fmt: skip
+    sealed = Envelope.event(event).seal()
+    assert b"hunter2" not in sealed.items[0].payload
+    assert len(sealed.items[0].payload) <= 1_000_000
+    extra = json.loads(sealed.items[0].payload)["extra"]
+    assert extra["1"] == "int"
+    assert extra["1#2"] == "str"
+    assert extra["nan"] is None
+    assert extra["long"] == "<trimmed>"
+
+
+def test_sealing_raises_nothing_but_its_own_error() -> None:
+    """`capture` counts a SealError; anything else would reach the request."""
+
+    class Breaks(dict[str, Any]):
+        def items(self) -> NoReturn:
+            raise ZeroDivisionError("hunter2")
+
+    envelope = Envelope.event(make_event())
+    envelope.items[0].headers = Breaks(type="event", a=1)
+    with pytest.raises(SealError) as caught:
+        envelope.seal()
+    assert str(caught.value) == "can't seal envelope: can't be sealed (ZeroDivisionError)"
+
+
+def test_a_dict_changed_by_another_thread_meanwhile_is_sealed_or_refused() -> None:
+    """Two requests that share a dict of tags; sealing takes no lock against it."""
+    event = make_event()
+    event["tags"] = {"a": {1}}
+    stop, started = threading.Event(), threading.Event()
+
+    def churn() -> None:
+        turn = 0
+        while not stop.is_set():
+            turn += 1
+            event["tags"][f"k{turn % 60}"] = turn
+            event["tags"].pop(f"k{(turn + 30) % 60}", None)
+            event[f"e{turn % 20}"] = turn
+            event.pop(f"e{(turn + 10) % 20}", None)
+            started.set()
+
+    thread = threading.Thread(target=churn, daemon=True)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    outcomes = {"sealed": 0, "refused": 0}
+    try:
+        thread.start()
+        assert started.wait(5)
+        for _ in range(300):
+            try:
+                sealed = Envelope.event(event).seal()
+            except SealError:
+                outcomes["refused"] += 1
+            else:
+                outcomes["sealed"] += 1
+                assert Envelope.deserialize(sealed.serialize()).items[0].get_bytes()[:1] == b"{"
+    finally:
+        stop.set()
+        thread.join(5)
+        sys.setswitchinterval(interval)
+    assert outcomes["sealed"] > 250
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["attachment", "session", "x", "log", "event"]), st.binary(max_size=300)),
+        max_size=5,
+    )
+)
+def test_all_forms_hold_the_same_bytes(parts: list[tuple[str, bytes]]) -> None:
+    """Packing, unpacking, joining and serialising lose nothing."""
+    envelope = Envelope({"event_id": EVENT_ID})
+    for kind, payload in parts:
+        envelope.add_item(Item(payload, type=kind))
+    sealed = envelope.seal()
+    assert sealed.serialize() == envelope.serialize()
+    assert sealed.packed().serialize() == sealed.serialize()
+    assert sealed.packed().with_items(sealed.items).size == sealed.with_items(sealed.packed().items).size
+    assert _types(Envelope.deserialize(sealed.serialize()).seal()) == [kind for kind, _ in parts]
