@@ -17,7 +17,7 @@ import orjson
 
 from transport_kit.errors import SealError
 
-__all__ = ["KINDS", "UNKNOWN", "Kind", "LeftOut", "Priority", "Quantities", "SealedEnvelope", "SealedItem"]
+__all__ = ["Kind", "KINDS", "LeftOut", "Priority", "Quantities", "SealedEnvelope", "SealedItem", "UNKNOWN"]
 
 Quantities: TypeAlias = tuple[tuple[str, int], ...]
 LeftOut: TypeAlias = tuple[tuple[SealError, Quantities], ...]

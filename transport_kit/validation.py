@@ -18,16 +18,17 @@ from typing import Any, Final
 from transport_kit.dsn import Dsn
 from transport_kit.errors import InvalidDsn, InvalidEnvelope
 
-__all__ = ["check", "is_event_id"]
+__all__ = ["check", "CONTAINER_TYPES", "is_event_id"]
 
 _EVENT_ID: Final = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _RFC_3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _RESERVED: Final = frozenset({"integration", "security", "unreal_report", "form_data"})
 # Relay would make up an id for other items too; for these a receiver in use answers 400.
 _NEEDS_EVENT_ID: Final = frozenset({"event", "transaction", "feedback"})
-_CONTAINERS: Final = {
+CONTAINER_TYPES: Final = {
     "log": "application/vnd.sentry.items.log+json",
     "trace_metric": "application/vnd.sentry.items.trace-metric+json",
+    "span": "application/vnd.sentry.items.span.v2+json",
 }
 # Groups of types, and how many items of the group one envelope may hold.
 _SLOTS: Final[tuple[tuple[frozenset[str], int], ...]] = (
@@ -89,10 +90,11 @@ def _check_item(item: Mapping[str, Any], headers: Mapping[str, Any]) -> None:
         raise _broken("reserved_type", f"{kind} items are for receivers alone")
     if kind in _NEEDS_EVENT_ID and headers.get("event_id") is None:
         raise _broken("missing_event_id", f"an item of type {kind} needs event_id in the envelope's headers")
-    if kind in _CONTAINERS:
+    # A span without a count is a single, older one.
+    if kind in CONTAINER_TYPES and (kind != "span" or "item_count" in item):
         count = item.get("item_count")
-        if type(count) is not int or count < 0 or item.get("content_type") != _CONTAINERS[kind]:
-            raise _broken("container", f"{kind} needs item_count and content_type {_CONTAINERS[kind]}")
+        if type(count) is not int or count < 0 or item.get("content_type") != CONTAINER_TYPES[kind]:
+            raise _broken("container", f"{kind} needs item_count and content_type {CONTAINER_TYPES[kind]}")
 
 
 def _is_timestamp(value: object) -> bool:

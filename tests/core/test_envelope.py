@@ -333,7 +333,11 @@ def test_containers_need_their_headers() -> None:
     logs.add_log([])
     with pytest.raises(InvalidEnvelope, match="log"):
         logs.validate()
-    spans = Envelope(items=[Item({"items": []}, type="span", item_count=0)] * 2)
+    span = Item(
+        {"items": []}, type="span", item_count=0, content_type="application/vnd.sentry.items.span.v2+json"
+    )
+    Envelope(items=[span]).validate()
+    spans = Envelope(items=[span] * 2)
     with pytest.raises(InvalidEnvelope, match="spans"):
         spans.validate()
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from transport_kit.envelope import Envelope, Item, Priority, SealedEnvelope, SealedItem
 from transport_kit.errors import SealError
+from transport_kit.trimming import trim
 
 EVENT_ID = "9ec79c33ec9942ab8353589fcb2e04dc"
 
@@ -362,6 +363,7 @@ def test_an_event_within_the_bound_is_not_touched() -> None:
     size = len(orjson.dumps(event))
     assert _trimmed(event, size) == event
     assert _trimmed(event, size - 1) != event
+    assert trim(b"[1]", 3, "event") == b"[1]"
 
 
 def test_frame_variables_go_first_and_those_of_the_failing_frame_last() -> None:
