@@ -1,0 +1,87 @@
+# What a newcomer types: `make demo`, `make test`. `make` alone lists the rest.
+#
+# PYTHON=python3.12   the interpreter that the environment is made with (3.11 or newer)
+# VENV=.venv          where it is made; constraints.txt says which versions, the machine's own pip settings where from
+# ONCE=1              `make demo` ends by itself
+# TESTS=tests/core    what `make test` and `make coverage` run
+
+PYTHON ?= python3
+VENV ?= .venv
+TESTS ?=
+ONCE ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# Each stamp is written last, so that an interrupted installation is taken up again.
+RUN := $(VENV)/.stamp-run
+DEV := $(VENV)/.stamp-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test coverage demo lint types wheel chaos clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Asked before anything is made, so that a machine that lacks something gets a sentence and not a traceback.
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "There is no $(PYTHON) here. Install Python 3.11 or newer, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; \
+		exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
+		exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) can't make environments. Install the system package python3-venv (Debian, Ubuntu: sudo apt-get install python3-venv), then repeat." >&2; \
+		exit 1; }
+	@echo "Making $(VENV) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+
+$(RUN): constraints.txt pyproject.toml | $(BIN)/python
+	@echo "Installing transport-kit with all extras into $(VENV) ..."
+	@$(PIP) --editable '.[all]'
+	@touch $@
+
+$(DEV): $(RUN)
+	@echo "Installing what tests and checks need into $(VENV) ..."
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")' > $@.txt
+	@$(PIP) --requirement $@.txt
+	@touch $@
+
+venv: $(DEV) ## Make the environment for development
+
+demo: $(RUN) ## See one error arrive: receiver, example app, health
+	@$(BIN)/python example_apps/demo.py $(if $(filter-out 0,$(ONCE)),--once)
+
+test: $(DEV) ## Run the suite
+	@$(BIN)/python -m pytest -q -m 'not chaos' $(TESTS)
+
+coverage: $(DEV) ## Run the suite, and fail below 95 % of branches in transport_kit/
+	@$(BIN)/python -m coverage erase
+	@$(BIN)/python -m coverage run -m pytest -q -m 'not chaos' $(TESTS)
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage report --fail-under=95
+
+lint: $(DEV) ## Check style, imports and format
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+
+types: $(DEV) ## Check types, strictly
+	@$(BIN)/python -m mypy
+	@$(BIN)/python -m mypy integrations/transport_kit_starlette example_apps tests/typing
+
+wheel: $(DEV) ## Build wheel and sdist, and use the wheel in an environment of its own
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation --outdir dist >/dev/null
+	@$(PYTHON) -m venv --clear $(VENV)-wheel
+	@$(VENV)-wheel/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[all]"
+	@cd $(VENV)-wheel && bin/python -W error -c 'import transport_kit, transport_kit_starlette; assert "$(VENV)-wheel" in transport_kit.__file__'
+	@$(VENV)-wheel/bin/transport-kit --help >/dev/null
+	@$(VENV)-wheel/bin/python -m transport_kit --help >/dev/null
+	@ls dist
+
+chaos: $(DEV) ## Run the long campaigns (minutes)
+	@$(BIN)/python -m pytest -q -m chaos --timeout 1800 $(TESTS)
+
+clean: ## Remove what make made
+	@rm -rf $(VENV) $(VENV)-wheel dist build htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
