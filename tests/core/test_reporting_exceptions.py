@@ -56,7 +56,7 @@ def test_the_oldest_comes_first_and_the_raised_one_last() -> None:
     """Servers show the last value as the error; ids count from it towards the root cause."""
     try:
         try:
-            {}["sku"]
+            dict[str, int]()["sku"]
         except KeyError as first:
             raise ValueError("bad cart") from first
     except ValueError as error:
@@ -195,7 +195,10 @@ def test_an_exception_never_raised_has_no_stack() -> None:
         (KeyError(uuid.UUID(int=1)), "UUID('00000000-0000-0000-0000-000000000001')"),
         (ValueError(datetime.date(2026, 1, 2)), "2026-01-02"),
         (OSError(2, "No such file", "a.txt"), "[Errno 2] No such file: 'a.txt'"),
-        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), "'utf-8' codec can't decode byte 0xff in position 0: bad"),
+        (
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+            "'utf-8' codec can't decode byte 0xff in position 0: bad",
+        ),
         (ValueError({"password": "hunter2"}), "{'password': '[Filtered]'}"),
         (ValueError("at https://bob:hunter2@db.example/x"), "at https://[Filtered]@db.example/x"),
         (ValueError("lone \ud800 surrogate"), "lone \\ud800 surrogate"),
@@ -252,7 +255,7 @@ def test_a_text_that_is_no_text_costs_the_text_only() -> None:
 
     class Numeric(Exception):
         def __str__(self) -> str:
-            return 7  # type: ignore[return-value]
+            return 7  # type: ignore[return-value]  # noqa: PLE0307 - the subject
 
     assert text_of(Numeric()).startswith("<unprintable ")
 
@@ -290,7 +293,7 @@ def test_properties_of_a_subclass_are_not_run() -> None:
         def __cause__(self) -> Any:  # type: ignore[override]
             raise AssertionError("run")
 
-        __context__ = __traceback__ = __suppress_context__ = args = __notes__ = __cause__  # type: ignore[assignment]
+        __context__ = __traceback__ = __suppress_context__ = args = __notes__ = __cause__
 
     assert text_of(Trap("quiet")) == "quiet"
 
@@ -375,7 +378,14 @@ def test_a_syntax_error_shows_the_faulty_source() -> None:
 
 @pytest.mark.parametrize(
     "details",
-    [(None, 1, 0, "x"), ("", 1, 0, "x"), (7, 1, 0, "x"), ("f.py", "1", 0, "x"), ("f.py", 0, 0, "x"), ("f.py", None, 0, "x")],
+    [
+        (None, 1, 0, "x"),
+        ("", 1, 0, "x"),
+        (7, 1, 0, "x"),
+        ("f.py", "1", 0, "x"),
+        ("f.py", 0, 0, "x"),
+        ("f.py", None, 0, "x"),
+    ],
 )
 def test_a_syntax_error_of_odd_parts_shows_none(details: Any) -> None:
     """The parts are whatever the raiser passed."""

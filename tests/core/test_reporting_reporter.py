@@ -1,4 +1,4 @@
-"""What a reporter promises: an event a receiver takes, once an exception, and never an exception of its own."""
+"""What a reporter promises: an event that a receiver takes, each exception once, and nothing raised."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class Inbox:
 
     def lost(self) -> dict[str, dict[str, int]]:
         """Losses by reason and category."""
-        return {reason: dict(counts) for reason, counts in self.transport.health().discarded_by_category.items()}
+        return {
+            reason: dict(counts) for reason, counts in self.transport.health().discarded_by_category.items()
+        }
 
 
 @pytest.fixture(name="inbox")
@@ -109,7 +111,9 @@ def test_mechanism_transaction_and_request_are_told_as_the_integration_says(inbo
 def test_values_a_server_would_null_are_replaced_or_shortened(inbox: Inbox) -> None:
     """A wrong level or source costs the field, never the event."""
     reporter = Reporter(inbox.transport)
-    reporter.capture_exception(raised(ValueError()), transaction="x" * 500, transaction_source="?", level="bad")
+    reporter.capture_exception(
+        raised(ValueError()), transaction="x" * 500, transaction_source="?", level="bad"
+    )
     reporter.capture_message("m" * 10_000, level="WARN")
     reporter.capture_message("m", level=3)  # type: ignore[arg-type]
     first, second, third = inbox.events
@@ -187,7 +191,9 @@ def test_the_mark_is_plain_text_and_survives_a_pickle(inbox: Inbox) -> None:
     """A worker process sends exceptions to its parent by pickle: the mark must not be what breaks it."""
     error = ValueError("x")
     Reporter(inbox.transport).capture_exception(error)
-    marks = [value for name, value in pickle.loads(pickle.dumps(error)).__dict__.items() if "captured" in name]
+    marks = [
+        value for name, value in pickle.loads(pickle.dumps(error)).__dict__.items() if "captured" in name
+    ]
     assert marks == [Scope.current().id]
 
 
@@ -237,7 +243,9 @@ def test_a_hook_may_change_an_event(inbox: Inbox) -> None:
         del event["event_id"]
         return event
 
-    event_id = Reporter(inbox.transport, ReporterOptions(before_send=hook)).capture_exception(raised(OSError("x")))
+    event_id = Reporter(inbox.transport, ReporterOptions(before_send=hook)).capture_exception(
+        raised(OSError("x"))
+    )
     assert inbox.events[0]["fingerprint"] == ["OSError"]
     assert inbox.events[0]["event_id"] == event_id
 
@@ -406,8 +414,7 @@ def test_threads_share_a_reporter(inbox: Inbox) -> None:
 
     def work() -> None:
         barrier.wait(timeout=10)
-        for _ in range(20):
-            ids.append(reporter.capture_exception(raised(ValueError("t"))))
+        ids.extend(reporter.capture_exception(raised(ValueError("t"))) for _ in range(20))
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
@@ -441,7 +448,7 @@ def test_a_capture_near_the_end_of_the_stack_raises_nothing(inbox: Inbox) -> Non
 
 
 def test_twenty_frames_with_locals_are_captured_cheaply(inbox: Inbox) -> None:
-    """Half a millisecond is what a request that failed may pay; the bound here leaves room for slow machines."""
+    """Half a millisecond is what a failed request may pay; the bound here leaves room for slow machines."""
 
     def call(depth: int, user: str, items: list[int]) -> None:
         total, data = 3.5, {"a": 1, "b": [1, 2]}
@@ -453,8 +460,8 @@ def test_twenty_frames_with_locals_are_captured_cheaply(inbox: Inbox) -> None:
     for _ in range(200):
         try:
             call(18, "bob", [1, 2, 3])
-        except ValueError as error:
-            errors.append(error)
+        except ValueError as caught:
+            errors.append(caught)
 
     class Sink:
         """Takes events and keeps none, so that only building them is measured."""

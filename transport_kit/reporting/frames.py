@@ -161,14 +161,14 @@ class FrameReader:
     def _variables(self, frame: FrameType, room: Room) -> dict[str, Any]:
         held: Any = frame.f_locals
         kind = type(held)
-        items: Iterable[tuple[Any, Any]]
-        if issubclass(kind, dict):
+        items: Iterable[tuple[Any, Any]] = (
             # dict.items of a subclass runs none of its code (the namespace of a class body may be one).
-            items = list(dict.items(held))
-        elif kind is _LOCALS_PROXY:
-            items = held.items()
-        else:
-            return {}
+            list(dict.items(held))
+            if issubclass(kind, dict)
+            else held.items()
+            if kind is _LOCALS_PROXY
+            else ()
+        )
         top_level = held is frame.f_globals
         limits = self._limits
         result: dict[str, Any] = {}

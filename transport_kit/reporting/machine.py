@@ -10,8 +10,9 @@ from __future__ import annotations
 import platform
 import sys
 from functools import cache
-from importlib import metadata
 from typing import Final
+
+from transport_kit.version import VERSION
 
 __all__ = ["contexts", "host_name", "sdk"]
 
@@ -29,14 +30,6 @@ def _system() -> dict[str, str]:
     return {"name": platform.system() or "unknown", "version": platform.release()}
 
 
-@cache
-def _version() -> str:
-    try:
-        return metadata.version("transport-kit")
-    except metadata.PackageNotFoundError:
-        return "0.0.0"  # run from a source tree that was never installed
-
-
 def contexts() -> dict[str, dict[str, str]]:
     """`contexts.runtime` and `contexts.os`; the caller's own copy."""
     return {"runtime": _runtime().copy(), "os": _system().copy()}
@@ -44,7 +37,7 @@ def contexts() -> dict[str, dict[str, str]]:
 
 def sdk() -> dict[str, str]:
     """The `sdk` of an event; the caller's own copy."""
-    return {"name": SDK_NAME, "version": _version()}
+    return {"name": SDK_NAME, "version": VERSION}
 
 
 def host_name() -> str:

@@ -77,10 +77,10 @@ class Scope:
 
         What is set by hand is sent, whatever `send_default_pii` says.
         """
-        known = None if user is None else bounded(dict(user), Room(_USER_BYTES), _EXTRA)
-        if known is None:
+        if not isinstance(user, Mapping):
             self._user = None
             return
+        known: dict[str, Any] = bounded(dict(user), Room(_USER_BYTES), _EXTRA)
         for name, limit in _USER_LENGTHS.items():
             if known.get(name) is not None:
                 known[name] = cut(str(known[name]), limit)

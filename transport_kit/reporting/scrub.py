@@ -31,6 +31,7 @@ __all__ = [
 
 #: Stands where a secret was.
 FILTERED: Final = "[Filtered]"
+_REMEMBERED_LENGTH: Final = 64
 
 _SECRET = re.compile(
     r"auth|token|secret|passw|passphrase|pwd|key|jwt|bearer|sso|saml|csrf|xsrf|credential|session|sessid"
@@ -51,22 +52,31 @@ _PAIR = re.compile(
 )
 
 
-@lru_cache(maxsize=4096)
 def is_sensitive(name: str) -> bool:
     """Whether a value under this name is a secret, whatever the options say."""
-    return _SECRET.search(name) is not None
+    return _searched(name)[0]
 
 
-@lru_cache(maxsize=4096)
 def is_personal(name: str) -> bool:
     """Whether a value under this name tells who the client is: left out unless PII is wanted."""
-    return _PERSONAL.search(name) is not None
+    return _searched(name)[1]
 
 
-@lru_cache(maxsize=4096)
 def is_private(name: str) -> bool:
     """Whether a value under this name is left out while PII is not wanted."""
-    return _SECRET.search(name) is not None or _PERSONAL.search(name) is not None
+    return any(_searched(name))
+
+
+def _searched(name: str) -> tuple[bool, bool]:
+    # A client chooses the names of its headers and cookies: long ones must not fill the memory.
+    return _remembered(name) if len(name) <= _REMEMBERED_LENGTH else _search(name)
+
+
+def _search(name: str) -> tuple[bool, bool]:
+    return _SECRET.search(name) is not None, _PERSONAL.search(name) is not None
+
+
+_remembered = lru_cache(maxsize=4096)(_search)
 
 
 def scrub_userinfo(text: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
 
@@ -66,8 +67,10 @@ _KEYS: Final = Limits(text=_KEY_LENGTH, breadth=0, depth=0)
 
 def cut(text: str, limit: int) -> str:
     """At most `limit` characters of a string as an exact `str`; a shortened one ends in `...`."""
+    if type(text) is str and len(text) <= limit:
+        return text
     if str.__len__(text) <= limit:
-        return text if type(text) is str else str.__getitem__(text, slice(None))
+        return str.__getitem__(text, slice(None))
     return str.__getitem__(text, slice(0, limit - 3)) + "..."
 
 
@@ -133,9 +136,9 @@ def bounded(value: Any, room: Room, limits: Limits, depth: int = 0) -> Any:
 def _text(text: str, room: Room, limits: Limits) -> str:
     limit = limits.text
     if limits.hides is not None:
-        if str.__len__(text) > limit:
-            text = str.__getitem__(text, slice(0, limit + _LOOKAHEAD))
-        text = scrub_text(text)
+        text = cut(text, limit + _LOOKAHEAD)
+        if ":" in text or "=" in text:
+            text = scrub_text(text)
     return _plain(cut(text, limit), room)
 
 
@@ -171,7 +174,10 @@ def _float(value: float, room: Room) -> float | str:
 
 
 def _sequence(value: Any, room: Room, limits: Limits, depth: int) -> list[Any]:
-    kind: Any = next(kind for kind in _SEQUENCES if issubclass(type(value), kind))
+    cls = type(value)
+    kind: Any = (
+        cls if cls is list or cls is tuple else next(base for base in _SEQUENCES if issubclass(cls, base))
+    )
     length = kind.__len__(value)
     # Taken in one step, through the C iterator: other threads may change the container meanwhile.
     elements = list(islice(kind.__iter__(value), limits.breadth))
@@ -196,8 +202,7 @@ def _mapping(value: dict[Any, Any], room: Room, limits: Limits, depth: int) -> d
     length = dict.__len__(value)
     hides = limits.hides
     for name, element in list(islice(dict.items(value), limits.breadth)):
-        key = _key(name)
-        cost = len(_dumps(key)) + 2
+        key, cost = _text_key(name if type(name) is str and len(name) <= _KEY_LENGTH else _key(name))
         if room.left < cost + MINIMUM:
             break
         room.left -= cost
@@ -212,10 +217,17 @@ def _mapping(value: dict[Any, Any], room: Room, limits: Limits, depth: int) -> d
     return result
 
 
+@lru_cache(maxsize=4096)
+def _text_key(name: str) -> tuple[str, int]:
+    """A key as it is written, and the bytes it takes with its signs."""
+    key = clean(cut(name, _KEY_LENGTH))
+    return key, len(_dumps(key)) + 2
+
+
 def _key(name: Any) -> str:
     cls = type(name)
     if issubclass(cls, str):
-        return clean(cut(name, _KEY_LENGTH))
+        return cut(name, _KEY_LENGTH)
     if name is None or cls is bool or cls is int or cls is float:
         return cut(str(bounded(name, Room(_KEY_LENGTH), _KEYS)), _KEY_LENGTH)
     return cut(f"<{class_name(cls)}>", _KEY_LENGTH)

@@ -1,0 +1,176 @@
+"""Events as a real receiver reads them: Relay's own normaliser must find nothing to correct."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from transport_kit.envelope import Envelope
+from transport_kit.options import ReporterOptions
+from transport_kit.reporting import Reporter, RequestInfo, new_scope
+from transport_kit.transport import FunctionTransport
+
+#: Stands in variables; as a name, for the source lines around a frame are part of an event.
+PASSWORD = "hunter2"
+
+processing = pytest.importorskip("sentry_relay.processing")
+
+
+def normalised(reporter: Reporter, sent: list[dict[str, Any]]) -> dict[str, Any]:
+    """The newest event after Relay's normalisation, without an error and under its own id."""
+    event = sent[-1]
+    assert isinstance(event, dict)
+    result: dict[str, Any] = processing.StoreNormalizer(remove_other=True).normalize_event(event)
+    assert "errors" not in result
+    assert result["event_id"] == event["event_id"]
+    assert result["timestamp"] == pytest.approx(event["timestamp"], abs=0.001)
+    return result
+
+
+@pytest.fixture(name="sent")
+def _sent() -> list[dict[str, Any]]:
+    return []
+
+
+def reporter_to(sent: list[dict[str, Any]], **options: Any) -> Reporter:
+    """A reporter whose events end up in the list, as the bytes sent would be read."""
+
+    def take(envelope: Envelope) -> None:
+        sent.extend(orjson.loads(item.get_bytes()) for item in envelope)
+
+    return Reporter(FunctionTransport(take), ReporterOptions(**options))
+
+
+class Awkward(Exception):
+    """Has nothing that is easy to show."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+def fail(depth: int, password: str) -> None:
+    """Raises below `depth` calls, with variables of many kinds."""
+    held = {
+        "a": [1, None, 2**63, -(2**70), 1e308, float("nan")],
+        "\ud800": "\udfff",
+        7: {1: {2: {3: {4: 5}}}},
+    }
+    if depth:
+        fail(depth - 1, password)
+    raise ValueError("line one\nline two \x00", held)
+
+
+def caught(error: BaseException | None = None, depth: int = 3) -> Exception:
+    """An exception with a traceback of `depth` frames, and `error` as its cause."""
+    try:
+        fail(depth, PASSWORD)
+    except ValueError as found:
+        found.__cause__ = error
+        return found
+    raise AssertionError("nothing was raised")
+
+
+def errors() -> dict[str, Exception]:
+    """Exceptions of every shape, by name."""
+    member = caught(KeyError("cause of a member"))
+    noted = caught()
+    noted.add_note("a note")
+    return {
+        "plain": caught(),
+        "never raised": ValueError(),
+        "chained": caught(caught(OSError(2, "gone"))),
+        "group": ExceptionGroup("tasks", [member, ExceptionGroup("inner", [TypeError("x")]), Awkward()]),
+        "awkward": Awkward(),
+        "noted": noted,
+        "deep": caught(depth=400),
+        "long": ValueError("x" * 100_000),
+        "syntax": SyntaxError("invalid", ("broken.py", 3, 1, "b = = 2\n")),
+    }
+
+
+REQUEST = RequestInfo(
+    method="post",
+    url="https://bob:hunter2@shop.example/cart/" + "p" * 500,
+    query_string="a=1&token=hunter2&flag&%zz=1",
+    headers=(
+        ("host", "shop.example"),
+        ("cookie", "theme=dark; sessionid=hunter2"),
+        ("authorization", "Basic hunter2"),
+        ("x-forwarded-for", "192.0.2.7"),
+        ("content-type", "application/json"),
+        ("x-odd", "\udcff\x00"),
+    ),
+    cookies={"theme": "dark", "sessionid": "hunter2"},
+    data='{"user": "bob", "password": "hunter2", "items": [1, [2, [3, [4, [5, [6]]]]]]}',
+    env={"SERVER_NAME": "web-1", "SERVER_PORT": "443"},
+    remote_addr="192.0.2.7",
+)
+
+
+@pytest.mark.parametrize("pii", [False, True])
+@pytest.mark.parametrize("name", list(errors()))
+def test_relay_finds_nothing_to_correct_in_an_exceptions_event(
+    sent: list[dict[str, Any]], name: str, pii: bool
+) -> None:
+    """What Relay nulls is lost, and what it notes as an error is shown to the user as our fault."""
+    reporter = reporter_to(sent, send_default_pii=pii, release="shop@1.2.0", dist="7", server_name="web-1")
+    with new_scope() as scope:
+        scope.set_user({"id": 42, "email": "bob@shop.example", "plan": {"name": "gold"}})
+        scope.set_tag("region / eu", "two\nlines")
+        scope.set_extra("deep", {"a": {"b": {"c": {"d": {"e": {"f": {"g": 1}}}}}}})
+        event_id = reporter.capture_exception(
+            errors()[name],
+            mechanism="starlette",
+            handled=False,
+            request=REQUEST,
+            transaction="/cart/{id}",
+            transaction_source="route",
+            level="fatal",
+        )
+    result = normalised(reporter, sent)
+    before, after = sent[-1], result
+    assert after["event_id"] == event_id
+    assert b"hunter2" not in orjson.dumps(before)
+    assert (after["release"], after["dist"], after["environment"]) == ("shop@1.2.0", "7", "production")
+    assert (after["transaction"], after["transaction_info"]) == ("/cart/{id}", {"source": "route"})
+    assert after["user"]["id"] == "42"
+    assert ["region-_-eu", "two lines"] in after["tags"]
+    assert after["request"]["method"] == "POST"
+    for ours, theirs in zip(before["exception"]["values"], after["exception"]["values"], strict=True):
+        assert theirs["type"] == ours["type"]
+        assert theirs["mechanism"] == ours["mechanism"]
+        assert len(theirs.get("stacktrace", {}).get("frames", [])) == len(
+            ours.get("stacktrace", {}).get("frames", [])
+        )
+
+
+def test_relay_keeps_every_frames_place_and_variables(sent: list[dict[str, Any]]) -> None:
+    """What we cut to its limits, it does not cut again."""
+    reporter_to(sent).capture_exception(caught(depth=400))
+    result = normalised(reporter_to(sent), sent)
+    ours = sent[-1]["exception"]["values"][0]["stacktrace"]["frames"]
+    theirs = result["exception"]["values"][0]["stacktrace"]["frames"]
+    assert len(ours) == len(theirs) == 250
+    for mine, kept in zip(ours, theirs, strict=True):
+        for name in (
+            "filename",
+            "abs_path",
+            "function",
+            "module",
+            "lineno",
+            "in_app",
+            "context_line",
+            "vars",
+        ):
+            assert kept.get(name) == mine.get(name)
+
+
+def test_relay_finds_nothing_to_correct_in_messages_and_events(sent: list[dict[str, Any]]) -> None:
+    """Made by hand or by `capture_message`: the same fields, the same promise."""
+    reporter = reporter_to(sent)
+    reporter.capture_message("hello\x00 \ud800 world", level="critical")
+    assert normalised(reporter, sent)["level"] == "fatal"
+    event_id = reporter.capture_event({"message": "mine", "event_id": "9EC79C33-EC99-42AB-8353-589FCB2E04DC"})
+    assert normalised(reporter, sent)["event_id"] == event_id == "9ec79c33ec9942ab8353589fcb2e04dc"

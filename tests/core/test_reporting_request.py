@@ -1,0 +1,143 @@
+"""The request an event tells of: what is sent, what keeps its name only, and what is left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from transport_kit.reporting import RequestInfo
+from transport_kit.reporting.request import request_interface
+
+LOGIN = RequestInfo(
+    method="post",
+    url="https://bob:hunter2@shop.example/login",
+    query_string="next=%2Fcart&token=hunter2",
+    headers=(
+        ("Host", "shop.example"),
+        ("Authorization", "Bearer hunter2"),
+        ("Cookie", "theme=dark; sessionid=hunter2"),
+        ("X-Forwarded-For", "192.0.2.7"),
+        ("Referer", "https://shop.example/reset?token=hunter2&page=2"),
+        ("Content-Type", "application/json"),
+    ),
+    cookies={"theme": "dark", "sessionid": "hunter2"},
+    data={"user": "bob", "password": "hunter2"},
+    env={"SERVER_NAME": "web-1", "SERVER_PORT": "443", "PATH": "/secret/bin"},
+    remote_addr="192.0.2.7",
+)
+
+
+def test_by_default_no_cookie_no_address_and_no_body_is_sent() -> None:
+    """`send_default_pii` is off; names stay, so that one sees what the request had."""
+    assert request_interface(LOGIN, send_pii=False) == {
+        "method": "POST",
+        "url": "https://[Filtered]@shop.example/login",
+        "query_string": "next=%2Fcart&token=[Filtered]",
+        "headers": {
+            "Host": "shop.example",
+            "Authorization": "[Filtered]",
+            "Cookie": "[Filtered]",
+            "X-Forwarded-For": "[Filtered]",
+            "Referer": "https://shop.example/reset?token=[Filtered]&page=2",
+            "Content-Type": "application/json",
+        },
+        "env": {"SERVER_NAME": "web-1", "SERVER_PORT": "443"},
+    }
+
+
+def test_with_pii_secrets_are_filtered_all_the_same() -> None:
+    """Who the user is may be told then; how to log in as them never is."""
+    found = request_interface(LOGIN, send_pii=True)
+    assert b"hunter2" not in orjson.dumps(found)
+    assert found["headers"]["Cookie"] == "theme=dark; sessionid=[Filtered]"
+    assert found["headers"]["X-Forwarded-For"] == "192.0.2.7"
+    assert found["cookies"] == {"theme": "dark", "sessionid": "[Filtered]"}
+    assert found["data"] == {"user": "bob", "password": "[Filtered]"}
+    assert found["env"]["REMOTE_ADDR"] == "192.0.2.7"
+
+
+def test_the_repr_of_a_request_holds_nothing_of_it() -> None:
+    """It stands in a frame's variables and in log lines."""
+    assert repr(LOGIN) == "RequestInfo(method='post')"
+
+
+def test_an_empty_request_says_nothing() -> None:
+    """A field that is not known is left out, never sent empty."""
+    assert request_interface(RequestInfo(), send_pii=True) == {}
+
+
+@pytest.mark.parametrize("method", ["GE T", "G\u00c9T", "", "X" * 33, "G3T"])
+def test_a_method_that_servers_would_null_is_left_out(method: str) -> None:
+    """Servers take letters only."""
+    assert "method" not in request_interface(RequestInfo(method=method), send_pii=False)
+
+
+def test_a_query_in_the_url_is_moved_and_the_fragment_dropped() -> None:
+    """A URL given whole must not carry its token past the filter."""
+    request = RequestInfo(url="https://shop.example/a?token=x&b=1#frag")
+    assert request_interface(request, send_pii=False) == {
+        "url": "https://shop.example/a",
+        "query_string": "token=[Filtered]&b=1",
+    }
+
+
+def test_every_part_is_bounded() -> None:
+    """A client chooses the sizes."""
+    request = RequestInfo(
+        url="https://shop.example/" + "p" * 5000,
+        query_string="q=" + "v" * 50_000,
+        headers=tuple((f"X-{n}", "v" * 5000) for n in range(500)),
+        cookies={f"c{n}": "v" * 5000 for n in range(500)},
+        data={"text": ["v" * 5000] * 500},
+        env={"SERVER_NAME": "n" * 5000},
+    )
+    found = request_interface(request, send_pii=True)
+    assert len(found["url"]) == 256
+    assert len(found["query_string"]) == 4096
+    assert (len(found["headers"]), len(found["headers"]["X-0"])) == (100, 1024)
+    assert (len(found["cookies"]), len(found["cookies"]["c0"])) == (50, 1024)
+    assert len(orjson.dumps(found["data"])) <= 8192
+    assert len(found["env"]["SERVER_NAME"]) == 256
+
+
+def test_a_header_received_twice_is_told_once_with_both_values() -> None:
+    """A dict of headers would lose one of them."""
+    request = RequestInfo(headers=(("Accept", "text/html"), ("Accept", "*/*")))
+    assert request_interface(request, send_pii=False)["headers"] == {"Accept": "text/html, */*"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "expected"),
+    [
+        ("application/json; charset=utf-8", '{"password": "x", "a": 1}', {"password": "[Filtered]", "a": 1}),
+        ("application/json", b'{"token": "x"}', {"token": "[Filtered]"}),
+        ("application/json", '{"token": "cut of', '{"token": "[Filtered]"'),
+        ("application/json", '{"token": "' + "x" * 9000, '{"token": "[Filtered]"'),
+        ("application/x-www-form-urlencoded", "user=bob&password=x", "user=bob&password=[Filtered]"),
+        ("text/plain", "hello", "hello"),
+        ("", b"\xff", "\ufffd"),
+        ("text/plain", 7, 7),
+        ("text/plain", object(), "<builtins.object>"),
+    ],
+)
+def test_a_body_is_read_in_the_form_that_shows_its_names(kind: str, data: Any, expected: Any) -> None:
+    """A secret is known by its name; text without names is sent as it is, for the app asked for bodies."""
+    headers = (("Accept", "*/*"), ("content-type", kind)) if kind else ()
+    found = request_interface(RequestInfo(headers=headers, data=data), send_pii=True)
+    assert found["data"] == expected
+
+
+def test_text_that_is_no_unicode_is_sent_nevertheless() -> None:
+    """WSGI and ASGI servers hand over bytes as they came; a lone surrogate would break the JSON."""
+    bad = "\udcff"
+    request = RequestInfo(
+        url="https://h/" + bad,
+        query_string=bad,
+        headers=((bad, bad),),
+        cookies={bad: bad},
+        env={"SERVER_NAME": bad},
+    )
+    found = request_interface(request, send_pii=True)
+    assert b"udcff" in orjson.dumps(found)

@@ -1,0 +1,436 @@
+"""Values and scrubbing: any object as a small piece of strict JSON, and no secret in it."""
+
+from __future__ import annotations
+
+import collections
+import enum
+import math
+import threading
+import time
+from typing import Any, NamedTuple
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from transport_kit.reporting.exceptions import exception_values
+from transport_kit.reporting.frames import FrameReader
+from transport_kit.reporting.scrub import (
+    is_personal,
+    is_private,
+    is_sensitive,
+    scrub_cookies,
+    scrub_query,
+    scrub_text,
+    scrub_userinfo,
+)
+from transport_kit.reporting.values import MINIMUM, Limits, Room, bounded, class_name, cut
+
+LIMITS = Limits(text=64, breadth=5, depth=3, hides=is_private)
+
+
+def walked(value: object, room: int = 2048) -> Any:
+    """The value as walked; never more bytes of JSON than there was room for."""
+    left = Room(room)
+    result = bounded(value, left, LIMITS)
+    assert len(orjson.dumps(result)) <= room - left.left <= room
+    return result
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+class Word(str):
+    """A string whose own methods must not be asked."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        raise AssertionError("called")
+
+    __repr__ = __str__
+    __len__ = __getitem__ = __iter__ = encode = __str__  # type: ignore[assignment]
+
+
+class Number(int):
+    """An int whose own methods must not be asked."""
+
+    def __int__(self) -> int:
+        raise AssertionError("called")
+
+    __index__ = __repr__ = __str__ = __lt__ = __le__ = __neg__ = __int__  # type: ignore[assignment]
+
+
+class Ratio(float):
+    """A float whose own methods must not be asked."""
+
+    def __float__(self) -> float:
+        raise AssertionError("called")
+
+    __repr__ = __str__ = __float__  # type: ignore[assignment]
+
+
+class Point(NamedTuple):
+    x: int
+    y: int
+
+
+class Meta(type):
+    """A metaclass that lies about everything."""
+
+    def __getattribute__(cls, name: str) -> Any:
+        raise AssertionError(name)
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        raise AssertionError("called")
+
+
+class Odd(metaclass=Meta):
+    pass
+
+
+class Proxy:
+    """Looks its class up in a context that is gone, as a request proxy does."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise RuntimeError("working outside of request context")
+
+
+#: Values and what becomes of them; kept out of parameter ids, for showing one may fail.
+TOLD: list[tuple[Any, Any]] = [
+    (None, None),
+    (True, True),
+    (7, 7),
+    (2**63 - 1, 2**63 - 1),
+    (-(2**63), -(2**63)),
+    (2**64, "18446744073709551616"),
+    (10**5000, "<int of 16610 bits>"),
+    (0.5, 0.5),
+    (math.nan, "nan"),
+    (-math.inf, "-inf"),
+    ("bob", "bob"),
+    ("x" * 65, "x" * 61 + "..."),
+    ("\ud800", "\\ud800"),
+    ("\x00", "\x00"),
+    (b"raw", "<builtins.bytes>"),
+    ([1, [2, [3, [4]]]], [1, [2, [3, "<builtins.list>"]]]),
+    (list(range(9)), [0, 1, 2, 3, 4, "<4 more>"]),
+    ({n: n for n in range(9)}, {"0": 0, "1": 1, "2": 2, "3": 3, "4": 4, "...": "<4 more>"}),
+    ({1}, [1]),
+    (frozenset(), []),
+    ({None: 1, 0.5: 2, (1,): 3, "\ud800": 4}, {"None": 1, "0.5": 2, "<builtins.tuple>": 3, "\\ud800": 4}),
+    ({2**70: 1}, {str(2**70): 1}),
+    (collections.OrderedDict(a=1), {"a": 1}),
+    (collections.deque([1]), "<collections.deque>"),
+    (Point(1, 2), [1, 2]),
+    (Colour.RED, 1),
+    (Word("word"), "word"),
+    (Number(7), 7),
+    (Ratio(0.5), 0.5),
+    ({Word("token"): 1}, {"token": "[Filtered]"}),
+    (ValueError("x"), "<builtins.ValueError>"),
+    (len, "<builtins.builtin_function_or_method>"),
+    (Odd(), f"<{__name__}.Odd>"),
+    (Odd, f"<{__name__}.Meta>"),
+    (Proxy(), f"<{__name__}.Proxy>"),
+    (("password", "x"), ["password", "[Filtered]"]),
+    (("name", "x"), ["name", "x"]),
+    (("password", "x", "y"), ["password", "x", "y"]),
+]
+
+
+@pytest.mark.parametrize("number", range(len(TOLD)))
+def test_a_value_is_told_without_asking_it(number: int) -> None:
+    """No code of the app's runs for it: a `__repr__` may be slow, may raise, and may show a password."""
+    value, expected = TOLD[number]
+    assert walked(value) == expected
+
+
+def test_what_contains_itself_ends() -> None:
+    """A parent that holds its children, which hold it."""
+    loop: list[Any] = []
+    loop.append(loop)
+    assert walked(loop) == [[["<builtins.list>"]]]
+
+
+def test_a_class_without_a_usable_module_has_a_name_nevertheless() -> None:
+    """`__module__` is an attribute like any other; a class made by nameless code has none."""
+    odd = type("Odd", (), {"__module__": 7})
+    assert class_name(odd) == "?.Odd"
+    namespace: dict[str, Any] = {}
+    exec("Missing = type('Missing', (), {})", namespace)
+    assert class_name(namespace["Missing"]) == "?.Missing"
+
+
+def test_a_container_that_changes_meanwhile_is_told_by_its_class_at_worst() -> None:
+    """Request threads go on while one reports; their dicts grow while they are read."""
+    shared: dict[int, int] = {}
+    members: set[int] = set()
+    stop = threading.Event()
+
+    def change() -> None:
+        number = 0
+        while not stop.is_set():
+            number = (number + 1) % 500
+            shared[number] = number
+            members.add(number)
+            shared.pop((number * 7) % 500, None)
+            members.discard((number * 7) % 500)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(2000):
+            walked(shared)
+            walked(members)
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
+def test_a_container_that_can_not_be_read_is_told_by_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an interpreter without a global lock a reading may fail half-way."""
+    from transport_kit.reporting import values
+
+    def fails(*args: object) -> Any:
+        raise RuntimeError("changed size during iteration")
+
+    monkeypatch.setattr(values, "islice", fails)
+    assert walked({1: 2}) == "<builtins.dict>"
+
+
+@pytest.mark.parametrize("room", [MINIMUM, 30, 40, 64, 100, 200])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "x" * 1000,
+        "\n" * 1000,
+        "\U0001f600" * 1000,
+        ["x" * 30] * 5,
+        {"key" * 10: "x" * 30, "token": 1, "b": [1, 2, 3]},
+        [[[["x"]]]] * 9,
+        {str(n): n for n in range(9)},
+    ],
+)
+def test_a_walk_never_takes_more_room_than_it_has(value: object, room: int) -> None:
+    """An event that outgrows its bounds is refused by the server, and all of it is lost."""
+    assert walked(value, room) is not None
+
+
+def test_a_cut_leaves_exact_text() -> None:
+    """A subclass of str would be refused by a strict encoder."""
+    for text in (cut(Word("word"), 10), cut(Word("word" * 10), 10)):
+        assert type(text) is str
+    assert str.__len__(cut(Word("word" * 10), 10)) == 10
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Authorization", "X-Auth-Token", "token", "SECRET_KEY", "my_password", "PASSWD", "db_pwd", "api_key",
+        "privateKey", "jwt", "Bearer", "sso_id", "saml_response", "X-CSRFToken", "xsrf", "credentials",
+        "session", "sessionid", "PHPSESSID", "connect.sid", "sid", "Set-Cookie", "HTTP_COOKIE", "identity",
+    ],
+)  # fmt: skip
+def test_names_of_secrets_are_known(name: str) -> None:
+    """The protocol's deny-list, in any case and anywhere in the name."""
+    assert is_sensitive(name)
+    assert is_private(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "X-Forwarded-For",
+        "Forwarded",
+        "REMOTE_ADDR",
+        "X-Real-IP",
+        "ip_address",
+        "CF-Connecting-IP",
+        "client_ip",
+        "ip",
+    ],
+)
+def test_names_of_addresses_are_known(name: str) -> None:
+    """They tell who the client is: left out unless PII is wanted."""
+    assert is_personal(name)
+    assert is_private(name)
+    assert not is_sensitive(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["user_id", "description", "recipe", "side", "X-Forwarded-Proto", "Accept", "zip"]
+)
+def test_other_names_are_left_alone(name: str) -> None:
+    """What is filtered can't help to find the error."""
+    assert not is_private(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https://bob:pw@host/x", "https://[Filtered]@host/x"),
+        ("https://bob:p@w@host/x", "https://[Filtered]@host/x"),
+        ("https://key@host/1 and redis://:pw@h", "https://[Filtered]@host/1 and redis://[Filtered]@h"),
+        ("https://host/a@b?c=d@e", "https://host/a@b?c=d@e"),
+        ("mail bob@host", "mail bob@host"),
+    ],
+)
+def test_credentials_in_urls_are_taken_out(text: str, expected: str) -> None:
+    """A database URL in a message is the most common leak; an e-mail address is none."""
+    assert scrub_userinfo(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/reset?token=abc&page=2", "/reset?token=[Filtered]&page=2"),
+        ("host=db password=pw user=bob", "host=db password=[Filtered] user=bob"),
+        ("User(name='bob', password='p w')", "User(name='bob', password='[Filtered]')"),
+        ('{"a": 1, "api_key": "p\\"w", "b": 2}', '{"a": 1, "api_key": "[Filtered]", "b": 2}'),
+        ('{"secret": 123}', '{"secret": [Filtered]}'),
+        ("{'token': 'cut he", "{'token': '[Filtered]'"),
+        ('password="cut \\', 'password="[Filtered]"'),
+        ("key: value in prose", "key: value in prose"),
+        ("a token without a value", "a token without a value"),
+        ("x=1", "x=1"),
+    ],
+)
+def test_values_of_sensitive_pairs_are_taken_out_of_text(text: str, expected: str) -> None:
+    """A query string, a form body or JSON in a variable has names too."""
+    assert scrub_text(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" * 100_000,
+        "token=" * 20_000,
+        "token='" * 20_000,
+        'token="\\' * 20_000,
+        "://" * 30_000,
+        "://a@" * 20_000,
+        "token" + "a.-" * 30_000,
+    ],
+)
+def test_scrubbing_takes_linear_time(text: str) -> None:
+    """A pattern that backtracks would let a client stall the app with one header."""
+    began = time.thread_time()
+    scrub_text(text)
+    assert time.thread_time() - began < 1.0
+
+
+def test_a_password_at_the_cut_is_filtered_before_the_cut() -> None:
+    """Cut first, the `@` that gives it away would be gone."""
+    assert "hunter2" not in walked("x" * 40 + " https://bob:hunter2" + "y" * 100 + "@host/")
+
+
+def test_query_strings_keep_their_names() -> None:
+    """Percent-encoded names are read as the server reads them."""
+    query = "a=1&tok%65n=x&flag&client_ip=192.0.2.7&="
+    assert scrub_query(query, send_pii=True) == "a=1&tok%65n=[Filtered]&flag&client_ip=192.0.2.7&="
+    assert scrub_query(query, send_pii=False) == "a=1&tok%65n=[Filtered]&flag&client_ip=[Filtered]&="
+
+
+def test_a_cookie_header_that_can_not_be_read_is_filtered_whole() -> None:
+    """Guessing where its names end would send a session id."""
+    assert scrub_cookies("theme=dark; sessionid=abc") == "theme=dark; sessionid=[Filtered]"
+    assert scrub_cookies("abc; theme=dark") == "[Filtered]"
+
+
+# -- any value at all ----------------------------------------------------------------------------------
+
+
+class Hostile(Exception):
+    """Fails in every way an attribute can."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+    __repr__ = __str__
+
+
+AWKWARD: list[Any] = [
+    Hostile("x"),
+    Odd(),
+    Odd,
+    Proxy(),
+    Colour.RED,
+    Word("w"),
+    Number(3),
+    Ratio(1.5),
+    object(),
+    len,
+    type,
+    ...,
+]
+
+
+def _awkward(number: int) -> Any:
+    return AWKWARD[number]
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(min_value=-(2**2000), max_value=2**2000),
+    st.floats(),
+    st.text(st.characters(), max_size=30),
+    st.text(st.characters(categories=["Cs", "Cc"]), max_size=10),
+    st.binary(max_size=30),
+    st.complex_numbers(),
+    st.datetimes(),
+    st.uuids(),
+    st.decimals(),
+    st.integers(min_value=0, max_value=len(AWKWARD) - 1).map(_awkward),
+)
+KEYS = st.one_of(st.text(max_size=10), st.integers(), st.none(), st.binary(max_size=5), st.just("password"))
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=15),
+        st.dictionaries(KEYS, inner, max_size=15),
+        st.tuples(inner, inner),
+        st.builds(collections.deque, st.lists(inner, max_size=3)),
+    ),
+    max_leaves=40,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(ANYTHING)
+def test_any_value_becomes_strict_json_within_its_room(value: object) -> None:
+    """Whatever an app holds in a variable, the event around it is sent."""
+    walked(value)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(ANYTHING, max_size=4),
+    st.lists(ANYTHING, max_size=3),
+    st.sampled_from([ValueError, KeyError, OSError, Hostile]),
+)
+def test_any_exception_becomes_strict_json_quickly(
+    args: list[Any], held: list[Any], kind: type[Exception]
+) -> None:
+    """Arguments and variables of any kind: an event comes of it, and soon."""
+
+    def fail(local: list[Any], first: Any) -> None:
+        raise kind(*args)
+
+    try:
+        fail(held, held[0] if held else None)
+    except Exception as error:
+        began = time.thread_time()
+        values = exception_values(error, FrameReader((), (), send_pii=False), mechanism="m", handled=True)
+        assert time.thread_time() - began < 0.5
+        assert len(orjson.dumps(values)) < 100_000
+        assert values[-1]["stacktrace"]["frames"][-1]["vars"]["local"] is not None
