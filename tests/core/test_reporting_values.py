@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from transport_kit.reporting import scrub
 from transport_kit.reporting.exceptions import exception_values
 from transport_kit.reporting.frames import FrameReader
 from transport_kit.reporting.scrub import (
@@ -260,6 +261,15 @@ def test_names_of_addresses_are_known(name: str) -> None:
     assert is_personal(name)
     assert is_private(name)
     assert not is_sensitive(name)
+
+
+def test_long_names_are_searched_and_not_remembered() -> None:
+    """A client chooses the names of its headers and cookies; a cache of them would be its memory."""
+    before = scrub._remembered.cache_info().currsize
+    assert is_sensitive("x" * 100_000 + "token")
+    assert is_private("remote_addr" + "x" * 100_000)
+    assert not is_personal("x" * 100_000)
+    assert scrub._remembered.cache_info().currsize == before
 
 
 @pytest.mark.parametrize(
