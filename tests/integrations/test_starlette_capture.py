@@ -22,6 +22,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from transport_kit import Kit, NullTransport, Scope
 from transport_kit_starlette import TransportMiddleware, get_kit
+from transport_kit_starlette.middleware import _Tee
 
 Message = MutableMapping[str, Any]
 
@@ -376,6 +377,22 @@ def test_only_the_beginning_of_a_body_that_was_read_is_kept(sink: Any, client: A
     client(app, method="POST", incoming=incoming)
     assert sink.exception["value"] == "50000"
     assert 0 < len(sink.event["request"]["data"]) <= 8192
+
+
+def test_of_a_body_no_more_is_held_than_an_event_can_say() -> None:
+    """The bound is on memory per request, not only on what is sent."""
+    chunks = [b"a" * 100, b"b" * 10**6, b"c"]
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
+
+    tee = _Tee(receive)
+
+    async def scenario() -> list[int]:
+        return [len((await tee())["body"]) for _ in range(3)]
+
+    assert asyncio.run(scenario()) == [100, 10**6, 1]
+    assert tee.body == b"a" * 100 + b"b" * (8 * 1024 + 1 - 100)
 
 
 def test_an_exception_is_captured_although_its_scope_breaks_the_specification(sink: Any, client: Any) -> None:
