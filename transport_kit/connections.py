@@ -37,6 +37,7 @@ from transport_kit.options import TransportOptions
 from transport_kit.proxies import Proxy, choose_proxy
 
 if TYPE_CHECKING:
+    import http.client
     import ssl
 
     from urllib3.connection import HTTPConnection
@@ -47,6 +48,7 @@ _IDLE_SECONDS = 60.0
 _PORTS = {"http": 80, "https": 443}
 _is_name = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _is_value = re.compile(r"[\t -~\x80-\xff]*").fullmatch
+_is_host = re.compile(r"[0-9A-Za-z._:~%-]+").fullmatch
 _is_path = re.compile(r"/[!-~]*").fullmatch
 # Ours to write: a second one from a caller would let two readers disagree about the request.
 _RESERVED = frozenset({"connection", "content-length", "host", "transfer-encoding"})
@@ -88,7 +90,7 @@ class ConnectionPool:
         if parts.scheme not in _PORTS or not parts.hostname:
             raise ValueError("the URL must be http or https and have a host")
         self._scheme = parts.scheme
-        self._host = parts.hostname if parts.hostname.isascii() else _to_ascii(parts.hostname)
+        self._host = _to_ascii(parts.hostname)
         self._port = parts.port or _PORTS[parts.scheme]
         self._options = options
         self._clock = clock
@@ -258,25 +260,33 @@ class ConnectionPool:
             connection = self._connection(timeout)
             connection.connect()
         except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
-            through = connection is not None and connection.has_connected_to_proxy
             if connection is not None:
                 connection.close()
-            timed_out = isinstance(error, TimeoutError | urllib3.exceptions.ConnectTimeoutError)
-            refused = isinstance(error, urllib3.exceptions.HTTPError)
+            # What urllib3 raises itself concerns the way to the first hop; TLS errors come as they are.
+            first_hop = isinstance(error, urllib3.exceptions.HTTPError)
             kind: ExchangeErrorKind
-            if timed_out:
+            if isinstance(error, TimeoutError | urllib3.exceptions.ConnectTimeoutError) and not isinstance(
+                error,
+                urllib3.exceptions.NewConnectionError,  # a subclass, for history's sake
+            ):
                 kind = "timeout"
-            elif self._proxy is None:
-                kind = "connect" if refused or self._scheme == "http" else "tls"
-            elif isinstance(error, ssl.SSLError) and (through or self._proxy.socks):
+            elif connection is None or (isinstance(error, ssl.SSLError) and self._is_past_proxy(connection)):
                 kind = "tls"
+            elif self._proxy is not None:
+                kind = "proxy"
             else:
-                kind = "tls" if connection is None else "proxy"
+                kind = "connect" if first_hop or self._scheme == "http" else "tls"
             # Not chained: the library's errors hold the connection, and that the proxy's password.
             raise ExchangeError(kind, describe(error.__cause__ or error)) from None
         sock = connection.sock
         connection.sock = None
         return sock
+
+    def _is_past_proxy(self, connection: HTTPConnection) -> bool:
+        if self._proxy is None or self._proxy.socks:
+            return True  # no proxy that speaks TLS itself
+        answer: Any = connection.response_class
+        return isinstance(answer, _ProxyAnswer) and answer.begun
 
     def _connection(self, timeout: float) -> HTTPConnection:
         """urllib3's connection for our route, not yet connected."""
@@ -306,16 +316,8 @@ class ConnectionPool:
     def _tunnel(
         self, proxy: Proxy, arguments: dict[str, Any], proxy_context: ssl.SSLContext | None
     ) -> HTTPConnection:
-        import http.client
-
         from urllib3.connection import HTTPSConnection, ProxyConfig
         from urllib3.util.url import Url
-
-        deadline = self._clock() + arguments["timeout"]
-
-        def response_class(sock: socket.socket, method: str | None = None) -> http.client.HTTPResponse:
-            files: Any = _DeadlineFiles(sock, deadline, self._clock)
-            return http.client.HTTPResponse(files, method=method)
 
         connection = HTTPSConnection(
             proxy.host,
@@ -324,7 +326,8 @@ class ConnectionPool:
             proxy_config=ProxyConfig(proxy_context, False, None, None),
             **arguments,
         )
-        connection.response_class = response_class  # type: ignore[assignment]
+        answer = _ProxyAnswer(self._clock() + arguments["timeout"], self._clock)
+        connection.response_class = answer  # type: ignore[assignment]
         connection.set_tunnel(self._host, self._port, self._proxy_headers(), scheme=proxy.scheme)
         return connection
 
@@ -365,21 +368,29 @@ class ConnectionPool:
         return self._contexts[server]
 
 
-class _DeadlineFiles:
-    """Stands for a socket where http.client reads a proxy's answer: a drip must not stretch it."""
+class _ProxyAnswer(io.RawIOBase):
+    """Reads a proxy's answer to CONNECT for http.client, within a deadline that a drip can't stretch.
 
-    def __init__(self, sock: socket.socket, deadline: float, clock: Callable[[], float]) -> None:
-        self._reader = _DeadlineReader(sock, deadline, clock)
+    Stands for the response class, and for the socket that one would be made of.
 
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self._reader)
+    Attributes:
+        begun: Whether a byte of the answer came. What fails in TLS later is the server's.
+    """
 
-
-class _DeadlineReader(io.RawIOBase):
-    def __init__(self, sock: socket.socket, deadline: float, clock: Callable[[], float]) -> None:
-        self._sock = sock
+    def __init__(self, deadline: float, clock: Callable[[], float]) -> None:
         self._deadline = deadline
         self._clock = clock
+        self.begun = False
+
+    def __call__(self, sock: socket.socket, method: str | None = None) -> http.client.HTTPResponse:
+        import http.client
+
+        self._sock = sock
+        source: Any = self
+        return http.client.HTTPResponse(source, method=method)
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
 
     def readable(self) -> bool:
         return True
@@ -389,7 +400,9 @@ class _DeadlineReader(io.RawIOBase):
         if remaining <= 0:
             raise TimeoutError("the proxy's answer took too long")
         self._sock.settimeout(remaining)
-        return self._sock.recv_into(buffer)
+        count = self._sock.recv_into(buffer)
+        self.begun = self.begun or count > 0
+        return count
 
 
 def _is_quiet(sock: _Socket) -> bool:
@@ -422,9 +435,12 @@ def _socket_options(keep_alive: bool) -> list[tuple[int, int, int]]:
 
 def _to_ascii(host: str) -> str:
     try:
-        return host.encode("idna").decode("ascii")
+        name = host if host.isascii() else host.encode("idna").decode("ascii")
     except UnicodeError:
-        raise ValueError("the host's name is not a domain name") from None
+        name = ""
+    if not _is_host(name):
+        raise ValueError("the URL's host is neither a domain name nor an address")
+    return name
 
 
 def _no_password() -> str:

@@ -36,7 +36,6 @@ _STOP_TIMEOUT = 10.0
 class _Connection:
     sock: socket.socket
     reader: RequestReader
-    thread: threading.Thread = field(init=False)
     # From the moment a request counts as answered until its last byte is written.
     answering: bool = False
 
@@ -92,6 +91,7 @@ class FaultServer:
         self._accepted_count = 0
         self._stopping = False
         self._open: set[_Connection] = set()
+        self._threads: list[threading.Thread] = []  # of connections, the ended ones pruned now and then
         self._listener: _Listener | None = None
         # Bound and never listening: keeps the port ours while the server is down.
         self._reserve: socket.socket | None = None
@@ -137,12 +137,12 @@ class FaultServer:
             listener.waker.close()
             self._join(listener.thread)
         with self._cond:
-            connections = list(self._open)
-            for connection in connections:
+            for connection in self._open:
                 _end(connection.sock)
+            threads, self._threads = self._threads, []
             self._cond.notify_all()
-        for connection in connections:
-            self._join(connection.thread)
+        for thread in threads:
+            self._join(thread)
 
     def stop(self) -> None:
         """Close everything and end every thread; held and hanging requests get no answer."""
@@ -206,8 +206,7 @@ class FaultServer:
     def drop_idle(self) -> int:
         """Close connections that are between requests; returns how many."""
         with self._cond:
-            # A client that just got its answer must find its connection idle.
-            self._cond.wait_for(lambda: not any(c.answering for c in self._open), _STOP_TIMEOUT)
+            self._settle_locked()
             idle = [connection for connection in self._open if not connection.reader.busy]
             for connection in idle:
                 _end(connection.sock)
@@ -271,11 +270,16 @@ class FaultServer:
             else:
                 self._plan.extend([step] * times)
             if step.kind == "reset_on_accept":
+                self._settle_locked()
                 for connection in self._open:
                     with contextlib.suppress(OSError):
                         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                     if not connection.reader.busy:
                         _end(connection.sock)
+
+    def _settle_locked(self) -> None:
+        """Wait until no answer is half written: who just got one must find the connection idle."""
+        self._cond.wait_for(lambda: not any(c.answering for c in self._open), _STOP_TIMEOUT)
 
     def _take(self, *only: str, unless: str | None = None) -> Step | None:
         """The step that is due, used up; None when it is not of the kinds `only`, or is `unless`."""
@@ -308,12 +312,15 @@ class FaultServer:
             return
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = _Connection(sock, RequestReader(sock, number, self._cond))
-        connection.thread = threading.Thread(
+        thread = threading.Thread(
             target=self._serve, args=(connection, number), name=f"fault-server-{number}", daemon=True
         )
         with self._cond:
             self._open.add(connection)
-        connection.thread.start()
+            if len(self._threads) >= 64:
+                self._threads = [old for old in self._threads if old.is_alive()]
+            self._threads.append(thread)
+        thread.start()  # before `down` can join it: that joins this thread first
 
     def _serve(self, connection: _Connection, number: int) -> None:
         try:
@@ -416,7 +423,8 @@ class FaultServer:
 def _end(sock: socket.socket) -> None:
     """End both directions; the connection's own thread sees it and closes."""
     with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
+        # Not TLS's own, which would take the session from under the thread that reads.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _reset(sock: socket.socket) -> None:
