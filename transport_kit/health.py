@@ -18,6 +18,9 @@ __all__ = ["DROPS_MATTER_FOR", "Health", "LastError"]
 DROPS_MATTER_FOR = 60.0
 #: Share of a queue's capacity above which the status is `warn`.
 NEARLY_FULL = 0.8
+#: Seconds that something may wait without any sender: the next capture starts one, so what matters is
+#: that nothing is left lying.
+UNATTENDED_FOR = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +40,13 @@ class Health:
         state: `new`, `running`, `draining` or `closed`.
         worker_alive: Whether a sender thread lives; None when the transport has none by nature.
         captured, delivered: Quantity per data category.
-        discarded: Quantity per reason, over all categories; `discarded_by_category` has both.
+        discarded_by_category: Quantity per reason, and in it per category.
         pending: Quantity per category that is neither delivered nor discarded.
         limits: Seconds left per rate-limited category; `*` is all.
         last_drop_age: Since something was lost that should have been sent; None when nothing was.
+        last_error: Stays known after deliveries work again; `failing` says whether they do.
+        failing: The last delivery failed.
         problem: Why nothing can be delivered without an intervention, or None.
-        note: What else the reader should know, such as the class of a function that is called.
     """
 
     pid: int
@@ -64,7 +68,6 @@ class Health:
     limits: Mapping[str, float] = field(default_factory=dict)
     captured: Mapping[str, int] = field(default_factory=dict)
     delivered: Mapping[str, int] = field(default_factory=dict)
-    discarded: Mapping[str, int] = field(default_factory=dict)
     discarded_by_category: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     pending: Mapping[str, int] = field(default_factory=dict)
     last_drop_age: float | None = None
@@ -75,11 +78,11 @@ class Health:
         """Why the status is not `pass`, most serious first; empty when it is."""
         reasons = []
         if self.problem is not None:
-            reasons.append(self.problem)
+            reasons.append(" ".join(self.problem.split()))  # each is one line of `as_text`
         if self.state == "closed":
             reasons.append("the transport is closed")
-        if self.worker_alive is False and self.state == "running":
-            reasons.append("no sender thread is alive")
+        if self._unattended:
+            reasons.append("envelopes wait and no sender thread is alive")
         if self.failing:
             what = ""
             if self.last_error is not None:
@@ -97,11 +100,14 @@ class Health:
     @property
     def status(self) -> str:
         """`fail` when nothing can be delivered without an intervention, `warn` when something is amiss."""
-        if self.problem is not None or self.state == "closed":
-            return "fail"
-        if self.worker_alive is False and self.state == "running":
+        if self.problem is not None or self.state == "closed" or self._unattended:
             return "fail"
         return "warn" if self.reasons else "pass"
+
+    @property
+    def _unattended(self) -> bool:
+        oldest = self.oldest_pending_age
+        return self.worker_alive is False and oldest is not None and oldest > UNATTENDED_FOR
 
     @property
     def _fill(self) -> float:

@@ -10,8 +10,8 @@ at a time. What a forked child must not share with its parent is in one object t
 from __future__ import annotations
 
 import functools
-import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,22 +31,25 @@ from transport_kit.exchange import ExchangeError, Response
 from transport_kit.health import Health, LastError
 from transport_kit.ledger import LedgerSnapshot, LossReason, Report
 from transport_kit.limits import RateLimits, retry_after_seconds
+from transport_kit.log import log
 from transport_kit.options import TransportOptions
 from transport_kit.queue import MemoryQueue, Queue
 from transport_kit.sealing import Quantities, SealedEnvelope, SealedItem
-from transport_kit.transport import FlushReport, Transport, quantities_of
-from transport_kit.version import CLIENT
+from transport_kit.transport import FlushReport, Transport, is_deliverable, quantities_of
+from transport_kit.version import CLIENT, SDK_NAME, VERSION
 from transport_kit.worker import BackgroundWorker, Outcome
 
 __all__ = ["BaseHttpTransport", "HttpTransport"]
 
-logger = logging.getLogger("transport_kit")
-
-#: Bytes of one client report item; servers take little more, and some refuse it.
-MAX_REPORT = 4096
+#: Losses in one client report item. One takes at most 100 bytes, as reasons and categories are known
+#: names: the item stays below the 4096 bytes that every server takes.
+MAX_REPORTED = 32
+#: The largest quantity that servers read; a report that holds a larger one is refused whole.
+MAX_QUANTITY = 2**32 - 1
 #: Characters of an error answer that are logged.
-SHOWN_BODY = 200
+SHOWN = 200
 _CONTENT_TYPE = "application/x-sentry-envelope"
+_REPORT_HEADER = orjson.dumps({"sdk": {"name": SDK_NAME, "version": VERSION}})
 _NO_LIMITS = RateLimits()
 
 
@@ -60,13 +63,17 @@ class _Life:
         self.pid = os.getpid()
         self.worker = worker
         self.pool = pool
+        # The next life, by the process it is for. `setdefault` decides among threads that come at once.
+        self.heirs: dict[int, _Life] = {}
+        # A parent's life is kept: finalising it here could find a lock of its held, and copies its memory.
+        self.parent: _Life | None = None
+        # Senders write all below while holding `guard`; anyone reads it without.
         self.guard = threading.Lock()
-        # Replaced by senders holding `guard`; read by anyone without it.
         self.limits = _NO_LIMITS
         self.last_success: float | None = None
         self.last_error: tuple[str, int | None, float] | None = None
         self.refused: int | None = None  # 401 or 403: the server does not want this key
-        self.told: set[int | str] = set()  # statuses and error kinds that were logged
+        self.told: set[int | str] = set()  # statuses and error kinds logged since the last success
 
 
 class BaseHttpTransport(Transport):
@@ -101,19 +108,18 @@ class BaseHttpTransport(Transport):
             "X-Sentry-Auth": dsn.auth_header(CLIENT),
         }
         self._sealing = threading.local()
-        # Lives of parents, kept so that nothing of theirs is finalised here: a lock in it may be held.
-        self._ancestors: list[_Life] = []
         self._life = self._new_life()
         lifecycle.watch(self)
 
     def _memory_queue(self) -> Queue:
         return MemoryQueue(self.options.max_queue_items, self.options.max_queue_bytes)
 
-    def _new_life(self) -> _Life:
+    def _new_life(self, parent: _Life | None = None) -> _Life:
         def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
             return self._deliver(life, sealed, within)
 
         life = _Life(BackgroundWorker(self._make_queue(), deliver, self.options), self._make_pool())
+        life.parent = parent
         return life
 
     # -- the two hooks ---------------------------------------------------------------------------------
@@ -141,42 +147,43 @@ class BaseHttpTransport(Transport):
         I/O. A capture made by our own sealing or sending on the same thread is refused and counted.
         """
         try:
-            life = self._current_life()
-            worker = life.worker
-            if worker.on_own_thread or getattr(self._sealing, "now", False):
+            worker = self._current_life().worker
+            if not is_deliverable(envelope):
+                return False
+            if worker.on_own_thread or self._is_sealing:
                 worker.lose(LossReason.REENTRANT, _one_each(envelope))
                 return False
             if worker.closing:
-                worker.lose(LossReason.CLOSED, quantities_of(envelope))
+                worker.lose(LossReason.CLOSED, quantities_of(envelope.items))
                 return False
             sealed = self._seal(worker, envelope)
             return sealed is not None and worker.submit(sealed)
         except Exception as error:
-            logger.error("a capture failed: %s", type(error).__name__)
+            log.error("a capture failed: %s", type(error).__name__)
             return False
 
+    @property
+    def _is_sealing(self) -> bool:
+        return getattr(self._sealing, "now", False)
+
     def _seal(self, worker: BackgroundWorker, envelope: Envelope) -> SealedEnvelope | None:
-        self._sealing.now = True
         try:
+            self._sealing.now = True
             sealed = envelope.seal(
                 max_event_bytes=self.options.max_event_bytes,
                 max_attachment_bytes=self.options.max_attachment_bytes,
                 max_envelope_bytes=self.options.max_envelope_bytes,
             )
         except SealError as error:
-            refusal = error
-        else:
-            for problem, quantities in sealed.left_out:
-                logger.error("an item was left out: %s", problem)
-                worker.lose(LossReason.INTERNAL_SDK_ERROR, quantities)
-            if sealed.quantities or sealed.items:
-                return sealed
-            refusal = SealError("envelope", "has no items; there is nothing to deliver")
+            log.error("an envelope was refused: %s", error)
+            worker.lose(LossReason.INTERNAL_SDK_ERROR, _one_each(envelope))
+            return None
         finally:
             self._sealing.now = False
-        logger.error("an envelope was refused: %s", refusal)
-        worker.lose(LossReason.INTERNAL_SDK_ERROR, _one_each(envelope))
-        return None
+        for problem, quantities in sealed.left_out:
+            log.error("an item was left out: %s", problem)
+            worker.lose(LossReason.INTERNAL_SDK_ERROR, quantities)
+        return sealed
 
     def _lose(self, reason: LossReason, quantities: Quantities) -> None:
         self._current_life().worker.lose(reason, quantities)
@@ -192,12 +199,11 @@ class BaseHttpTransport(Transport):
         return life
 
     def _renew_after_fork(self) -> None:
-        self._ancestors.append(self._life)
-        self._sealing = threading.local()
-        self._life = self._new_life()
+        heirs = self._life.heirs
+        heir = heirs.get(os.getpid()) or heirs.setdefault(os.getpid(), self._new_life(self._life))
+        self._life = heir
 
     def start(self) -> None:
-        lifecycle.started()
         self._current_life().worker.start()
 
     def _flush(self, timeout: float, until: str) -> FlushReport:
@@ -228,14 +234,10 @@ class BaseHttpTransport(Transport):
         return self._current_life().worker.pending
 
     def _end_of_process(self, deadline: float) -> int:
-        self._flush_buffers()
-        return self._current_life().worker.end(deadline)
-
-    def _process_timeout(self) -> float:
-        return self.options.shutdown_timeout
+        return self._current_life().worker.end(deadline - time.monotonic())
 
     def _can_wait(self) -> bool:
-        return self._current_life().worker.can_wait
+        return self._current_life().worker.can_wait and not self._is_sealing
 
     def _wants_sigterm(self) -> bool:
         return self.options.handle_sigterm
@@ -260,22 +262,21 @@ class BaseHttpTransport(Transport):
         if sealed is None:
             if not report:
                 return Outcome(answered=None)
-            sealed = SealedEnvelope.empty(b"{}")
-        if report:
-            sealed = sealed.with_items(_report_items(report))
+            sealed = SealedEnvelope.empty(_REPORT_HEADER)
         try:
-            outcome = self._send(life, sealed, within)
+            outcome = self._send(life, sealed, report, within)
         except BaseException:
             life.worker.give_back(report)
             raise
-        if report and (outcome.again or (outcome.reason is LossReason.SEND_ERROR and outcome.server_fault)):
+        if not outcome.answered or outcome.server_fault:
             life.worker.give_back(report)
         if lost:
             outcome = outcome.with_lost(LossReason.RATELIMIT_BACKOFF, lost)
         return outcome
 
-    def _send(self, life: _Life, sealed: SealedEnvelope, within: float) -> Outcome:
-        body = sealed.serialize(datetime.now(UTC).isoformat().replace("+00:00", "Z"))
+    def _send(self, life: _Life, sealed: SealedEnvelope, report: Report, within: float) -> Outcome:
+        whole = sealed.with_items(_report_items(report)) if report else sealed
+        body = whole.serialize(datetime.now(UTC).isoformat().replace("+00:00", "Z"))
         headers = self._headers
         if self._codec.encoding is not None and len(body) >= SMALLEST:
             body = self._codec.compress(body)
@@ -289,69 +290,62 @@ class BaseHttpTransport(Transport):
     def _no_answer(self, life: _Life, sealed: SealedEnvelope, error: ExchangeError) -> Outcome:
         with life.guard:
             life.last_error = (error.kind, None, time.monotonic())
-        self._tell(life, error.kind, "delivery failed, envelopes are kept and retried: %s", error)
+        self._tell(life, error.kind, "a delivery failed and is repeated later: %s", error)
         if error.kind == "timeout" and error.body_sent and not sealed.repeatable:
             # The server may have it, and would not recognise a repeat.
             return Outcome(LossReason.NETWORK_ERROR, answered=False)
         return Outcome.retry(LossReason.NETWORK_ERROR)
 
     def _answer(self, life: _Life, response: Response) -> Outcome:
-        status = response.status
+        status, headers = response.status, response.headers
         now = time.monotonic()
         retried = status in self.options.retry_statuses
-        if 200 <= status < 300:
-            life.last_success = now
-            life.refused = None
-            if life.last_error is not None or life.told:
-                self._recovered(life)
-        else:
-            with life.guard:
+        with life.guard:
+            if status == 429 or status == 503 or "x-sentry-rate-limits" in headers:
+                # `Retry-After` beside a status that we retry is a pause, not a limit: a limit would discard
+                # what waits, and an outage behind a load balancer is announced this way. So only the other
+                # header counts then, as it does beside a 200.
+                life.limits = life.limits.updated(200 if retried else status, headers, now)
+            if 200 <= status < 300:
+                recovered = bool(life.told)
+                life.told.clear()
+                life.last_success = now
+                life.refused = None
+            else:
                 life.last_error = ("http", status, now)
-        pause = 0.0
-        if status != 200 or "x-sentry-rate-limits" in response.headers:
-            pause = self._learn_limits(life, response, retried, now)
+                if status in (401, 403):
+                    life.refused = status
         if 200 <= status < 300:
+            if recovered:
+                log.info("deliveries work again")
             return Outcome()
         if retried:
-            self._tell(life, status, "the server answered %d, envelopes are kept and retried", status)
-            return Outcome.retry(LossReason.SEND_ERROR, not_before=now + pause)
+            self._tell(life, status, "the server answered %d; the delivery is repeated later", status)
+            pause = retry_after_seconds(headers, wall=time.time()) or 0.0
+            return Outcome.retry(
+                LossReason.SEND_ERROR, not_before=now + min(pause, self.options.retry_window)
+            )
         if status == 429:
             self._tell(life, status, "the server answered 429; limited categories are dropped meanwhile")
             return Outcome(LossReason.RATE_LIMITED)
-        if status in (401, 403):
-            life.refused = status
+        if 300 <= status < 400:
+            self._tell(
+                life,
+                status,
+                "the server answered %d and the envelope was discarded; a redirect is not followed: %s",
+                status,
+                self._shown(headers.get("location", "").encode()),
+            )
+            return Outcome(LossReason.SEND_ERROR)
         self._tell(
             life,
             status,
             "the server answered %d%s and the envelope was discarded: %s",
             status,
-            _ADVICE.get(status, " (a redirect is not followed)" if 300 <= status < 400 else ""),
+            _ADVICE.get(status, ""),
             self._shown(response.body),
         )
         return Outcome(LossReason.SEND_ERROR, server_fault=status >= 500)
-
-    def _learn_limits(self, life: _Life, response: Response, retried: bool, now: float) -> float:
-        """Take in what the answer says about limits; seconds to pause when the envelope is retried.
-
-        A `Retry-After` beside a status that we retry is a pause, not a limit: a limit would discard what
-        waits, and an outage behind a load balancer is announced this way.
-        """
-        pause = 0.0
-        headers = response.headers
-        if retried and "x-sentry-rate-limits" not in headers:
-            pause = retry_after_seconds(headers, wall=time.time()) or 0.0
-            return min(pause, self.options.retry_window)
-        with life.guard:
-            life.limits = life.limits.updated(response.status, headers, now)
-        return pause
-
-    def _recovered(self, life: _Life) -> None:
-        with life.guard:
-            told = bool(life.told)
-            life.last_error = None
-            life.told.clear()
-        if told:
-            logger.info("deliveries work again")
 
     def _tell(self, life: _Life, what: int | str, message: str, *arguments: object) -> None:
         """One line per kind of failure until deliveries work again."""
@@ -359,15 +353,16 @@ class BaseHttpTransport(Transport):
             known = what in life.told
             life.told.add(what)
         if not known:
-            logger.warning(message, *arguments)
+            log.warning(message, *arguments)
 
-    def _shown(self, body: bytes) -> str:
-        """The beginning of an error answer, printable, without our own key if the server echoes it."""
-        text = body[: SHOWN_BODY * 4].decode("utf-8", "replace")
-        for secret in (self.dsn.public_key, self.dsn.secret_key):
+    def _shown(self, said: bytes) -> str:
+        """The beginning of what a server said, printable, without our own key if it is echoed."""
+        text = said.decode("utf-8", "replace")
+        for secret in (self.dsn.secret_key, self.dsn.public_key):
             if secret:
-                text = text.replace(secret, "***")
-        return "".join(c if c.isprintable() else " " for c in text)[:SHOWN_BODY]
+                # All of the text, before it is cut: the cut could leave most of a key.
+                text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)
+        return "".join(c if c.isprintable() else " " for c in text[:SHOWN])
 
     # -- saying ----------------------------------------------------------------------------------------
 
@@ -376,7 +371,7 @@ class BaseHttpTransport(Transport):
         facts = life.worker.facts()
         now = time.monotonic()
         queue, totals, breaker = facts.queue, facts.totals, facts.breaker
-        error = life.last_error
+        error, success = life.last_error, life.last_success
         oldest = queue.oldest_put_at
         return Health(
             pid=life.pid,
@@ -390,15 +385,15 @@ class BaseHttpTransport(Transport):
             queue_bytes=queue.size,
             queue_bytes_capacity=queue.max_bytes,
             oldest_pending_age=None if oldest is None else now - oldest,
-            last_success_age=None if life.last_success is None else now - life.last_success,
+            last_success_age=None if success is None else now - success,
             last_error=None if error is None else LastError(error[0], error[1], now - error[2]),
-            failing=error is not None,
+            # A 429 is an answer of a server at work; the limits tell of it.
+            failing=error is not None and error[1] != 429 and (success is None or error[2] > success),
             breaker=breaker.state,
             next_probe_in=None if breaker.state == "closed" else max(0.0, breaker.next_probe - now),
             limits={category: until - now for category, until in life.limits.active(now).items()},
             captured=totals.captured,
             delivered=totals.delivered,
-            discarded={reason: sum(counts.values()) for reason, counts in totals.discarded.items()},
             discarded_by_category=totals.discarded,
             pending=_pending(totals),
             last_drop_age=None if facts.last_drop is None else now - facts.last_drop,
@@ -428,6 +423,7 @@ _ADVICE = {
     401: " (check the DSN's key)",
     403: " (check the DSN's key and project)",
     404: " (check the DSN's host and project)",
+    405: " (check the DSN's host and project)",
     413: " (it is too large for this server)",
 }
 
@@ -445,13 +441,12 @@ def _one_each(envelope: Envelope) -> Quantities:
 def _report_items(report: Report) -> Iterator[SealedItem]:
     """Client report items, each below the size that servers take."""
     entries = [
-        {"reason": reason, "category": category, "quantity": quantity}
+        {"reason": reason, "category": category, "quantity": min(quantity, MAX_QUANTITY)}
         for reason, category, quantity in report
     ]
     timestamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    # An entry takes at most about 120 bytes: names are ours, and short.
-    for start in range(0, len(entries), MAX_REPORT // 128):
-        part = entries[start : start + MAX_REPORT // 128]
+    for start in range(0, len(entries), MAX_REPORTED):
+        part = entries[start : start + MAX_REPORTED]
         payload = orjson.dumps({"timestamp": timestamp, "discarded_events": part})
         yield Item(payload, type="client_report").seal()
 

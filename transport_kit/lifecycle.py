@@ -19,23 +19,31 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
+
+from transport_kit.log import log
+from transport_kit.options import TransportOptions
 
 __all__ = ["Ending", "end_all", "renew_all", "watch"]
 
 #: Seconds after which a SIGTERM that came at a bad moment is sent to ourselves again.
 SIGNAL_AGAIN = 0.01
+#: Seconds that the end waits for log lines that senders are writing.
+LAST_LINES = 0.2
 
 
 class Ending(Protocol):
     """What this room needs of a transport."""
 
+    options: TransportOptions
+
+    def flush(self, timeout: float | None = None) -> object:
+        """With a timeout of 0: begin to deliver all there is, buffers above included, and don't wait."""
+
     def _end_of_process(self, deadline: float) -> int:
         """Deliver what waits until the monotonic second `deadline`; how many envelopes are left behind."""
-
-    def _process_timeout(self) -> float:
-        """Seconds that the end of the process may take for it."""
 
     def _can_wait(self) -> bool:
         """Whether the calling thread may wait: false inside an interrupted critical section."""
@@ -52,32 +60,36 @@ class Ending(Protocol):
 _watched: dict[int, weakref.ref[Ending]] = {}
 _installed = False
 _finalizer_of: int | None = None  # the process in which multiprocessing will call us
+_told_in: int | None = None  # the process that said what it leaves behind
 
 
 def watch(transport: Ending) -> None:
     """See this transport through the ends of the process and through forks, until it is collected."""
     global _installed
     key = id(transport)
-    _watched[key] = weakref.ref(transport, lambda ref: _watched.pop(key, None) and None)
+
+    def forget(ref: weakref.ref[Ending]) -> None:
+        _watched.pop(key, None)
+
+    _watched[key] = weakref.ref(transport, forget)
     if not _installed:
         _installed = True
-        atexit.register(end_all)
+        atexit.register(_at_exit)
         os.register_at_fork(after_in_child=renew_all)
     _finalize_with_multiprocessing()
     if transport._wants_sigterm():
         _catch_sigterm()
 
 
-def started() -> None:
-    """A transport begins to deliver in this process: a forked child has to be seen to its end as well."""
-    _finalize_with_multiprocessing()
+def _multiprocessing() -> Any:
+    # Looked up, not imported: whoever forks or ends with it has it.
+    return sys.modules.get("multiprocessing.util")
 
 
-def _finalize_with_multiprocessing() -> None:
-    # A child of multiprocessing ends by os._exit after its finalizers, so atexit does not run there; and
-    # it forgets the parent's finalizers when it begins. Looked up, not imported: who forks with it has it.
+def _finalize_with_multiprocessing(_: object = None) -> None:
+    # A child of multiprocessing ends by os._exit after its finalizers: atexit does not run there.
     global _finalizer_of
-    util = sys.modules.get("multiprocessing.util")
+    util = _multiprocessing()
     if util is None or _finalizer_of == os.getpid():
         return
     _finalizer_of = os.getpid()
@@ -89,16 +101,28 @@ def _live() -> list[Ending]:
     return [transport for ref in list(_watched.values()) if (transport := ref()) is not None]
 
 
+def _at_exit() -> None:
+    end_all()
+    log.silence(LAST_LINES)
+
+
 def end_all() -> None:
     """Deliver what waits in every transport, each within its own time, all at the same time.
 
-    Says on stderr what is left behind, in one line, and nothing when nothing is.
+    Says on stderr what is left behind, in one line, and nothing when nothing is. A further call, by the
+    other hook of the same process, waits for what is left of the time and says nothing more.
     """
+    global _told_in
     transports = _live()
-    now = time.monotonic()
-    left = sum(transport._end_of_process(now + transport._process_timeout()) for transport in transports)
-    if left:
-        longest = max(transport._process_timeout() for transport in transports)
+    began = time.monotonic()
+    for transport in transports:
+        _guarded(transport.flush, 0)
+    left = 0
+    for transport in transports:
+        left += _guarded(transport._end_of_process, began + transport.options.shutdown_timeout) or 0
+    if left and _told_in != os.getpid():
+        _told_in = os.getpid()
+        longest = max(transport.options.shutdown_timeout for transport in transports)
         message = (
             f"transport-kit: {left} envelope{'s'[: left != 1]} not delivered within {longest:g} s of exit\n"
         )
@@ -109,10 +133,25 @@ def end_all() -> None:
             pass  # stderr may be gone at exit, and there is nobody else to tell
 
 
+def _guarded(call: Callable[[float], Any], seconds: float) -> Any:
+    """One transport's failure, of a class that is not ours perhaps, is not the others'."""
+    try:
+        return call(seconds)
+    except Exception as error:
+        log.error("a transport failed at the end of the process: %s", type(error).__name__)
+        return None
+
+
 def renew_all() -> None:
     """In a forked child: each transport is new again. Called by the fork itself."""
+    log.renew()
     for transport in _live():
         transport._renew_after_fork()
+    util = _multiprocessing()
+    if util is not None:
+        # Its children forget the parent's finalizers when they begin; this is called after that. A child
+        # of another kind never calls it, and ends by atexit.
+        util.register_after_fork(_finalize_with_multiprocessing, _finalize_with_multiprocessing)
 
 
 def _catch_sigterm() -> None:

@@ -9,25 +9,38 @@ Threads: every public method may be called from any thread, from a signal handle
 from __future__ import annotations
 
 import _thread
-import asyncio
-import logging
+import inspect
 import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from transport_kit import lifecycle
 from transport_kit.dsn import Dsn
 from transport_kit.envelope import Envelope, Item
+from transport_kit.errors import OptionsError
 from transport_kit.health import Health
 from transport_kit.ledger import Ledger, LossReason, Quantities
+from transport_kit.limits import KNOWN_CATEGORIES
+from transport_kit.log import log
 from transport_kit.options import TransportOptions
 from transport_kit.statelock import StateLock
+from transport_kit.version import SDK_NAME, VERSION
 
-__all__ = ["FlushReport", "FunctionTransport", "NullTransport", "Transport", "quantities_of"]
+if TYPE_CHECKING:
+    import asyncio
 
-logger = logging.getLogger("transport_kit")
+__all__ = [
+    "FlushReport",
+    "FunctionTransport",
+    "NullTransport",
+    "Transport",
+    "is_deliverable",
+    "quantities_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +67,9 @@ class FlushReport:
 class Transport:
     """Takes envelopes, and can say what became of each item. Subclasses fill in the hooks.
 
-    A subclass overrides `capture_envelope`, `_flush`, `_close`, `kill`, `health`, `pending` and
-    `record_lost_event`; what it must promise is DESIGN section 4: nothing raised into the app, nothing
-    blocked on the network, every wait with a deadline.
+    A subclass overrides `capture_envelope`, `_lose`, `_flush`, `_close`, `kill`, `health` and, if it holds
+    envelopes back, `pending`; what it must promise is DESIGN section 4: nothing raised into the app,
+    nothing blocked on the network, every wait with a deadline.
     """
 
     #: The options it was built with.
@@ -66,8 +79,8 @@ class Transport:
 
     def __init__(self, options: TransportOptions | None = None) -> None:
         self.options = options or TransportOptions()
-        # Replaced, never changed in place: flush may read it on any thread.
-        self._before_flush: tuple[Callable[[], None], ...] = ()
+        # Only appended to, which is atomic.
+        self._buffers: list[Callable[[], object]] = []
 
     # -- capturing -------------------------------------------------------------------------------------
 
@@ -80,9 +93,10 @@ class Transport:
         try:
             transaction = event.get("type") == "transaction"
             envelope = Envelope.transaction(event) if transaction else Envelope.event(event)
+            envelope.headers["sdk"] = {"name": SDK_NAME, "version": VERSION}
         except Exception as error:
-            logger.error("an event could not be put into an envelope: %s", type(error).__name__)
-            self.record_lost_event(LossReason.INTERNAL_SDK_ERROR, "error")
+            log.error("an event could not be put into an envelope: %s", type(error).__name__)
+            self._lose(LossReason.INTERNAL_SDK_ERROR, (("error", 1),))
             return False
         return self.capture_envelope(envelope)
 
@@ -102,13 +116,21 @@ class Transport:
             quantity: In the category's unit; ignored with `item`.
 
         Raises:
-            ValueError: The reason is unknown: servers accept no invented ones.
+            ValueError: The reason or the category is unknown, or the quantity is no whole number. Servers
+                accept no invented names, and would refuse the report of all losses.
         """
         known = LossReason(reason)
         if item is not None:
-            self._lose(known, item.quantities)
-        elif data_category is not None and quantity > 0:
-            self._lose(known, ((data_category, quantity),))
+            self._lose(known, quantities_of((item,)))
+            return
+        if data_category is None:
+            return
+        if data_category not in KNOWN_CATEGORIES:
+            raise ValueError(f"{data_category!r} is not a data category")
+        if not isinstance(quantity, int):
+            raise ValueError(f"a quantity is a whole number, not {type(quantity).__name__}")
+        if quantity > 0:
+            self._lose(known, ((data_category, int(quantity)),))
 
     def _lose(self, reason: LossReason, quantities: Quantities) -> None:
         raise NotImplementedError
@@ -118,9 +140,9 @@ class Transport:
     def start(self) -> None:
         """Begin delivering now. Optional: the first capture does it."""
 
-    def before_flush(self, callback: Callable[[], None]) -> None:
+    def before_flush(self, callback: Callable[[], object]) -> None:
         """Call `callback` at the beginning of each flush and close: it captures what a buffer holds."""
-        self._before_flush = (*self._before_flush, callback)
+        self._buffers.append(callback)
 
     def flush(self, timeout: float | None = None, until: str = "settled") -> FlushReport:
         """Wait for all envelopes accepted before the call.
@@ -134,13 +156,11 @@ class Transport:
         """
         if until not in ("settled", "delivered"):
             raise ValueError(f"until must be 'settled' or 'delivered', not {until!r}")
-        self._flush_buffers()
-        return self._flush(self._seconds(timeout), until)
+        return self._flush(self._after_buffers(timeout), until)
 
     def close(self, timeout: float | None = None) -> FlushReport:
         """Flush, then refuse captures for good. Idempotent; seconds as in `flush`."""
-        self._flush_buffers()
-        return self._close(self._seconds(timeout))
+        return self._close(self._after_buffers(timeout))
 
     def kill(self) -> None:
         """Stop at once; what is left is counted (a durable queue keeps it)."""
@@ -178,15 +198,31 @@ class Transport:
     def _close(self, timeout: float) -> FlushReport:
         raise NotImplementedError
 
-    def _flush_buffers(self) -> None:
-        for callback in self._before_flush:
+    def _after_buffers(self, timeout: float | None) -> float:
+        """Empty the buffers above; the seconds of `timeout` that are left after it."""
+        seconds = self.options.shutdown_timeout if timeout is None else timeout
+        began = time.monotonic()
+        for callback in tuple(self._buffers):
             try:
                 callback()
             except Exception:
-                logger.exception("a before_flush callback failed")
+                log.exception("a before_flush callback failed")
+        # More than this no lock can wait; NaN becomes 0.
+        return max(0.0, min(seconds - (time.monotonic() - began), threading.TIMEOUT_MAX / 2))
 
-    def _seconds(self, timeout: float | None) -> float:
-        return self.options.shutdown_timeout if timeout is None else max(0.0, timeout)
+    # -- the ends and beginnings of a process, called by `lifecycle` ---------------------------------------
+
+    def _end_of_process(self, deadline: float) -> int:
+        return 0
+
+    def _can_wait(self) -> bool:
+        return True
+
+    def _renew_after_fork(self) -> None:
+        pass
+
+    def _wants_sigterm(self) -> bool:
+        return False
 
     # -- saying ----------------------------------------------------------------------------------------
 
@@ -208,91 +244,109 @@ class Transport:
         """Whether captures are refused for good."""
         return False
 
+    def __repr__(self) -> str:
+        target = "" if self.dsn is None else f" to {self.dsn}"
+        return f"<{type(self).__name__}{target}{', closed' if self.closed else ''}>"
 
-class FunctionTransport(Transport):
-    """Hands each envelope to a function, in the caller.
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a transport is not pickled: it belongs to its process; make one where it is used")
 
-    The function's exception is counted as `internal_sdk_error` and logged, not raised. A capture made by
-    the function itself is refused and counted.
-    """
 
-    def __init__(
-        self, function: Callable[[Envelope], object], options: TransportOptions | None = None
-    ) -> None:
+class _Books:
+    """What belongs to one process: a forked child opens its own, and never touches its parent's."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.lock = StateLock()
+        # Guarded by `lock`.
+        self.ledger = Ledger()
+        # Set once, read by anyone.
+        self.closed = False
+
+
+class _CountingTransport(Transport):
+    """What the transports without a worker share: each envelope is settled in its capture, and counted."""
+
+    def __init__(self, options: TransportOptions | None = None) -> None:
         super().__init__(options)
-        self._function: Callable[[Envelope], object] | None = function
-        self._busy = threading.local()
-        self._reset()
+        self._own_books = _Books()
+        lifecycle.watch(self)
 
-    def _reset(self) -> None:
-        # Guards the ledger and `_closed`.
-        self._lock = StateLock()
-        self._ledger = Ledger()
-        self._closed = False
-        self._pid = os.getpid()
+    @property
+    def _books(self) -> _Books:
+        if self._own_books.pid != os.getpid():  # a fork that no hook saw, such as one made in C
+            self._renew_after_fork()
+        return self._own_books
+
+    def _renew_after_fork(self) -> None:
+        self._own_books = _Books()
+
+    def _deliver(self, envelope: Envelope) -> LossReason | None:
+        """Do with the envelope what this transport is for; why it was lost, or None."""
+        raise NotImplementedError
 
     def capture_envelope(self, envelope: Envelope) -> bool:
-        if self._pid != os.getpid():
-            self._reset()
-        quantities = quantities_of(envelope)
-        if self._closed or self._function is None:
-            self._lose(LossReason.CLOSED if self._closed else self._off_reason(), quantities)
+        if not is_deliverable(envelope):
             return False
-        if getattr(self._busy, "now", False):
-            self._lose(LossReason.REENTRANT, quantities)
+        quantities = quantities_of(envelope.items)
+        reason: LossReason | None = LossReason.CLOSED
+        if not self._books.closed:
+            try:
+                reason = self._deliver(envelope)
+            except BaseException:
+                # What is no Exception, such as Ctrl-C, is meant for the app. Counted all the same.
+                self._lose(LossReason.INTERNAL_SDK_ERROR, quantities)
+                raise
+        if reason is not None:
+            self._lose(reason, quantities)
             return False
-        self._busy.now = True
-        try:
-            self._function(envelope)
-        except Exception as error:
-            logger.error("the transport function failed: %s", type(error).__name__)
-            self._lose(LossReason.INTERNAL_SDK_ERROR, quantities)
-            return False
-        finally:
-            self._busy.now = False
-        self._record(lambda: self._deliver_locked(quantities))
+        ledger = self._books.ledger
+
+        def deliver() -> None:
+            ledger.capture(quantities)
+            ledger.deliver(quantities)
+
+        self._record(deliver)
         return True
 
-    def _deliver_locked(self, quantities: Quantities) -> None:
-        self._ledger.capture(quantities)
-        self._ledger.deliver(quantities)
-
     def _lose(self, reason: LossReason, quantities: Quantities) -> None:
-        self._record(lambda: self._ledger.lose(reason, quantities))
+        ledger = self._books.ledger
+        self._record(lambda: ledger.lose(reason, quantities))
 
     def _record(self, action: Callable[[], object]) -> None:
-        if self._lock.held():
-            self._lock.later(action)
+        lock = self._books.lock
+        if lock.held():
+            lock.later(action)
             return
-        with self._lock.rlock:
+        with lock.rlock:
             action()
-        self._lock.drain()
+        lock.drain()
 
     def _flush(self, timeout: float, until: str) -> FlushReport:
         return FlushReport(True)
 
     def _close(self, timeout: float) -> FlushReport:
-        self._closed = True
+        self._books.closed = True
         return FlushReport(True)
 
     def kill(self) -> None:
-        self._closed = True
+        self._books.closed = True
 
     @property
     def closed(self) -> bool:
-        return self._closed
+        return self._books.closed
 
     def health(self) -> Health:
-        with self._lock.rlock:
-            totals = self._ledger.snapshot()
-        self._lock.drain()
+        books = self._books
+        with books.lock.rlock:
+            totals = books.ledger.snapshot()
+        books.lock.drain()
         return Health(
-            pid=os.getpid(),
-            state="closed" if self._closed else "running",
+            pid=books.pid,
+            state="closed" if books.closed else "running",
             kind=type(self).__name__,
             captured=totals.captured,
             delivered=totals.delivered,
-            discarded={reason: sum(counts.values()) for reason, counts in totals.discarded.items()},
             discarded_by_category=totals.discarded,
             problem=self._problem(),
         )
@@ -300,11 +354,43 @@ class FunctionTransport(Transport):
     def _problem(self) -> str | None:
         return None
 
-    def _off_reason(self) -> LossReason:
-        return LossReason.DISABLED
+
+class FunctionTransport(_CountingTransport):
+    """Hands each envelope to a function, in the caller.
+
+    The function's exception is counted as `internal_sdk_error` and logged, not raised. A capture made by
+    the function itself is refused and counted.
+
+    Raises:
+        OptionsError: The function is a coroutine function: nobody would await what it returns.
+    """
+
+    def __init__(
+        self, function: Callable[[Envelope], object], options: TransportOptions | None = None
+    ) -> None:
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004 - not a test for being callable
+        ):
+            raise OptionsError("target", "is a coroutine function; a plain function is needed")
+        self._function = function
+        self._busy = threading.local()
+        super().__init__(options)
+
+    def _deliver(self, envelope: Envelope) -> LossReason | None:
+        if getattr(self._busy, "now", False):
+            return LossReason.REENTRANT
+        try:
+            self._busy.now = True
+            self._function(envelope)
+        except Exception as error:
+            log.error("the transport function failed: %s", type(error).__name__)
+            return LossReason.INTERNAL_SDK_ERROR
+        finally:
+            self._busy.now = False
+        return None
 
 
-class NullTransport(FunctionTransport):
+class NullTransport(_CountingTransport):
     """Delivers nothing, and counts what it was given.
 
     Made for an empty DSN, which is valid and means off. With a `problem` (a DSN that can't be used) its
@@ -312,51 +398,65 @@ class NullTransport(FunctionTransport):
     """
 
     def __init__(self, options: TransportOptions | None = None, *, problem: str | None = None) -> None:
-        super().__init__(lambda envelope: None, options)
-        self._function = None
         self._what = problem
+        super().__init__(options)
+
+    def _deliver(self, envelope: Envelope) -> LossReason | None:
+        return LossReason.DISABLED if self._what is None else LossReason.MISCONFIGURED
 
     def _problem(self) -> str | None:
         return self._what
 
-    def _off_reason(self) -> LossReason:
-        return LossReason.DISABLED if self._what is None else LossReason.MISCONFIGURED
+
+def is_deliverable(envelope: object) -> bool:
+    """Whether it is an envelope with items; says so if not. What is none costs nothing when refused."""
+    if not isinstance(envelope, Envelope):
+        log.error("a capture was refused: %s is not an Envelope", type(envelope).__name__)
+        return False
+    if not envelope.items:
+        log.error("an envelope was refused: it has no items, there is nothing to deliver")
+        return False
+    return True
 
 
-def quantities_of(envelope: Envelope) -> Quantities:
-    """What to count when an envelope is lost whole; never raises, whatever its payloads are."""
+def quantities_of(items: Iterable[Item]) -> Quantities:
+    """What to count when these items are lost together; never raises, whatever their payloads are."""
     totals: dict[str, int] = {}
-    try:
-        for item in envelope.items:
-            try:
-                pairs = item.quantities
-            except Exception:
-                pairs = ((item.data_category or "default", 1),)
-            for category, quantity in pairs:
-                totals[category] = totals.get(category, 0) + quantity
-    except Exception:
-        return (("default", 1),)
+    for item in tuple(items):
+        try:
+            pairs = item.quantities
+        except Exception:
+            pairs = ((item.data_category or "default", 1),)
+        for category, quantity in pairs:
+            totals[category] = totals.get(category, 0) + quantity
     return tuple(totals.items())
 
 
 async def _off_loop(call: Callable[[], FlushReport]) -> FlushReport:
     """Run `call` on a thread of its own: the loop's executor may be full, and is joined at exit."""
-    loop = asyncio.get_running_loop()
+    # Imported by whoever awaits already. Not at the top: it imports ssl, which gevent may still patch.
+    import asyncio
+
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return call()  # another library's loop, such as trio's: it is held up, for a bounded time
     done: asyncio.Future[FlushReport] = loop.create_future()
 
-    def settle(report: FlushReport | None, error: Exception | None) -> None:
+    def settle(report: FlushReport | None, error: BaseException | None) -> None:
         if done.done():
-            return
+            return  # whoever waited was cancelled
         if error is not None:
             done.set_exception(error)
         elif report is not None:
             done.set_result(report)
 
     def run() -> None:
-        report, failure = None, None
+        report: FlushReport | None = None
+        failure: BaseException | None = None
         try:
             report = call()
-        except Exception as error:
+        except BaseException as error:
             failure = error
         try:
             loop.call_soon_threadsafe(settle, report, failure)

@@ -173,9 +173,9 @@ class BackgroundWorker:
         self._last_report = clock()
         self._last_hastened = float("-inf")
         self._last_drop: float | None = None
-        # Set when the process is ending: from then on a capture waits for its own delivery, as no
-        # thread may be left to do it later.
-        self._ends_at: float | None = None
+        # Set when the process is ending: seconds of waiting that the end may still cost. From then on a
+        # capture waits for its own delivery, as no thread may be left to do it later.
+        self._end_left: float | None = None
         self._poisoned = False
         self._follow = threading.Condition(self._lock.rlock)  # the watch is free
         self._gate = threading.Condition(self._lock.rlock)  # the breaker changed
@@ -206,8 +206,8 @@ class BackgroundWorker:
         with self._lock.rlock:
             accepted = self._admit_locked(sealed)
         self._leave()
-        if self._ends_at is not None:
-            self.flush(self._ends_at - self._clock())
+        if self._end_left is not None:
+            self._wait_at_end(self._end_left)
         return accepted
 
     def _submit_aside(self, sealed: SealedEnvelope) -> bool:
@@ -663,18 +663,22 @@ class BackgroundWorker:
         self._finish(LossReason.CLOSED)
         return report
 
-    def end(self, deadline: float) -> int:
-        """The process ends: deliver what waits until `deadline`; how many envelopes are left behind.
+    def end(self, seconds: float) -> int:
+        """The process ends: wait up to `seconds` for what waits; how many envelopes are left behind.
 
-        Captures are still taken, each delivered before its call returns. A second call does not extend
-        the first one's deadline.
+        Captures are still taken, each delivered before its call returns. All these waits, and those of
+        further calls, share the seconds of the first call.
         """
-        if self._ends_at is None:
-            self._ends_at = deadline
-        if self._state is WorkerState.CLOSED:
-            return 0
-        self.flush(self._ends_at - self._clock())
+        if self._end_left is None:
+            self._end_left = seconds
+        if self._state is not WorkerState.CLOSED:
+            self._wait_at_end(self._end_left)
         return self.pending
+
+    def _wait_at_end(self, left: float) -> None:
+        began = self._clock()
+        self.flush(left)
+        self._end_left = max(0.0, left - (self._clock() - began))
 
     def kill(self) -> None:
         """End now; what is left is counted. An attempt under way may still arrive, and is not counted so."""
