@@ -67,7 +67,7 @@ lint: $(DEV) ## Check style, imports and format
 
 types: $(DEV) ## Check types, strictly
 	@$(BIN)/python -m mypy
-	@$(BIN)/python -m mypy integrations/transport_kit_starlette example_apps tests/typing
+	@$(BIN)/python -m mypy integrations/transport_kit_starlette example_apps $(wildcard tests/typing/*.py)
 
 wheel: $(DEV) ## Build wheel and sdist, and use the wheel in an environment of its own
 	@rm -rf dist
