@@ -28,7 +28,7 @@ from transport_kit.retry import Backoff, CircuitBreaker
 from transport_kit.routes import Answer
 from transport_kit.sealing import Priority, SealedEnvelope, SealedItem
 from transport_kit.transport import FlushReport, FunctionTransport, NullTransport, Transport
-from transport_kit.version import VERSION as __version__
+from transport_kit.version import VERSION as __version__  # noqa: N811 - the name that Python looks for
 from transport_kit.worker import BackgroundWorker, Outcome
 
 __all__ = [

@@ -5,20 +5,18 @@ Owns what a target means. Returns a transport or raises; it never falls back to 
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from typing import Any
 
 from transport_kit.dsn import Dsn
-from transport_kit.errors import OptionsError
+from transport_kit.errors import InvalidDsn, OptionsError
 from transport_kit.http import BaseHttpTransport, HttpTransport
+from transport_kit.log import log
 from transport_kit.options import ENV_PREFIX, TransportOptions, resolve
 from transport_kit.transport import FunctionTransport, NullTransport, Transport
 
 __all__ = ["DSN_VARIABLE", "Target", "build_transport", "make_transport"]
-
-logger = logging.getLogger("transport_kit")
 
 #: The environment variable that names the DSN when no target is given.
 DSN_VARIABLE = ENV_PREFIX + "DSN"
@@ -45,19 +43,21 @@ def make_transport(target: Target = None, **options: Any) -> Transport:
         return target
     (resolved,) = resolve(options, (TransportOptions,))
     if target is None:
-        target = os.environ.get(DSN_VARIABLE)
+        target = _dsn_of_environment()
     return build_transport(target, resolved)
 
 
 def build_transport(target: Target, options: TransportOptions) -> Transport:
-    """`make_transport` for options that are resolved; reads no environment, None means off."""
+    """`make_transport` for options that are resolved. Reads no environment, so None means off; only the
+    DSN for a class of HTTP transport has no other place to come from.
+    """
     if isinstance(target, Transport):
         return target
     if isinstance(target, type) and issubclass(target, BaseHttpTransport):
-        text = os.environ.get(DSN_VARIABLE)
-        if not text:
+        dsn = _dsn_of_environment()
+        if dsn is None:
             raise OptionsError("target", f"{target.__name__} needs a DSN: set {DSN_VARIABLE}")
-        return target(_parsed(text), options)
+        return target(dsn, options)
     if isinstance(target, type) and issubclass(target, Transport):
         return target(options)
     if isinstance(target, Dsn):
@@ -71,8 +71,16 @@ def build_transport(target: Target, options: TransportOptions) -> Transport:
     raise OptionsError("target", f"must be a DSN, a callable or a transport, not {type(target).__name__}")
 
 
+def _dsn_of_environment() -> Dsn | None:
+    text = os.environ.get(DSN_VARIABLE, "")
+    try:
+        return _parsed(text) if text.strip() else None
+    except InvalidDsn as error:
+        raise InvalidDsn(error.reason, f"{error.hint} (environment {DSN_VARIABLE})") from None
+
+
 def _parsed(text: str) -> Dsn:
     dsn = Dsn.parse(text)
     if not dsn.key_looks_valid:
-        logger.warning("the DSN's key is not 32 hexadecimal digits; most servers refuse such a key")
+        log.warning("the DSN's key is not 32 hexadecimal digits; most servers refuse such a key")
     return dsn

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import asyncio
 
 __all__ = [
+    "CountingTransport",
     "FlushReport",
     "FunctionTransport",
     "NullTransport",
@@ -264,7 +265,7 @@ class _Books:
         self.closed = False
 
 
-class _CountingTransport(Transport):
+class CountingTransport(Transport):
     """What the transports without a worker share: each envelope is settled in its capture, and counted."""
 
     def __init__(self, options: TransportOptions | None = None) -> None:
@@ -355,7 +356,7 @@ class _CountingTransport(Transport):
         return None
 
 
-class FunctionTransport(_CountingTransport):
+class FunctionTransport(CountingTransport):
     """Hands each envelope to a function, in the caller.
 
     The function's exception is counted as `internal_sdk_error` and logged, not raised. A capture made by
@@ -390,7 +391,7 @@ class FunctionTransport(_CountingTransport):
         return None
 
 
-class NullTransport(_CountingTransport):
+class NullTransport(CountingTransport):
     """Delivers nothing, and counts what it was given.
 
     Made for an empty DSN, which is valid and means off. With a `problem` (a DSN that can't be used) its

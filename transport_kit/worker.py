@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import _thread
 import enum
-import logging
 import random
 import sys
 import threading
@@ -22,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 from transport_kit.ledger import Ledger, LedgerSnapshot, LossReason, Quantities, Report
+from transport_kit.log import log
 from transport_kit.options import TransportOptions
 from transport_kit.queue import Claim, Put, Queue, QueueStats
 from transport_kit.retry import Backoff, CircuitBreaker
@@ -30,8 +30,6 @@ from transport_kit.statelock import StateLock
 from transport_kit.transport import FlushReport
 
 __all__ = ["BackgroundWorker", "Deliver", "Outcome", "WorkerFacts", "WorkerState"]
-
-logger = logging.getLogger("transport_kit")
 
 #: Seconds a sender stays when nobody needs it; one always stays.
 LINGER = 1.0
@@ -360,7 +358,7 @@ class BackgroundWorker:
                     task = self._next()
                 except Exception as error:
                     # A queue that fails to be claimed from: nothing is lost, look again later.
-                    logger.error("a claim failed: %s", type(error).__name__)
+                    log.error("a claim failed: %s", type(error).__name__)
                     with self._lock.rlock:
                         self._gate.wait(LINGER)
                     continue
@@ -452,7 +450,7 @@ class BackgroundWorker:
             outcome = Outcome(LossReason.INTERNAL_SDK_ERROR, answered=None)
             if not self._poisoned:
                 self._poisoned = True
-                logger.error(
+                log.error(
                     "an envelope could not be delivered and was discarded: %s; further ones are only counted",
                     type(error).__name__,
                 )

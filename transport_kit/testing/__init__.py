@@ -5,7 +5,8 @@ socket when imported.
 """
 
 from transport_kit.testing.answers import FAULTS
+from transport_kit.testing.captured import CapturedTransport
 from transport_kit.testing.fault_server import FaultServer
 from transport_kit.testing.received import ReceivedRequest
 
-__all__ = ["FAULTS", "FaultServer", "ReceivedRequest"]
+__all__ = ["CapturedTransport", "FAULTS", "FaultServer", "ReceivedRequest"]
