@@ -141,14 +141,18 @@ class Receiver:
         self.port = port
 
     def start(self) -> Self:
-        """Begins to listen; returns when requests are answered.
+        """Begins to listen; returns when requests are answered. A receiver starts once.
 
         Raises:
-            OptionsError: The port is taken, or the address is not this machine's.
+            OptionsError: The port is taken, or the address is not this machine's. The store is closed.
         """
         if self._thread is not None:
             raise RuntimeError("this receiver was started before")
-        listener = _listen(self._address)
+        try:
+            listener = _listen(self._address)
+        except BaseException:
+            self.close()
+            raise
         self.port = int(listener.getsockname()[1])
         app = create_app(
             self.store,
@@ -199,11 +203,7 @@ class Receiver:
             self.store.close()
 
     def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
+        return self.start()
 
     def __exit__(
         self,

@@ -59,8 +59,6 @@ def bounded(value: object, depth: int = 0) -> object:
     """A copy with long strings, lists and objects cut, and nothing deeper than six levels."""
     if isinstance(value, str):
         return text(value)
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return text(value)
     if not isinstance(value, dict | list):
         return value
     if depth == _MAX_DEPTH:

@@ -1,0 +1,180 @@
+"""The command line's frame: help, version, missing extras, exit statuses."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import transport_kit.cli
+from transport_kit.__main__ import main as run
+from transport_kit.cli import main
+from transport_kit.errors import InvalidDsn, OptionsError
+from transport_kit.version import VERSION
+
+
+class Hidden:
+    """An import hook under which packages are not installed."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+@pytest.fixture(name="hide")
+def _hide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes packages look as if they were not installed."""
+
+    def hide(*names: str) -> None:
+        for loaded in list(sys.modules):
+            if loaded.partition(".")[0] in names or loaded.startswith("transport_kit.receiver"):
+                monkeypatch.delitem(sys.modules, loaded)
+        monkeypatch.delattr(sys.modules["transport_kit"], "receiver", raising=False)
+        monkeypatch.setattr(sys, "meta_path", [Hidden(*names), *sys.meta_path])
+
+    return hide
+
+
+def test_help_names_every_command_with_examples() -> None:
+    """The first thing typed."""
+    result = CliRunner().invoke(main, ["--help"])
+    assert result.exit_code == 0
+    assert "transport-kit receiver" in result.output
+    context = click.Context(main)
+    commands = main.list_commands(context)
+    assert {"check", "receiver", "send"} <= set(commands)
+    for name in commands:
+        command = main.get_command(context, name)
+        assert command is not None
+        assert command.help
+        assert f"\n  {name} " in result.output
+
+
+def test_the_version_is_the_packages_own() -> None:
+    """What a bug report begins with."""
+    result = CliRunner().invoke(main, ["--version"])
+    assert result.output == f"transport-kit, version {VERSION}\n"
+    try:
+        assert importlib.metadata.version("transport-kit") == VERSION
+    except importlib.metadata.PackageNotFoundError:
+        assert VERSION  # run from a checkout that is not installed
+
+
+def test_an_unknown_command_is_a_wrong_call() -> None:
+    """Exit status 2, as for a wrong option; no module of that name is looked for."""
+    for name in ("recieve", "_output", "os"):
+        result = CliRunner().invoke(main, [name])
+        assert result.exit_code == 2
+        assert "No such command" in result.output
+
+
+def test_help_needs_no_other_extra() -> None:
+    """Loading the commands for their one-line help must not import the server, nor the HTTP client."""
+    code = (
+        "import sys\nfrom transport_kit.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print(sorted({'starlette', 'uvicorn', 'jinja2', 'urllib3', 'brotli'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("package", ["brotli", "jinja2", "starlette", "uvicorn", "zstandard"])
+def test_a_missing_package_of_the_receiver_names_the_install_line(
+    hide: Callable[..., None], package: str
+) -> None:
+    """One line to copy, whichever part of the extra is missing."""
+    hide(package)
+    result = CliRunner().invoke(main, ["receiver", "--port", "0"])
+    assert result.exit_code == 2
+    assert f"needs the package {package}: pip install 'transport-kit[receiver]'" in result.output
+    with pytest.raises(ModuleNotFoundError, match="pip install") as caught:
+        __import__("transport_kit.receiver")
+    assert caught.value.name == package
+
+
+def test_a_missing_click_names_the_install_line(
+    hide: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command is installed with the core; its parts are not."""
+    hide("click")
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 2
+    assert "pip install 'transport-kit[cli]'" in capsys.readouterr().err
+
+
+def test_python_m_runs_the_same_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For virtual environments whose scripts are not on the path."""
+    monkeypatch.setattr(sys, "argv", ["transport_kit", "--version"])
+    monkeypatch.delitem(sys.modules, "transport_kit.__main__", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("transport_kit", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("transport-kit, version")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (OptionsError("port", "is taken"), 2, "Error: port (arguments): is taken\n"),
+        (InvalidDsn("invalid_url", "no scheme"), 1, "Error: invalid DSN (invalid_url): no scheme\n"),
+        (
+            ModuleNotFoundError("No module named 'rich'", name="rich"),
+            2,
+            "Error: this command needs the package rich: pip install 'transport-kit[cli]'\n",
+        ),
+    ],
+)
+def test_what_goes_wrong_is_one_line_and_a_status(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, line: str
+) -> None:
+    """A traceback says nothing to who typed the command."""
+
+    @click.command()
+    def command() -> None:
+        raise error
+
+    module = ModuleType("transport_kit.cli.check")
+    module.command = command  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "transport_kit.cli.check", module)
+    result = CliRunner().invoke(main, ["check"])
+    assert result.exit_code == status
+    assert result.output == line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ModuleNotFoundError("gone", name="transport_kit.x"), ModuleNotFoundError("?"), ValueError("bug")],
+)
+def test_a_mistake_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """It must not be dressed up as a missing package."""
+
+    @click.command()
+    def command() -> None:
+        raise error
+
+    module = ModuleType("transport_kit.cli.check")
+    module.command = command  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "transport_kit.cli.check", module)
+    result = CliRunner().invoke(main, ["check"])
+    assert result.exception is error
+
+
+def test_the_commands_are_public() -> None:
+    """The entry point imports it by this name."""
+    assert transport_kit.cli.__all__ == ["main"]

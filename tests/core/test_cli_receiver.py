@@ -1,0 +1,232 @@
+"""`transport-kit receiver` as a process: what it prints, how it ends, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from transport_kit.cli import main
+from transport_kit.dsn import Dsn
+from transport_kit.receiver import Receiver
+from transport_kit.receiver.faults import FAULTS
+
+EVENT_ID = "9ec79c33ec9942ab8353589fcb2e04dc"
+TITLE = "\x1b[2Jboom\nnext"
+EVENT = b'{"event_id":"%s"}\n{"type":"event"}\n%s\n' % (
+    EVENT_ID.encode(),
+    json.dumps(
+        {
+            "exception": {
+                "values": [
+                    {
+                        "type": "ValueError",
+                        "value": TITLE,
+                        "stacktrace": {"frames": [{"function": "pay", "filename": "shop.py", "lineno": 7}]},
+                    }
+                ]
+            }
+        }
+    ).encode(),
+)
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(name="start")
+def _start() -> Iterator[Start]:
+    """Starts the command; what is still running afterwards is killed."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start(*options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-W", "error", "-m", "transport_kit", "receiver", "--port", "0", *options]
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().rstrip("\n")
+
+
+def end(process: subprocess.Popen[str], number: int) -> str:
+    """Sends the signal; returns what was still printed. Nothing may be on stderr."""
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, "")
+    return out
+
+
+def post(dsn: str) -> int:
+    parsed = Dsn.parse(dsn)
+    headers = {"X-Sentry-Auth": parsed.auth_header("test/1.0")}
+    request = urllib.request.Request(parsed.envelope_url, data=EVENT, headers=headers, method="POST")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return int(error.code)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_prints_the_dsn_and_the_page_then_a_line_for_each_envelope(start: Start, number: int) -> None:
+    """All a newcomer needs to copy; and hostile text can't move the terminal's cursor."""
+    process = start()
+    dsn, page = line(process).split()[1], line(process).split()[1]
+    assert page.startswith("http://127.0.0.1:")
+    assert post(dsn) == 200
+    printed = line(process)
+    assert printed.split("  ", 1)[1] == r"event  ValueError: \x1b[2Jboom\nnext  in pay (shop.py:7)"
+    assert end(process, number) == ""
+
+
+def test_json_lines_are_for_programs(start: Start, tmp_path: Path) -> None:
+    """The first line says where it is; each further one is a record. The file keeps them."""
+    store = str(tmp_path / "events.db")
+    process = start("--json", "--store", store, "--keep", "5")
+    ready = json.loads(line(process))
+    assert ready["url"] == f"http://127.0.0.1:{ready['port']}"
+    assert post(ready["dsn"]) == 200
+    record = json.loads(line(process))
+    assert (record["n"], record["event_id"], record["exception"]["value"]) == (1, EVENT_ID, TITLE)
+    end(process, signal.SIGTERM)
+    with Receiver(store=store) as receiver:
+        assert [each["event_id"] for each in receiver.events()] == [EVENT_ID]
+
+
+def test_a_played_outage_is_announced_and_played(start: Start) -> None:
+    """So that nobody looks for the bug elsewhere."""
+    process = start("--fail", "503", "--rate-limit", "60:error:key", "--fail-for", "300")
+    dsn, _ = line(process).split()[1], line(process)
+    assert line(process) == "playing 503 and rate limit 60:error:key for 300 s"
+    assert post(dsn) == 503
+    end(process, signal.SIGTERM)
+
+
+def test_a_reset_of_the_real_process_is_a_reset(start: Start) -> None:
+    """The outage that connection errors are tested with."""
+    process = start("--fail", "reset", "--json")
+    ready = json.loads(line(process))
+    with socket.create_connection(("127.0.0.1", ready["port"]), timeout=10) as peer:
+        peer.sendall(b"POST /api/1/envelope/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")
+        with pytest.raises(ConnectionResetError):
+            peer.recv(1)
+    end(process, signal.SIGTERM)
+
+
+def test_a_hanging_request_does_not_hold_up_ctrl_c(start: Start) -> None:
+    """The outage ends with the receiver."""
+    process = start("--fail", "hang")
+    dsn = line(process).split()[1]
+    line(process)
+    assert line(process) == "playing hang until the end"
+    port = Dsn.parse(dsn).port
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as peer:
+        peer.sendall(b"POST /api/1/envelope/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")
+        end(process, signal.SIGINT)
+
+
+def test_a_reader_that_leaves_does_not_end_the_receiver(start: Start) -> None:
+    """`transport-kit receiver | head -2` goes on receiving."""
+    process = start()
+    dsn = line(process).split()[1]
+    line(process)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert post(dsn) == 200
+    assert post(dsn) == 200
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) in (0, 120)  # 120: Python could not flush the pipe at exit
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--host", "0.0.0.0"], "--listen-anywhere"),
+        (["--fail", "fire"], "fire"),
+        (["--fail", "503", "--fail-for", "-1"], "fail_for"),
+        (["--rate-limit", "soon"], "60:error:key"),
+        (["--port", "70000"], "65535"),
+        (["--store", "/dev/null/none.db"], "can't open"),
+        (["--keep", "0"], "--keep"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_name(options: list[str], words: str) -> None:
+    """Before anything listens; exit status 2."""
+    result = CliRunner().invoke(main, ["receiver", "--port", "0", *options])
+    assert result.exit_code == 2
+    assert words in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_taken_port_says_what_to_do() -> None:
+    """It runs in another terminal, most often."""
+    with Receiver() as receiver:
+        result = CliRunner().invoke(main, ["receiver", "--port", str(receiver.port)])
+    assert result.exit_code == 2
+    assert "0 takes a free port" in result.output
+
+
+def test_it_offers_every_fault_there_is() -> None:
+    """The command and the library must not drift apart."""
+    result = CliRunner().invoke(main, ["receiver", "--help"])
+    assert f"[{'|'.join(FAULTS)}]" in result.output
+
+
+def in_this_process(*options: str) -> tuple[int, str]:
+    """Runs the command here, where coverage sees it: SIGTERM comes once an envelope was printed."""
+    before = signal.getsignal(signal.SIGTERM)
+    result = CliRunner().invoke(main, ["receiver", "--port", "0", *options])
+    assert signal.getsignal(signal.SIGTERM) is before
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_signal_handlers_come_back(monkeypatch: pytest.MonkeyPatch, as_json: bool) -> None:
+    """Called from a program, the command leaves its signals as they were."""
+    began = Receiver.start
+
+    def start(self: Receiver) -> Receiver:
+        began(self)
+
+        def send_then_end() -> None:
+            assert post(self.dsn) == 200
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=send_then_end).start()
+        return self
+
+    monkeypatch.setattr(Receiver, "start", start)
+    options: list[Any] = ["--host", "0.0.0.0", "--listen-anywhere", *(["--json"] if as_json else [])]
+    status, output = in_this_process(*options)
+    assert status == 0
+    assert ("Other machines can reach" in output) != as_json
+    assert "ValueError" in output
+    assert "\x1b" not in output

@@ -1,0 +1,224 @@
+"""The receiver's store: bounds, restarts, files that are not its own, and the faults' clock."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integrations.receiver_support import KEY
+from transport_kit.envelope import Item
+from transport_kit.errors import OptionsError
+from transport_kit.receiver import Faults, Store
+from transport_kit.receiver.faults import RateLimit
+
+
+def add(store: Store, size: int = 10, event_id: str | None = None, **record: Any) -> int:
+    return store.add(event_id=event_id, key=KEY, record=record, body=bytes(size))
+
+
+def numbers(store: Store) -> list[int]:
+    return [record["n"] for record in store.latest()]
+
+
+def test_the_oldest_envelopes_make_room_by_count() -> None:
+    """A forgotten receiver must not fill the memory."""
+    with Store(max_envelopes=3) as store:
+        for _ in range(5):
+            add(store)
+        assert numbers(store) == [5, 4, 3]
+        assert store.totals() == (3, 30)
+        assert store.by_number(2) is None
+
+
+def test_the_oldest_envelopes_make_room_by_bytes_and_the_newest_always_stays() -> None:
+    """The count alone bounds nothing when envelopes are large."""
+    with Store(max_bytes=100) as store:
+        for size in (40, 40, 40):
+            add(store, size)
+        assert numbers(store) == [3, 2]
+        add(store, 1000)
+        assert numbers(store) == [4]
+        assert store.totals() == (1, 1000)
+
+
+def test_a_file_keeps_envelopes_and_bounds_across_restarts(tmp_path: Path) -> None:
+    """`--store FILE` is for looking at yesterday's errors; numbers go on where they ended."""
+    path = tmp_path / "events.db"
+    with Store(path, max_envelopes=2) as store:
+        add(store, 5, event_id="a" * 32, title="first")
+        add(store, 7, title="second")
+    with Store(path, max_envelopes=2) as store:
+        found = store.by_event_id("a" * 32)
+        assert found is not None
+        assert (found.n, found.record, found.key, found.body) == (
+            1,
+            {"n": 1, "title": "first"},
+            KEY,
+            bytes(5),
+        )
+        assert add(store, 1) == 3
+        assert numbers(store) == [3, 2]
+        assert store.totals() == (2, 8)
+
+
+def test_two_receivers_may_share_a_file(tmp_path: Path) -> None:
+    """Started twice by mistake, both keep the bounds."""
+    path = tmp_path / "events.db"
+    with Store(path, max_envelopes=3) as one, Store(path, max_envelopes=3) as other:
+        for _ in range(3):
+            add(one)
+            add(other)
+        assert numbers(one) == numbers(other) == [6, 5, 4]
+        assert one.totals() == (3, 30)
+
+
+def test_a_new_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
+    """Reports hold what users typed; the umask is not asked."""
+    path = tmp_path / "events.db"
+    with Store(path) as store:
+        add(store)
+        for file in tmp_path.iterdir():
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600, file.name
+
+
+def test_the_newest_of_several_with_one_event_id_is_found() -> None:
+    """Duplicates are kept: seeing them is what a developer's server is for."""
+    with Store() as store:
+        for _ in range(2):
+            add(store, event_id="b" * 32)
+        found = store.by_event_id("b" * 32)
+        assert found is not None
+        assert found.n == 2
+        assert store.totals()[0] == 2
+        assert store.by_event_id("c" * 32) is None
+
+
+def test_a_file_of_another_program_is_refused_and_left_alone(tmp_path: Path) -> None:
+    """A slip in --store must not write tables into someone's database."""
+    path = tmp_path / "app.sqlite3"
+    other = sqlite3.connect(path)
+    other.execute("CREATE TABLE users (name TEXT)")
+    other.commit()
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(OptionsError, match="not a store of this receiver"):
+        Store(path)
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    """One line that names the file, not a traceback from SQLite."""
+    path = tmp_path / "notes.txt"
+    path.write_text("dear diary, " * 100, encoding="utf-8")
+    with pytest.raises(OptionsError, match=r"can't use .*notes\.txt"):
+        Store(path)
+
+
+def test_a_file_that_can_not_be_opened_is_refused(tmp_path: Path) -> None:
+    """A folder that is not there, a folder in the file's place."""
+    for path in (tmp_path / "none" / "events.db", tmp_path):
+        with pytest.raises(OptionsError, match="can't open"):
+            Store(path)
+
+
+@pytest.mark.parametrize("bounds", [{"max_envelopes": 0}, {"max_bytes": 0}])
+def test_bounds_of_nothing_are_refused(bounds: dict[str, int]) -> None:
+    """A store that keeps nothing is a mistake."""
+    with pytest.raises(OptionsError, match="at least 1"):
+        Store(**bounds)
+
+
+def test_threads_add_and_read_together() -> None:
+    """Ingest and page run on many threads; every envelope is there, once."""
+    with Store() as store:
+
+        def work() -> None:
+            for _ in range(50):
+                add(store)
+                assert store.latest(5)
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        assert store.wait_for(400)
+        for thread in threads:
+            thread.join()
+        assert store.totals() == (400, 4000)
+        assert not store.wait_for(401, timeout=0.01)
+
+
+def test_closing_twice_is_harmless() -> None:
+    """A context manager and a finally may both close."""
+    with Store() as store:
+        store.close()
+    with pytest.raises(sqlite3.ProgrammingError):
+        store.totals()
+
+
+class Clock:
+    """Seconds that move when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_an_outage_ends_by_itself_together_with_its_limit() -> None:
+    """`--fail 503 --fail-for 10` shows a client's recovery without a hand on the server."""
+    clock = Clock()
+    faults = Faults("429", seconds=10, rate_limit="60:error:key", clock=clock)
+    assert faults.kind == "429"
+    assert faults.pause == 10
+    assert faults.rate_limit is not None
+    clock.now += 9.5
+    assert faults.pause == 1
+    clock.now += 0.5
+    assert faults.kind is None
+    assert faults.rate_limit is None
+
+
+def test_an_outage_without_an_end_lasts_until_it_is_cleared() -> None:
+    """A test decides itself when the server is back."""
+    clock = Clock()
+    faults = Faults("hang", clock=clock)
+    clock.now += 1e9
+    assert faults.kind == "hang"
+    assert faults.pause == 60
+    faults.clear()
+    assert faults.kind is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"kind": "fire"}, "fail"),
+        ({"kind": "503", "seconds": 0}, "fail_for"),
+        ({"kind": "503", "seconds": float("nan")}, "fail_for"),
+        ({"rate_limit": "soon"}, "rate_limit"),
+        ({"rate_limit": "60:novelty"}, "rate_limit"),
+        ({"rate_limit": "60:error:k\u00e9y"}, "rate_limit"),
+        ({"rate_limit": "60:error\r\nX: y"}, "rate_limit"),
+        ({"slow_by": 0}, "slow_by"),
+    ],
+)
+def test_a_fault_that_makes_no_sense_is_refused_by_name(wrong: dict[str, Any], field: str) -> None:
+    """An outage that is silently not played would prove the wrong thing."""
+    with pytest.raises(OptionsError) as caught:
+        Faults(**wrong)
+    assert caught.value.field == field
+
+
+def test_a_limit_keeps_the_order_of_what_passes() -> None:
+    """Envelope order is kept, as everywhere."""
+    items = [Item(b"{}", type=kind) for kind in ("session", "event", "check_in", "attachment")]
+    passed, refused = RateLimit("2.5:error").split(items)
+    assert [item.type for item in passed] == ["session", "check_in"]
+    assert [item.type for item in refused] == ["event", "attachment"]
+    assert RateLimit("2.5:error").seconds == 3
