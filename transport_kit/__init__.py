@@ -23,9 +23,9 @@ from transport_kit.ledger import LossReason
 from transport_kit.limits import RateLimits
 from transport_kit.options import IntegrationOptions, ReporterOptions, TransportOptions
 from transport_kit.queue import Claim, MemoryQueue, Put, Queue, QueueStats
-from transport_kit.reporting import Reporter, RequestInfo, Scope
+from transport_kit.reporting import Reporter, RequestInfo, Scope, new_scope
 from transport_kit.retry import Backoff, CircuitBreaker
-from transport_kit.routes import Answer
+from transport_kit.routes import LEAVES, Answer, Leaf
 from transport_kit.sealing import Priority, SealedEnvelope, SealedItem
 from transport_kit.transport import FlushReport, FunctionTransport, NullTransport, Transport
 from transport_kit.version import VERSION as __version__  # noqa: N811 - the name that Python looks for
@@ -34,8 +34,8 @@ from transport_kit.worker import BackgroundWorker, Outcome
 __all__ = [
     "__version__",
     "Answer",
-    "Backoff",
     "BackgroundWorker",
+    "Backoff",
     "BaseHttpTransport",
     "CircuitBreaker",
     "Claim",
@@ -51,10 +51,13 @@ __all__ = [
     "InvalidEnvelope",
     "Item",
     "Kit",
+    "Leaf",
+    "LEAVES",
     "LossReason",
     "make_transport",
     "MemoryQueue",
     "MissingExtra",
+    "new_scope",
     "NullTransport",
     "OptionsError",
     "Outcome",

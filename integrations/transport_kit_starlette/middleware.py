@@ -19,8 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
-from transport_kit import Kit, RequestInfo
-from transport_kit.reporting import new_scope
+from transport_kit import Kit, RequestInfo, new_scope
 from transport_kit_starlette.routes import KIT_KEY, header, respond
 
 __all__ = ["TransportMiddleware"]

@@ -11,8 +11,7 @@ from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from transport_kit import Kit
-from transport_kit.routes import LEAVES, Leaf
+from transport_kit import LEAVES, Kit, Leaf
 
 __all__ = ["get_kit", "header", "KIT_KEY", "respond", "transport_routes"]
 

@@ -1,0 +1,83 @@
+"""The documentation says what the code does: options, snippets, links, and nothing of anyone's machine."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from transport_kit.ledger import LossReason
+from transport_kit.options import IntegrationOptions, ReporterOptions, TransportOptions
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+_LINK = re.compile(r"\]\(([^)#\s]+)?(#[^)\s]+)?\)")
+_BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.M | re.S)
+
+
+def _name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def _anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    """A page that was moved or renamed takes its links along."""
+    text = re.sub(_BLOCK, "", page.read_text(encoding="utf-8"))
+    for target, anchor in _LINK.findall(text):
+        if target.startswith(("http://", "https://")):
+            continue
+        other = (page.parent / target).resolve() if target else page
+        assert other.exists(), f"{_name(page)} links to {target}"
+        if anchor and other.suffix == ".md":
+            assert anchor[1:] in _anchors(other), f"{_name(page)} links to {target}{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_every_python_snippet_is_python(page: Path) -> None:
+    """What a reader copies must at least compile."""
+    for language, code in _BLOCK.findall(page.read_text(encoding="utf-8")):
+        if language == "python":
+            assert ast.parse(code) is not None
+
+
+@pytest.mark.parametrize("cls", [TransportOptions, ReporterOptions, IntegrationOptions])
+def test_every_option_has_its_row_with_its_default(cls: type) -> None:
+    """The table is the reference: an option without a row does not exist for its users."""
+    text = (ROOT / "docs" / "reference" / "options.md").read_text(encoding="utf-8")
+    section = text.split(f"`{cls.__name__}`")[1].split("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|", section, re.M))
+    expected = {}
+    for option in dataclasses.fields(cls):
+        default = option.default
+        expected[option.name] = "none" if default is None else "empty" if default == () else f"`{default}`"
+    assert rows == expected
+
+
+def test_every_loss_reason_is_explained() -> None:
+    """Somebody who reads a reason on the health page finds out what it means."""
+    text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    missing = [reason.value for reason in LossReason if f"`{reason.value}`" not in text]
+    assert missing == []
+
+
+def test_the_project_speaks_of_itself_alone() -> None:
+    """No path of a machine it was written on, no address of a package registry."""
+    registries = ("pypi" + ".org", "pythonhosted" + ".org", "registry" + ".npmjs")
+    found = []
+    for path in ROOT.rglob("*"):
+        parts = path.relative_to(ROOT).parts
+        if not path.is_file() or parts[0].startswith((".venv", ".git", ".hypothesis", ".mypy", ".ruff")):
+            continue
+        if path.suffix not in {".py", ".md", ".toml", ".txt", ".html", ".css", ""} or "data" in parts:
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        found += [f"{path}: {word}" for word in (*registries, f"{ROOT}/") if word in text]
+    assert found == []
