@@ -1,0 +1,173 @@
+"""Imports run one way, and cost an app nothing that it did not ask for."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import transport_kit
+
+ROOT = Path(transport_kit.__file__).parent
+#: From the ground up. A module imports from layers below its own only; a folder is one room.
+LAYERS = (
+    {"errors", "health", "limits", "log", "retry", "statelock", "version"},
+    {"compression", "dsn", "encoding", "exchange", "options", "parsing", "proxies", "sealing"},
+    {"connections", "ledger", "lifecycle", "trimming", "validation"},
+    {"items", "queue"},
+    {"envelope", "outcome"},
+    {"transport"},
+    {"senders"},
+    {"worker"},
+    {"http", "spool"},
+    {"factory"},
+    {"reporting", "routes"},
+    {"kit"},
+    {"receiver", "testing"},
+    {"cli", "forwarder"},
+    {"__init__", "__main__"},
+)
+RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
+FRAMEWORKS = {"click", "django", "fastapi", "flask", "jinja2", "pytest", "rich", "starlette", "uvicorn"}
+#: Costs 120 ms, and under gevent an import before the patch breaks TLS.
+LATE = {"ssl", "urllib3", "_ssl", "certifi"}
+
+
+def modules() -> Iterator[tuple[Path, str]]:
+    for path in sorted(ROOT.rglob("*.py")):
+        yield path, path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Full names of the modules that a file imports anywhere, functions and type-checking included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            if node.module == "transport_kit":
+                yield from (f"transport_kit.{alias.name}" for alias in node.names)
+            else:
+                yield str(node.module)
+
+
+def run(code: str, *arguments: str) -> dict[str, list[str]]:
+    """What a fresh interpreter prints as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    found: dict[str, list[str]] = json.loads(done.stdout)
+    return found
+
+
+def test_every_import_runs_downwards() -> None:
+    """DESIGN section 3: who reads a room needs to know what is below it, never what is above."""
+    wrong = []
+    for path, room in modules():
+        for name in imported(path):
+            if not name.startswith("transport_kit."):
+                continue
+            other = name.split(".")[1]
+            if other != room and RANK[other] >= RANK[room]:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert wrong == []
+
+
+def test_every_room_has_its_layer() -> None:
+    """A new module is placed on purpose."""
+    assert {room for _, room in modules()} <= set(RANK)
+
+
+def test_only_connections_knows_urllib3() -> None:
+    """The library that connects can be replaced in one file."""
+    users = {path.name for path, _ in modules() for name in imported(path) if name.split(".")[0] == "urllib3"}
+    assert users == {"connections.py"}
+
+
+def test_the_core_names_no_framework() -> None:
+    """Whoever runs Flask must not need Starlette, not even in a branch that is never taken."""
+    allowed = {"__main__", "cli", "receiver"}
+    for path, room in modules():
+        if room not in allowed and path.name != "fixtures.py":
+            assert FRAMEWORKS.isdisjoint(name.split(".")[0] for name in imported(path)), path
+
+
+def test_a_fresh_interpreter_imports_no_framework_and_no_tls() -> None:
+    """An import is paid by every process of the app, the short-lived ones included."""
+    found = run(
+        "import sys, json, transport_kit, transport_kit.testing\n"
+        "print(json.dumps({'modules': sorted({name.split('.')[0] for name in sys.modules})}))"
+    )
+    assert "transport_kit" in found["modules"]
+    assert (FRAMEWORKS | LATE | {"asyncio", "multiprocessing"}).isdisjoint(found["modules"])
+
+
+_SPY = """
+import _thread, json, os, sys
+from importlib.abc import MetaPathFinder
+found = {"here": [], "elsewhere": []}
+me = _thread.get_ident()
+
+class Spy(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        found["here" if _thread.get_ident() == me else "elsewhere"].append(name)
+
+sys.meta_path.insert(0, Spy())
+import transport_kit
+threads = [len(os.listdir("/proc/self/task"))]
+transport = transport_kit.make_transport(sys.argv[1], shutdown_timeout=0)
+threads.append(len(os.listdir("/proc/self/task")))
+assert transport.capture_event({"message": "first"})
+transport.health()
+assert transport.flush(20.0 if sys.argv[2] == "delivered" else 0.0).ok is (sys.argv[2] == "delivered")
+transport.close(0)
+found["threads"] = threads
+print(json.dumps(found))
+"""
+
+
+def test_no_request_thread_imports_urllib3_or_ssl() -> None:
+    """The first capture happens in a request: 120 ms there would be a user's."""
+    from transport_kit.testing import FaultServer
+
+    with FaultServer() as server:
+        found = run(_SPY, server.dsn, "delivered")
+        assert len(server.accepted) == 1
+    assert LATE.isdisjoint(found["here"])
+    assert "urllib3" in found["elsewhere"]  # so the spy sees what it is to see
+    assert found["threads"] == [1, 1]
+
+
+def test_importing_logs_nothing_and_configures_no_logging() -> None:
+    """What is logged where belongs to the app."""
+    found = run(
+        "import json, logging\n"
+        "lines = []\n"
+        "logging.getLogger().addHandler(type('H', (logging.Handler,), "
+        "{'emit': lambda self, record: lines.append(record.getMessage())})(0))\n"
+        "logging.getLogger().setLevel(0)\n"
+        "import transport_kit, transport_kit.testing\n"
+        "logger = logging.getLogger('transport_kit')\n"
+        "print(json.dumps({'lines': lines, 'set': [logger.level, logger.handlers, logger.propagate]}))"
+    )
+    assert found["lines"] == []
+    assert found["set"] == [0, [], True]
+
+
+def test_the_public_names_are_sorted() -> None:
+    """A list that grows for years is read by its order."""
+    assert transport_kit.__all__ == sorted(transport_kit.__all__, key=str.lower)
+
+
+def test_the_public_names_exist_and_are_documented() -> None:
+    """A name in `__all__` that isn't there breaks `import *`; one without words isn't public yet."""
+    for name in transport_kit.__all__:
+        found = getattr(transport_kit, name)
+        if inspect.isclass(found) or inspect.isfunction(found):
+            assert found.__doc__, name
