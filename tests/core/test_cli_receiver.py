@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -13,12 +14,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from transport_kit.cli import main
+from transport_kit.cli.receiver import _echo
 from transport_kit.dsn import Dsn
 from transport_kit.receiver import Receiver
 from transport_kit.receiver.faults import FAULTS
@@ -208,6 +209,20 @@ def in_this_process(*options: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+def test_a_pipe_without_a_reader_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a line can't be written the receiver goes on."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            refused.append(text)
+            raise BrokenPipeError
+
+    refused: list[str] = []
+    monkeypatch.setattr(sys, "stdout", Gone())
+    _echo("a line")
+    assert refused == ["a line\n"]
+
+
 @pytest.mark.parametrize("as_json", [True, False])
 def test_signal_handlers_come_back(monkeypatch: pytest.MonkeyPatch, as_json: bool) -> None:
     """Called from a program, the command leaves its signals as they were."""
@@ -224,9 +239,10 @@ def test_signal_handlers_come_back(monkeypatch: pytest.MonkeyPatch, as_json: boo
         return self
 
     monkeypatch.setattr(Receiver, "start", start)
-    options: list[Any] = ["--host", "0.0.0.0", "--listen-anywhere", *(["--json"] if as_json else [])]
-    status, output = in_this_process(*options)
+    options = ["--host", "0.0.0.0", "--listen-anywhere", "--rate-limit", "60:session"]
+    status, output = in_this_process(*options, *(["--json"] if as_json else []))
     assert status == 0
+    assert ("playing rate limit 60:session until the end" in output) != as_json
     assert ("Other machines can reach" in output) != as_json
     assert "ValueError" in output
     assert "\x1b" not in output

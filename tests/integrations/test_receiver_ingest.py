@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import brotli
+import brotli  # type: ignore[import-untyped]
 import pytest
 import zstandard
 
@@ -300,7 +300,7 @@ def test_a_missing_event_id_is_taken_from_the_payload_or_made(client: Client) ->
     assert made != EVENT_ID
 
 
-CHECK_IN = ({"type": "check_in"}, b"{}")
+CHECK_IN: tuple[dict[str, Any], bytes] = ({"type": "check_in"}, b"{}")
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,8 @@ def test_an_envelope_with_too_much_of_a_kind_is_refused(
 
 def test_as_many_items_as_there_are_slots_are_accepted(client: Client) -> None:
     """The caps refuse the first one too many, not the last one allowed."""
-    items = [({"type": "span"}, b"{}")] * 25 + [({"type": "span", "item_count": 1}, b"{}"), CHECK_IN]
+    items: list[tuple[dict[str, Any], bytes]] = [({"type": "span"}, b"{}")] * 25
+    items += [({"type": "span", "item_count": 1}, b"{}"), CHECK_IN]
     assert client.post(envelope(*items)).status_code == 200
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import socket
@@ -182,6 +183,22 @@ def test_an_app_without_the_receivers_server_says_that_it_can_not_reset() -> Non
         client = Client(create_app(store, Faults("reset")))
         with pytest.raises(RuntimeError, match="own server"):
             client.post()
+
+
+def test_an_app_under_another_server_answers_its_lifespan() -> None:
+    """uvicorn's default asks for it, and the guard must let it through."""
+    sent: list[str] = []
+    asked = iter(["lifespan.startup", "lifespan.shutdown"])
+
+    async def receive() -> dict[str, Any]:
+        return {"type": next(asked)}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    with Store() as store:
+        asyncio.run(create_app(store)({"type": "lifespan"}, receive, send))
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
 def test_a_taken_port_is_named(receiver: Receiver) -> None:

@@ -126,8 +126,23 @@ def test_a_file_that_can_not_be_opened_is_refused(tmp_path: Path) -> None:
             Store(path)
 
 
+def test_totals_that_were_tampered_with_cost_no_new_envelope(tmp_path: Path) -> None:
+    """The newest stays whatever the file says, and the next start counts again."""
+    path = tmp_path / "events.db"
+    with Store(path) as store:
+        add(store)
+        other = sqlite3.connect(path)
+        with other:
+            other.execute("UPDATE total SET envelopes = 50000")
+        other.close()
+        add(store)
+        assert numbers(store) == [2]
+    with Store(path) as store:
+        assert store.totals() == (1, 10)
+
+
 @pytest.mark.parametrize("bounds", [{"max_envelopes": 0}, {"max_bytes": 0}])
-def test_bounds_of_nothing_are_refused(bounds: dict[str, int]) -> None:
+def test_bounds_of_nothing_are_refused(bounds: dict[str, Any]) -> None:
     """A store that keeps nothing is a mistake."""
     with pytest.raises(OptionsError, match="at least 1"):
         Store(**bounds)
@@ -189,10 +204,9 @@ def test_an_outage_without_an_end_lasts_until_it_is_cleared() -> None:
     clock = Clock()
     faults = Faults("hang", clock=clock)
     clock.now += 1e9
-    assert faults.kind == "hang"
-    assert faults.pause == 60
+    assert (faults.kind, faults.pause) == ("hang", 60)
     faults.clear()
-    assert faults.kind is None
+    assert [faults.kind, faults.rate_limit] == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -166,12 +166,14 @@ class Store:
     def _evict(self, db: sqlite3.Connection, newest: int) -> None:
         envelopes, size = db.execute("SELECT envelopes, bytes FROM total").fetchone()
         while (envelopes > self._max_envelopes or size > self._max_bytes) and envelopes > 1:
-            oldest, freed = db.execute("SELECT n, size FROM envelope ORDER BY n LIMIT 1").fetchone()
-            if oldest == newest:  # the totals were wrong, and the newest always stays
+            oldest = db.execute(
+                "SELECT n, size FROM envelope WHERE n < ? ORDER BY n LIMIT 1", (newest,)
+            ).fetchone()
+            if oldest is None:  # someone else changed the file: the newest always stays
                 break
-            db.execute("DELETE FROM envelope WHERE n = ?", (oldest,))
+            db.execute("DELETE FROM envelope WHERE n = ?", oldest[:1])
             envelopes -= 1
-            size -= freed
+            size -= oldest[1]
             db.execute("UPDATE total SET envelopes = ?, bytes = ?", (envelopes, size))
 
 
@@ -214,3 +216,8 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             )
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
+    with connection:  # what an earlier hand in the file put out of step is right again from here on
+        connection.execute(
+            "UPDATE total SET envelopes = (SELECT count(*) FROM envelope),"
+            " bytes = (SELECT coalesce(sum(size), 0) FROM envelope)"
+        )
