@@ -24,7 +24,8 @@ from transport_kit.reporting import machine
 from transport_kit.reporting.exceptions import exception_values, traceback_of
 from transport_kit.reporting.frames import FrameReader
 from transport_kit.reporting.request import RequestInfo, request_interface
-from transport_kit.reporting.scope import Scope, mark_captured, take_mark_back, usable_ip
+from transport_kit.reporting.scope import Scope, known_level, mark_captured, take_mark_back, usable_ip
+from transport_kit.reporting.serving import ServedRequest
 from transport_kit.reporting.values import clean, cut
 
 __all__ = ["EventSink", "is_own_logger", "Reporter"]
@@ -32,11 +33,6 @@ __all__ = ["EventSink", "is_own_logger", "Reporter"]
 _LOGGER_NAME: Final = "transport_kit"
 logger = logging.getLogger("transport_kit.reporting")
 
-_LEVELS: Final = {name: name for name in ("fatal", "error", "warning", "info", "debug")} | {
-    "critical": "fatal",
-    "warn": "warning",
-    "log": "info",
-}
 _SOURCES: Final = frozenset({"custom", "url", "route", "view", "component", "task"})
 _MAX_NESTING: Final = 2
 _MESSAGE_LENGTH: Final = 8192
@@ -110,6 +106,40 @@ class Reporter:
             facts["server_name"] = cut(clean(host), _NAME_LENGTH)
         return facts
 
+    # -- around the app's work ------------------------------------------------------------------------
+
+    def request(
+        self,
+        describe: Callable[[], RequestInfo | None] | None = None,
+        *,
+        named: Callable[[], tuple[str, str]],
+        header: Callable[[str], str | None] | None = None,
+        user: Callable[[], Mapping[str, object] | None] | None = None,
+        expected: Callable[[BaseException], bool] | None = None,
+        op: str = "http.server",
+        mechanism: str = "generic",
+    ) -> ServedRequest:
+        """What an integration puts around each request: `with reporter.request(…) as served:`.
+
+        Gives the request a fresh scope, continues the caller's trace, runs a transaction when the request
+        is sampled, records the session's outcome, and reports the exception that escapes. Costs a few
+        microseconds when nothing happens: the callbacks are called only when an event or a transaction is
+        made, possibly several times, on the thread that makes it. They must not do I/O; what they raise is
+        logged, and the event goes without.
+
+        Args:
+            describe: The request as plain values.
+            named: `(name, source)` of what runs: the path and `url` before routing, the route and `route`
+                (or the view and `view`) once it is known. Asked anew each time.
+            header: The value of a request header by its lower-case name; None when it isn't there.
+            user: Who the user is, only if already loaded. Sent with `send_default_pii` only.
+            expected: Says of an escaped exception whether it is none to report (a client that went away, a
+                404). None reports every `Exception`; other `BaseException`s never are.
+            op: `http.server`, `websocket.server`, `queue.task`, ….
+            mechanism: How exceptions are caught, such as `auto.http.flask`.
+        """
+        return ServedRequest(self, describe, named, header, user, expected, op, mechanism)
+
     # -- capturing -------------------------------------------------------------------------------------
 
     def capture_exception(
@@ -145,6 +175,14 @@ class Reporter:
                 return None
             try:
                 event = self._event(level)
+                unit = Scope.current().unit
+                if transaction:
+                    _add_name(event, str(transaction), transaction_source)
+                elif (name := unit.name()) is not None:
+                    _add_name(event, *name)
+                info = unit.request() if request is None else request
+                if info is not None:
+                    self._add_request(event, info)
                 event["exception"] = {
                     "values": exception_values(
                         found,
@@ -153,12 +191,6 @@ class Reporter:
                         handled=bool(handled),
                     )
                 }
-                if transaction:
-                    event["transaction"] = cut(clean(str(transaction)), _NAME_LENGTH)
-                    source = transaction_source if transaction_source in _SOURCES else "custom"
-                    event["transaction_info"] = {"source": source}
-                if request is not None:
-                    self._add_request(event, request)
             except Exception:
                 take_mark_back(found)
                 raise
@@ -199,7 +231,7 @@ class Reporter:
             contexts = own.get("contexts")
             built = self._event(level) | own
             built["event_id"] = _event_id(own.get("event_id"))
-            built["level"] = _level(level)
+            built["level"] = known_level(level)
             if isinstance(contexts, Mapping):
                 built["contexts"] = {**machine.contexts(), **contexts}
             return built
@@ -212,7 +244,7 @@ class Reporter:
         return {
             "event_id": uuid.uuid4().hex,
             "timestamp": time.time(),
-            "level": _level(level),
+            "level": known_level(level),
             **self._fixed,
             "contexts": machine.contexts(),
             "sdk": machine.sdk(),
@@ -294,6 +326,11 @@ class Reporter:
             pass  # at the end of the stack or of the memory there is nothing left to do it with
 
 
+def _add_name(event: Event, name: str, source: str) -> None:
+    event["transaction"] = cut(clean(name), _NAME_LENGTH)
+    event["transaction_info"] = {"source": source if source in _SOURCES else "custom"}
+
+
 def _unusable(name: str, value: str, limit: int) -> str | None:
     """Why a server would null this value; None when it takes it."""
     if len(value) > limit:
@@ -310,10 +347,6 @@ def _unusable(name: str, value: str, limit: int) -> str | None:
         if value.strip().lower() in {word.lower() for word in reserved}
         else None
     )
-
-
-def _level(level: object) -> str:
-    return _LEVELS.get(level.lower(), "error") if isinstance(level, str) else "error"
 
 
 def _event_id(value: object) -> str:

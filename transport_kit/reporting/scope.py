@@ -12,14 +12,26 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar, Token
+from itertools import islice
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
+from transport_kit.reporting.scrub import is_sensitive
+from transport_kit.reporting.unit import Unit
 from transport_kit.reporting.values import Limits, Room, bounded, cut
 
-__all__ = ["mark_captured", "new_scope", "Scope", "take_mark_back"]
+__all__ = [
+    "enter_scope",
+    "known_level",
+    "leave_scope",
+    "mark_captured",
+    "new_scope",
+    "Processor",
+    "Scope",
+    "take_mark_back",
+]
 
 _MARK: Final = "__transport_kit_captured__"
 #: Text, elements and depth of a value in `extra` or `user`; the protocol's limits per value and in all.
@@ -28,10 +40,24 @@ _EXTRA_BYTES: Final = 16 * 1024
 _EXTRA_TOTAL: Final = 256 * 1024
 _USER_BYTES: Final = 4 * 1024
 _USER_LENGTHS: Final = {"id": 128, "username": 128, "email": 75}
+_CONTEXT_BYTES: Final = 8 * 1024
+_CRUMB: Final = Limits(text=2048, breadth=50, depth=5, hides=is_sensitive)
+_CRUMB_BYTES: Final = 4 * 1024
+_CATEGORY_LENGTH: Final = 128
+_MAX_CONTEXTS: Final = 50
+_MAX_FINGERPRINT: Final = 20
 _MAX_TAGS: Final = 100
 _MAX_EXTRA: Final = 100
 _TAG_LENGTH: Final = 200
+_LEVELS: Final = {name: name for name in ("fatal", "error", "warning", "info", "debug")} | {
+    "critical": "fatal",
+    "warn": "warning",
+    "log": "info",
+}
 _NOT_IN_TAG_KEY = re.compile(r"[^A-Za-z0-9_.:\-]")
+
+#: Takes an event and its hint; returns the event to go on with, or None to drop it.
+Processor: TypeAlias = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any] | None]
 
 # The C getter of every exception's instance dict: a class that overrides `__dict__` or `__setattr__` has
 # no say, and a class with `__slots__` has one nevertheless.
@@ -39,21 +65,57 @@ _dict_of: Callable[[BaseException], dict[str, Any]] = BaseException.__dict__["__
 
 
 class Scope:
-    """User, tags and extra of one unit of work.
+    """User, tags, extra, contexts, level and fingerprint of what is captured in one context.
 
     Attributes:
-        id: Names this scope; begins with the surrounding scope's id and a slash.
+        unit: The work it belongs to; the surrounding scope's, unless it began one.
     """
 
-    __slots__ = ("_extra", "_tags", "_user", "id")
+    __slots__ = (
+        "_contexts",
+        "_extra",
+        "_fingerprint",
+        "_id",
+        "_level",
+        "_parent",
+        "_processors",
+        "_tags",
+        "_user",
+        "unit",
+    )
 
-    def __init__(self, parent: Scope | None = None) -> None:
-        own = os.urandom(8).hex()
-        self.id: str = own if parent is None else f"{parent.id}/{own}"
-        self._tags: dict[str, str] = {} if parent is None else parent._tags.copy()
-        self._extra: dict[str, Any] = {} if parent is None else parent._extra.copy()
-        # Replaced, never changed in place, so that scopes may share it.
-        self._user: dict[str, Any] | None = None if parent is None else parent._user
+    def __init__(self, parent: Scope | None = None, unit: Unit | None = None) -> None:
+        self._id: str | None = None
+        # Holds nothing of another request alive: a scope's parent is what surrounded it.
+        self._parent = parent
+        if parent is None:
+            self.unit = unit or Unit()
+            self._tags: dict[str, str] = {}
+            self._extra: dict[str, Any] = {}
+            self._contexts: dict[str, dict[str, Any]] = {}
+            # Replaced, never changed in place, so that scopes may share them.
+            self._user: dict[str, Any] | None = None
+            self._level: str | None = None
+            self._fingerprint: tuple[str, ...] = ()
+            self._processors: tuple[Processor, ...] = ()
+        else:
+            self.unit = unit or parent.unit
+            self._tags = parent._tags.copy()
+            self._extra = parent._extra.copy()
+            self._contexts = parent._contexts.copy()
+            self._user = parent._user
+            self._level = parent._level
+            self._fingerprint = parent._fingerprint
+            self._processors = parent._processors
+
+    @property
+    def id(self) -> str:
+        """Names this scope; begins with the surrounding scope's id and a slash."""
+        if self._id is None:
+            # Made when asked for: most requests capture nothing, and random bytes are a system call.
+            own = os.urandom(8).hex()
+            self._id = own if self._parent is None else f"{self._parent.id}/{own}"
+        return self._id
 
     @staticmethod
     def current() -> Scope:
@@ -88,6 +150,60 @@ class Scope:
             del known["ip_address"]
         self._user = known
 
+    def set_context(self, name: str, values: Mapping[str, object] | None) -> None:
+        """Add a section of facts under `contexts`, as they are now; None removes it. At most 8 KiB each."""
+        key = cut(_as_text(name), _TAG_LENGTH)
+        if not isinstance(values, Mapping):
+            self._contexts.pop(key, None)
+        elif key in self._contexts or len(self._contexts) < _MAX_CONTEXTS:
+            self._contexts[key] = bounded(dict(values), Room(_CONTEXT_BYTES), _EXTRA)
+
+    def set_level(self, level: str | None) -> None:
+        """The level of what is captured from here on, whatever the capture says; None clears."""
+        self._level = level if level is None else known_level(level)
+
+    def set_fingerprint(self, fingerprint: Iterable[str] | None) -> None:
+        """How servers group what is captured: texts, `{{ default }}` is their own way; None clears."""
+        parts = () if fingerprint is None or isinstance(fingerprint, str) else fingerprint
+        self._fingerprint = tuple(
+            cut(_as_text(part), _TAG_LENGTH) for part in islice(parts, _MAX_FINGERPRINT)
+        )
+
+    def add_event_processor(self, processor: Processor) -> None:
+        """Have `processor(event, hint)` change each event captured from here on; its None drops the event.
+
+        Runs before `before_send`, the one added first is called first.
+        """
+        if callable(processor):
+            self._processors = (*self._processors, processor)
+
+    def add_breadcrumb(
+        self,
+        message: str = "",
+        *,
+        category: str = "",
+        level: str = "info",
+        type: str = "default",
+        data: Mapping[str, object] | None = None,
+    ) -> None:
+        """Leave a breadcrumb in the current unit of work: the last 100 go with the next event.
+
+        Secrets in `data`, by their names, and in `message`, by what they look like, are filtered.
+        """
+        crumb: dict[str, Any] = {"type": cut(_as_text(type), _CATEGORY_LENGTH), "level": known_level(level)}
+        if category:
+            crumb["category"] = cut(_as_text(category), _CATEGORY_LENGTH)
+        if message:
+            crumb["message"] = bounded(message, Room(_CRUMB_BYTES), _CRUMB)
+        if isinstance(data, Mapping):
+            crumb["data"] = bounded(dict(data), Room(_CRUMB_BYTES), _CRUMB)
+        self.unit.add_breadcrumb(crumb)
+
+    @property
+    def processors(self) -> tuple[Processor, ...]:
+        """The event processors, in the order in which they are called."""
+        return self._processors
+
     def user(self) -> dict[str, Any] | None:
         """Who the user is, as set; the caller's own copy."""
         return None if self._user is None else self._user.copy()
@@ -97,8 +213,18 @@ class Scope:
         if self._user and event.get("user") is None:
             event["user"] = self.user()
         _merge(event, "tags", self._tags)
+        if self._contexts:
+            _merge(event, "contexts", self._copied_contexts())
+        if self._level is not None:
+            event["level"] = self._level
+        if self._fingerprint and event.get("fingerprint") is None:
+            event["fingerprint"] = list(self._fingerprint)
         if self._extra:
             _merge(event, "extra", self._within_total())
+
+    def _copied_contexts(self) -> dict[str, Any]:
+        contexts = list(self._contexts.items())
+        return {name: bounded(values, Room(_CONTEXT_BYTES), _EXTRA) for name, values in contexts}
 
     def _within_total(self) -> dict[str, Any]:
         left, kept = _EXTRA_TOTAL, {}
@@ -118,6 +244,11 @@ def _merge(event: dict[str, Any], field: str, values: dict[str, Any]) -> None:
         event[field] = values.copy()
     elif values and type(own) is dict:
         event[field] = {**values, **own}
+
+
+def known_level(level: object) -> str:
+    """The level as servers know it; `error` when they don't."""
+    return _LEVELS.get(level.lower(), "error") if isinstance(level, str) else "error"
 
 
 def tag_key(key: object) -> str:
@@ -150,28 +281,40 @@ _PROCESS: Final = Scope()
 _current: ContextVar[Scope] = ContextVar("transport_kit_scope", default=_PROCESS)
 
 
+def enter_scope(unit: Unit | None = None) -> tuple[Scope, Token[Scope]]:
+    """Begin a fresh scope, of a unit of its own when one is given; what `leave_scope` takes comes with it."""
+    scope = Scope(_current.get(), unit)
+    return scope, _current.set(scope)
+
+
+def leave_scope(token: Token[Scope] | None) -> None:
+    """End the scope that `enter_scope` began; None, or a second time from elsewhere, does nothing."""
+    if token is None:
+        return
+    try:
+        _current.reset(token)
+    except ValueError:
+        # Left in another context than it was entered in (an async generator closed by the event loop):
+        # that context never had this scope, and there is nothing to take back.
+        pass
+
+
 class new_scope:  # noqa: N801 - used as a function: `with new_scope() as scope:`
     """A fresh scope for the block: it begins as a copy of the surrounding one, and ends with the block."""
 
     __slots__ = ("_token",)
 
+    _token: Token[Scope] | None
+
     def __enter__(self) -> Scope:
-        scope = Scope(_current.get())
-        self._token: Token[Scope] | None = _current.set(scope)
+        scope, self._token = enter_scope()
         return scope
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         token, self._token = self._token, None
-        if token is None:
-            return
-        try:
-            _current.reset(token)
-        except ValueError:
-            # Left in another context than it was entered in (an async generator closed by the event loop):
-            # that context never had this scope, and there is nothing to take back.
-            pass
+        leave_scope(token)
 
 
 def mark_captured(error: BaseException) -> bool:

@@ -1,0 +1,65 @@
+"""Unit: one piece of work that the app does (a request, a task, a job), and what happened in it so far.
+
+Owns the ring of breadcrumbs, the trace, the running transaction and whether an error was reported.
+Scopes within each other share their unit. `serving.py` has the unit that integrations begin and finish.
+
+Threads: a unit is shared by all threads and tasks that run in its context. Each change is one atomic step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Final
+
+from transport_kit.reporting.request import RequestInfo
+
+__all__ = ["MAX_BREADCRUMBS", "Unit"]
+
+#: Breadcrumbs that a unit keeps; the oldest goes first.
+MAX_BREADCRUMBS: Final = 100
+
+Breadcrumb = dict[str, Any]
+
+
+class Unit:
+    """The work outside of any request: what a script, a shell or a thread of its own does.
+
+    Attributes:
+        errored: Whether an event of level `error` or `fatal` was captured in it.
+        crashed: Whether an exception escaped from it.
+    """
+
+    __slots__ = ("_breadcrumbs", "crashed", "errored")
+
+    def __init__(self) -> None:
+        self.errored = False
+        self.crashed = False
+        # Made with the first breadcrumb: most requests leave none.
+        self._breadcrumbs: deque[Breadcrumb] | None = None
+
+    def add_breadcrumb(self, breadcrumb: Breadcrumb) -> None:
+        """Keep a breadcrumb, already bounded; sets its `timestamp` when it has none."""
+        ring = self._breadcrumbs
+        if ring is None:
+            ring = self._breadcrumbs = deque(maxlen=MAX_BREADCRUMBS)
+        breadcrumb.setdefault("timestamp", time.time())
+        ring.append(breadcrumb)
+
+    def breadcrumbs(self) -> list[Breadcrumb]:
+        """The breadcrumbs, oldest first; the caller's own copies."""
+        ring = self._breadcrumbs
+        return [] if ring is None else [crumb.copy() for crumb in ring.copy()]
+
+    def request(self) -> RequestInfo | None:
+        """The request being served, described anew; None when there is none."""
+        return None
+
+    def name(self) -> tuple[str, str] | None:
+        """What runs, and where the name comes from (`url`, `route`, …); None when it has no name."""
+        return None
+
+    def user(self) -> Mapping[str, object] | None:
+        """Who the integration says the user is, looked up without I/O; None when nobody knows."""
+        return None
