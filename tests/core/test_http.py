@@ -1,0 +1,554 @@
+"""The HTTP transport apart from a server's answers: what is sent, what is refused, what is reported."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import logging
+import os
+import pickle
+import threading
+import weakref
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from transport_kit.dsn import Dsn
+from transport_kit.envelope import Envelope, Item
+from transport_kit.errors import OptionsError
+from transport_kit.exchange import ExchangeError, Response
+from transport_kit.http import MAX_QUANTITY, BaseHttpTransport, HttpTransport
+from transport_kit.ledger import LossReason
+from transport_kit.options import TransportOptions
+from transport_kit.testing import FaultServer
+from transport_kit.version import CLIENT
+
+KEY = "0123456789abcdef0123456789abcdef"
+SECRET = "fedcba9876543210fedcba9876543210"
+DSN = f"https://{KEY}:{SECRET}@sentry.example:8443/relay/42"
+LOST = ExchangeError("reset", "ConnectionResetError", body_sent=True)
+AMBIGUOUS = ExchangeError("timeout", "the deadline has passed", body_sent=True)
+
+
+def answered(status: int = 200, body: bytes = b"{}", **headers: str) -> Response:
+    return Response(status, {name.replace("_", "-"): value for name, value in headers.items()}, body, True)
+
+
+class Scripted(BaseHttpTransport):
+    """A transport whose network is a list of answers; an exception in it is raised, a callable called.
+
+    Attributes:
+        sent: Method, URL, headers and parsed envelope of each request.
+    """
+
+    def __init__(self, *answers: object, dsn: str = DSN, **fields: Any) -> None:
+        self.answers = deque(answers)
+        self.sent: list[tuple[str, str, Mapping[str, str], Envelope]] = []
+        options = {"backoff_base": 0.001, "backoff_max": 0.001, "shutdown_timeout": 5.0, **fields}
+        super().__init__(Dsn.parse(dsn), TransportOptions(**options))
+
+    def _make_pool(self) -> None:
+        return None
+
+    def _request(
+        self, method: str, url: str, body: bytes, headers: dict[str, str], *, timeout: float
+    ) -> Response:
+        plain = zlib.decompress(body, 31) if "Content-Encoding" in headers else body
+        self.sent.append((method, url, headers, Envelope.deserialize(plain)))
+        answer = self.answers.popleft() if self.answers else answered()
+        if isinstance(answer, BaseException):
+            raise answer
+        if isinstance(answer, Response):
+            return answer
+        assert callable(answer)
+        answer()
+        return answered()
+
+    def reports(self) -> list[list[tuple[str, str, int]]]:
+        """The client reports of each request."""
+        return [
+            [
+                (entry["reason"], entry["category"], entry["quantity"])
+                for item in envelope.items
+                if item.type == "client_report"
+                for entry in json.loads(item.get_bytes())["discarded_events"]
+            ]
+            for _, _, _, envelope in self.sent
+        ]
+
+
+@pytest.fixture(name="make")
+def _make() -> Iterator[Callable[..., Scripted]]:
+    """Makes scripted transports, and ends them after the test."""
+    made: list[Scripted] = []
+
+    def make(*answers: object, **fields: Any) -> Scripted:
+        made.append(Scripted(*answers, **fields))
+        return made[-1]
+
+    yield make
+    for transport in made:
+        transport.kill()
+
+
+# -- what is sent ------------------------------------------------------------------------------------------
+
+
+def test_a_request_says_who_sends_what(make: Callable[..., Scripted]) -> None:
+    """PROTOCOL section 4, the request; the key travels in one header only."""
+    transport = make()
+    assert transport.capture_event({"message": "x" * 300})
+    assert transport.flush().delivered == 1
+    ((method, url, headers, envelope),) = transport.sent
+    assert (method, url) == ("POST", "https://sentry.example:8443/relay/api/42/envelope/")
+    assert headers == {
+        "Content-Type": "application/x-sentry-envelope",
+        "User-Agent": CLIENT,
+        "X-Sentry-Auth": f"Sentry sentry_key={KEY}, sentry_version=7, sentry_client={CLIENT}, "
+        f"sentry_secret={SECRET}",
+        "Content-Encoding": "gzip",
+    }
+    assert envelope.headers["sdk"] == {"name": "transport-kit.python", "version": CLIENT.partition("/")[2]}
+    assert "dsn" not in envelope.headers
+
+
+def test_the_time_of_sending_is_written_at_each_attempt(make: Callable[..., Scripted]) -> None:
+    """Servers correct clocks by it; hours in a queue must not look like a wrong clock."""
+    transport = make(LOST, LOST)
+    transport.capture_event({"message": "x"})
+    transport.flush()
+    sent_at = [datetime.fromisoformat(envelope.headers["sent_at"]) for *_, envelope in transport.sent]
+    assert len(sent_at) == 3
+    assert sent_at == sorted(set(sent_at))
+    assert all(moment.utcoffset() == timedelta(0) for moment in sent_at)
+
+
+@pytest.mark.parametrize(
+    ("compression", "encoding"),
+    [("gzip", "gzip"), ("isal", "gzip"), ("br", "br"), ("zstd", "zstd"), ("none", None)],
+)
+def test_each_codec_is_named_and_can_be_undone(compression: str, encoding: str | None) -> None:
+    """A body whose encoding is misnamed is a 400 for everything the app ever reports."""
+    with FaultServer() as server:
+        transport = HttpTransport(Dsn.parse(server.dsn), TransportOptions(compression=compression))
+        with transport:
+            transport.capture_event({"message": "compressible " * 100})
+            transport.capture_envelope(Envelope().add_session({"sid": "1"}))
+        big, small = sorted(server.accepted, key=lambda request: -len(request.body))
+    assert big.headers.get("content-encoding") == encoding
+    assert len(big.raw) < 600 or encoding is None
+    (event,) = big.envelope.items
+    assert json.loads(event.get_bytes())["message"].startswith("compressible")
+    assert "content-encoding" not in small.headers  # compressing 100 bytes makes them more
+
+
+# -- client reports ----------------------------------------------------------------------------------------
+
+
+def test_losses_ride_on_the_next_envelope(make: Callable[..., Scripted]) -> None:
+    """One request for both; the server's statistics show what never reached it."""
+    transport = make()
+    transport.record_lost_event("before_send", "error", quantity=2)
+    transport.record_lost_event("sample_rate", "transaction")
+    transport.record_lost_event("sample_rate", "transaction")
+    transport.capture_event({"message": "x"})
+    transport.flush()
+    assert transport.reports() == [[("before_send", "error", 2), ("sample_rate", "transaction", 2)]]
+    transport.flush()
+    assert len(transport.sent) == 1
+
+
+def test_a_flush_reports_losses_on_their_own(make: Callable[..., Scripted]) -> None:
+    """At the end of a process no further envelope comes to ride on."""
+    transport = make()
+    transport.record_lost_event("before_send", "error")
+    assert transport.close()
+    assert transport.reports() == [[("before_send", "error", 1)]]
+    (*_, envelope) = transport.sent[0]
+    assert envelope.headers["sdk"]["name"] == "transport-kit.python"
+    assert "event_id" not in envelope.headers
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        LOST,
+        answered(503),
+        answered(500),
+        answered(500, retry_after="9"),
+        ExchangeError("protocol", "garbage"),
+    ],
+)
+def test_a_report_comes_back_when_nobody_took_it(
+    failure: Response | ExchangeError, make: Callable[..., Scripted]
+) -> None:
+    """Otherwise an outage would also hide what it cost."""
+    transport = make(failure)
+    transport.record_lost_event("before_send", "error")
+    transport.capture_event({"message": "x"})
+    transport.flush()
+    transport.flush()
+    said = [entry for report in transport.reports()[1:] for entry in report]
+    assert said.count(("before_send", "error", 1)) == 1
+
+
+def test_a_report_comes_back_from_an_envelope_that_is_not_repeated(make: Callable[..., Scripted]) -> None:
+    """The session is given up as ambiguous; what rode along is not lost with it."""
+    transport = make(AMBIGUOUS)
+    transport.record_lost_event("before_send", "error")
+    transport.capture_envelope(Envelope().add_session({"sid": "1"}))
+    transport.flush()
+    transport.flush()
+    assert ("before_send", "error", 1) in transport.reports()[-1]
+    assert ("network_error", "session", 1) in transport.reports()[-1]
+
+
+def test_a_report_does_not_make_an_event_unrepeatable(make: Callable[..., Scripted]) -> None:
+    """A server recognises the event by its id, whatever rides along."""
+    transport = make(AMBIGUOUS)
+    transport.record_lost_event("before_send", "error")
+    transport.capture_event({"message": "x"})
+    assert transport.flush().delivered == 1
+    assert transport.health().delivered == {"error": 1}
+
+
+@pytest.mark.parametrize("status", [400, 413, 429])
+def test_a_report_that_was_refused_is_not_repeated(status: int, make: Callable[..., Scripted]) -> None:
+    """The same report would be refused again, for ever."""
+    transport = make(answered(status, x_sentry_rate_limits="1:session"))
+    transport.record_lost_event("before_send", "error")
+    transport.flush()
+    transport.flush()
+    assert len(transport.sent) == 1
+
+
+def test_a_report_waits_while_everything_is_limited(make: Callable[..., Scripted]) -> None:
+    """A limit on all covers reports, too."""
+    transport = make(answered(200, x_sentry_rate_limits="60::key"))
+    transport.capture_event({"message": "x"})
+    transport.flush()
+    transport.capture_event({"message": "limited"})
+    transport.flush(0.2)
+    transport.flush(0.2)
+    assert len(transport.sent) == 1
+    assert transport.health().discarded_by_category == {"ratelimit_backoff": {"error": 1}}
+
+
+def test_reports_can_be_switched_off(make: Callable[..., Scripted]) -> None:
+    """Some servers refuse the item type; the count in health remains, and waiting isn't held against it."""
+    transport = make(send_client_reports=False)
+    transport.record_lost_event("before_send", "error")
+    assert transport.flush()
+    assert transport.health().discarded_by_category == {"before_send": {"error": 1}}
+    assert transport.health().status == "pass"
+    assert transport.sent == []
+
+
+def test_a_report_of_everything_stays_small_and_readable(make: Callable[..., Scripted]) -> None:
+    """Servers read quantities into 32 bits and take 4 KiB; one number too large would refuse all of them."""
+    transport = make()
+    categories = ["error", "transaction", "span", "session", "log_item", "log_byte", "attachment", "monitor"]
+    reasons = [reason for reason in LossReason if reason.reported]
+    for reason in reasons:
+        for category in categories:
+            transport.record_lost_event(reason, category, quantity=10**30)
+    transport.flush()
+    ((*_, envelope),) = transport.sent
+    sizes = [len(item.get_bytes()) for item in envelope.items]
+    assert len(sizes) > 1
+    assert max(sizes) < 4096
+    assert len(transport.reports()[0]) == len(reasons) * len(categories)
+    assert {quantity for *_, quantity in transport.reports()[0]} == {MAX_QUANTITY}
+
+
+# -- what is refused ---------------------------------------------------------------------------------------
+
+
+class Hostile:
+    """An object whose every look hurts."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("boom")
+
+    __str__ = __repr__
+
+
+@pytest.mark.parametrize("depth", ["cycle", "hostile"])
+def test_awkward_events_are_repaired_and_sent(depth: str, make: Callable[..., Scripted]) -> None:
+    """What an app puts into an event is no reason to lose the event."""
+    event: dict[str, Any] = {"message": "x", "extra": {"nan": float("nan"), "bytes": b"\xff", "o": Hostile()}}
+    if depth == "cycle":
+        event["extra"]["self"] = event
+    transport = make()
+    assert transport.capture_event(event)
+    assert transport.flush().delivered == 1
+
+
+def test_an_event_that_cant_be_sealed_costs_one_line_and_is_counted(
+    make: Callable[..., Scripted], caplog: pytest.LogCaptureFixture
+) -> None:
+    """False, the path of the value at fault, and the next one goes through."""
+    transport = make()
+    bad_header = Envelope({"trace": {"sample_rand": "x" * 10_000}}).add_event({"message": "x"})
+    for envelope in (bad_header, Envelope(items=[Item([1], type="event")])):
+        caplog.clear()
+        assert transport.capture_envelope(envelope) is False
+        (record,) = caplog.records
+        assert "can't seal e" in record.getMessage()  # the path begins with envelope or event
+    assert transport.capture_event({"message": "next"})
+    assert transport.flush().delivered == 1
+    assert transport.health().discarded_by_category == {"internal_sdk_error": {"error": 2}}
+    assert transport.health().status == "warn"
+
+
+def test_an_attachment_that_cant_be_read_is_left_out_and_said(
+    make: Callable[..., Scripted], caplog: pytest.LogCaptureFixture, tmp_path: Any
+) -> None:
+    """The event matters more than the file that was deleted meanwhile."""
+    transport = make()
+    gone = tmp_path / "gone.log"
+    assert transport.capture_envelope(Envelope.event({"message": "x"}).add_attachment(gone, filename="gone"))
+    assert transport.flush().delivered == 1
+    (record,) = caplog.records
+    assert record.getMessage().startswith("an item was left out")
+    health = transport.health()
+    assert health.delivered == {"error": 1}
+    assert health.discarded_by_category == {"internal_sdk_error": {"attachment": 1}}
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [(Envelope(), "no items"), (None, "NoneType is not an Envelope"), ({"message": "x"}, "dict is not")],
+)
+def test_what_is_no_envelope_is_refused_and_costs_nothing(
+    what: Any, said: str, make: Callable[..., Scripted], caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is nothing that could be lost: a programming error gets a line, health stays as it is."""
+    transport = make()
+    assert transport.capture_envelope(what) is False
+    (record,) = caplog.records
+    assert said in record.getMessage()
+    assert record.name == "transport_kit"
+    assert transport.health().captured == {}
+    assert transport.health().status == "pass"
+
+
+def test_a_capture_survives_a_handler_that_raises(make: Callable[..., Scripted]) -> None:
+    """A broken logging setup is the app's; a capture in its request is not the place to learn of it."""
+    transport = make()
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise RuntimeError("disk full")
+
+    handler = Broken()
+    logger = logging.getLogger("transport_kit")
+    logger.addHandler(handler)
+    try:
+        assert transport.capture_envelope(Envelope()) is False
+        transport.answers.append(answered(400))
+        transport.capture_event({"message": "x"})
+        assert transport.flush().discarded == 1
+    finally:
+        logger.removeHandler(handler)
+    transport.capture_event({"message": "y"})
+    assert transport.flush().delivered == 1
+
+
+class CapturingPath(os.PathLike[str]):
+    """A path that captures when it is asked for its text, as sealing does."""
+
+    def __init__(self, capture: Callable[[], object], path: str) -> None:
+        self.capture = capture
+        self.path = path
+
+    def __fspath__(self) -> str:
+        self.capture()
+        return self.path
+
+
+def test_a_capture_made_by_our_own_sealing_is_refused_and_counted(
+    make: Callable[..., Scripted], tmp_path: Any
+) -> None:
+    """Nested, it could go on for ever; counted, it is at least visible."""
+    transport = make()
+    results: list[bool] = []
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"12345")
+    path = CapturingPath(lambda: results.append(transport.capture_event({"message": "nested"})), str(file))
+    assert transport.capture_envelope(Envelope.event({"message": "x"}).add_attachment(path, filename="a"))
+    assert results
+    assert not any(results)
+    assert transport.capture_event({"message": "after"})
+    transport.flush()
+    health = transport.health()
+    assert health.delivered == {"error": 2, "attachment": 5}
+    assert health.discarded_by_category == {"reentrant": {"error": len(results)}}
+
+
+def test_a_capture_made_by_our_own_sending_is_refused_and_counted(make: Callable[..., Scripted]) -> None:
+    """Instrumentation of sockets must not report the reports."""
+    transport = make()
+    results: list[object] = []
+    transport.answers.append(lambda: results.append(transport.capture_event({"message": "nested"})))
+    transport.answers.append(lambda: results.append(transport.flush(30.0).ok))
+    transport.capture_event({"message": "x"})
+    transport.flush()
+    transport.capture_event({"message": "y"})
+    transport.flush()
+    assert results == [False, False]  # and the flush on the sender returned at once
+    assert transport.health().discarded_by_category == {"reentrant": {"error": 1}}
+
+
+def test_one_poisoned_envelope_does_not_stop_the_next(
+    make: Callable[..., Scripted], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever a subclass raises on sending: discarded, said without its text, and on with it."""
+    transport = make(ValueError(f"the key is {KEY}"))
+    transport.record_lost_event("before_send", "error")
+    transport.capture_event({"message": "poison"})
+    transport.flush()
+    transport.capture_event({"message": "next"})
+    transport.flush()
+    health = transport.health()
+    assert health.delivered == {"error": 1}
+    assert health.discarded_by_category["internal_sdk_error"] == {"error": 1}
+    assert ("before_send", "error", 1) in transport.reports()[-1]  # the report was given back
+    assert KEY not in caplog.text
+
+
+def test_a_codec_that_is_not_there_fails_at_construction() -> None:
+    """Not at the first delivery, hours later, and never by another codec in its place."""
+    with pytest.raises(OptionsError, match="compression_level"):
+        Scripted(compression="br", compression_level=12)
+
+
+# -- life --------------------------------------------------------------------------------------------------
+
+
+def test_a_closed_transport_refuses_and_counts(make: Callable[..., Scripted]) -> None:
+    """A capture that comes late says so by its result, not by an exception in a shutdown."""
+    transport = make()
+    transport.capture_event({"message": "x"})
+    assert not transport.closed
+    assert transport.close().ok
+    assert transport.closed
+    assert transport.capture_event({"message": "late"}) is False
+    assert transport.capture_envelope(Envelope().add_log([{"body": "x"}, {"body": "y"}])) is False
+    health = transport.health()
+    assert health.state == "closed"
+    assert health.status == "fail"
+    assert health.discarded_by_category["closed"]["error"] == 1
+    assert health.discarded_by_category["closed"]["log_item"] == 2
+    assert transport.close() == transport.flush()
+    transport.start()
+    assert transport.closed
+
+
+def test_kill_ends_at_once_and_counts_what_is_left(make: Callable[..., Scripted]) -> None:
+    """A server that hangs keeps nobody."""
+    entered, released = threading.Event(), threading.Event()
+    transport = make(lambda: (entered.set(), released.wait(5)))
+    transport.capture_event({"message": "in flight"})
+    assert entered.wait(5)
+    transport.capture_event({"message": "waiting"})
+    assert transport.pending == 2
+    transport.kill()
+    released.set()
+    assert transport.pending == 0
+    assert transport.health().discarded_by_category == {"killed": {"error": 2}}
+
+
+def test_a_transport_dropped_without_close_still_delivers() -> None:
+    """Code that forgets `close` loses nothing: the sender holds the transport while it lives."""
+    with FaultServer() as server:
+        HttpTransport(Dsn.parse(server.dsn)).capture_event({"message": "x"})
+        gc.collect()
+        assert server.wait_for(1, timeout=10.0)
+        assert len(server.event_ids()) == 1
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_transport_that_is_over_leaves_nothing_behind(used: bool) -> None:
+    """A test suite that makes thousands, and an app that reloads, keep neither threads nor memory."""
+    transport: Scripted | None = Scripted()
+    assert transport is not None
+    if used:
+        transport.capture_event({"message": "x"})
+        transport.close()
+    gone = threading.Event()
+    weakref.finalize(transport, gone.set)
+    del transport
+    while not gone.is_set():  # senders end within a moment; the suite's timeout bounds it
+        gc.collect()
+        gone.wait(0.01)
+    assert gone.is_set()
+
+
+def test_a_fork_that_no_hook_saw_is_noticed_by_the_process_id(
+    make: Callable[..., Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some servers fork in C. The child starts empty, and many of its threads may notice at once."""
+    transport = make()
+    transport.record_lost_event("before_send", "error")
+    transport.capture_event({"message": "the parent's"})
+    parent = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: parent + 1)
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(lambda n: transport.capture_event({"message": str(n)}), range(80)))
+    assert transport.flush().ok
+    health = transport.health()
+    assert health.pid == parent + 1
+    assert health.delivered == {"error": 80}
+    assert health.discarded_by_category == {}
+    transport.close()
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "getpid", lambda: parent + 2)
+    assert not transport.closed  # a grandchild is new again
+
+
+def test_a_transport_is_not_pickled_and_its_text_shows_no_secret(make: Callable[..., Scripted]) -> None:
+    """It holds the key. A pickle of it, or a repr in a traceback, must not."""
+    transport = make(proxy=None)
+    for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="not pickled"):
+            attempt(transport)
+    text = repr(transport)
+    assert text == "<Scripted to https://***@sentry.example:8443/relay/42>"
+    transport.close()
+    assert repr(transport).endswith(", closed>")
+    for shown in (text, repr(transport.health()), str(transport.health().as_dict()), repr(transport.options)):
+        assert KEY not in shown
+        assert SECRET not in shown
+
+
+def test_the_base_class_leaves_the_network_to_its_subclasses() -> None:
+    """The two hooks of DESIGN section 3."""
+    with pytest.raises(NotImplementedError):
+        BaseHttpTransport(Dsn.parse(DSN))
+
+    class Half(BaseHttpTransport):
+        def _make_pool(self) -> None:
+            return None
+
+    half = Half(Dsn.parse(DSN), TransportOptions(shutdown_timeout=5.0))
+    half.capture_event({"message": "x"})
+    half.close()
+    assert half.health().discarded_by_category == {"internal_sdk_error": {"error": 1}}
+
+
+def test_an_item_lost_before_the_transport_counts_by_its_own_measure(make: Callable[..., Scripted]) -> None:
+    """Logs are counted in items and bytes, whoever drops them."""
+    transport = make()
+    transport.record_lost_event(
+        "buffer_overflow", item=Item({"items": [{"body": "x"}]}, type="log", item_count=1)
+    )
+    counts = transport.health().discarded_by_category["buffer_overflow"]
+    assert counts["log_item"] == 1
+    assert counts["log_byte"] > 10

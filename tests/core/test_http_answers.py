@@ -1,0 +1,379 @@
+"""What each answer of a server costs: which envelopes are delivered, kept or lost, and what is said."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from transport_kit.envelope import Envelope
+from transport_kit.factory import make_transport
+from transport_kit.http import HttpTransport
+from transport_kit.testing import FaultServer
+
+QUICK = {"backoff_base": 0.01, "backoff_max": 0.01, "shutdown_timeout": 5.0}
+
+
+@pytest.fixture(name="server")
+def _server() -> Iterator[FaultServer]:
+    with FaultServer() as server:
+        yield server
+
+
+@pytest.fixture(name="transport")
+def _transport(server: FaultServer) -> Iterator[HttpTransport]:
+    """Delivers to `server`, and repeats quickly."""
+    transport = transport_to(server)
+    yield transport
+    transport.kill()
+
+
+def transport_to(server: FaultServer, **options: Any) -> HttpTransport:
+    made = make_transport(server.dsn, **{**QUICK, **options})
+    assert isinstance(made, HttpTransport)
+    return made
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    assert {record.name for record in caplog.records} <= {"transport_kit"}
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
+def test_any_2xx_is_a_delivery(status: int, server: FaultServer, transport: HttpTransport) -> None:
+    """Servers that speak the protocol differ in what they answer to an accepted envelope."""
+    server.answer(status)
+    assert transport.capture_event({"message": "x"})
+    assert transport.flush().delivered == 1
+    assert transport.health().delivered == {"error": 1}
+    assert transport.health().status == "pass"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(
+    status: int, server: FaultServer, transport: HttpTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Following a 303 turns the POST into an empty GET that counts as delivered; the target tells the
+    reader which DSN or proxy is wrong."""
+    server.answer(status, {"Location": f"{server.url}/login?key={server.key}"})
+    assert transport.capture_event({"message": "x"})
+    assert transport.flush().discarded == 1
+    assert [request.method for request in server.requests] == ["POST"]
+    assert transport.health().discarded_by_category == {"send_error": {"error": 1}}
+    (line,) = lines(caplog)
+    assert f"answered {status}" in line
+    assert "/login" in line
+    assert server.key not in line
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 408, 413, 422, 500, 501])
+def test_a_refusal_is_final(
+    status: int, server: FaultServer, transport: HttpTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same bytes would be refused again: they are counted, the reason is logged, the next one is sent."""
+    server.answer(status, body=b'{"detail":"bad envelope"}', times=1)
+    assert transport.capture_event({"message": "refused"})
+    assert transport.flush().discarded == 1
+    health = transport.health()
+    assert health.discarded_by_category == {"send_error": {"error": 1}}
+    assert health.last_error is not None
+    assert (health.last_error.kind, health.last_error.status) == ("http", status)
+    assert health.status == ("fail" if status in (401, 403) else "warn")
+    (line,) = lines(caplog)
+    assert str(status) in line
+    assert "bad envelope" in line
+    assert transport.capture_event({"message": "next"})
+    assert transport.flush().delivered == 1
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_an_outage_behind_a_load_balancer_loses_nothing(
+    status: int, server: FaultServer, transport: HttpTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A documented deviation: these statuses are how an outage looks from outside."""
+    caplog.set_level(logging.INFO, "transport_kit")
+    server.answer(status, times=2)
+    assert transport.capture_event({"message": "x"})
+    assert transport.flush().delivered == 1
+    assert len(server.event_ids()) == 1
+    assert transport.health().discarded_by_category == {}
+    assert [line for line in lines(caplog) if str(status) in line] == [
+        f"the server answered {status}; the delivery is repeated later"
+    ]
+    assert lines(caplog)[-1] == "deliveries work again"
+
+
+def test_the_strict_rule_makes_any_answer_final(server: FaultServer) -> None:
+    """`retry_statuses=()` is for servers that count attempts."""
+    with transport_to(server, retry_statuses=()) as transport:
+        server.answer(503)
+        assert transport.capture_event({"message": "x"})
+        assert transport.flush().discarded == 1
+    assert transport.health().discarded_by_category["send_error"] == {"error": 1}
+    assert len(server.requests) >= 1
+
+
+@pytest.mark.parametrize("fault", ["reset", "close", "half", "garbage", "html", "reset_on_accept"])
+def test_no_usable_answer_means_another_attempt(
+    fault: str, server: FaultServer, transport: HttpTransport
+) -> None:
+    """A broken proxy must cost time, not events."""
+    server.fault(fault, times=1)
+    assert transport.capture_event({"message": "x"})
+    assert transport.flush().delivered == 1
+    health = transport.health()
+    assert health.delivered == {"error": 1}
+    assert health.discarded_by_category == {}
+    assert health.status == "pass"
+    assert health.last_error is not None  # still known, and no longer a reason to warn
+
+
+def test_an_early_413_is_read(server: FaultServer, transport: HttpTransport) -> None:
+    """A server that refuses a large body answers before it has read it, then closes."""
+    server.fault("early", times=1)
+    envelope = Envelope.event({"message": "x"}).add_attachment(b"\0" * 3_000_000, filename="core")
+    with transport_to(server, compression="none") as plain:
+        assert plain.capture_envelope(envelope)
+        assert plain.flush().discarded == 1
+        assert plain.health().discarded_by_category["send_error"] == {"error": 1, "attachment": 3_000_000}
+
+
+def test_a_server_that_is_away_and_comes_back_gets_everything(
+    server: FaultServer, transport: HttpTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An outage is said once, however many attempts it costs."""
+    server.down()
+    for number in range(20):
+        assert transport.capture_event({"message": str(number)})
+    assert not transport.flush(0.3)
+    health = transport.health()
+    assert health.status == "warn"
+    assert health.breaker != "closed"
+    assert health.pending == {"error": 20}
+    assert health.last_error is not None
+    assert health.last_error.kind == "connect"
+    server.up()
+    assert transport.flush(5.0).ok
+    assert len(set(server.event_ids())) == len(server.event_ids()) == 20
+    assert len([line for line in lines(caplog) if "delivery failed" in line]) == 1
+
+
+def test_an_ambiguous_timeout_repeats_what_a_server_recognises(server: FaultServer) -> None:
+    """The server may have stored it: an event with its id can be sent again, a session would count twice."""
+    with transport_to(server, request_timeout=0.2) as transport:
+        for envelope in (Envelope.event({"message": "x"}), Envelope().add_session({"sid": "1"})):
+            server.fault("hang", times=1)
+            transport.capture_envelope(envelope)
+            assert transport.flush(10.0).ok
+        health = transport.health()
+    assert health.delivered == {"error": 1}
+    assert health.discarded_by_category == {"network_error": {"session": 1}}
+
+
+def test_a_drip_does_not_outlast_the_request_timeout(server: FaultServer) -> None:
+    """A byte every 20 ms keeps each read alive; the deadline is for all of them together."""
+    with transport_to(server, request_timeout=0.3) as transport:
+        server.fault("drip", times=1)
+        transport.capture_event({"message": "x"})
+        assert transport.flush(5.0).delivered == 1
+        error = transport.health().last_error
+    assert error is not None
+    assert error.kind == "timeout"
+
+
+def test_a_401_is_a_failure_until_the_server_accepts_something(
+    server: FaultServer, transport: HttpTransport
+) -> None:
+    """A wrong key needs a person; a key that works again needs nobody."""
+    server.answer(403, times=1)
+    server.answer(500, times=1)
+    transport.capture_event({"message": "refused"})
+    transport.flush()
+    health = transport.health()
+    assert health.status == "fail"
+    assert health.problem == "the server refuses this DSN's key (403)"
+    transport.capture_event({"message": "a 500 in between proves nothing"})
+    transport.flush()
+    assert transport.health().status == "fail"
+    transport.capture_event({"message": "accepted"})
+    transport.flush()
+    assert transport.health().problem is None
+    assert not transport.is_healthy()  # items were dropped a moment ago
+    assert transport.health().status == "warn"
+
+
+def test_limits_on_a_200_are_obeyed_at_once(server: FaultServer, transport: HttpTransport) -> None:
+    """Quotas are announced with accepted envelopes; what is over them need not travel."""
+    server.answer(headers={"X-Sentry-Rate-Limits": "60:error:organization"}, times=1)
+    transport.capture_event({"message": "accepted"})
+    transport.flush()
+    transport.capture_event({"message": "over the quota"})
+    transport.capture_event({"type": "transaction", "transaction": "/", "spans": []})
+    transport.flush()
+    health = transport.health()
+    assert health.delivered == {"error": 1, "transaction": 1, "span": 1}
+    assert health.discarded_by_category == {"ratelimit_backoff": {"error": 1}}
+    assert list(health.limits) == ["error"]
+    assert 58 < health.limits["error"] <= 60
+    assert "rate limited: error" in health.reasons
+    transport.flush()  # the loss was found after the first flush began
+    reports = [
+        json.loads(item.get_bytes())["discarded_events"]
+        for request in server.accepted
+        for item in request.envelope.items
+        if item.type == "client_report"
+    ]
+    assert reports == [[{"reason": "ratelimit_backoff", "category": "error", "quantity": 1}]]
+
+
+def test_a_part_of_an_envelope_may_be_limited(server: FaultServer, transport: HttpTransport) -> None:
+    """The attachment goes with its event; the session beside them is still wanted."""
+    server.answer(headers={"X-Sentry-Rate-Limits": "60:error"}, times=1)
+    transport.capture_event({"message": "first"})
+    transport.flush()
+    mixed = Envelope.event({"message": "x"}).add_attachment(b"123", filename="a").add_session({"sid": "1"})
+    transport.capture_envelope(mixed)
+    transport.flush()
+    health = transport.health()
+    assert health.delivered == {"error": 1, "session": 1}
+    assert health.discarded_by_category == {"ratelimit_backoff": {"error": 1, "attachment": 3}}
+    assert health.pending == {}
+
+
+def test_a_bare_429_pauses_everything_for_a_minute(
+    server: FaultServer, transport: HttpTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bugsink's way. Repeating it would be hammering, and reporting the loss would be one more request."""
+    server.answer(429, times=1)
+    transport.capture_event({"message": "x"})
+    assert transport.flush().discarded == 1
+    transport.capture_event({"message": "y"})
+    assert transport.flush(0.3).discarded == 1
+    health = transport.health()
+    assert len(server.requests) == 1
+    assert health.discarded_by_category == {"rate_limited": {"error": 1}, "ratelimit_backoff": {"error": 1}}
+    assert 58 < health.limits["*"] <= 60
+    assert not health.failing
+    assert health.status == "warn"
+    assert len(lines(caplog)) == 1
+
+
+def test_retry_after_beside_a_503_is_a_pause_and_drops_nothing(
+    server: FaultServer, transport: HttpTransport
+) -> None:
+    """GlitchTip in maintenance says how long it takes: what waits has to survive it."""
+    server.answer(503, {"Retry-After": "1800"}, times=1)
+    transport.capture_event({"message": "x"})
+    assert not transport.flush(0.3)
+    health = transport.health()
+    assert health.limits == {}
+    assert health.pending == {"error": 1}
+    assert health.next_probe_in is not None
+    assert health.next_probe_in > 1700
+
+
+def test_a_limit_beside_a_503_is_obeyed_as_well(server: FaultServer, transport: HttpTransport) -> None:
+    """The limits header counts on any status; Retry-After next to it still is no limit on all."""
+    server.answer(503, {"Retry-After": "50", "X-Sentry-Rate-Limits": "70:session"}, times=1)
+    transport.capture_event({"message": "x"})
+    transport.flush(0.3)
+    assert list(transport.health().limits) == ["session"]
+
+
+@pytest.mark.parametrize("asked", ["soon", "-5", "1e400", "99999999999999999999", "\x80\xff"])
+def test_a_hostile_retry_after_pauses_no_longer_than_the_retry_window(
+    asked: str, server: FaultServer
+) -> None:
+    """A server, or who poses as one, can't switch the transport off for years."""
+    with transport_to(server, retry_window=5.0) as transport:
+        server.answer(503, {"Retry-After": asked}, times=1)
+        transport.capture_event({"message": "x"})
+        transport.flush(0.3)
+        left = transport.health().next_probe_in
+        assert left is None or left <= 5.0
+        transport.kill()
+
+
+def test_our_key_is_masked_where_a_server_echoes_it(
+    server: FaultServer, transport: HttpTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Error pages show the request. However it is repeated, in either case, or cut, a log holds no key."""
+    server.answer(400, body=(b"x" + server.key.upper().encode() * 40) + b"\r\n\x1b[31m" + server.key.encode())
+    transport.capture_event({"message": "x"})
+    transport.flush()
+    (line,) = lines(caplog)
+    assert server.key[:8] not in line.lower()
+    assert "x***" in line
+    assert line.isprintable()
+    assert len(line) < 350
+
+
+def test_each_kind_of_failure_is_said_once_until_deliveries_work_again(
+    server: FaultServer, transport: HttpTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A day of 400s is one line, not a full disk; a new outage is a new line."""
+    for _ in range(2):
+        server.answer(400, times=3)
+        server.answer(404, times=2)
+        for number in range(5):
+            transport.capture_event({"message": str(number)})
+        transport.flush()
+        assert len(lines(caplog)) == 2
+        transport.capture_event({"message": "accepted"})
+        transport.flush()
+        caplog.clear()
+    assert len(server.accepted) == 2
+
+
+def test_repeats_end_with_the_retry_window(server: FaultServer) -> None:
+    """What nobody took for an hour is old news; it is counted, once."""
+    with transport_to(server, retry_window=0.2) as transport:
+        server.answer(503)
+        transport.capture_event({"message": "x"})
+        assert transport.flush(5.0).discarded == 1
+        assert transport.health().discarded_by_category == {"send_error": {"error": 1}}
+
+
+def test_a_success_of_one_sender_outweighs_an_older_failure_of_another(server: FaultServer) -> None:
+    """Health speaks of the last delivery, whichever thread it was on."""
+    with transport_to(server, max_senders=4) as transport:
+        server.answer(400, times=3)
+        for number in range(40):
+            transport.capture_event({"message": str(number)})
+        assert transport.flush(5.0).ok
+        assert not transport.health().failing
+        assert transport.health().delivered == {"error": 37}
+
+
+def test_the_transport_is_never_captured_by_a_handler_on_the_root_logger(server: FaultServer) -> None:
+    """A logging integration that takes everything must not feed a failing transport with its failures."""
+    transport = transport_to(server, shutdown_timeout=1.0)
+    seen = threading.Event()
+
+    class Capturing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.set()
+            transport.capture_event({"message": record.getMessage()})
+
+    handler = Capturing(logging.DEBUG)
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    try:
+        server.answer(400, times=1)
+        transport.capture_event({"message": "x"})
+        assert transport.flush(5.0).ok
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)
+    assert seen.is_set()
+    health = transport.health()
+    assert health.discarded_by_category["reentrant"] == {"error": 1}
+    assert sum(health.captured.values()) == 2
+    transport.close()
