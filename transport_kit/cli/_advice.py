@@ -113,12 +113,13 @@ def _advice_for_error(error: ExchangeError, scheme: str, proxy: str | None) -> s
         return "the host is down, or a firewall drops what is sent to this port; --timeout waits longer"
     if error.kind == "protocol":
         return "what answers there does not speak HTTP/1.1; check the DSN's port and scheme"
-    if error.kind == "reset":
-        other = "https" if scheme == "http" else "http"
-        return f"the connection was cut; if the port speaks {other}, begin the DSN with {other}://"
+    if error.kind == "reset" or "reset" in detail.lower():
+        if scheme == "https":
+            return "the connection was cut; the server may want a certificate: --client-cert, --client-key"
+        return "the connection was cut; if the port speaks https, begin the DSN with https://"
     if "refused" in detail.lower():
         return "nothing listens there; check the DSN's host and port, and that the server runs"
-    if "resol" in detail.lower():
+    if "gaierror" in detail or "resol" in detail.lower():
         return "check the spelling of the DSN's host, and that this machine's DNS knows it"
     return "there is no way to this address; check the network, a VPN, a firewall"
 

@@ -56,6 +56,8 @@ T = TypeVar("T")
 _Command = Callable[..., Any]
 
 INTERRUPTED: Final = 130
+#: Characters of an error answer that are shown.
+SHOWN_BODY: Final = 200
 #: Seconds that a wait goes on beyond the time that what it waits for has.
 GRACE: Final = 0.5
 PORTS: Final = {"http": 80, "https": 443}
@@ -305,7 +307,7 @@ class OneShot(HttpTransport):
         super().__init__(dsn, options)
 
     def _make_pool(self) -> ConnectionPool:
-        self.pool = OpeningPool(self._url, self.options)
+        self.pool = OpeningPool(self.dsn.envelope_url, self.options)
         return self.pool
 
     def _request(
@@ -383,7 +385,11 @@ class OneShot(HttpTransport):
             return f"{words}, a redirect to {target}"
         if is_page(response):
             return f"{words} with a web page"
-        shown = one_line(self._shown(response.body))
+        shown = response.body[: SHOWN_BODY * 4].decode("utf-8", "replace")
+        for secret in (self.dsn.public_key, self.dsn.secret_key):
+            if secret:  # a server may echo what it was sent
+                shown = shown.replace(secret, "***")
+        shown = one_line(shown)[:SHOWN_BODY]
         return f"{words}: {shown}" if shown else words
 
 
@@ -406,8 +412,11 @@ class OpeningPool(ConnectionPool):
         Raises:
             ExchangeError: It can't be opened.
         """
-        self._opened = self._open(timeout)
-        return self._opened
+        sock = self._opened = self._open(timeout)
+        if self._closed:  # given up meanwhile
+            self.close()
+            raise ExchangeError("connect", "the pool is closed")
+        return sock
 
     def _open(self, timeout: float) -> Any:
         sock, self._opened = self._opened, None

@@ -263,7 +263,10 @@ def _stays_here(host: str) -> bool:
 
 
 def _address(sock: Any) -> str:
-    host, port = sock.getpeername()[:2]
+    try:
+        host, port = sock.getpeername()[:2]
+    except OSError:
+        return "an address that has hung up already"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -96,7 +96,7 @@ def command(
             {**connection, "release": release, "environment": environment}, timeout
         )
         if message is None:
-            envelopes = [(file.name, _read(file, transport_options.max_envelope_bytes)) for file in files]
+            envelopes = [(_name(file), _read(file, transport_options.max_envelope_bytes)) for file in files]
         else:
             envelopes = [("event", _event(message, level or "info", _pairs(tags), reporter_options))]
         transport = OneShot(target, transport_options)
@@ -130,18 +130,23 @@ def _pairs(tags: tuple[str, ...]) -> dict[str, str]:
     return pairs
 
 
+def _name(file: IO[bytes]) -> str:
+    name = getattr(file, "name", None)
+    return name if isinstance(name, str) and name != "<stdin>" else "standard input"
+
+
 def _read(file: IO[bytes], limit: int) -> Envelope:
     """The envelope in `file`, parsed strictly."""
     try:
         data = file.read(limit + 1)
     except OSError as error:
-        raise click.UsageError(f"{file.name} can't be read: {error.strerror}") from None
+        raise click.UsageError(f"{_name(file)} can't be read: {error.strerror}") from None
     if len(data) > limit:
-        raise click.UsageError(f"{file.name} holds more than {limit} bytes (max_envelope_bytes)")
+        raise click.UsageError(f"{_name(file)} holds more than {limit} bytes (max_envelope_bytes)")
     try:
         return Envelope.deserialize(data)
     except InvalidEnvelope as error:
-        raise click.UsageError(f"{file.name}: {error}") from None
+        raise click.UsageError(f"{_name(file)}: {error}") from None
 
 
 def _sentence(name: str, delivery: Delivery) -> str:
