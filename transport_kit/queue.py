@@ -13,7 +13,7 @@ import heapq
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -26,6 +26,8 @@ __all__ = ["Claim", "MemoryQueue", "Put", "Queue", "QueueStats"]
 LOOK_EVERY = 0.005
 #: Seconds after the last put during which a claimer looks instead of blocking.
 AWAKE_FOR = 1.0
+#: Seconds after which a parked claimer looks all the same; the system's clock calls take no more than years.
+LONGEST_WAIT = 3600.0
 #: Share of `max_bytes` past which envelopes are held compressed.
 PACK_ABOVE = 0.25
 #: How many of a class are claimed before a lower one gets a turn, lowest class first.
@@ -59,7 +61,10 @@ class Put(NamedTuple):
 
 
 class QueueStats(NamedTuple):
-    """A snapshot. `waiting + claimed` envelopes and `size` bytes are held of `max_items`, `max_bytes`."""
+    """A snapshot. `waiting + claimed` envelopes and `size` bytes are held of `max_items`, `max_bytes`.
+
+    `waiting` includes what waits for its next attempt. `last_id` is that of the newest envelope put.
+    """
 
     waiting: int
     claimed: int
@@ -67,6 +72,7 @@ class QueueStats(NamedTuple):
     max_items: int
     max_bytes: int
     oldest_put_at: float | None
+    last_id: int = 0
 
 
 class Queue(Protocol):
@@ -74,8 +80,8 @@ class Queue(Protocol):
 
     Attributes:
         durable: Whether what was accepted survives this process.
-        shared: Whether other processes put and claim too. Then `put` and `claim` may do I/O, and are
-            never called while `lock` is held.
+        shared: Whether other processes put and claim too. Then `put`, `claim` and what settles may do
+            I/O, and the worker never calls them while holding its own lock.
         lock: Guards a queue that is not shared, together with its worker's ledger.
     """
 
@@ -96,7 +102,11 @@ class Queue(Protocol):
         """Settled: forget them."""
 
     def release(self, claims: Iterable[Claim], not_before: float = 0.0) -> None:
-        """Not delivered: to be claimed again, from the monotonic second `not_before` on."""
+        """Not delivered: to be claimed again, from the monotonic second `not_before` on.
+
+        What was tried and what was not take turns: an envelope that always fails must not keep the others
+        from theirs. A session or check-in keeps its place.
+        """
 
     def extend(self, claims: Iterable[Claim]) -> None:
         """Still at work: prolong the lease."""
@@ -104,8 +114,8 @@ class Queue(Protocol):
     def bury(self, claim: Claim, reason: str) -> None:
         """Poison: never to be claimed again; a durable queue keeps it as a dead letter."""
 
-    def wake(self) -> None:
-        """Make every blocked `claim` return."""
+    def wake(self, *, hasten: bool = False) -> None:
+        """Make every blocked `claim` return; with `hasten`, forget every `not_before`: someone waits."""
 
     def stats(self) -> QueueStats:
         """A snapshot; no I/O."""
@@ -115,34 +125,25 @@ class Queue(Protocol):
 
 
 class _Lane:
-    """The waiting envelopes of one class, oldest first, with the bytes they take."""
+    """What is held of one class and not claimed.
 
-    __slots__ = ("size", "waiting")
+    `waiting` was never tried, oldest first; `retried` was, and is older; both may be claimed. `held` and
+    `size` count besides what is in the queue's `_delayed`.
+    """
+
+    __slots__ = ("_turn", "held", "retried", "size", "waiting")
 
     def __init__(self) -> None:
         self.waiting: deque[Claim] = deque()
+        self.retried: deque[Claim] = deque()
+        self.held = 0
         self.size = 0
+        self._turn = False
 
-    def append(self, claim: Claim) -> None:
-        self.waiting.append(claim)
-        self.size += claim.sealed.stored
-
-    def put_back(self, claim: Claim) -> None:
-        # Kept in order of age, so that what waited longest goes first and is what an overflow takes.
-        self.size += claim.sealed.stored
-        if not self.waiting or claim.id < self.waiting[0].id:
-            self.waiting.appendleft(claim)
-            return
-        for index, other in enumerate(self.waiting):
-            if claim.id < other.id:
-                self.waiting.insert(index, claim)
-                return
-        self.waiting.append(claim)
-
-    def popleft(self) -> Claim:
-        claim = self.waiting.popleft()
-        self.size -= claim.sealed.stored
-        return claim
+    def pop(self) -> Claim:
+        """The next to be tried: new and old ones by turns, so that none keeps the others waiting."""
+        self._turn = bool(self.retried) and not (self._turn and self.waiting)
+        return self.retried.popleft() if self._turn else self.waiting.popleft()
 
 
 class MemoryQueue:
@@ -157,26 +158,38 @@ class MemoryQueue:
         max_items: Envelopes held, claimed ones included.
         max_bytes: Bytes held, claimed ones included.
         lock: Share the lock of whatever else must change together with the queue.
+        clock: Monotonic seconds.
     """
 
     durable = False
     shared = False
 
-    def __init__(self, max_items: int, max_bytes: int, lock: StateLock | None = None) -> None:
+    def __init__(
+        self,
+        max_items: int,
+        max_bytes: int,
+        lock: StateLock | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.lock = lock or StateLock()
+        self._clock = clock
         self._max_items = max_items
         self._max_bytes = max_bytes
+        self._pack_above = max_bytes * PACK_ABOVE
         # All below is read and written only while holding `lock`, but for the one look of `prepare`.
         self._available = threading.Condition(self.lock.rlock)
-        self._classes = tuple(_Lane() for _ in Priority)
-        self._credits = list(WEIGHTS)
+        # An envelope is in one of three places: ready in its lane, in `_delayed`, or in `_claimed`.
+        self._lanes = tuple(_Lane() for _ in Priority)
         self._delayed: list[tuple[float, int, Claim]] = []  # a heap, by the time of the next attempt
         self._claimed: dict[int, Claim] = {}
+        self._items = 0  # in all three
+        self._size = 0  # their bytes
+        self._credits = list(WEIGHTS)
         self._lane_busy: int | None = None  # id of the session or check-in that holds up the others
-        self._size = 0
         self._last_id = 0
         self._last_put = float("-inf")
-        self._parked = 0  # claimers that only a put, a wake or a timeout brings back
+        self._parked = 0  # claimers that only a change, a wake or a timeout brings back
         self._wakes = 0
         self._closed = False
 
@@ -188,47 +201,66 @@ class MemoryQueue:
         Reads one number without the lock: an answer that is a moment old costs at most one envelope held
         in the other form.
         """
-        if self._size > self._max_bytes * PACK_ABOVE:
-            return sealed.packed()
-        return sealed
+        return sealed.packed() if self._size > self._pack_above else sealed
 
     def put(self, sealed: SealedEnvelope) -> Put:
         with self.lock.rlock:
+            if self._closed:
+                return _REFUSED
+            size = sealed.stored
             rank = _rank(sealed)
-            evicted = self._make_room(rank, sealed.stored)
-            if evicted is None or self._closed:
-                return Put(False)
-            now = time.monotonic()
+            put = _ACCEPTED
+            if self._items >= self._max_items or self._size + size > self._max_bytes:
+                evicted = self._make_room(rank, size)
+                if evicted is None:
+                    return _REFUSED
+                put = Put(True, evicted)
             self._last_id += 1
-            self._classes[rank].append(Claim(self._last_id, sealed, put_at=now))
-            self._size += sealed.stored
-            self._last_put = now
+            self._last_put = now = self._clock()
+            lane = self._lanes[rank]
+            lane.waiting.append(Claim(self._last_id, sealed, 0, now))
+            lane.held += 1
+            lane.size += size
+            self._items += 1
+            self._size += size
             if self._parked:
-                self._available.notify()
-            return Put(True, evicted)
+                self._available.notify_all()
+            return put
 
     def _make_room(self, rank: int, size: int) -> tuple[Claim, ...] | None:
-        """What must go so that `size` bytes of class `rank` fit; None when nothing that may go suffices."""
-        over_items = self._items() + 1 - self._max_items
+        """What must go so that `size` bytes of class `rank` fit; None when all that may go is too little."""
+        over_items = self._items + 1 - self._max_items
         over_bytes = self._size + size - self._max_bytes
-        if over_items <= 0 and over_bytes <= 0:
-            return ()
-        self._undelay(float("inf"))  # what waits for its next attempt may be sacrificed like the rest
-        sacrificable = self._classes[: rank + 1]
+        sacrificable = self._lanes[: rank + 1]
         if (
-            sum(len(lane.waiting) for lane in sacrificable) < over_items
+            sum(lane.held for lane in sacrificable) < over_items
             or sum(lane.size for lane in sacrificable) < over_bytes
         ):
             return None
-        evicted = []
+        evicted: list[Claim] = []
         for lane in sacrificable:
-            while lane.waiting and (over_items > 0 or over_bytes > 0):
-                claim = lane.popleft()
+            while lane.held and (over_items > 0 or over_bytes > 0):
+                claim = self._pop_oldest(lane)
                 over_items -= 1
                 over_bytes -= claim.sealed.stored
+                self._leave_lane(claim)
                 self._forget(claim)
                 evicted.append(claim)
         return tuple(evicted)
+
+    def _pop_oldest(self, lane: _Lane) -> Claim:
+        """What was tried is older than what was not; there is little of it, as failures stop the claiming."""
+        tried = list(lane.retried)
+        tried += [entry[2] for entry in self._delayed if self._lanes[_rank(entry[2].sealed)] is lane]
+        if not tried:
+            return lane.waiting.popleft()
+        oldest = min(tried, key=lambda claim: claim.id)
+        if oldest in lane.retried:
+            lane.retried.remove(oldest)
+        else:
+            self._delayed[:] = [entry for entry in self._delayed if entry[2] is not oldest]
+            heapq.heapify(self._delayed)
+        return oldest
 
     # -- claiming --------------------------------------------------------------------------------------
 
@@ -236,14 +268,14 @@ class MemoryQueue:
         """Look every few milliseconds while work came within the last second, then park.
 
         A put wakes only who is parked: waking a thread on every put would cost the capturing thread more
-        than the capture itself. `_parked` is raised while holding the lock and after a last look, so no
-        put can come between the look and the parking.
+        than the capture itself. `_parked` is raised while holding the lock and after a last look, so
+        nothing can change between the look and the parking without seeing it.
         """
-        deadline = time.monotonic() + timeout
+        deadline = self._clock() + timeout
         with self.lock.rlock:
             wakes = self._wakes
             while True:
-                now = time.monotonic()
+                now = self._clock()
                 claims = self._take(limit, now)
                 remaining = deadline - now
                 if claims or remaining <= 0 or self._closed or self._wakes != wakes:
@@ -255,7 +287,7 @@ class MemoryQueue:
                     continue
                 self._parked += 1
                 try:
-                    self._available.wait(remaining)
+                    self._available.wait(min(remaining, LONGEST_WAIT))
                 finally:
                     self._parked -= 1
 
@@ -267,7 +299,8 @@ class MemoryQueue:
             rank = self._next_class()
             if rank is None:
                 break
-            claim = self._classes[rank].popleft()
+            claim = self._lanes[rank].pop()
+            self._leave_lane(claim)
             if claim.sealed.ordered:
                 self._lane_busy = claim.id
             self._claimed[claim.id] = claim
@@ -276,20 +309,20 @@ class MemoryQueue:
 
     def _next_class(self) -> int | None:
         """The highest class with envelopes and credit; when all credit is spent, everyone gets it anew."""
-        ready = [
-            rank
-            for rank in range(len(self._classes) - 1, -1, -1)
-            if self._classes[rank].waiting and not (rank == Priority.SESSION and self._lane_busy is not None)
-        ]
-        if not ready:
-            return None
-        for rank in ready:
+        highest = None
+        for rank in _HIGHEST_FIRST:
+            lane = self._lanes[rank]
+            if not (lane.waiting or lane.retried) or (rank == _ORDERED and self._lane_busy is not None):
+                continue
             if self._credits[rank]:
                 self._credits[rank] -= 1
                 return rank
-        self._credits[:] = WEIGHTS
-        self._credits[ready[0]] -= 1
-        return ready[0]
+            if highest is None:
+                highest = rank
+        if highest is not None:
+            self._credits[:] = WEIGHTS
+            self._credits[highest] -= 1
+        return highest
 
     # -- settling --------------------------------------------------------------------------------------
 
@@ -309,65 +342,96 @@ class MemoryQueue:
                 if self._claimed.pop(claim.id, None) is None:
                     continue
                 claim.attempts += 1
+                lane = self._lanes[_rank(claim.sealed)]
+                lane.held += 1
+                lane.size += claim.sealed.stored
                 # A session keeps its lane busy until its next attempt: nothing may overtake it.
                 heapq.heappush(self._delayed, (not_before, claim.id, claim))
-            self._available.notify()
+            if self._parked:
+                self._available.notify_all()
 
     def extend(self, claims: Iterable[Claim]) -> None:
         """Memory leases never end."""
 
-    def wake(self) -> None:
+    def wake(self, *, hasten: bool = False) -> None:
         with self.lock.rlock:
+            if hasten:
+                self._undelay(float("inf"))
             self._wakes += 1
             self._available.notify_all()
 
     def stats(self) -> QueueStats:
         with self.lock.rlock:
-            heads = [lane.waiting[0].put_at for lane in self._classes if lane.waiting]
-            held = [claim.put_at for claim in self._claimed.values()]
-            delayed = [claim.put_at for _, _, claim in self._delayed]
+            oldest: float | None = None
+            if self._items:
+                ages = [claim.put_at for claim in self._claimed.values()]
+                ages += [entry[2].put_at for entry in self._delayed]
+                for lane in self._lanes:
+                    ages += [claim.put_at for claim in lane.retried]
+                    if lane.waiting:
+                        ages.append(lane.waiting[0].put_at)
+                oldest = min(ages)
+            claimed = len(self._claimed)
             return QueueStats(
-                waiting=self._items() - len(self._claimed),
-                claimed=len(self._claimed),
-                size=self._size,
-                max_items=self._max_items,
-                max_bytes=self._max_bytes,
-                oldest_put_at=min(heads + held + delayed, default=None),
+                self._items - claimed,
+                claimed,
+                self._size,
+                self._max_items,
+                self._max_bytes,
+                oldest,
+                self._last_id,
             )
 
     def close(self) -> list[Claim]:
         with self.lock.rlock:
             self._closed = True
-            self._undelay(float("inf"))
-            left = [claim for lane in self._classes for claim in lane.waiting] + list(self._claimed.values())
-            for lane in self._classes:
+            left = [claim for lane in self._lanes for claim in (*lane.retried, *lane.waiting)]
+            left += [entry[2] for entry in self._delayed]
+            left += self._claimed.values()
+            for lane in self._lanes:
                 lane.waiting.clear()
-                lane.size = 0
+                lane.retried.clear()
+                lane.held = lane.size = 0
+            self._delayed.clear()
             self._claimed.clear()
             self._lane_busy = None
-            self._size = 0
+            self._items = self._size = 0
             self.wake()
             return left
 
     # -- for callers that hold the lock ----------------------------------------------------------------
 
-    def _items(self) -> int:
-        return sum(len(lane.waiting) for lane in self._classes) + len(self._delayed) + len(self._claimed)
-
     def _undelay(self, until: float) -> None:
-        """Back into their classes: what may be claimed at `until`."""
+        """Back into their lanes: what may be claimed at `until`."""
         while self._delayed and self._delayed[0][0] <= until:
             claim = heapq.heappop(self._delayed)[2]
-            if self._lane_busy == claim.id:
+            lane = self._lanes[_rank(claim.sealed)]
+            if claim.sealed.ordered:
                 self._lane_busy = None
-            self._classes[_rank(claim.sealed)].put_back(claim)
+                lane.waiting.appendleft(claim)  # it was the only one out, so it is the oldest
+            else:
+                lane.retried.append(claim)
+
+    def _leave_lane(self, claim: Claim) -> None:
+        lane = self._lanes[_rank(claim.sealed)]
+        lane.held -= 1
+        lane.size -= claim.sealed.stored
 
     def _forget(self, claim: Claim) -> None:
+        self._items -= 1
         self._size -= claim.sealed.stored
         if self._lane_busy == claim.id:
             self._lane_busy = None
+            if self._parked:  # the lane's next may be claimed now, and nobody else would say so
+                self._available.notify_all()
+
+
+_ACCEPTED = Put(True)
+_REFUSED = Put(False)
+_ORDERED = int(Priority.SESSION)
+_HIGHEST_FIRST = tuple(sorted((int(priority) for priority in Priority), reverse=True))
 
 
 def _rank(sealed: SealedEnvelope) -> int:
     """The class in which it waits: what is ordered waits in one lane, whatever else it carries."""
-    return Priority.SESSION if sealed.ordered else sealed.priority
+    return _ORDERED if sealed.ordered else sealed.priority

@@ -6,6 +6,12 @@ lock would wait for itself. Such a caller leaves its work in `aside`; whoever re
 
 Assumes: `threading.RLock` is the C one (or gevent's), whose `with` acquires and records the owner in one
 step, so no signal handler can run between the two. Critical sections are short and do no I/O.
+
+Limits: a signal handler that *raises* (KeyboardInterrupt, a timeout turned into an exception) inside a
+critical section leaves it half done, as it does with any Python code. The lock is released all the same,
+nothing hangs, and what can be off is the one envelope in the section's hands. Raised in the instruction
+between `Condition.wait` letting go of the lock and beginning to wait, it surfaces as CPython's own
+RuntimeError ("cannot release un-acquired lock") with the interrupt as its context.
 """
 
 from __future__ import annotations
@@ -24,20 +30,18 @@ class StateLock:
     `threading` at construction, so that a monkey-patch that came before it is honoured.
 
     Guarantees: an action left with `later` by the owner runs before that owner's `drain` returns, on some
-    thread, holding the lock, exactly once.
+    thread, holding the lock, exactly once, in the order in which actions were left.
     """
 
-    __slots__ = ("aside", "rlock")
+    __slots__ = ("aside", "held", "rlock")
 
     def __init__(self) -> None:
         self.rlock = threading.RLock()
+        # Whether the calling thread is inside a critical section; no other thread can change the answer.
+        # What threading.Condition asks of its lock, too; there is no public spelling.
+        self.held: Callable[[], bool] = self.rlock._is_owned  # type: ignore[attr-defined]
         # Appended to only by a thread that owns `rlock`; popped only while owning it.
         self.aside: deque[Callable[[], object]] = deque()
-
-    def held(self) -> bool:
-        """Whether the calling thread is inside a critical section; no other thread can change the answer."""
-        # What threading.Condition asks of its lock, too; there is no public spelling.
-        return self.rlock._is_owned()  # type: ignore[attr-defined, no-any-return]
 
     def later(self, action: Callable[[], object]) -> None:
         """Leave `action` for when the lock is released. Only for a thread that owns it; never blocks."""
