@@ -388,7 +388,6 @@ def test_a_connect_that_takes_several_addresses_ends_nevertheless(
     assert step["name"] == "connect"
     assert step["seconds"] < 2
     assert "firewall" in step["advice"]
-    assert server.drop_idle() == 0, "the connection that came too late is closed"
 
 
 def test_a_server_that_hangs_up_at_once_is_shown_in_the_step_that_sends(server: FaultServer) -> None:
