@@ -339,6 +339,7 @@ class CountingTransport(Transport):
 
     def health(self) -> Health:
         books = self._books
+        books.lock.drain()
         with books.lock.rlock:
             totals = books.ledger.snapshot()
         books.lock.drain()
