@@ -151,6 +151,19 @@ def test_a_body_over_the_limit_is_read_to_its_end_and_refused(store: Store) -> N
     assert answer.headers["x-sentry-error"] == "envelope exceeded size limits"
 
 
+def test_a_body_over_the_limit_is_not_kept_while_it_is_read(store: Store) -> None:
+    """A chunked body names no length, and may go on for ever."""
+    client = Client(create_app(store, max_envelope_bytes=MIB))
+    chunk = bytes(MIB)
+    tracemalloc.start()
+    try:
+        assert client.post([chunk] * 64).status_code == 413
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * MIB
+
+
 def test_an_unknown_encoding_is_read_as_it_came(client: Client) -> None:
     """As Relay has it; the cause says why the envelope makes no sense."""
     answer = client.post(gzip.compress(EVENT), {**AUTH, "Content-Encoding": "snappy"})

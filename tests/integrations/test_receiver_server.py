@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import http.client
 import json
 import socket
 import threading
@@ -63,6 +64,18 @@ def test_it_receives_the_corpus_over_the_wire(receiver: Receiver) -> None:
     assert [each.body for each in stored[::-1] if each] == [
         (CORPUS / e["file"]).read_bytes() for e in entries
     ]
+
+
+def test_answers_do_not_wait_for_acknowledgements(receiver: Receiver) -> None:
+    """An answer in two packets costs 40 ms each time when Nagle's algorithm is left on."""
+    began = time.monotonic()
+    client = http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=5)
+    for _ in range(50):
+        client.request("POST", URL, EVENT, AUTH)
+        with client.getresponse() as answer:
+            assert answer.read()
+    client.close()
+    assert time.monotonic() - began < 1.5
 
 
 def test_it_stops_at_once_and_its_events_stay_readable() -> None:

@@ -195,8 +195,7 @@ def test_an_outage_ends_by_itself_together_with_its_limit() -> None:
     clock.now += 9.5
     assert faults.pause == 1
     clock.now += 0.5
-    assert faults.kind is None
-    assert faults.rate_limit is None
+    assert [faults.kind, faults.rate_limit] == [None, None]
 
 
 def test_an_outage_without_an_end_lasts_until_it_is_cleared() -> None:
