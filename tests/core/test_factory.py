@@ -1,0 +1,175 @@
+"""The factory: what each target becomes, and what each mistake says."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from transport_kit.dsn import Dsn
+from transport_kit.envelope import Envelope
+from transport_kit.errors import InvalidDsn, OptionsError
+from transport_kit.factory import build_transport, make_transport
+from transport_kit.http import BaseHttpTransport, HttpTransport
+from transport_kit.options import TransportOptions
+from transport_kit.testing import CapturedTransport
+from transport_kit.transport import FunctionTransport, NullTransport, Transport
+
+KEY = "0123456789abcdef0123456789abcdef"
+DSN = f"https://{KEY}@sentry.example/42"
+OTHER = f"https://{KEY}@other.example/7"
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of whoever runs the tests."""
+    monkeypatch.delenv("TRANSPORT_KIT_DSN", raising=False)
+
+
+def function(envelope: Envelope) -> None:
+    """A target."""
+
+
+class Function:
+    def __call__(self, envelope: Envelope) -> None:
+        """A target, too."""
+
+
+EXISTING = NullTransport()
+
+TARGETS: list[tuple[object, str | None, type[Transport], str | None]] = [
+    # target, TRANSPORT_KIT_DSN, class, where it delivers
+    (DSN, None, HttpTransport, DSN),
+    (f"  {DSN}\n", None, HttpTransport, DSN),
+    (DSN, OTHER, HttpTransport, DSN),
+    (Dsn.parse(DSN), OTHER, HttpTransport, DSN),
+    (None, OTHER, HttpTransport, OTHER),
+    (None, None, NullTransport, None),
+    (None, "", NullTransport, None),
+    (None, "  ", NullTransport, None),
+    ("", OTHER, NullTransport, None),
+    (" \n", OTHER, NullTransport, None),
+    (function, OTHER, FunctionTransport, None),
+    (Function(), None, FunctionTransport, None),
+    ([].append, None, FunctionTransport, None),
+    (EXISTING, OTHER, NullTransport, None),
+    (NullTransport, OTHER, NullTransport, None),
+    (CapturedTransport, None, CapturedTransport, None),
+    (HttpTransport, OTHER, HttpTransport, OTHER),
+]
+
+
+@pytest.mark.parametrize(("target", "variable", "kind", "dsn"), TARGETS)
+def test_each_target_becomes_its_transport(
+    target: Any,
+    variable: str | None,
+    kind: type[Transport],
+    dsn: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One table for all that the documentation promises; a valid target says nothing."""
+    if variable is not None:
+        monkeypatch.setenv("TRANSPORT_KIT_DSN", variable)
+    transport = make_transport(target)
+    assert type(transport) is kind
+    assert (transport.dsn and transport.dsn.reveal()) == dsn
+    assert (transport is target) == isinstance(target, Transport)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("target", [DSN, function, NullTransport, ""])
+def test_options_reach_whatever_is_made(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments first, then the environment, then the default."""
+    monkeypatch.setenv("TRANSPORT_KIT_MAX_SENDERS", "3")
+    monkeypatch.setenv("TRANSPORT_KIT_SHUTDOWN_TIMEOUT", "9")
+    options = make_transport(target, shutdown_timeout=0.5).options
+    assert (options.shutdown_timeout, options.max_senders) == (0.5, 3)
+    assert options.max_queue_items == TransportOptions().max_queue_items
+
+
+MISTAKES: list[tuple[Any, dict[str, Any], dict[str, str], type[Exception], list[str]]] = [
+    # target, options, environment, error, what it says
+    ("sentry.example/42", {}, {}, InvalidDsn, ["invalid_scheme", "https://"]),
+    (f"https://{KEY}@/42", {}, {}, InvalidDsn, ["missing_host"]),
+    (f"https://{KEY}@host/", {}, {}, InvalidDsn, ["missing_project_id"]),
+    (f"https://{KEY}@host:99999/1", {}, {}, InvalidDsn, ["invalid_port"]),
+    (None, {}, {"TRANSPORT_KIT_DSN": f"https://{KEY}@host/x"}, InvalidDsn, ["TRANSPORT_KIT_DSN", "digits"]),
+    (HttpTransport, {}, {"TRANSPORT_KIT_DSN": f"https://{KEY}@/1"}, InvalidDsn, ["TRANSPORT_KIT_DSN"]),
+    (HttpTransport, {}, {}, OptionsError, ["HttpTransport needs a DSN", "TRANSPORT_KIT_DSN"]),
+    (42, {}, {}, OptionsError, ["target", "not int"]),
+    (DSN.encode(), {}, {}, OptionsError, ["target", "not bytes"]),
+    ({"dsn": DSN}, {}, {}, OptionsError, ["target", "not dict"]),
+    (DSN, {"max_sender": 2}, {}, OptionsError, ["max_sender", "arguments", "did you mean max_senders?"]),
+    (DSN, {"max_senders": "2"}, {}, OptionsError, ["max_senders", "arguments", "whole number", "str"]),
+    (DSN, {"max_senders": 0}, {}, OptionsError, ["max_senders", "from 1 to 64"]),
+    (DSN, {}, {"TRANSPORT_KIT_MAX_SENDERS": "many"}, OptionsError, ["TRANSPORT_KIT_MAX_SENDERS", "whole"]),
+    (DSN, {}, {"TRANSPORT_KIT_MAX_SENDER": "2"}, OptionsError, ["TRANSPORT_KIT_MAX_SENDERS?"]),
+    (DSN, {"compression": "lzma"}, {}, OptionsError, ["compression", "gzip"]),
+    (
+        DSN,
+        {"compression": "gzip", "compression_level": 22},
+        {},
+        OptionsError,
+        ["compression_level", "0 to 9"],
+    ),
+    (EXISTING, {"max_senders": 2}, {}, OptionsError, ["max_senders", "exists already"]),
+]
+
+
+@pytest.mark.parametrize(("target", "options", "environment", "kind", "said"), MISTAKES)
+def test_each_mistake_is_one_line_that_names_it_and_no_key(
+    target: Any,
+    options: dict[str, Any],
+    environment: dict[str, str],
+    kind: type[Exception],
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is read in a crash report of a container, by someone who did not write the setting."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(kind) as raised:
+        make_transport(target, **options)
+    text = str(raised.value)
+    assert all(words in text for words in said), text
+    assert "\n" not in text
+    assert KEY not in text
+    assert KEY not in repr(raised.value)
+    assert raised.value.__cause__ is None
+    context = raised.value.__context__
+    assert context is None or raised.value.__suppress_context__ or KEY not in repr(context)
+
+
+def test_a_key_that_most_servers_refuse_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """Kent takes any key, so it can't be an error; the key itself is not shown."""
+    with caplog.at_level(logging.WARNING):
+        make_transport("http://dummy-key@localhost/1")
+    (record,) = caplog.records
+    assert record.name == "transport_kit"
+    assert "32 hexadecimal digits" in record.getMessage()
+    assert "dummy-key" not in record.getMessage()
+
+
+def test_resolved_options_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Integrations resolve all their options at once, and what they resolved to None is off."""
+    monkeypatch.setenv("TRANSPORT_KIT_DSN", OTHER)
+    monkeypatch.setenv("TRANSPORT_KIT_MAX_SENDERS", "3")
+    options = TransportOptions(max_senders=5)
+    assert isinstance(build_transport(None, options), NullTransport)
+    assert build_transport(DSN, options).options is options
+    assert build_transport(EXISTING, options) is EXISTING
+
+
+def test_a_subclass_of_ones_own_is_made_like_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hooks of `BaseHttpTransport` are public: a class that fills them is a target."""
+
+    class Own(BaseHttpTransport):
+        def _make_pool(self) -> str:
+            return "pool"
+
+    monkeypatch.setenv("TRANSPORT_KIT_DSN", DSN)
+    transport = make_transport(Own, max_senders=2)
+    assert type(transport) is Own
+    assert transport.options.max_senders == 2

@@ -1,0 +1,213 @@
+"""Health: the verdict, its reasons, and three ways to write it down."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from transport_kit.envelope import Envelope
+from transport_kit.factory import make_transport
+from transport_kit.health import Health, LastError
+from transport_kit.http import HttpTransport
+from transport_kit.testing import FaultServer
+
+FULL = Health(
+    pid=77,
+    state="running",
+    kind="HttpTransport",
+    worker_alive=True,
+    senders=2,
+    waiting=3,
+    claimed=1,
+    queue_capacity=100,
+    queue_bytes=5000,
+    queue_bytes_capacity=1_000_000,
+    oldest_pending_age=1.23456,
+    last_success_age=2.5,
+    last_error=LastError("http", 503, 0.75),
+    failing=True,
+    breaker="open",
+    next_probe_in=4.2,
+    limits={"session": 30.0, "*": 5.5},
+    captured={"error": 9},
+    delivered={"error": 4},
+    discarded_by_category={"queue_overflow": {"error": 1, "log_item": 2}},
+    pending={"error": 4},
+    last_drop_age=3.0,
+)
+
+
+def healthy(**facts: Any) -> Health:
+    return Health(**{"pid": 1, "state": "running", "kind": "HttpTransport", "worker_alive": True, **facts})
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "reason"),
+    [
+        ({}, "pass", None),
+        ({"state": "new", "worker_alive": False}, "pass", None),
+        ({"state": "draining"}, "pass", None),
+        ({"worker_alive": False}, "pass", None),  # nothing waits; the next capture starts one
+        ({"worker_alive": False, "oldest_pending_age": 0.5}, "pass", None),  # it is being started
+        ({"worker_alive": False, "oldest_pending_age": 1.5}, "fail", "no sender thread is alive"),
+        ({"worker_alive": None, "oldest_pending_age": 1.5}, "pass", None),  # has none by nature
+        ({"state": "closed"}, "fail", "the transport is closed"),
+        ({"problem": "dsn: no\nhost"}, "fail", "dsn: no host"),
+        ({"failing": True}, "warn", "deliveries fail"),
+        ({"failing": True, "last_error": LastError("tls", None, 1.0)}, "warn", "deliveries fail: tls"),
+        ({"failing": True, "last_error": LastError("http", 500, 1.0)}, "warn", "deliveries fail: http 500"),
+        ({"last_error": LastError("http", 500, 1.0)}, "pass", None),  # over, and still known
+        ({"limits": {"error": 5.0, "*": 1.0}}, "warn", "rate limited: *, error"),
+        ({"queue_capacity": 10, "waiting": 4, "claimed": 4}, "pass", None),
+        ({"queue_capacity": 10, "waiting": 5, "claimed": 4}, "warn", "the queue is 90% full"),
+        ({"queue_bytes_capacity": 100, "queue_bytes": 81}, "warn", "the queue is 81% full"),
+        ({"last_drop_age": 59.0}, "warn", "items were dropped 59 s ago"),
+        ({"last_drop_age": 60.0}, "pass", None),
+    ],
+)
+def test_the_verdict_and_its_reason(facts: dict[str, Any], status: str, reason: str | None) -> None:
+    """DESIGN section 5: fail asks for a person, warn says what is amiss, pass says nothing."""
+    health = healthy(**facts)
+    assert health.status == status
+    assert len(health.reasons) == (reason is not None)
+    assert reason is None or reason in health.reasons[0]
+
+
+def test_the_most_serious_reason_comes_first() -> None:
+    """It is what fits into an alert."""
+    health = healthy(problem="the key is refused", failing=True, last_drop_age=1.0, state="closed")
+    assert [reason.split()[0] for reason in health.reasons] == ["the", "the", "deliveries", "items"]
+    assert health.reasons[0] == "the key is refused"
+
+
+def test_every_fact_is_in_every_form() -> None:
+    """A dict for code, health+json for monitors, a line a fact for people; they never disagree."""
+    facts = FULL.as_dict()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["status"] == "warn"
+    assert facts["scope"] == "process"
+    assert facts["oldest_pending_age"] == 1.235
+    assert facts["last_error"] == {"kind": "http", "status": 503, "age": 0.75}
+    assert facts["discarded"] == {"queue_overflow": {"error": 1, "log_item": 2}}
+    assert set(facts) >= {
+        "pid", "kind", "state", "worker_alive", "senders", "waiting", "claimed", "queue_capacity",
+        "queue_bytes", "queue_bytes_capacity", "last_success_age", "breaker", "next_probe_in", "limits",
+        "captured", "delivered", "pending", "last_drop_age", "reasons",
+    }  # fmt: skip
+    body = FULL.as_health_json()
+    assert json.loads(json.dumps(body)) == body
+    assert body["status"] == "warn"
+    assert body["output"] == "; ".join(FULL.reasons)
+    assert all(":" in name and isinstance(checks, list) for name, checks in body["checks"].items())
+    observed = {name: checks[0]["observedValue"] for name, checks in body["checks"].items()}
+    assert observed["queue:items"] == 4
+    assert body["checks"]["queue:items"][0]["capacity"] == 100
+    assert observed["delivery:lastError"] == facts["last_error"]
+    assert observed["items:discarded"] == facts["discarded"]
+    text = FULL.as_text()
+    for line in (
+        "status: warn",
+        "process: 77",
+        "worker alive: yes",
+        "queue: 4 of 100 envelopes, 5000 of 1000000 bytes",
+        "oldest pending: 1.2 s",
+        "last success: 2.5 s ago",
+        "breaker: open, next probe in 4.2 s",
+        "last error: http 503, 0.8 s ago",
+        "limited: * for 6 s",
+        "delivered: error 4",
+        "pending: error 4",
+        "discarded: queue_overflow log_item 2",
+    ):
+        assert line in text.splitlines(), line
+    assert all(": " in line for line in text.splitlines())
+
+
+def test_strangers_see_the_status_alone() -> None:
+    """A limit or a queue depth tells an attacker what works."""
+    assert FULL.as_health_json(details=False) == {"status": "warn"}
+    assert FULL.as_text(details=False) == "status: warn\n"
+
+
+def test_absent_facts_are_written_as_absent() -> None:
+    """A transport without a worker has no queue to speak of."""
+    health = Health(pid=1, state="new", kind="NullTransport")
+    assert "worker alive: no worker" in health.as_text()
+    assert "last success: none" in health.as_text()
+    assert "worker alive: no\n" in healthy(worker_alive=False).as_text()
+    assert "output" not in health.as_health_json()
+
+
+def test_each_state_shows_in_health() -> None:
+    """The four states of the table in DESIGN section 4, seen from outside, with all that goes with them."""
+    with FaultServer() as server:
+        transport = make_transport(server.dsn, shutdown_timeout=5.0)
+        new = transport.health()
+        assert (new.state, new.worker_alive, new.status, new.pid) == ("new", False, "pass", os.getpid())
+        assert new.last_success_age is None
+        server.hold()
+        transport.capture_event({"message": "x"})
+        assert server.wait_for_requests(1)
+        transport.capture_envelope(Envelope().add_session({"sid": "1"}))
+        running = transport.health()
+        assert (running.state, running.worker_alive) == ("running", True)
+        assert running.pending == {"error": 1, "session": 1}
+        assert running.waiting + running.claimed == 2
+        assert running.queue_bytes > 0
+        assert running.oldest_pending_age is not None
+        assert running.oldest_pending_age < 10
+        closing = threading.Thread(target=transport.close)
+        closing.start()
+        while not transport.closed:
+            assert closing.is_alive()
+        draining = transport.health()
+        assert draining.state in ("draining", "closed")
+        server.release()
+        closing.join()
+        closed = transport.health()
+        assert (closed.state, closed.status, closed.pending) == ("closed", "fail", {})
+        assert closed.delivered == {"error": 1, "session": 1}
+        assert closed.last_success_age is not None
+        assert closed.queue_bytes == 0
+
+
+def test_a_flush_without_anything_to_send_leaves_health_alone() -> None:
+    """With reports switched off nothing is ever sent for a loss, and no sender is missed for it."""
+    transport = make_transport("http://key@127.0.0.1:9/1", send_client_reports=False)
+    transport.record_lost_event("sample_rate", "error")
+    transport.flush(0.1)
+    assert transport.health().status == "pass"
+    transport.kill()
+
+
+@pytest.fixture(name="busy")
+def _busy() -> Callable[[], Health]:
+    """A transport in an outage with a queue in use."""
+    transport = make_transport("http://key@127.0.0.1:9/1", backoff_base=60.0)
+    assert isinstance(transport, HttpTransport)
+    for category in ("error", "transaction", "session", "log_item"):
+        for reason in ("sample_rate", "before_send", "queue_overflow"):
+            transport.record_lost_event(reason, category)
+    for number in range(1000):
+        transport.capture_event({"message": str(number)})
+    transport.flush(0.2)
+    yield transport.health  # type: ignore[misc]
+    transport.kill()
+
+
+def test_health_takes_less_than_100_microseconds(busy: Callable[[], Health]) -> None:
+    """Probes come every second from every load balancer; the best of many runs leaves other load out."""
+    best = float("inf")
+    for _ in range(50):
+        began = time.perf_counter()
+        for _ in range(10):
+            busy()
+        best = min(best, (time.perf_counter() - began) / 10)
+    assert best < 100e-6
+    assert busy().pending == {"error": 1000}

@@ -1,0 +1,263 @@
+"""The hooks, apart from real processes (those are in tests/process)."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+from transport_kit import lifecycle
+from transport_kit.log import log
+from transport_kit.options import TransportOptions
+from transport_kit.transport import FlushReport, Transport
+
+
+class Ending(Transport):
+    """Leaves `left` envelopes behind, and notes in what order it is asked."""
+
+    def __init__(self, left: int = 0, *, timeout: float = 2.0, error: Exception | None = None) -> None:
+        super().__init__(TransportOptions(shutdown_timeout=timeout))
+        self.left = left
+        self.error = error
+        self.calls: list[str] = []
+        self.deadlines: list[float] = []
+        self.free = True
+
+    def _flush(self, timeout: float, until: str) -> FlushReport:
+        self.calls.append(f"flush {timeout:g}")
+        return FlushReport(True)
+
+    def _end_of_process(self, deadline: float) -> int:
+        self.calls.append("end")
+        self.deadlines.append(deadline)
+        if self.error is not None:
+            raise self.error
+        return self.left
+
+    def _renew_after_fork(self) -> None:
+        self.calls.append("renew")
+
+    def _can_wait(self) -> bool:
+        return self.free
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """No transport of another test, nothing said yet."""
+    monkeypatch.setattr(lifecycle, "_watched", {})
+    monkeypatch.setattr(lifecycle, "_told_in", None)
+    yield
+    log.renew()
+
+
+def watched(*transports: Ending) -> None:
+    for transport in transports:
+        lifecycle.watch(transport)
+
+
+def test_all_transports_begin_before_one_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two servers that hang cost the longer of both times, not their sum."""
+    first, second = Ending(timeout=1.0), Ending(timeout=3.0)
+    order: list[str] = []
+    first.calls = second.calls = order
+    watched(first, second)
+    lifecycle.end_all()
+    assert order == ["flush 0", "flush 0", "end", "end"]
+    assert second.deadlines[0] - first.deadlines[0] == pytest.approx(2.0)
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_left_behind_is_one_line_and_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """`atexit` and multiprocessing's finalizer may both call."""
+    endings = [Ending(2), Ending(), Ending(1, timeout=0.5)]
+    watched(*endings)
+    lifecycle.end_all()
+    lifecycle.end_all()
+    assert capsys.readouterr().err == "transport-kit: 3 envelopes not delivered within 2 s of exit\n"
+
+
+def test_one_envelope_is_not_plural(capsys: pytest.CaptureFixture[str]) -> None:
+    """The line is read by people."""
+    only = Ending(1)
+    watched(only)
+    lifecycle.end_all()
+    assert "1 envelope not delivered" in capsys.readouterr().err
+
+
+def test_a_transport_that_fails_does_not_take_the_others_down(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A class of the user's own may raise; its neighbour's envelopes still count."""
+    bad, good = Ending(error=RuntimeError("boom")), Ending(1)
+    watched(bad, good)
+    lifecycle.end_all()
+    assert good.calls == ["flush 0", "end"]
+    assert "1 envelope" in capsys.readouterr().err
+    assert [record.getMessage() for record in caplog.records] == [
+        "a transport failed at the end of the process: RuntimeError"
+    ]
+
+
+def test_a_closed_stderr_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Daemons close it, pythonw has none."""
+    only = Ending(1)
+    watched(only)
+    monkeypatch.setattr(sys, "stderr", None)
+    lifecycle.end_all()
+    assert only.calls == ["flush 0", "end"]
+
+
+def test_a_transport_is_held_weakly() -> None:
+    """A hook must not keep alive what the app has dropped."""
+    only = Ending()
+    watched(only)
+    assert len(lifecycle._watched) == 1
+    del only
+    gc.collect()
+    assert lifecycle._watched == {}
+
+
+def test_the_hooks_are_installed_once() -> None:
+    """Two lines at exit, or two renewals after a fork, would be the price."""
+    code = (
+        "import atexit, os, sys\n"
+        "calls = []\n"
+        "atexit.register = lambda *a: calls.append('exit')\n"
+        "os.register_at_fork = lambda **k: calls.append('fork')\n"
+        "import transport_kit\n"
+        "calls.clear()\n"  # logging and random have hooks of their own
+        "kept = [transport_kit.make_transport('') for _ in range(3)]\n"
+        "assert calls == ['exit', 'fork'], calls\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_fork_renews_every_transport_once() -> None:
+    """In the child, before the app's code runs."""
+    one, two = Ending(), Ending()
+    watched(one, two)
+    lifecycle.renew_all()
+    assert one.calls == two.calls == ["renew"]
+
+
+def test_sigterm_is_left_alone_off_the_main_thread_and_where_it_is_taken() -> None:
+    """Python allows handlers on the main thread only, and a callable there belongs to a server."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        thread = threading.Thread(target=lifecycle._catch_sigterm)
+        thread.start()
+        thread.join()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        for taken in (signal.SIG_IGN, lambda number, frame: None):
+            signal.signal(signal.SIGTERM, taken)
+            lifecycle._catch_sigterm()
+            assert signal.getsignal(signal.SIGTERM) is taken
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        lifecycle._catch_sigterm()
+        assert signal.getsignal(signal.SIGTERM) is lifecycle._on_sigterm
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(name="kills")
+def _kills(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Signals we send to ourselves are noted, and the handler is installed as it would be."""
+    sent: list[tuple[int, Any]] = []
+    arrived = threading.Event()
+
+    def kill(pid: int, number: int) -> None:
+        sent.append((number, signal.getsignal(number)))
+        arrived.set()
+
+    monkeypatch.setattr(os, "kill", kill)
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lifecycle._on_sigterm)
+    yield sent, arrived
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_drains_and_is_sent_again_with_its_default_action(kills: Any) -> None:
+    """The exit status stays what a supervisor expects: ended by SIGTERM."""
+    only = Ending()
+    watched(only)
+    lifecycle._on_sigterm(signal.SIGTERM, None)
+    assert only.calls == ["flush 0", "end"]
+    assert kills[0] == [(signal.SIGTERM, signal.SIG_DFL)]
+
+
+def test_sigterm_in_a_critical_section_comes_back_a_moment_later(kills: Any) -> None:
+    """The senders need the lock that the interrupted thread holds: it has to go on first."""
+    only = Ending()
+    only.free = False
+    watched(only)
+    lifecycle._on_sigterm(signal.SIGTERM, None)
+    assert only.calls == []
+    assert kills[1].wait(5)
+    assert kills[0] == [(signal.SIGTERM, lifecycle._on_sigterm)]
+
+
+def test_sigterm_in_a_critical_section_without_threads_ends_the_process(
+    kills: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Better gone with something left than never gone."""
+    only = Ending()
+    only.free = False
+    watched(only)
+
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(lifecycle._thread, "start_new_thread", refuse)
+    lifecycle._on_sigterm(signal.SIGTERM, None)
+    assert only.calls == []
+    assert kills[0] == [(signal.SIGTERM, signal.SIG_DFL)]
+
+
+def test_a_handler_that_calls_ours_decides_about_the_end(kills: Any) -> None:
+    """Whoever replaced our handler and chains to it has an end of their own in mind."""
+    only = Ending()
+    watched(only)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    lifecycle._on_sigterm(signal.SIGTERM, None)
+    assert only.calls == []
+    assert kills[0] == []
+
+
+def test_silence_waits_for_lines_that_are_being_written() -> None:
+    """A daemon thread stopped inside a handler leaves stderr locked, and the interpreter aborts."""
+    import logging
+
+    entered, release = threading.Event(), threading.Event()
+    lines: list[str] = []
+
+    class Slow(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            entered.set()
+            release.wait(5)
+            lines.append(record.getMessage())
+
+    handler = Slow()
+    logging.getLogger("transport_kit").addHandler(handler)
+    try:
+        thread = threading.Thread(target=log.warning, args=("one",))
+        thread.start()
+        assert entered.wait(5)
+        log.silence(0.05)
+        assert lines == []
+        threading.Timer(0.05, release.set).start()
+        log.silence(5.0)
+        thread.join()
+        log.warning("two")
+        log.renew()
+        log.warning("three")
+    finally:
+        logging.getLogger("transport_kit").removeHandler(handler)
+    assert lines == ["one", "three"]

@@ -1,0 +1,114 @@
+"""CapturedTransport and its fixtures: what an app's own tests use."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from transport_kit.envelope import Envelope, Item
+from transport_kit.factory import make_transport
+from transport_kit.kit import Kit
+from transport_kit.options import TransportOptions
+from transport_kit.testing import CapturedTransport
+from transport_kit.testing.fixtures import captured_envelopes, captured_events, captured_transport
+
+__all__ = ["captured_envelopes", "captured_events", "captured_transport"]
+
+
+@pytest.fixture(name="transport")
+def _transport() -> Iterator[CapturedTransport]:
+    """A transport that keeps what it sends; closed again after the test."""
+    with CapturedTransport(shutdown_timeout=1.0) as transport:
+        yield transport
+
+
+def test_what_is_captured_is_what_would_be_sent(transport: CapturedTransport) -> None:
+    """Sealed at the door: changes that the app makes later don't show, here or on the wire."""
+    event: dict[str, Any] = {"message": "x", "extra": {"a": 1}}
+    assert transport.capture_event(event)
+    event["extra"]["a"] = 2
+    assert transport.events[0]["extra"] == {"a": 1}
+    assert transport.envelopes[0].headers["event_id"] == transport.events[0]["event_id"]
+    assert Envelope.deserialize(transport.sealed[0]).serialize() == transport.sealed[0]
+    assert transport.health().delivered == {"error": 1}
+
+
+def test_items_are_found_by_type(transport: CapturedTransport) -> None:
+    """`events` holds error events; everything else is a question away."""
+    transport.capture_event({"type": "transaction", "transaction": "/checkout", "spans": []})
+    transport.capture_envelope(Envelope.event({"message": "x"}).add_session({"sid": "1"}))
+    assert [event["message"] for event in transport.events] == ["x"]
+    assert [payload["transaction"] for payload in transport.payloads("transaction")] == ["/checkout"]
+    assert transport.payloads("session") == [{"sid": "1"}]
+    assert transport.payloads("check_in") == []
+
+
+def test_it_refuses_what_a_real_transport_refuses(
+    transport: CapturedTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A test must not pass with an event that production would drop; the log says why."""
+    assert not transport.capture_envelope(Envelope(items=[Item([1], type="event")]))
+    assert not transport.capture_envelope(Envelope())
+    assert "not a JSON object" in caplog.records[0].getMessage()
+    assert transport.envelopes == []
+    assert transport.health().discarded_by_category == {"internal_sdk_error": {"error": 1}}
+    small = CapturedTransport(TransportOptions(max_attachment_bytes=10))
+    assert not small.capture_envelope(Envelope().add_attachment(b"x" * 11, filename="a"))
+
+
+def test_it_can_be_cleared_and_read_after_the_end(transport: CapturedTransport) -> None:
+    """One transport for many steps of a test; assertions after the `with` block."""
+    transport.capture_event({"message": "first"})
+    events = transport.events
+    transport.clear()
+    assert (transport.sealed, transport.envelopes, transport.events) == ([], [], [])
+    transport.capture_event({"message": "second"})
+    transport.close()
+    assert not transport.capture_event({"message": "late"})
+    assert [event["message"] for event in events] == ["second"]
+    assert transport.health().delivered == {"error": 2}
+
+
+def test_it_goes_wherever_a_transport_goes() -> None:
+    """The app under test is set up as in production, but for one value."""
+    transport = CapturedTransport()
+    assert make_transport(transport) is transport
+    kit = Kit({"dsn": transport}, environ={})
+    kit.start()
+    try:
+        raise ValueError("boom")
+    except ValueError as error:
+        event_id = kit.capture_exception(error)
+    assert event_id is not None
+    assert [event["event_id"] for event in transport.events] == [event_id]
+    assert isinstance(make_transport(CapturedTransport, max_senders=2), CapturedTransport)
+    with pytest.raises(TypeError, match="either options or fields"):
+        CapturedTransport(TransportOptions(), max_senders=2)
+
+
+def test_captures_of_many_threads_are_all_kept(transport: CapturedTransport) -> None:
+    """Apps under test have threads, too."""
+    threads = [
+        threading.Thread(target=lambda: [transport.capture_event({"message": "x"}) for _ in range(100)])
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(transport.sealed) == len(transport.envelopes) == len(transport.events) == 400
+
+
+def test_the_fixtures_grow_with_what_is_captured(
+    captured_transport: CapturedTransport,
+    captured_events: list[dict[str, Any]],
+    captured_envelopes: list[Envelope],
+) -> None:
+    """A test names what it looks at, and gives the transport to its app."""
+    assert captured_events == []
+    captured_transport.capture_event({"message": "x"})
+    assert [event["message"] for event in captured_events] == ["x"]
+    assert len(captured_envelopes) == 1
