@@ -1,0 +1,68 @@
+"""What the tests of the spool share: envelopes, and segments as bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from transport_kit.envelope import Envelope
+from transport_kit.sealing import SealedEnvelope
+from transport_kit.spool.records import envelope_record, rank_of
+from transport_kit.spool.segments import (
+    HEADER_BYTES,
+    Gap,
+    Kind,
+    Reader,
+    Record,
+    Salt,
+    SegmentName,
+    record_prefix,
+    segment_header,
+)
+
+SALT = bytes(range(8))
+NAME = SegmentName(4, 1_700_000_000_000_000_000, 42, SALT)
+
+
+def event(number: int, text: str = "", **more: object) -> SealedEnvelope:
+    """A sealed event whose id says its number."""
+    return Envelope.event({"event_id": f"{number:032x}", "message": text, **more}).seal()
+
+
+def session(number: int) -> SealedEnvelope:
+    """A sealed session; `number` is its `sid`."""
+    envelope = Envelope()
+    envelope.add_session({"sid": f"{number:032x}", "started": "2024-01-01T00:00:00Z", "status": "ok"})
+    return envelope.seal()
+
+
+def log_entry(number: int) -> SealedEnvelope:
+    """A sealed batch of one log."""
+    envelope = Envelope()
+    envelope.add_log([{"body": f"{number:032x}", "level": "info", "timestamp": 1.0}])
+    return envelope.seal()
+
+
+def record(sealed: SealedEnvelope, *, salt: bytes = SALT, created_ms: int = 1_700_000_000_000) -> bytes:
+    """The bytes that a writer appends."""
+    head, parts, length = envelope_record(sealed)
+    prefix = record_prefix(Salt.of(salt), Kind.ENVELOPE, rank_of(sealed), created_ms, head, parts, length)
+    return prefix + b"".join(parts)
+
+
+def segment(envelopes: Iterable[SealedEnvelope]) -> bytes:
+    """A whole segment's bytes."""
+    return segment_header(NAME) + b"".join(record(sealed) for sealed in envelopes)
+
+
+def reader(data: bytes, *, offset: int = HEADER_BYTES) -> Reader:
+    """A reader of bytes in memory."""
+    return Reader(lambda size, at: data[at : at + size], SALT, offset, len(data))
+
+
+def read_all(data: bytes, *, final: bool = True, bodies: bool = True) -> list[Record | Gap]:
+    """All that a reader finds."""
+    walking = reader(data)
+    found = []
+    while (part := walking.next(final=final, bodies=bodies)) is not None:
+        found.append(part)
+    return found

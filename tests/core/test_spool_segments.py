@@ -1,0 +1,276 @@
+"""The format of segments: what is written is read back, and no damage comes back as an envelope."""
+
+from __future__ import annotations
+
+import random
+import zlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.core.spool_support import NAME, SALT, event, log_entry, read_all, reader, record, segment, session
+from transport_kit.envelope import Envelope, Item
+from transport_kit.sealing import SealedEnvelope
+from transport_kit.spool.records import (
+    envelope_of,
+    envelope_record,
+    event_id_of,
+    losses_of,
+    losses_record,
+    quantities_of,
+    rank_of,
+)
+from transport_kit.spool.segments import (
+    FIXED_BYTES,
+    HEADER_BYTES,
+    WINDOW,
+    Gap,
+    Record,
+    SegmentName,
+    is_foreign,
+    segment_header,
+)
+
+ENVELOPES = [event(1), session(2), log_entry(3), event(4, "x" * 3000), event(5, "ü" * 50), event(6)]
+WHOLE = segment(ENVELOPES)
+WRITTEN = [sealed.serialize() for sealed in ENVELOPES]
+RECORDS = [part for part in read_all(WHOLE) if isinstance(part, Record)]
+
+
+def bodies(data: bytes) -> list[bytes]:
+    return [envelope_of(p.head, p.body).serialize() for p in read_all(data) if isinstance(p, Record)]
+
+
+def test_what_is_written_is_read_back_with_all_its_facts() -> None:
+    """The reader never parses an envelope, so each fact must come from the head."""
+    assert bodies(WHOLE) == WRITTEN
+    for written, found in zip(ENVELOPES, RECORDS, strict=True):
+        again = envelope_of(found.head, found.body)
+        assert again.event_id == written.event_id == event_id_of(found.head)
+        assert again.quantities == written.quantities == quantities_of(found.head)
+        assert (again.priority, again.ordered, again.repeatable, again.size) == (
+            written.priority,
+            written.ordered,
+            written.repeatable,
+            written.size,
+        )
+        assert found.rank == rank_of(written)
+
+
+def test_heads_alone_can_be_walked_without_reading_bodies() -> None:
+    """Counting what an eviction costs must not read hundreds of megabytes."""
+    found = read_all(WHOLE, bodies=False)
+    assert [part.offset for part in found] == [part.offset for part in RECORDS]
+    assert all(isinstance(part, Record) and part.body == b"" for part in found)
+
+
+def test_an_envelope_of_many_items_and_one_without_any_survive() -> None:
+    """A write takes a limited number of parts; an envelope may hold more items than that."""
+    many = Envelope()
+    for number in range(900):
+        many.add_item(Item(b"x" * number, type="attachment", filename=str(number)))
+    for sealed in (many.seal(), SealedEnvelope.empty(b"{}")):
+        (found,) = read_all(segment([sealed]))
+        assert isinstance(found, Record)
+        assert envelope_of(found.head, found.body).serialize() == sealed.serialize()
+        assert len(envelope_record(sealed)[1]) < 600
+
+
+def test_a_name_says_class_age_and_salt_and_nothing_else_is_a_name() -> None:
+    """Files of others in the directory are never read, changed or removed."""
+    assert SegmentName.parse(str(NAME)) == NAME
+    for text in ("", "4-1-1-00.log", str(NAME) + ".ack", "5" + str(NAME)[1:], "." + str(NAME), "x"):
+        assert SegmentName.parse(text) is None
+
+
+def test_a_later_version_is_recognised_and_a_damaged_header_is_not_taken_for_one() -> None:
+    """Two versions live side by side; a flipped bit in a header costs nothing."""
+    header = segment_header(NAME)
+    later = bytearray(header[:-4])
+    later[8] = 2
+    assert is_foreign(bytes(later) + zlib.crc32(later).to_bytes(4, "little"))
+    assert not is_foreign(header)
+    assert not is_foreign(bytes(later) + header[-4:])
+    assert not is_foreign(header[:-1])
+    assert len(header) == HEADER_BYTES
+    damaged = bytes(HEADER_BYTES) + WHOLE[HEADER_BYTES:]
+    assert bodies(damaged) == WRITTEN
+
+
+@settings(max_examples=300, deadline=None)
+@given(at=st.integers(0, len(WHOLE) - 1), mask=st.integers(1, 255))
+def test_a_flipped_byte_costs_one_record_and_never_yields_a_corrupt_one(at: int, mask: int) -> None:
+    """Invariant 6: damage stays where it is, and is counted."""
+    data = bytearray(WHOLE)
+    data[at] ^= mask
+    found = read_all(bytes(data))
+    intact = [part for part in found if isinstance(part, Record)]
+    gaps = [part for part in found if isinstance(part, Gap)]
+    assert all(envelope_of(part.head, part.body).serialize() in WRITTEN for part in intact)
+    assert len(intact) + len(gaps) == len(WRITTEN)
+    assert len(gaps) == (at >= HEADER_BYTES)
+
+
+@settings(max_examples=300, deadline=None)
+@given(at=st.integers(0, len(WHOLE)))
+def test_a_truncation_costs_the_record_that_is_cut(at: int) -> None:
+    """A torn tail is what a killed writer leaves behind: all before it is whole."""
+    found = read_all(WHOLE[:at])
+    intact = [part for part in found if isinstance(part, Record)]
+    assert [part.offset for part in intact] == [part.offset for part in RECORDS if part.end <= at]
+    gaps = [part for part in found if isinstance(part, Gap)]
+    assert len(gaps) <= 1
+    assert all(gap.torn and gap.end == at for gap in gaps)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_what_is_cut_out_or_overwritten_costs_what_it_touches_and_one_more(data: st.DataObject) -> None:
+    """Any hit: no corrupt envelope, and at most the touched records and one neighbour."""
+    begin = data.draw(st.integers(HEADER_BYTES, len(WHOLE)))
+    end = data.draw(st.integers(begin, min(begin + 400, len(WHOLE))))
+    instead = data.draw(st.binary(max_size=200) | st.just(bytes(end - begin)))
+    hit = WHOLE[:begin] + instead + WHOLE[end:]
+    found = read_all(hit)
+    intact = [envelope_of(p.head, p.body).serialize() for p in found if isinstance(p, Record)]
+    touched = [record for record in RECORDS if record.end > begin and record.offset < end]
+    assert all(body in WRITTEN for body in intact)
+    assert len(intact) >= len(WRITTEN) - len(touched) - 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_noise_and_zeros_are_gaps(seed: int) -> None:
+    """A disk that lost power may hand out zeros or old blocks at a file's end."""
+    noise = random.Random(seed).randbytes(5000) if seed else bytes(5000)
+    found = read_all(WHOLE + noise)
+    assert len([part for part in found if isinstance(part, Record)]) == len(WRITTEN)
+    assert isinstance(found[-1], Gap)
+    assert found[-1].end == len(WHOLE) + 5000
+
+
+def test_request_data_can_not_pose_as_a_record() -> None:
+    """A body may hold the bytes of a segment, even of a record; without the salt it is only data."""
+    foreign = record(event(66), salt=b"\xff" * 8)
+    bait = Envelope.event({"event_id": f"{7:032x}"})
+    bait.add_attachment(foreign * 5, filename="bait")
+    data = bytearray(segment([bait.seal(), event(8)]))
+    data[HEADER_BYTES + 2] ^= 1
+    found = read_all(bytes(data))
+    assert [type(part) for part in found] == [Gap, Record]
+    assert event_id_of(found[1].head) == f"{8:032x}"  # type: ignore[arg-type]
+
+
+def test_a_growing_file_is_waited_for_and_judged_only_when_something_follows() -> None:
+    """The drainer tails live files: half a record is not damage while its writer may be at work."""
+    first, second = record(event(1)), record(event(2))
+    data = segment_header(NAME) + first[:-10]
+    walking = reader(data)
+    assert walking.next(final=False) is None
+    assert walking.next(final=False) is None
+    whole = data + second
+    walking = reader(whole)
+    gap = walking.next(final=False)
+    assert gap == Gap(HEADER_BYTES, HEADER_BYTES + len(first) - 10, True, gap.head)  # type: ignore[union-attr]
+    assert isinstance(walking.next(final=False), Record)
+    assert walking.next(final=False) is None
+
+
+def test_a_reader_follows_a_file_that_grows() -> None:
+    """What was read ahead must not hide what was written since."""
+    data = bytearray(segment([event(1)]))
+    walking = reader(b"")
+    walking._read = lambda size, at: bytes(data[at : at + size])
+    walking.size = len(data)
+    assert isinstance(walking.next(final=False), Record)
+    assert walking.next(final=False) is None
+    begin = walking.offset
+    data += record(event(2))
+    walking.size = len(data) - 3
+    assert walking.next(final=False) is None
+    walking.size = len(data)
+    assert isinstance(walking.next(final=False), Record)
+    assert isinstance(walking.at(begin), Record)
+    assert walking.at(begin + 1) is None
+    data[-5] ^= 1
+    walking._window = b""
+    assert walking.at(begin) is None
+
+
+@pytest.mark.parametrize("before", range(-12, 12))
+def test_a_record_is_found_across_the_border_of_what_is_read_at_once(before: int) -> None:
+    """The search reads in pieces; the mark may lie across two of them."""
+    data = segment_header(NAME) + b"\x01" * (WINDOW + before) + record(event(9))
+    found = read_all(data)
+    assert [type(part) for part in found] == [Gap, Record]
+
+
+def test_lengths_beyond_the_file_are_not_believed() -> None:
+    """A length is an attacker's favourite: nothing is allocated for it."""
+    good = record(event(1))
+    for field in (12, 16):
+        bad = bytearray(good)
+        bad[field : field + 4] = b"\xff\xff\xff\xff"
+        (gap,) = read_all(segment_header(NAME) + bytes(bad))
+        assert isinstance(gap, Gap)
+        assert gap.head is None
+    for wrong in (8, 10, 11):
+        bad = bytearray(good)
+        bad[wrong] = 9
+        assert isinstance(read_all(segment_header(NAME) + bytes(bad))[0], Gap)
+
+
+HEADS = [
+    b"",
+    b"{}",
+    b"[]",
+    b"[null,2]",
+    b"[null,2,{}]",
+    b"[1,2,[]]",
+    b"[null,-1,[]]",
+    b"[null,true,[]]",
+    b"[null,2,[[]]]",
+    b'[null,2,[["event",1,1,null,0]]]',
+    b'[null,2,[["event",1,1,null,[["error"]]]]]',
+    b'[null,2,[["event",1,1,7,[]]]]',
+    b"[null,2,[[1,1,1,null,[]]]]",
+    b'[null,2,[["event",1,99999999999999999,null,[]]]]',
+    b"[" * 2000,
+]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_that_is_not_ours_is_refused(head: bytes) -> None:
+    """Whoever can write to the directory can make checksums; it must still not hurt the drainer."""
+    with pytest.raises(ValueError, match=r"."):
+        envelope_of(head, b"{}\n")
+    assert quantities_of(head) == ()
+    assert event_id_of(head) is None
+
+
+def test_a_head_that_does_not_fit_its_body_is_refused() -> None:
+    """Lengths must add up to the body exactly."""
+    sealed = event(1)
+    head, parts, _ = envelope_record(sealed)
+    body = b"".join(parts)
+    assert envelope_of(head, body).serialize() == sealed.serialize()
+    for wrong in (b"", body[:-1], body + b"x", b"x" * len(body), body[:-1] + b"x"):
+        with pytest.raises(ValueError, match=r"fit|more"):
+            envelope_of(head, wrong)
+
+
+def test_losses_come_back_and_what_is_no_loss_does_not() -> None:
+    """Loss counts are told to the server: what is read must be counts."""
+    report = (("queue_overflow", "error", 3), ("network_error", "session", 1))
+    assert losses_of(losses_record(report)) == report
+    for wrong in (b"", b"{}", b"[1]", b"[[1,2]]", b'[["a","b",-1]]', b'[["a",1,1]]', b'[["a","b",true]]'):
+        with pytest.raises(ValueError, match=r"."):
+            losses_of(wrong)
+
+
+def test_the_salt_decides_about_every_record() -> None:
+    """The same bytes under another name are not a segment of ours."""
+    other = segment_header(NAME) + b"".join(record(sealed, salt=b"\0" * 8) for sealed in ENVELOPES)
+    assert not [part for part in read_all(other) if isinstance(part, Record)]
+    assert FIXED_BYTES == 36
+    assert len(SALT) == 8

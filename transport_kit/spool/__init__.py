@@ -1,0 +1,5 @@
+"""A queue on disk: what was accepted survives the death of every process.
+
+Writers append to segments of their own; one elected process reads and delivers. See DESIGN's words on
+the spool in docs/concepts.md and the bytes in docs/reference/spool-format.md.
+"""

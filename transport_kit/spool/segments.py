@@ -1,0 +1,305 @@
+"""The format of segments: names, headers, records, and how a reader finds its way through damage.
+
+Owns every byte of a segment file; docs/reference/spool-format.md describes them. Does no I/O of its own:
+a reader is given a function that reads. Knows nothing of envelopes (`records.py`).
+
+Everything read is hostile: lengths are checked against what is there before anything is allocated, and
+only what both checksums confirm is returned. The salt is drawn per segment and known from the file's name,
+so that request data inside a body can't pose as a record, and a damaged header costs no record.
+
+Threads: a `Reader` belongs to one thread at a time; all else is pure.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from transport_kit.sealing import Priority
+
+__all__ = [
+    "FIXED_BYTES",
+    "HEADER_BYTES",
+    "MAX_HEAD_BYTES",
+    "VERSION",
+    "Gap",
+    "Kind",
+    "Reader",
+    "Record",
+    "Salt",
+    "SegmentName",
+    "is_foreign",
+    "record_prefix",
+    "segment_header",
+]
+
+VERSION: Final = 1
+SALT_BYTES: Final = 8
+#: A record's head names each item of an envelope; some fifty bytes an item.
+MAX_HEAD_BYTES: Final = 1024 * 1024
+MAX_BODY_BYTES: Final = 2**32 - 1
+
+_SEGMENT: Final = struct.Struct("<8sBBH8sQI")
+_SEGMENT_MAGIC: Final = b"\xf5TKspool"
+HEADER_BYTES: Final = _SEGMENT.size
+
+# Magic, mark, version, kind, class, zero, head length, body length, created; then the two checksums.
+_FIXED: Final = struct.Struct("<4s4sBBBBIIQ")
+_CHECKS: Final = struct.Struct("<II")
+# 0xF5 occurs in no UTF-8 text, so no JSON in a body begins a search in vain.
+_MAGIC: Final = b"\xf5TKr"
+FIXED_BYTES: Final = _FIXED.size + _CHECKS.size
+
+_NAME: Final = re.compile(r"([0-4])-([0-9]{1,20})-([0-9]{1,10})-([0-9a-f]{16})\.log")
+#: Bytes read ahead; small next to what a process weighs, large next to a system call.
+WINDOW: Final = 128 * 1024
+
+
+class Kind(IntEnum):
+    """What a record's body is."""
+
+    ENVELOPE = 0
+    LOSSES = 1
+
+
+class Salt(NamedTuple):
+    """A segment's salt and what is derived from it: `seed` begins all its checksums, `mark` its records."""
+
+    seed: int
+    mark: bytes
+
+    @classmethod
+    def of(cls, salt: bytes) -> Salt:
+        return cls(zlib.crc32(salt), _MAGIC + salt[:4])
+
+
+class SegmentName(NamedTuple):
+    """What a segment's file name says. Sorts by class, then by age; the time decides nothing else.
+
+    Attributes:
+        rank: Class of all its records, a `Priority`.
+        created_ns: Wall clock of the process that made it.
+        pid: Of that process.
+        salt: Random; eight bytes.
+    """
+
+    rank: int
+    created_ns: int
+    pid: int
+    salt: bytes
+
+    def __str__(self) -> str:
+        return f"{self.rank}-{self.created_ns:020d}-{self.pid}-{self.salt.hex()}.log"
+
+    @classmethod
+    def parse(cls, text: str) -> SegmentName | None:
+        """None for what no writer of ours would have written."""
+        match = _NAME.fullmatch(text)
+        if match is None:
+            return None
+        rank, created, pid, salt = match.groups()
+        return cls(int(rank), int(created), int(pid), bytes.fromhex(salt))
+
+
+def segment_header(name: SegmentName) -> bytes:
+    """The first bytes of a segment."""
+    start = _SEGMENT.pack(_SEGMENT_MAGIC, VERSION, name.rank, 0, name.salt, name.created_ns, 0)[:-4]
+    return start + struct.pack("<I", zlib.crc32(start))
+
+
+def is_foreign(header: bytes) -> bool:
+    """Whether a later version wrote this segment: leave it alone.
+
+    A header that is damaged is not foreign: the name says all that is needed.
+    """
+    if len(header) < HEADER_BYTES:
+        return False
+    start = header[: HEADER_BYTES - 4]
+    (check,) = struct.unpack_from("<I", header, HEADER_BYTES - 4)
+    magic, version = start[:8], start[8]
+    return magic == _SEGMENT_MAGIC and check == zlib.crc32(start) and version != VERSION
+
+
+def record_prefix(
+    salt: Salt, kind: int, rank: int, created_ms: int, head: bytes, body: Sequence[bytes], length: int
+) -> bytes:
+    """The bytes before a record's body: fixed part, checksums, head.
+
+    Args:
+        body: The body's parts in order.
+        length: Their bytes.
+    """
+    fixed = _FIXED.pack(_MAGIC, salt.mark[4:], VERSION, kind, rank, 0, len(head), length, created_ms)
+    head_check = zlib.crc32(head, zlib.crc32(fixed, salt.seed))
+    body_check = head_check
+    for part in body:
+        body_check = zlib.crc32(part, body_check)
+    return b"".join((fixed, _CHECKS.pack(head_check, body_check), head))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One whole record at `offset` up to `end`. `body` is empty when only heads were asked for."""
+
+    offset: int
+    end: int
+    kind: int
+    rank: int
+    created_ms: int
+    head: bytes
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Bytes from `offset` to `end` that hold no whole record.
+
+    Attributes:
+        torn: The record was never written to its end, and so never accepted. Otherwise it is damaged.
+        head: The lost record's head when that much is intact.
+    """
+
+    offset: int
+    end: int
+    torn: bool
+    head: bytes | None = None
+
+
+class _Fixed(NamedTuple):
+    """A record's first part, with a head that its checksum confirms."""
+
+    kind: int
+    rank: int
+    created_ms: int
+    head: bytes
+    body_at: int
+    end: int
+    head_check: int
+    body_check: int
+
+
+class Reader:
+    """Walks through one segment, which may still be growing.
+
+    Args:
+        read: `read(size, offset)`, short at the file's end.
+        salt: From the segment's name.
+        offset: Where to begin: the end of a record.
+
+    Attributes:
+        offset: Where the next record begins.
+        size: Bytes of the file that may be looked at; the owner sets it anew as the file grows.
+    """
+
+    def __init__(
+        self, read: Callable[[int, int], bytes], salt: bytes, offset: int = HEADER_BYTES, size: int = 0
+    ) -> None:
+        self._read = read
+        self._salt = Salt.of(salt)
+        self.offset = offset
+        self.size = size
+        self._window = b""
+        self._window_at = 0
+        # While a writer may be at work a bad spot is judged only once something valid follows it. What
+        # was searched in vain isn't searched again until the file has grown.
+        self._searched: tuple[int, int] | None = None
+
+    def next(self, *, final: bool, bodies: bool = True) -> Record | Gap | None:
+        """What comes next; None when nothing does, yet.
+
+        Args:
+            final: The writer is gone: what is incomplete stays so.
+            bodies: Whether to read and check bodies; without, a record with a damaged body passes.
+        """
+        begin = self.offset
+        if begin >= self.size:
+            return None
+        fixed = self._fixed_at(begin)
+        if fixed is not None and fixed.end <= self.size:
+            body = self._bytes(fixed.body_at, fixed.end - fixed.body_at) if bodies else b""
+            if not bodies or zlib.crc32(body, fixed.head_check) == fixed.body_check:
+                self.offset = fixed.end
+                return Record(begin, fixed.end, fixed.kind, fixed.rank, fixed.created_ms, fixed.head, body)
+        if not final and self._searched == (begin, self.size):
+            return None
+        found = self._search(begin + 1)
+        if found is None and not final:
+            self._searched = (begin, self.size)
+            return None
+        self.offset = end = self.size if found is None else found
+        return Gap(begin, end, self._is_torn(begin, end, fixed), None if fixed is None else fixed.head)
+
+    def at(self, offset: int) -> Record | None:
+        """The whole record that begins at `offset`; None when there is none any more."""
+        fixed = self._fixed_at(offset)
+        if fixed is None or fixed.end > self.size:
+            return None
+        body = self._bytes(fixed.body_at, fixed.end - fixed.body_at)
+        if zlib.crc32(body, fixed.head_check) != fixed.body_check:
+            return None
+        return Record(offset, fixed.end, fixed.kind, fixed.rank, fixed.created_ms, fixed.head, body)
+
+    def _fixed_at(self, at: int) -> _Fixed | None:
+        start = self._bytes(at, FIXED_BYTES)
+        if len(start) < FIXED_BYTES or not start.startswith(self._salt.mark):
+            return None
+        _, _, version, kind, rank, zero, head_length, body_length, created = _FIXED.unpack_from(start)
+        head_at = at + FIXED_BYTES
+        body_at = head_at + head_length
+        if version != VERSION or zero or rank > max(Priority) or head_length > MAX_HEAD_BYTES:
+            return None
+        if body_at > self.size:
+            return None
+        head_check, body_check = _CHECKS.unpack_from(start, _FIXED.size)
+        head = self._bytes(head_at, head_length)
+        if zlib.crc32(head, zlib.crc32(start[: _FIXED.size], self._salt.seed)) != head_check:
+            return None
+        return _Fixed(kind, rank, created, head, body_at, body_at + body_length, head_check, body_check)
+
+    def _search(self, at: int) -> int | None:
+        """Where the next believable record begins, from `at` on."""
+        mark = self._salt.mark
+        while at < self.size:
+            chunk = self._bytes(at, min(WINDOW, self.size - at))
+            found = chunk.find(mark)
+            if found < 0:
+                # The mark may lie across the border.
+                step = len(chunk) - len(mark) + 1
+                if step <= 0 or at + len(chunk) >= self.size:
+                    return None
+                at += step
+                continue
+            if self._fixed_at(at + found) is not None:
+                return at + found
+            at += found + 1
+        return None
+
+    def _is_torn(self, begin: int, end: int, fixed: _Fixed | None) -> bool:
+        """Whether what begins at `begin` reaches beyond what there is of it."""
+        if fixed is not None:
+            return fixed.end > end
+        start = self._bytes(begin, min(FIXED_BYTES, end - begin))
+        mark = self._salt.mark
+        if len(start) < FIXED_BYTES:
+            return mark.startswith(start[: len(mark)])
+        head_length, body_length = struct.unpack_from("<II", start, 12)
+        return start.startswith(mark) and begin + FIXED_BYTES + head_length + body_length > end
+
+    def _bytes(self, at: int, size: int) -> bytes:
+        """`size` bytes at `at`, fewer at the end of the file."""
+        size = min(size, self.size - at)
+        if size <= 0:
+            return b""
+        start = at - self._window_at
+        if start >= 0 and start + size <= len(self._window):
+            return self._window[start : start + size]
+        if size > WINDOW // 2:
+            return self._read(size, at)
+        self._window = self._read(min(WINDOW, self.size - at), at)
+        self._window_at = at
+        return self._window[:size]

@@ -1,0 +1,187 @@
+"""What the spool asks of the operating system, in one object, so that tests can give it another one.
+
+Owns no decision and no state: each method is one or two system calls. Descriptors are never inherited by
+programs that are executed. Every method may raise OSError.
+
+Threads: any.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import stat
+import struct
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+__all__ = ["NETWORK_FILESYSTEMS", "Stat", "System"]
+
+#: Filesystems whose locks, appends or caches are those of another host.
+NETWORK_FILESYSTEMS = frozenset(
+    {
+        "9p",
+        "afs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "fuse.ceph",
+        "fuse.gcsfuse",
+        "fuse.glusterfs",
+        "fuse.rclone",
+        "fuse.s3fs",
+        "fuse.sshfs",
+        "gfs2",
+        "glusterfs",
+        "gpfs",
+        "lustre",
+        "ncpfs",
+        "nfs",
+        "nfs4",
+        "ocfs2",
+        "smb3",
+        "smbfs",
+    }
+)
+_MOUNTS = "/proc/self/mountinfo"
+# struct flock of 64-bit Linux: type, whence, start, length, pid.
+_FLOCK = struct.Struct("@hhqqi4x")
+
+
+class Stat(Protocol):
+    """The part of `os.stat_result` that the spool reads."""
+
+    @property
+    def st_mode(self) -> int: ...
+    @property
+    def st_ino(self) -> int: ...
+    @property
+    def st_dev(self) -> int: ...
+    @property
+    def st_nlink(self) -> int: ...
+    @property
+    def st_uid(self) -> int: ...
+    @property
+    def st_size(self) -> int: ...
+    @property
+    def st_mtime_ns(self) -> int: ...
+
+
+class System:
+    """The real one. Names inside a directory are given with the directory's descriptor."""
+
+    def open_directory(self, path: str, *, within: int | None = None) -> int:
+        """A descriptor of a directory; a symbolic link in its place is ELOOP or ENOTDIR."""
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=within)
+
+    def make_directory(self, path: str, *, within: int | None = None) -> None:
+        os.mkdir(path, 0o700, dir_fd=within)
+
+    def create(self, name: str, within: int) -> int:
+        """A new file of ours alone, for appending."""
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        return os.open(name, flags, 0o600, dir_fd=within)
+
+    def append_to(self, name: str, within: int) -> int:
+        """A file for appending; made when missing."""
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        return os.open(name, flags, 0o600, dir_fd=within)
+
+    def open_file(self, name: str, within: int) -> int:
+        """An existing regular file for reading; a device or FIFO in its place can't block."""
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=within)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def write(self, fd: int, parts: Sequence[bytes]) -> int:
+        """Append the parts at once; how many bytes were written."""
+        return os.writev(fd, parts)
+
+    def read(self, fd: int, size: int, offset: int) -> bytes:
+        return os.pread(fd, size, offset)
+
+    def status(self, fd: int) -> Stat:
+        return os.fstat(fd)
+
+    def status_of(self, name: str, within: int) -> Stat:
+        return os.stat(name, dir_fd=within, follow_symlinks=False)
+
+    def names(self, fd: int) -> list[str]:
+        return os.listdir(fd)
+
+    def link(self, old: str, new: str, within: int) -> None:
+        os.link(old, new, src_dir_fd=within, dst_dir_fd=within, follow_symlinks=False)
+
+    def rename(self, old: str, new: str, within: int) -> None:
+        os.rename(old, new, src_dir_fd=within, dst_dir_fd=within)
+
+    def unlink(self, name: str, within: int) -> None:
+        os.unlink(name, dir_fd=within)
+
+    def try_flock(self, fd: int) -> bool:
+        """Lock the open file description exclusively, without waiting."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def try_lockf(self, fd: int) -> bool:
+        """Lock the file for this process, without waiting; not inherited by a forked child."""
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def lockf_holder(self, fd: int) -> int | None:
+        """The other process that holds `try_lockf`'s lock; 0 when there is one of unknown number."""
+        if sys.platform != "linux" or sys.maxsize < 2**32:
+            return None
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+        return None if kind == fcntl.F_UNLCK else pid
+
+    def sync(self, fd: int) -> None:
+        """To the disk, with the size."""
+        os.fdatasync(fd)
+
+    def sync_directory(self, fd: int) -> None:
+        os.fsync(fd)
+
+    def process(self) -> int:
+        return os.getpid()
+
+    def user(self) -> int:
+        return os.geteuid()
+
+    def random(self, size: int) -> bytes:
+        return secrets.token_bytes(size)
+
+    def boot(self) -> str:
+        """Names this start of the kernel: monotonic seconds compare only within one."""
+        try:
+            with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+                return file.read(64).strip()
+        except (OSError, ValueError):
+            return ""
+
+    def filesystem(self, fd: int) -> str:
+        """The type of the filesystem that holds the open directory; empty when unknown."""
+        device = os.fstat(fd).st_dev
+        wanted = f"{os.major(device)}:{os.minor(device)}"
+        try:
+            with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as mounts:
+                found = [line.split(" - ", 1)[1].split()[0] for line in mounts if line.split()[2] == wanted]
+        except (OSError, IndexError):
+            return ""
+        return found[-1] if found else ""
+
+    def is_directory(self, status: Stat) -> bool:
+        return stat.S_ISDIR(status.st_mode)
+
+    def is_file(self, status: Stat) -> bool:
+        return stat.S_ISREG(status.st_mode)
