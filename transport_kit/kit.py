@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from transport_kit.dsn import Dsn
 from transport_kit.errors import OptionsError, TransportKitError
 from transport_kit.factory import DSN_VARIABLE, build_transport
 from transport_kit.options import (
@@ -31,6 +33,10 @@ from transport_kit.transport import FlushReport, NullTransport, Transport
 __all__ = ["Kit"]
 
 logger = logging.getLogger("transport_kit")
+
+# The transports that kits share, as long as one of them is held. No lock: of two kits that are made at the
+# same moment each may get its own, which costs a connection and loses nothing.
+_shared: weakref.WeakValueDictionary[tuple[Dsn, TransportOptions], Transport] = weakref.WeakValueDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,8 @@ class Kit:
             `close` flushes it, and never closes it.
         source: Where `values` come from, for messages, such as `settings.TRANSPORT_KIT`.
         environ: None reads `os.environ`.
+        shared: Whether a transport to the same DSN with the same transport options, made by another kit
+            that shares, is used too; for apps that end with their process. `close` closes it for all.
 
     Raises:
         TransportKitError: With `strict` only: an option or the DSN can't be used.
@@ -67,7 +75,9 @@ class Kit:
         *,
         source: str = "arguments",
         environ: Mapping[str, str] | None = None,
+        shared: bool = False,
     ) -> None:
+        self._shares = shared
         environment = dict(os.environ if environ is None else environ)
         self._problem: str | None = None
         self._transport_options = TransportOptions()
@@ -249,7 +259,7 @@ class Kit:
         if self._problem is not None:
             return NullTransport(self._transport_options, problem=self._problem)
         try:
-            return build_transport(self._target, self._transport_options)
+            return self._shared_transport() or build_transport(self._target, self._transport_options)
         except OptionsError as error:
             self._give_up(error, str(error))
         except TransportKitError as error:
@@ -258,6 +268,17 @@ class Kit:
             # Not ours: its text may hold anything, a key included. `strict` shows it.
             self._give_up(error, f"dsn ({self._target_source}): {type(error).__name__} while building")
         return NullTransport(self._transport_options, problem=self._problem)
+
+    def _shared_transport(self) -> Transport | None:
+        """The transport of this DSN and these options; None when this kit has its own."""
+        target = self._target
+        if not self._shares or not isinstance(target, str | Dsn) or not str(target).strip():
+            return None
+        key = (target if isinstance(target, Dsn) else Dsn.parse(target), self._transport_options)
+        found = _shared.get(key)
+        if found is None or found.closed:
+            found = _shared[key] = build_transport(target, self._transport_options)
+        return found
 
     def _give_up(self, error: Exception, problem: str) -> None:
         if self._options.strict:

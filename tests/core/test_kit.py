@@ -25,9 +25,14 @@ TOKEN = "a-long-enough-token"
 
 
 def make(
-    values: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None, **more: Any
+    values: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+    shared: bool = False,
+    **more: Any,
 ) -> Kit:
-    return Kit({**(values or {}), **more}, source="settings.TRANSPORT_KIT", environ=environ or {})
+    return Kit(
+        {**(values or {}), **more}, source="settings.TRANSPORT_KIT", environ=environ or {}, shared=shared
+    )
 
 
 def health(kit: Kit, **request: Any) -> Any:
@@ -355,3 +360,28 @@ def test_no_secret_is_in_the_repr() -> None:
     """Debuggers and error pages print objects."""
     assert KEY not in repr(make(dsn=DSN, flush_token=TOKEN))
     assert TOKEN not in repr(make(dsn=DSN, flush_token=TOKEN).options)
+
+
+def test_kits_that_share_use_one_transport_for_equal_dsn_and_options() -> None:
+    """Two apps of one process are one client of the server: one queue, one connection, one pause."""
+    first, second = (
+        make(dsn=target, shared=True, release=release) for target, release in ((DSN, "a"), (DSN, "b"))
+    )
+    assert first.transport is second.transport
+    assert first.reporter.options.release != second.reporter.options.release
+    assert make(dsn=Dsn.parse(DSN), shared=True).transport is first.transport
+    assert make(dsn=DSN, shared=True, max_senders=1).transport is not first.transport
+    assert make(dsn=DSN).transport is not first.transport
+    assert first.close(0).ok
+    second.start()
+    assert second.transport is not first.transport
+    assert make(dsn=DSN, shared=True).transport is second.transport
+    assert second.close(0).ok
+
+
+@pytest.mark.parametrize("target", ["", " ", "nonsense"])
+def test_kits_without_a_usable_dsn_share_nothing(target: str) -> None:
+    """Each app says what is wrong with its own settings."""
+    first, second = make(dsn=target, shared=True), make(dsn=target, shared=True)
+    assert isinstance(first.transport, NullTransport)
+    assert first.transport is not second.transport
