@@ -94,6 +94,25 @@ def _seconds(minimum: float, maximum: float) -> _Kind:
     return _Kind(accept, read)
 
 
+def _fraction(*, optional: bool = False) -> _Kind:
+    def accept(value: object) -> object:
+        if value is None and optional:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"must be a number from 0 to 1, not {type(value).__name__}")
+        if not 0 <= value <= 1:  # false for NaN too
+            raise ValueError(f"must be from 0 to 1, not {_short(value)}")
+        return float(value)
+
+    def read(text: str) -> object:
+        try:
+            return float(text)
+        except ValueError:
+            raise ValueError("must be a number from 0 to 1") from None
+
+    return _Kind(accept, read)
+
+
 def _text(*, optional: bool = True, path: bool = False, longest: int = 4096) -> _Kind:
     def accept(value: object) -> object:
         if value is None and optional:
@@ -130,6 +149,26 @@ def _words() -> _Kind:
         if not all(isinstance(word, str) and word for word in words):
             raise ValueError("must hold non-empty texts only")
         return words
+
+    return _Kind(accept, lambda text: [word.strip() for word in text.split(",") if word.strip()])
+
+
+def _targets() -> _Kind:
+    """Texts that a URL holds, or compiled patterns that are found in it; None is every URL."""
+
+    def accept(value: object) -> object:
+        if value is None:
+            return None
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise ValueError(f"must be a list of texts and patterns, not {type(value).__name__}")
+        targets = tuple(value)
+        if not all(
+            (isinstance(target, str) and target)
+            or (isinstance(target, re.Pattern) and isinstance(target.pattern, str))
+            for target in targets
+        ):
+            raise ValueError("must hold non-empty texts and compiled text patterns only")
+        return targets
 
     return _Kind(accept, lambda text: [word.strip() for word in text.split(",") if word.strip()])
 
@@ -321,6 +360,7 @@ class TransportOptions(_Options):
 
 
 _BeforeSend: TypeAlias = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any] | None]
+_TracesSampler: TypeAlias = Callable[[dict[str, Any]], float | bool | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,6 +377,22 @@ class ReporterOptions(_Options):
         in_app_exclude: Module prefixes that are not the app's own.
         before_send: Called with `(event, hint)`; returns the event to send, or None to drop it. A
             dropped one is counted as `before_send`.
+        detect_release: Whether a `release` that is not given is looked for once, at the start: in the
+            environment of known platforms, in the git checkout, in `pyproject.toml`.
+        sample_rate: Share of error events that are sent; the others are counted.
+        max_breadcrumbs: Breadcrumbs that go with an event; at most 100.
+        max_request_body_size: Bodies that are sent, with `send_default_pii`: `never`, `small` (up to
+            1000 bytes), `medium` (10 000) or `always`; no event holds more than 8 KiB of one.
+        traces_sample_rate: Share of new traces whose transactions are sent; None (the default) turns
+            tracing off: traces are continued and handed on, and nothing is measured.
+        traces_sampler: Called with a dict (`name`, `source`, `op`, `parent_sampled`, `request`); returns
+            the rate for this transaction, or None for `traces_sample_rate`. Overrides the caller's decision.
+        trace_propagation_targets: URLs that `outgoing_headers` makes headers for: texts that they hold, or
+            compiled patterns; None is all.
+        propagate_traceparent: Whether W3C `traceparent` is read where there is no `sentry-trace`, and sent.
+        strict_trace_continuation: Whether a trace is only continued when it says that it is of the same
+            organisation.
+        auto_session_tracking: Whether each request's outcome is counted in sessions; needs a release.
     """
 
     release: str | None = _option(None, _text(longest=200))
@@ -347,6 +403,16 @@ class ReporterOptions(_Options):
     in_app_include: tuple[str, ...] = _option((), _words())
     in_app_exclude: tuple[str, ...] = _option((), _words())
     before_send: _BeforeSend | None = _option(None, _callback())  # noqa: RUF009 - makes a field
+    detect_release: bool = _option(True, _boolean())
+    sample_rate: float = _option(1.0, _fraction())
+    max_breadcrumbs: int = _option(100, _integer(0, 100))
+    max_request_body_size: str = _option("medium", _choice("never", "small", "medium", "always"))
+    traces_sample_rate: float | None = _option(None, _fraction(optional=True))
+    traces_sampler: _TracesSampler | None = _option(None, _callback())  # noqa: RUF009 - makes a field
+    trace_propagation_targets: tuple[str | re.Pattern[str], ...] | None = _option(None, _targets())
+    propagate_traceparent: bool = _option(False, _boolean())
+    strict_trace_continuation: bool = _option(False, _boolean())
+    auto_session_tracking: bool = _option(True, _boolean())
 
 
 @dataclass(frozen=True, kw_only=True)

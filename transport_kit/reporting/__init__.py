@@ -4,9 +4,9 @@ Owns what an event says and what it leaves out. Knows no framework (integrations
 `RequestInfo`), no envelope and no HTTP.
 """
 
-from transport_kit.reporting.reporter import EventSink, Reporter, is_own_logger
+from transport_kit.reporting.reporter import Reporter, is_own_logger
 from transport_kit.reporting.request import RequestInfo
 from transport_kit.reporting.scope import Scope, new_scope
 from transport_kit.reporting.serving import ServedRequest
 
-__all__ = ["EventSink", "is_own_logger", "new_scope", "Reporter", "RequestInfo", "Scope", "ServedRequest"]
+__all__ = ["is_own_logger", "new_scope", "Reporter", "RequestInfo", "Scope", "ServedRequest"]

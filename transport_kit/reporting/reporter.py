@@ -1,61 +1,41 @@
-"""Reporter: builds events and hands them to a transport.
+"""Reporter: what the app and the integrations call.
 
-Owns what every event says, `before_send`, and the promise that reporting never breaks the app: no method
-raises, none waits for a lock, none does I/O but read source lines. The parts are `exceptions.py`,
-`frames.py`, `request.py`, `scope.py` and `machine.py`; what becomes of an event is the transport's.
+Owns the public methods and how each kind of event is begun. What all events go through is `pipeline.py`;
+the parts are `exceptions.py`, `frames.py`, `request.py`, `scope.py`, `spans.py` and `machine.py`.
 
-Threads: every method may be called from any thread, and from inside itself once (a signal handler, a
-`__del__`, a hook that reports); deeper calls are refused and counted.
+Threads: every method may be called from any thread. No method raises, none waits for a lock, none does
+I/O but read source lines.
 """
 
 from __future__ import annotations
 
-import logging
-import re
 import sys
-import threading
 import time
-import uuid
-from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
+from transport_kit.items import Item
 from transport_kit.options import ReporterOptions
 from transport_kit.reporting import machine
 from transport_kit.reporting.exceptions import exception_values, traceback_of
 from transport_kit.reporting.frames import FrameReader
-from transport_kit.reporting.request import RequestInfo, request_interface
-from transport_kit.reporting.scope import Scope, known_level, mark_captured, take_mark_back, usable_ip
+from transport_kit.reporting.pipeline import Event, Pipeline, event_id_of, set_name
+from transport_kit.reporting.request import RequestInfo
+from transport_kit.reporting.sampling import Sampler
+from transport_kit.reporting.scope import Scope, known_level, mark_captured, new_scope, take_mark_back
 from transport_kit.reporting.serving import ServedRequest
+from transport_kit.reporting.spans import NO_SPAN, Span, running_span
+from transport_kit.reporting.traces import Tracing
 from transport_kit.reporting.values import clean, cut
+from transport_kit.transport import Transport
 
-__all__ = ["EventSink", "is_own_logger", "Reporter"]
+__all__ = ["is_own_logger", "Reporter"]
 
 _LOGGER_NAME: Final = "transport_kit"
-logger = logging.getLogger("transport_kit.reporting")
-
-_SOURCES: Final = frozenset({"custom", "url", "route", "view", "component", "task"})
-_MAX_NESTING: Final = 2
 _MESSAGE_LENGTH: Final = 8192
+_FEEDBACK_LENGTH: Final = 4096
 _NAME_LENGTH: Final = 200
 _MECHANISM_LENGTH: Final = 128
-_EVENT_ID = re.compile(r"[0-9a-f]{32}")
-_NOT_IN_A_RELEASE = re.compile(r"[\n\r\t\f\v/\\]")
-#: Containers within each other that a copy for `before_send` follows.
-_COPY_DEPTH: Final = 64
-
-Event = dict[str, Any]
-
-
-class EventSink(Protocol):
-    """What a reporter needs of a transport."""
-
-    def capture_event(self, event: dict[str, Any]) -> bool:
-        """Take an event; True when accepted."""
-        ...
-
-    def record_lost_event(self, reason: str, data_category: str | None = None) -> None:
-        """Count an event that was lost before it got here."""
-        ...
 
 
 def is_own_logger(name: object) -> bool:
@@ -66,47 +46,26 @@ def is_own_logger(name: object) -> bool:
 
 
 class Reporter:
-    """Reports exceptions, messages and events of the app.
+    """Reports what happens in an app: exceptions, messages, requests, transactions and more.
 
-    Holds no lock and starts no thread; one may be shared by all threads.
+    Holds no lock while it calls the app's code; one may be shared by all threads.
 
     Args:
-        transport: Takes the events. Not owned: closing it is the caller's.
+        transport: Takes the envelopes. Not owned: closing it is the caller's.
         options: None takes the defaults.
     """
 
-    def __init__(self, transport: EventSink, options: ReporterOptions | None = None) -> None:
+    def __init__(self, transport: Transport, options: ReporterOptions | None = None) -> None:
         self.transport = transport
         self.options = options or ReporterOptions()
         self._frames = FrameReader(
             self.options.in_app_include, self.options.in_app_exclude, send_pii=self.options.send_default_pii
         )
-        # How deep this thread (or greenlet, when patched before) is in captures of this reporter.
-        self._nesting = threading.local()
-        self._fixed = self._fixed_facts()
+        self._tracing = Tracing(self.options, transport.dsn)
+        self._sampler = Sampler(transport, self.options)
+        self._pipeline = Pipeline(transport, self.options, self._tracing)
 
-    def _fixed_facts(self) -> Event:
-        """What is the same in all events, without what a server would null."""
-        options = self.options
-        facts: Event = {"platform": "python"}
-        for name, value, limit in (
-            ("release", options.release, 200),
-            ("environment", options.environment, 64),
-            ("dist", options.dist, 64),
-        ):
-            if value is None:
-                continue
-            problem = _unusable(name, value, limit)
-            if problem is None:
-                facts[name] = clean(value)
-            else:
-                logger.warning("option %s %s; events go without it", name, problem)
-        host = options.server_name or machine.host_name()
-        if host:
-            facts["server_name"] = cut(clean(host), _NAME_LENGTH)
-        return facts
-
-    # -- around the app's work ------------------------------------------------------------------------
+    # -- around the app's work -------------------------------------------------------------------------
 
     def request(
         self,
@@ -138,7 +97,79 @@ class Reporter:
             op: `http.server`, `websocket.server`, `queue.task`, ….
             mechanism: How exceptions are caught, such as `auto.http.flask`.
         """
-        return ServedRequest(self, describe, named, header, user, expected, op, mechanism)
+        return ServedRequest(
+            self._pipeline,
+            self._sampler,
+            self.capture_exception,
+            describe,
+            named,
+            header,
+            user,
+            expected,
+            op,
+            mechanism,
+        )
+
+    def transaction(
+        self,
+        name: str,
+        *,
+        op: str = "task",
+        source: str = "custom",
+        headers: Mapping[str, str] | None = None,
+    ) -> ServedRequest:
+        """Measure a job that is no request: `with reporter.transaction("nightly import"):`.
+
+        A fresh scope, a trace, a transaction when sampled; an exception that escapes is reported and
+        raised on. Not counted as a session.
+
+        Args:
+            headers: `sentry-trace` and `baggage` as they came with the job, to continue its caller's trace.
+        """
+        given = {str(key).lower(): value for key, value in (headers or {}).items()}
+        return ServedRequest(
+            self._pipeline,
+            self._sampler,
+            self.capture_exception,
+            None,
+            lambda: (name, source),
+            given.get,
+            None,
+            None,
+            op,
+            "generic",
+        )
+
+    def span(self, op: str, description: str = "") -> Span:
+        """Measure a piece of the running transaction: `with reporter.span("db", "SELECT …") as span:`.
+
+        Spans within each other nest, also across `await`. In work that is not sampled the span measures
+        nothing, and costs nearly nothing.
+        """
+        parent = running_span(Scope.current().unit)
+        if parent is None or parent.transaction is None:
+            return NO_SPAN
+        return parent.transaction.child(parent, str(op), str(description))
+
+    def scope(self) -> new_scope:
+        """A scope for a block: `with reporter.scope() as scope:`; what is set in it stays in it."""
+        return new_scope()
+
+    def outgoing_headers(self, url: str | None = None, *, baggage: str = "") -> dict[str, str]:
+        """Headers for a request to another service, so that it continues this trace.
+
+        Args:
+            url: Where the request goes; empty headers for one that is not among
+                `trace_propagation_targets`, and for the server that events go to.
+            baggage: The `baggage` that the request has already; its other entries are kept.
+        """
+        try:
+            unit = Scope.current().unit
+            span = running_span(unit)
+            return self._tracing.outgoing_headers(unit, None if span is None else span.span_id, url, baggage)
+        except Exception as problem:
+            self._pipeline.failed(problem, None)
+            return {}
 
     # -- capturing -------------------------------------------------------------------------------------
 
@@ -152,6 +183,8 @@ class Reporter:
         transaction: str | None = None,
         transaction_source: str = "url",
         level: str = "error",
+        attachments: Iterable[Item] = (),
+        hint: Mapping[str, Any] | None = None,
     ) -> str | None:
         """Report an exception, its causes and its group's members; never raises.
 
@@ -159,30 +192,25 @@ class Reporter:
             error: None takes the one being handled.
             mechanism: `generic` for calls by hand; integrations name themselves.
             handled: Whether the app goes on.
-            request: The request it happened in.
-            transaction: What ran, such as a route; at most 200 characters.
+            request: The request it happened in; None takes the running one.
+            transaction: What ran, such as a route; at most 200 characters. None takes what is running.
             transaction_source: `custom`, `url`, `route`, `view`, `component` or `task`.
             level: `fatal`, `error`, `warning`, `info` or `debug`.
+            attachments: Made by `attachment`; sent with this event.
+            hint: For the hooks, beside `exc_info`.
 
         Returns:
             The event's id when the transport accepted it. None when it did not, when there is no
             exception, and when this exception was captured before in the current scope.
         """
+        told: dict[str, Any] = dict(hint) if hint else {}
 
         def build() -> Event | None:
             found = sys.exc_info()[1] if error is None else error
             if found is None or not issubclass(type(found), BaseException) or not mark_captured(found):
                 return None
             try:
-                event = self._event(level)
-                unit = Scope.current().unit
-                if transaction:
-                    _add_name(event, str(transaction), transaction_source)
-                elif (name := unit.name()) is not None:
-                    _add_name(event, *name)
-                info = unit.request() if request is None else request
-                if info is not None:
-                    self._add_request(event, info)
+                event = self._pipeline.event(level)
                 event["exception"] = {
                     "values": exception_values(
                         found,
@@ -191,32 +219,42 @@ class Reporter:
                         handled=bool(handled),
                     )
                 }
+                if transaction:
+                    set_name(event, str(transaction), transaction_source)
             except Exception:
                 take_mark_back(found)
                 raise
-            hint["exc_info"] = (type(found), found, traceback_of(found))
+            told["exc_info"] = (type(found), found, traceback_of(found))
             return event
 
-        hint: dict[str, Any] = {}
-        return self._capture(build, hint)
+        return self._pipeline.capture(build, told, attachments=attachments, request=request)
 
-    def capture_message(self, text: str, level: str = "info") -> str | None:
+    def capture_message(
+        self, text: str, level: str = "info", *, attachments: Iterable[Item] = ()
+    ) -> str | None:
         """Report a text of at most 8192 characters; returns the event's id when accepted. Never raises."""
 
         def build() -> Event:
-            event = self._event(level)
+            event = self._pipeline.event(level)
             event["message"] = cut(clean(str(text)), _MESSAGE_LENGTH)
             return event
 
-        return self._capture(build, {})
+        return self._pipeline.capture(build, {}, attachments=attachments)
 
-    def capture_event(self, event: Mapping[str, Any], hint: Mapping[str, Any] | None = None) -> str | None:
+    def capture_event(
+        self,
+        event: Mapping[str, Any],
+        hint: Mapping[str, Any] | None = None,
+        *,
+        attachments: Iterable[Item] = (),
+    ) -> str | None:
         """Report an event of your own making; what it doesn't say is filled in. Never raises.
 
         Args:
             event: Not changed. An `event_id` that is not a UUID is replaced. A `transaction` event passes
                 without `before_send`.
-            hint: For `before_send`.
+            hint: For the hooks.
+            attachments: Made by `attachment`; sent with this event.
 
         Returns:
             The id sent, when the transport accepted it. None otherwise, and for a record of this library's
@@ -229,136 +267,58 @@ class Reporter:
                 return None
             level = own.get("level", "error")
             contexts = own.get("contexts")
-            built = self._event(level) | own
-            built["event_id"] = _event_id(own.get("event_id"))
+            built = self._pipeline.event(level) | own
+            built["event_id"] = event_id_of(own.get("event_id"))
             built["level"] = known_level(level)
             if isinstance(contexts, Mapping):
                 built["contexts"] = {**machine.contexts(), **contexts}
             return built
 
-        return self._capture(build, {} if hint is None else hint)
+        return self._pipeline.capture(build, {} if hint is None else hint, attachments=attachments)
 
-    # -- building --------------------------------------------------------------------------------------
-
-    def _event(self, level: object) -> Event:
-        return {
-            "event_id": uuid.uuid4().hex,
-            "timestamp": time.time(),
-            "level": known_level(level),
-            **self._fixed,
-            "contexts": machine.contexts(),
-            "sdk": machine.sdk(),
-        }
-
-    def _add_request(self, event: Event, request: RequestInfo) -> None:
-        pii = self.options.send_default_pii
-        try:
-            found = request_interface(request, send_pii=pii)
-        except Exception as problem:
-            # Fields of other types than they should have: the exception is worth more than its request.
-            logger.warning("a request could not be described: %s", type(problem).__name__)
-            return
-        if found:
-            event["request"] = found
-        if pii and request.remote_addr and usable_ip(request.remote_addr):
-            user = Scope.current().user() or {}
-            event["user"] = {"ip_address": request.remote_addr, **user}
-
-    # -- sending ---------------------------------------------------------------------------------------
-
-    def _capture(self, build: Callable[[], Event | None], hint: Mapping[str, Any]) -> str | None:
-        """Build, complete and send, whatever goes wrong."""
-        try:
-            depth: int = getattr(self._nesting, "depth", 0)
-            if depth >= _MAX_NESTING:
-                self.transport.record_lost_event("reentrant", "error")
-                return None
-            self._nesting.depth = depth + 1
-            try:
-                event = build()
-                return None if event is None else self._send(event, hint)
-            finally:
-                self._nesting.depth = depth
-        except Exception as problem:
-            self._failed(problem)
-            return None
-
-    def _send(self, event: Event, hint: Mapping[str, Any]) -> str | None:
-        Scope.current().apply(event)
-        hook = self.options.before_send
-        if hook is not None and event.get("type") != "transaction":
-            kept = self._ask(hook, event, hint)
-            if kept is None:
-                self.transport.record_lost_event("before_send", "error")
-                return None
-            event = kept
-            event["event_id"] = _event_id(event.get("event_id"))
-        return event["event_id"] if self.transport.capture_event(event) else None
-
-    def _ask(
+    def capture_feedback(
         self,
-        hook: Callable[[Event, dict[str, Any]], Event | None],
-        event: Event,
-        hint: Mapping[str, Any],
-    ) -> Event | None:
-        # The hook gets a copy: if it fails half-way, the event goes out as it was, not half-changed.
-        try:
-            kept: Any = hook(_copy(event, _COPY_DEPTH), dict(hint))
-        except Exception as problem:
-            logger.error("before_send failed, the event is sent unchanged: %s", type(problem).__name__)
+        message: str,
+        *,
+        name: str | None = None,
+        email: str | None = None,
+        url: str | None = None,
+        associated_event_id: str | None = None,
+        attachments: Iterable[Item] = (),
+    ) -> str | None:
+        """Send what a user of the app wrote, at most 4096 characters; its id when accepted. Never raises.
+
+        Hooks and sampling don't see it: somebody took the time to write.
+
+        Args:
+            associated_event_id: What `capture_exception` returned for the error that the user saw.
+        """
+
+        def build() -> Event:
+            said: dict[str, str] = {"message": cut(clean(str(message)), _FEEDBACK_LENGTH)}
+            for key, value in (("name", name), ("contact_email", email), ("url", url)):
+                if value is not None:
+                    said[key] = cut(clean(str(value)), _NAME_LENGTH)
+            if associated_event_id is not None:
+                said["associated_event_id"] = event_id_of(associated_event_id)
+            event = self._pipeline.event("info")
+            event["timestamp"] = time.time()
+            event["contexts"] = {**event["contexts"], "feedback": said}
             return event
-        if kept is None:
-            return None
-        if isinstance(kept, dict):
-            return kept
-        logger.error(
-            "before_send must return an event or None, not %s; the event is sent unchanged",
-            type(kept).__name__,
-        )
-        return event
 
-    def _failed(self, problem: Exception) -> None:
-        """Count an event that could not be made, and say so in one line; the text may hold secrets."""
+        return self._pipeline.capture(build, {}, kind="feedback", attachments=attachments)
+
+    def add_breadcrumb(
+        self,
+        message: str = "",
+        *,
+        category: str = "",
+        level: str = "info",
+        type: str = "default",
+        data: Mapping[str, object] | None = None,
+    ) -> None:
+        """Leave a breadcrumb in the running work; see `Scope.add_breadcrumb`. Never raises."""
         try:
-            self.transport.record_lost_event("internal_sdk_error", "error")
-            logger.error("an event could not be made: %s", type(problem).__name__)
-        except Exception:
-            pass  # at the end of the stack or of the memory there is nothing left to do it with
-
-
-def _add_name(event: Event, name: str, source: str) -> None:
-    event["transaction"] = cut(clean(name), _NAME_LENGTH)
-    event["transaction_info"] = {"source": source if source in _SOURCES else "custom"}
-
-
-def _unusable(name: str, value: str, limit: int) -> str | None:
-    """Why a server would null this value; None when it takes it."""
-    if len(value) > limit:
-        return f"has more than {limit} characters"
-    if name == "dist":
-        return None
-    if not value.strip():
-        return "is blank"
-    if _NOT_IN_A_RELEASE.search(value):
-        return "holds a slash, a backslash or a line break"
-    reserved = ("None",) if name == "environment" else (".", "..", "latest")
-    return (
-        f"is {value}, which is reserved"
-        if value.strip().lower() in {word.lower() for word in reserved}
-        else None
-    )
-
-
-def _event_id(value: object) -> str:
-    """The id as 32 lower-case hex digits; a new one when it isn't a UUID, as a server would do unasked."""
-    text = value.replace("-", "").lower() if isinstance(value, str) else ""
-    return text if _EVENT_ID.fullmatch(text) else uuid.uuid4().hex
-
-
-def _copy(value: Any, depth: int) -> Any:
-    """Plain dicts and lists copied, everything else shared; past `depth` shared too."""
-    if depth and type(value) is dict:
-        return {name: _copy(element, depth - 1) for name, element in value.items()}
-    if depth and type(value) is list:
-        return [_copy(element, depth - 1) for element in value]
-    return value
+            Scope.current().add_breadcrumb(message, category=category, level=level, type=type, data=data)
+        except Exception as problem:
+            self._pipeline.failed(problem, None)

@@ -39,6 +39,8 @@ _MAX_HEADERS: Final = 100
 _MAX_HEADER: Final = 1024
 _MAX_COOKIES: Final = 50
 _MAX_BODY: Final = 8 * 1024
+#: Bytes of a body that is sent, by `max_request_body_size`; a body of nothing is never there.
+_BODIES: Final = {"never": -1, "small": 1000, "medium": 10_000, "always": 1 << 64}
 _METHOD = re.compile(r"[A-Za-z]{1,32}")
 _BODY: Final = Limits(text=2048, breadth=50, depth=5, hides=is_sensitive)
 
@@ -68,8 +70,12 @@ class RequestInfo:
     remote_addr: str | None = field(default=None, repr=False)
 
 
-def request_interface(info: RequestInfo, *, send_pii: bool) -> dict[str, Any]:
-    """The `request` of an event: scrubbed, bounded, and without what the options leave out."""
+def request_interface(info: RequestInfo, *, send_pii: bool, bodies: str = "medium") -> dict[str, Any]:
+    """The `request` of an event: scrubbed, bounded, and without what the options leave out.
+
+    Args:
+        bodies: `max_request_body_size`.
+    """
     result: dict[str, Any] = {}
     if _METHOD.fullmatch(info.method):
         result["method"] = info.method.upper()
@@ -91,7 +97,7 @@ def request_interface(info: RequestInfo, *, send_pii: bool) -> dict[str, Any]:
             env["REMOTE_ADDR"] = info.remote_addr
         if info.cookies:
             result["cookies"] = _cookies(info.cookies)
-        if info.data is not None:
+        if info.data is not None and _length(info) <= _BODIES[bodies]:
             result["data"] = _body(info)
     if env:
         result["env"] = env
@@ -122,6 +128,13 @@ def _cookies(cookies: Mapping[str, str]) -> dict[str, str]:
         name = cut(clean(name), _MAX_URL)
         result[name] = FILTERED if is_sensitive(name) else cut(clean(value), _MAX_HEADER)
     return result
+
+
+def _length(info: RequestInfo) -> int:
+    """Bytes of the body: as its header says, and not less than what was read of it."""
+    said = next((value for name, value in info.headers if name.lower() == "content-length"), "")
+    read = len(info.data) if isinstance(info.data, str | bytes) else 0
+    return max(int(said) if said.isdecimal() and said.isascii() and len(said) < 20 else 0, read)
 
 
 def _body(info: RequestInfo) -> Any:

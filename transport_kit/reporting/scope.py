@@ -18,11 +18,13 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Final, TypeAlias
 
+from transport_kit.items import Item
 from transport_kit.reporting.scrub import is_sensitive
 from transport_kit.reporting.unit import Unit
 from transport_kit.reporting.values import Limits, Room, bounded, cut
 
 __all__ = [
+    "attachment",
     "enter_scope",
     "known_level",
     "leave_scope",
@@ -31,6 +33,8 @@ __all__ = [
     "Processor",
     "Scope",
     "take_mark_back",
+    "usable_ip",
+    "user_facts",
 ]
 
 _MARK: Final = "__transport_kit_captured__"
@@ -44,6 +48,7 @@ _CONTEXT_BYTES: Final = 8 * 1024
 _CRUMB: Final = Limits(text=2048, breadth=50, depth=5, hides=is_sensitive)
 _CRUMB_BYTES: Final = 4 * 1024
 _CATEGORY_LENGTH: Final = 128
+_MAX_ATTACHMENTS: Final = 30
 _MAX_CONTEXTS: Final = 50
 _MAX_FINGERPRINT: Final = 20
 _MAX_TAGS: Final = 100
@@ -72,6 +77,7 @@ class Scope:
     """
 
     __slots__ = (
+        "_attachments",
         "_contexts",
         "_extra",
         "_fingerprint",
@@ -98,6 +104,7 @@ class Scope:
             self._level: str | None = None
             self._fingerprint: tuple[str, ...] = ()
             self._processors: tuple[Processor, ...] = ()
+            self._attachments: tuple[Item, ...] = ()
         else:
             self.unit = unit or parent.unit
             self._tags = parent._tags.copy()
@@ -107,6 +114,7 @@ class Scope:
             self._level = parent._level
             self._fingerprint = parent._fingerprint
             self._processors = parent._processors
+            self._attachments = parent._attachments
 
     @property
     def id(self) -> str:
@@ -139,16 +147,7 @@ class Scope:
 
         What is set by hand is sent, whatever `send_default_pii` says.
         """
-        if not isinstance(user, Mapping):
-            self._user = None
-            return
-        known: dict[str, Any] = bounded(dict(user), Room(_USER_BYTES), _EXTRA)
-        for name, limit in _USER_LENGTHS.items():
-            if known.get(name) is not None:
-                known[name] = cut(str(known[name]), limit)
-        if "ip_address" in known and not usable_ip(known["ip_address"]):
-            del known["ip_address"]
-        self._user = known
+        self._user = user_facts(user)
 
     def set_context(self, name: str, values: Mapping[str, object] | None) -> None:
         """Add a section of facts under `contexts`, as they are now; None removes it. At most 8 KiB each."""
@@ -177,6 +176,24 @@ class Scope:
         if callable(processor):
             self._processors = (*self._processors, processor)
 
+    def add_attachment(
+        self,
+        payload: object,
+        *,
+        filename: str,
+        content_type: str | None = None,
+        attachment_type: str | None = None,
+    ) -> None:
+        """Send a file with each event captured from here on; at most 30, as servers take no more.
+
+        Args:
+            payload: Bytes, text, or a path (`pathlib.Path`), read when an event is captured.
+            filename: As servers show it.
+        """
+        if len(self._attachments) < _MAX_ATTACHMENTS:
+            item = attachment(payload, filename, content_type, attachment_type)
+            self._attachments = (*self._attachments, item)
+
     def add_breadcrumb(
         self,
         message: str = "",
@@ -198,6 +215,11 @@ class Scope:
         if isinstance(data, Mapping):
             crumb["data"] = bounded(dict(data), Room(_CRUMB_BYTES), _CRUMB)
         self.unit.add_breadcrumb(crumb)
+
+    @property
+    def attachments(self) -> tuple[Item, ...]:
+        """The files that go with each event."""
+        return self._attachments
 
     @property
     def processors(self) -> tuple[Processor, ...]:
@@ -246,6 +268,19 @@ def _merge(event: dict[str, Any], field: str, values: dict[str, Any]) -> None:
         event[field] = {**values, **own}
 
 
+def attachment(
+    payload: object, filename: str, content_type: str | None = None, attachment_type: str | None = None
+) -> Item:
+    """A file as an item of an envelope."""
+    return Item(
+        payload,
+        type="attachment",
+        filename=cut(_as_text(filename), _TAG_LENGTH) or "attachment",
+        content_type=content_type,
+        attachment_type=attachment_type,
+    )
+
+
 def known_level(level: object) -> str:
     """The level as servers know it; `error` when they don't."""
     return _LEVELS.get(level.lower(), "error") if isinstance(level, str) else "error"
@@ -263,6 +298,19 @@ def tag_value(value: object) -> str:
 
 def _as_text(value: object) -> str:
     return str(bounded(value, Room(2048), _EXTRA))
+
+
+def user_facts(user: object) -> dict[str, Any] | None:
+    """A user as servers take one; None for what is no mapping."""
+    if not isinstance(user, Mapping):
+        return None
+    known: dict[str, Any] = bounded(dict(user), Room(_USER_BYTES), _EXTRA)
+    for name, limit in _USER_LENGTHS.items():
+        if known.get(name) is not None:
+            known[name] = cut(str(known[name]), limit)
+    if "ip_address" in known and not usable_ip(known["ip_address"]):
+        del known["ip_address"]
+    return known
 
 
 def usable_ip(address: object) -> bool:

@@ -12,19 +12,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextvars import Token
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
+from transport_kit.ledger import LossReason
 from transport_kit.log import log
+from transport_kit.reporting.pipeline import Event, Pipeline, set_name
 from transport_kit.reporting.request import RequestInfo
+from transport_kit.reporting.sampling import Sampler
 from transport_kit.reporting.scope import Scope, enter_scope, leave_scope
+from transport_kit.reporting.spans import Transaction
 from transport_kit.reporting.unit import Unit
-
-if TYPE_CHECKING:
-    from transport_kit.reporting.reporter import Reporter
 
 __all__ = ["ServedRequest"]
 
 _T = TypeVar("_T")
+
+
+class _CaptureException(Protocol):
+    def __call__(self, error: BaseException, *, mechanism: str, handled: bool) -> str | None: ...
 
 
 class ServedRequest(Unit):
@@ -39,13 +44,15 @@ class ServedRequest(Unit):
 
     __slots__ = (
         "_begun",
+        "_capture",
         "_describe",
         "_expected",
         "_header",
         "_mechanism",
         "_named",
         "_op",
-        "_reporter",
+        "_pipeline",
+        "_sampler",
         "_token",
         "_user",
         "scope",
@@ -56,7 +63,9 @@ class ServedRequest(Unit):
 
     def __init__(
         self,
-        reporter: Reporter,
+        pipeline: Pipeline,
+        sampler: Sampler,
+        capture: _CaptureException,
         describe: Callable[[], RequestInfo | None] | None,
         named: Callable[[], tuple[str, str]],
         header: Callable[[str], str | None] | None,
@@ -67,7 +76,9 @@ class ServedRequest(Unit):
     ) -> None:
         super().__init__()
         self.status: int | None = None
-        self._reporter = reporter
+        self._pipeline = pipeline
+        self._sampler = sampler
+        self._capture = capture
         self._describe = describe
         self._named = named
         self._header = header
@@ -84,6 +95,11 @@ class ServedRequest(Unit):
         """Enter a fresh scope, in the calling context."""
         self._begun = True
         self.scope, self._token = enter_scope(self)
+        if self._sampler.enabled:
+            try:
+                self._begin_transaction()
+            except Exception as problem:
+                self._pipeline.failed(problem, "transaction")
         return self
 
     def finish(self, error: BaseException | None = None) -> None:
@@ -101,6 +117,8 @@ class ServedRequest(Unit):
         try:
             if error is not None and isinstance(error, Exception) and not self._is_expected(error):
                 self.capture(error)
+            if self.transaction is not None:
+                self._finish_transaction(self.transaction, error)
         finally:
             token, self._token = self._token, None
             leave_scope(token)
@@ -116,7 +134,7 @@ class ServedRequest(Unit):
         """
         if not handled:
             self.crashed = True
-        return self._reporter.capture_exception(error, mechanism=self._mechanism, handled=handled)
+        return self._capture(error, mechanism=self._mechanism, handled=handled)
 
     def __enter__(self) -> Self:
         return self.begin()
@@ -126,7 +144,63 @@ class ServedRequest(Unit):
     ) -> None:
         self.finish(error)
 
+    # -- the transaction -------------------------------------------------------------------------------
+
+    def _begin_transaction(self) -> None:
+        trace = self._pipeline.tracing.trace_of(self)
+        why_not = self._sampler.decide(trace, self._sampling_facts)
+        if why_not is None:
+            self.transaction = Transaction(trace, self._op, self._mechanism)
+        else:
+            lose = self._pipeline.transport.record_lost_event
+            lose(why_not, "transaction")
+            lose(why_not, "span")
+
+    def _sampling_facts(self) -> dict[str, Any]:
+        """What a `traces_sampler` is told."""
+        name, source = self.name() or ("", "custom")
+        trace = self._pipeline.tracing.trace_of(self)
+        return {
+            "name": name,
+            "source": source,
+            "op": self._op,
+            "parent_sampled": trace.parent_sampled,
+            "request": self.request(),
+        }
+
+    def _finish_transaction(self, transaction: Transaction, error: BaseException | None) -> None:
+        if self.status is not None:
+            transaction.set_http_status(self.status)
+        elif error is not None:
+            escaped = isinstance(error, Exception)
+            transaction.set_status("internal_error" if escaped else "cancelled")
+        elif self._op != "http.server":
+            transaction.set_status("ok")
+        transaction.finish()
+        if transaction.dropped:
+            self._pipeline.transport.record_lost_event(
+                LossReason.BUFFER_OVERFLOW, "span", quantity=transaction.dropped
+            )
+
+        def build() -> Event:
+            said = transaction.described()
+            event = self._pipeline.event("info")
+            contexts = event["contexts"] | said["contexts"]
+            event.update(said)
+            event["contexts"] = contexts
+            name = self.name()
+            set_name(event, *(name or ("<unlabeled transaction>", "custom")))
+            return event
+
+        self._pipeline.capture(build, {}, kind="transaction")
+        # From here on nothing is measured any more; what runs on keeps the trace.
+        self.transaction = None
+
     # -- what events ask -------------------------------------------------------------------------------
+
+    def header(self, name: str) -> str | None:
+        """See `Unit.header`."""
+        return None if self._header is None else self._header(name)
 
     def request(self) -> RequestInfo | None:
         """See `Unit.request`."""

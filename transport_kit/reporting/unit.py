@@ -8,17 +8,24 @@ Threads: a unit is shared by all threads and tasks that run in its context. Each
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from transport_kit.reporting.request import RequestInfo
+
+if TYPE_CHECKING:
+    from transport_kit.reporting.spans import Transaction
+    from transport_kit.reporting.traces import Trace
 
 __all__ = ["MAX_BREADCRUMBS", "Unit"]
 
 #: Breadcrumbs that a unit keeps; the oldest goes first.
 MAX_BREADCRUMBS: Final = 100
+
+_VARIABLES: Final = {"sentry-trace": "SENTRY_TRACE", "baggage": "SENTRY_BAGGAGE"}
 
 Breadcrumb = dict[str, Any]
 
@@ -29,13 +36,17 @@ class Unit:
     Attributes:
         errored: Whether an event of level `error` or `fatal` was captured in it.
         crashed: Whether an exception escaped from it.
+        transaction: The transaction that runs; None when it is not sampled, or has ended.
     """
 
-    __slots__ = ("_breadcrumbs", "crashed", "errored")
+    __slots__ = ("_breadcrumbs", "_settled", "crashed", "errored", "transaction")
 
     def __init__(self) -> None:
         self.errored = False
         self.crashed = False
+        self.transaction: Transaction | None = None
+        # At most one item; `setdefault` on a dict is atomic, so that all threads see one trace.
+        self._settled: dict[str, Trace] = {}
         # Made with the first breadcrumb: most requests leave none.
         self._breadcrumbs: deque[Breadcrumb] | None = None
 
@@ -51,6 +62,19 @@ class Unit:
         """The breadcrumbs, oldest first; the caller's own copies."""
         ring = self._breadcrumbs
         return [] if ring is None else [crumb.copy() for crumb in ring.copy()]
+
+    @property
+    def trace(self) -> Trace | None:
+        """The trace it takes part in; None until somebody asks for it."""
+        return self._settled.get("trace")
+
+    def settle_trace(self, trace: Trace) -> Trace:
+        """Take part in this trace, or in the one that was settled before; the one it is."""
+        return self._settled.setdefault("trace", trace)
+
+    def header(self, name: str) -> str | None:
+        """What the caller sent with the work; for a process by the environment."""
+        return os.environ.get(_VARIABLES.get(name, ""))
 
     def request(self) -> RequestInfo | None:
         """The request being served, described anew; None when there is none."""

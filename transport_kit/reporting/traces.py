@@ -1,0 +1,256 @@
+"""Traces: the identity of a trace, and how it travels in `sentry-trace`, `baggage` and `traceparent`.
+
+Owns parsing and writing of the three headers, the dynamic sampling context (DSC) and when it is frozen.
+Knows no span and no transaction. What arrives is hostile: bounded, and never an error.
+
+Source: the protocol's trace headers, section 9. The DSC is frozen when it arrives from outside, and when
+it first leaves this process; from then on all copies are the same.
+
+Threads: a trace is shared by all threads of its unit of work; what is decided once is decided atomically.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from urllib.parse import quote, unquote, urlsplit
+
+from transport_kit.dsn import Dsn
+from transport_kit.options import ReporterOptions
+from transport_kit.reporting.unit import Unit
+from transport_kit.reporting.values import clean, cut
+
+__all__ = ["new_span_id", "Trace", "Tracing"]
+
+_SENTRY_TRACE = re.compile(r"[ \t]*([0-9a-fA-F]{32})-([0-9a-fA-F]{16})(?:-([01]))?[ \t]*")
+_TRACEPARENT = re.compile(
+    r"[ \t]*([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-[\x21-\x7e]*)?[ \t]*"
+)
+_PREFIX: Final = "sentry-"
+_MAX_BAGGAGE: Final = 8192
+_MAX_MEMBERS: Final = 64
+_MAX_VALUE: Final = 1024
+#: What a baggage value may hold unescaped, beyond letters, digits and `_.-~` (RFC 6265's cookie octets).
+_UNESCAPED: Final = "!#$&'()*+/:<=>?@[]^`{|}"
+_NO_TRACE: Final = "0" * 32
+_NO_SPAN: Final = "0" * 16
+
+Header = Callable[[str], str | None]
+
+
+class Trace:
+    """One trace, as a unit of work takes part in it.
+
+    Attributes:
+        trace_id: 32 hex digits.
+        span_id: 16 hex digits: the unit's own span, recorded or not.
+        parent_span_id: The caller's span; None at the head of the trace.
+        parent_sampled: What the caller decided; None when it left it open, and at the head.
+        sample_rand: In [0, 1), the same for the whole trace; below the sample rate means sampled.
+        sampled: What is decided here; None when it isn't, such as without tracing.
+        sample_rate: The rate it was decided with; None when it wasn't.
+    """
+
+    __slots__ = (
+        "_frozen",
+        "parent_sampled",
+        "parent_span_id",
+        "sample_rand",
+        "sample_rate",
+        "sampled",
+        "span_id",
+        "trace_id",
+    )
+
+    def __init__(
+        self,
+        trace_id: str | None = None,
+        parent_span_id: str | None = None,
+        parent_sampled: bool | None = None,
+        frozen: Mapping[str, str] | None = None,
+    ) -> None:
+        # One system call for all that is random here.
+        chance = os.urandom(32)
+        self.trace_id = trace_id or chance[:16].hex()
+        self.span_id = chance[16:24].hex()
+        self.parent_span_id = parent_span_id
+        self.parent_sampled = parent_sampled
+        self.sampled: bool | None = parent_sampled
+        self.sample_rate: float | None = None
+        # At most one item; `setdefault` on a dict is atomic.
+        self._frozen: dict[str, Mapping[str, str]] = {} if frozen is None else {"dsc": frozen}
+        drawn = int.from_bytes(chance[24:]) / 2.0**64
+        self.sample_rand = _rand(frozen or {}, parent_sampled, drawn)
+
+    def header(self, span_id: str | None = None) -> str:
+        """`sentry-trace` for a call made by `span_id`, by default the unit's own span."""
+        flag = {True: "-1", False: "-0", None: ""}[self.sampled]
+        return f"{self.trace_id}-{span_id or self.span_id}{flag}"
+
+    def frozen(self, make: Callable[[], Mapping[str, str]]) -> Mapping[str, str]:
+        """The DSC: as it arrived, or as `make` made it the first time it was asked for."""
+        found = self._frozen.get("dsc")
+        return self._frozen.setdefault("dsc", make()) if found is None else found
+
+
+class Tracing:
+    """How one reporter continues traces and hands them on.
+
+    Args:
+        options: `release`, `environment`, and how strictly a trace is continued.
+        dsn: Whose key and organisation the DSC names; None leaves them out.
+    """
+
+    def __init__(self, options: ReporterOptions, dsn: Dsn | None) -> None:
+        self.options = options
+        self._host = None if dsn is None else dsn.host
+        self._org_id = None if dsn is None else dsn.org_id
+        self._fixed: dict[str, str] = {}
+        if dsn is not None:
+            self._fixed["public_key"] = dsn.public_key
+        for name, value in (
+            ("release", options.release),
+            ("environment", options.environment),
+            ("org_id", self._org_id),
+        ):
+            if value:
+                self._fixed[name] = cut(clean(value), 200)
+
+    # -- in --------------------------------------------------------------------------------------------
+
+    def trace_of(self, unit: Unit) -> Trace:
+        """The trace of a unit of work, continued from its caller or begun when first asked for."""
+        return unit.trace or unit.settle_trace(self._continued(unit.header))
+
+    def _continued(self, header: Header) -> Trace:
+        try:
+            return self._parsed(header)
+        except Exception:
+            return Trace()  # the integration's own failure: a new trace is better than none
+
+    def _parsed(self, header: Header) -> Trace:
+        text = header("sentry-trace")
+        found = None if text is None else _SENTRY_TRACE.fullmatch(text)
+        if found is not None:
+            trace_id, span_id, flag = found.group(1).lower(), found.group(2).lower(), found.group(3)
+            sampled = None if flag is None else flag == "1"
+            # Without baggage the head of the trace speaks another dialect: there is nothing we may add.
+            frozen: dict[str, str] | None = sentry_members(header("baggage") or "")
+        elif self.options.propagate_traceparent and (text := header("traceparent")) is not None:
+            found = _TRACEPARENT.fullmatch(text)
+            if found is None or found.group(1) == "ff":
+                return Trace()
+            trace_id, span_id = found.group(2), found.group(3)
+            sampled = bool(int(found.group(4), 16) & 1)
+            frozen = sentry_members(header("baggage") or "") or None
+        else:
+            return Trace()
+        if trace_id == _NO_TRACE or span_id == _NO_SPAN or self._is_foreign(frozen or {}):
+            return Trace()
+        return Trace(trace_id, span_id, sampled, frozen)
+
+    def _is_foreign(self, dsc: Mapping[str, str]) -> bool:
+        """Whether the trace belongs to another organisation, or might while `strict` is asked for."""
+        theirs = dsc.get("org_id")
+        if theirs and self._org_id:
+            return theirs != self._org_id
+        return self.options.strict_trace_continuation and theirs != self._org_id
+
+    # -- out -------------------------------------------------------------------------------------------
+
+    def sampling_context(self, unit: Unit, event: Mapping[str, Any]) -> dict[str, str]:
+        """The envelope header `trace` of an event; empty when it belongs to another trace than its unit's."""
+        trace = self.trace_of(unit)
+        contexts = event.get("contexts")
+        told = contexts.get("trace") if isinstance(contexts, dict) else None
+        if not isinstance(told, dict) or told.get("trace_id") != trace.trace_id:
+            return {}
+        return dict(trace.frozen(lambda: self._made(trace, unit)))
+
+    def _made(self, trace: Trace, unit: Unit) -> dict[str, str]:
+        dsc = {"trace_id": trace.trace_id, "sample_rand": f"{trace.sample_rand:.6f}", **self._fixed}
+        if trace.sample_rate is not None:
+            dsc["sample_rate"] = f"{trace.sample_rate:.6f}".rstrip("0").rstrip(".")
+            if trace.sampled is not None:
+                dsc["sampled"] = "true" if trace.sampled else "false"
+            name = unit.name()
+            if name is not None and name[1] != "url":
+                dsc["transaction"] = cut(clean(name[0]), 200)
+        return dsc
+
+    def outgoing_headers(
+        self, unit: Unit, span_id: str | None, url: str | None, baggage: str
+    ) -> dict[str, str]:
+        """What a request to `url` carries so that its receiver continues the trace.
+
+        Args:
+            span_id: The calling span; None for the unit's own.
+            baggage: The request's `baggage` so far; entries of other vendors are kept.
+        """
+        if url is not None and not self._is_target(url):
+            return {}
+        trace = self.trace_of(unit)
+        headers = {"sentry-trace": trace.header(span_id)}
+        if self.options.propagate_traceparent:
+            flag = "01" if trace.sampled else "00"
+            headers["traceparent"] = f"00-{trace.trace_id}-{span_id or trace.span_id}-{flag}"
+        members = [part for part in baggage.split(",") if part.strip() and not _is_ours(part)]
+        dsc = trace.frozen(lambda: self._made(trace, unit))
+        members += [f"{_PREFIX}{quote(name)}={quote(value, safe=_UNESCAPED)}" for name, value in dsc.items()]
+        if members:
+            headers["baggage"] = ",".join(members)
+        return headers
+
+    def _is_target(self, url: str) -> bool:
+        try:
+            host = urlsplit(url).hostname
+        except ValueError:
+            return False
+        if host is not None and host == self._host:
+            return False  # the server that we report to
+        targets = self.options.trace_propagation_targets
+        return targets is None or any(
+            target in url if isinstance(target, str) else target.search(url) is not None for target in targets
+        )
+
+
+def sentry_members(baggage: str) -> dict[str, str]:
+    """The DSC that a `baggage` header carries; what can't be read is left out."""
+    members: dict[str, str] = {}
+    for part in baggage[:_MAX_BAGGAGE].split(",")[:_MAX_MEMBERS]:
+        name, sign, value = part.partition(";")[0].strip().partition("=")
+        name = name.strip()
+        if sign and name.startswith(_PREFIX) and len(name) > len(_PREFIX):
+            members[clean(unquote(name[len(_PREFIX) :]))] = clean(cut(unquote(value.strip()), _MAX_VALUE))
+    return members
+
+
+def _is_ours(member: str) -> bool:
+    return member.strip().startswith(_PREFIX)
+
+
+def new_span_id() -> str:
+    """16 hex digits, never all zeros in the life of this universe."""
+    return os.urandom(8).hex()
+
+
+def _rand(dsc: Mapping[str, str], sampled: bool | None, drawn: float) -> float:
+    """`sample_rand`: as it arrived, or drawn such that it agrees with the caller's rate and decision."""
+    given = _fraction(dsc.get("sample_rand"))
+    if given is not None and given < 1.0:
+        return given
+    rate = _fraction(dsc.get("sample_rate"))
+    if rate is not None and sampled is not None:
+        drawn = drawn * rate if sampled else rate + drawn * (1.0 - rate)
+    return min(math.floor(drawn * 1e6) / 1e6, 0.999999)
+
+
+def _fraction(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if 0.0 <= value <= 1.0 else None
