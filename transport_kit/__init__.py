@@ -23,7 +23,7 @@ from transport_kit.ledger import LossReason
 from transport_kit.limits import RateLimits
 from transport_kit.options import IntegrationOptions, ReporterOptions, TransportOptions
 from transport_kit.queue import Claim, MemoryQueue, Put, Queue, QueueStats
-from transport_kit.reporting import Reporter, RequestInfo, Scope, new_scope
+from transport_kit.reporting import Reporter, RequestInfo, Scope, ServedRequest, new_scope
 from transport_kit.retry import Backoff, CircuitBreaker
 from transport_kit.routes import LEAVES, Answer, Leaf
 from transport_kit.sealing import Priority, SealedEnvelope, SealedItem
@@ -74,6 +74,7 @@ __all__ = [
     "SealedEnvelope",
     "SealedItem",
     "SealError",
+    "ServedRequest",
     "Transport",
     "TransportKitError",
     "TransportOptions",

@@ -93,7 +93,7 @@ class Kit:
                 environ=environment,
             )
         except OptionsError as error:
-            self._options = _salvaged(values, source, environment)
+            self._options = _salvaged(values if isinstance(values, Mapping) else {}, source, environment)
             self._give_up(error, str(error))
         self._borrowed = isinstance(self._target, Transport)
         self._leaves: dict[str, Leaf] = {}
@@ -235,6 +235,8 @@ class Kit:
         self, values: Mapping[str, object], source: str, environment: dict[str, str]
     ) -> dict[str, object]:
         """Set the target aside, from `values` or else the environment; return the values that are options."""
+        if not isinstance(values, Mapping):  # a settings file may hold anything
+            raise OptionsError("options", f"must be a mapping, not {type(values).__name__}", source)
         rest = {key: value for key, value in values.items() if str(key).lower() != "dsn"}
         given = [value for key, value in values.items() if str(key).lower() == "dsn"]
         if len(given) > 1:

@@ -1,0 +1,27 @@
+"""The Django app: connects what must be connected once. Starts no thread, and makes no transport."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.core import checks
+from django.core.signals import setting_changed
+
+from transport_kit_django import capture
+from transport_kit_django.checks import check_setting, check_site
+from transport_kit_django.conf import on_setting_changed
+
+__all__ = ["TransportKitConfig"]
+
+
+class TransportKitConfig(AppConfig):
+    """`INSTALLED_APPS += ["transport_kit_django"]`."""
+
+    name = "transport_kit_django"
+    verbose_name = "transport-kit"
+
+    def ready(self) -> None:
+        """Connect signals and checks. The transport is made by the middleware, or when first used."""
+        capture.connect()
+        setting_changed.connect(on_setting_changed, dispatch_uid="transport_kit")
+        checks.register(check_setting)
+        checks.register(check_site)

@@ -1,0 +1,187 @@
+"""`manage.py transport check|send-test|flush|health`: the transport of this site, asked from a shell.
+
+Owns what is printed, and the exit status: 0 when all is well, 1 when not, 2 for a wrong call. The steps of
+`check` are the core's own command, given what the settings say.
+
+A management command delivers what it captured at its end, whichever command it is: that is the transport's
+own doing, at the end of the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from typing import Any, Final, cast
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from transport_kit import Health, Kit
+from transport_kit_django.conf import SETTING, get_kit
+
+__all__ = ["Command"]
+
+#: Options that say how to reach the server, and what events say of the site; the check has its own others.
+_CHECKED: Final = {
+    "transport": (
+        "ca_certs",
+        "client_cert",
+        "client_key",
+        "compression",
+        "compression_level",
+        "keep_alive",
+        "no_proxy",
+        "proxy",
+        "proxy_headers",
+        "trust_env",
+    ),
+    "reporter": ("dist", "environment", "release", "server_name"),
+}
+
+
+class TestError(Exception):
+    """What `send-test` reports."""
+
+
+class Command(BaseCommand):
+    """See the module."""
+
+    help = "Checks, tries and shows the delivery of errors, with the settings of this site."
+    # It is there to find out what is wrong; checks that fail must not keep it from that.
+    requires_system_checks: list[str] = []  # noqa: RUF012 - Django's declaration
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Django's hook."""
+        actions = parser.add_subparsers(dest="action", required=True, metavar="check|send-test|flush|health")
+        for name, text, seconds in (
+            (
+                "check",
+                "Check, step by step, that an event reaches the server; sends one.",
+                10.0,
+            ),
+            ("send-test", "Report an exception as the site would, and say what became of it.", 10.0),
+            ("flush", "Deliver what waits in this process's queue, such as a spool.", None),
+            ("health", "Show the state of this process's transport.", None),
+        ):
+            action = actions.add_parser(name, help=text, description=text)
+            action.add_argument("--json", action="store_true", help="Print one JSON object, for machines.")
+            if name != "health":
+                action.add_argument(
+                    "--timeout",
+                    type=float,
+                    default=seconds,
+                    metavar="SECONDS",
+                    help=f"How long to wait. Default: {seconds or 'shutdown_timeout'}.",
+                )
+
+    def handle(self, *, action: str, **options: Any) -> None:
+        """Django's hook."""
+        kit = get_kit()
+        as_json, timeout = options["json"], options.get("timeout")
+        if action == "health":
+            self._health(kit, as_json)
+        elif action == "flush":
+            self._flush(kit, as_json, timeout)
+        elif action == "send-test":
+            self._send_test(kit, as_json, timeout)
+        else:
+            self._check(kit, as_json, timeout)
+
+    # -- what it can do --------------------------------------------------------------------------------
+
+    def _health(self, kit: Kit, as_json: bool) -> None:
+        health = kit.transport.health()
+        self._say(as_json, health.as_health_json(), health.as_text())
+        if health.status == "fail":
+            raise SystemExit(1)
+
+    def _flush(self, kit: Kit, as_json: bool, timeout: float | None) -> None:
+        kit.start()
+        report = kit.transport.flush(timeout, until="delivered")
+        facts = {
+            "ok": report.ok,
+            "delivered": report.delivered,
+            "discarded": report.discarded,
+            "stored": report.stored,
+            "pending": report.pending,
+        }
+        self._say(
+            as_json, facts, ", ".join(f"{name} {value}" for name, value in facts.items() if name != "ok")
+        )
+        if not report.ok:
+            raise SystemExit(1)
+
+    def _send_test(self, kit: Kit, as_json: bool, timeout: float | None) -> None:
+        before = kit.transport.health()
+        began = time.monotonic()
+        try:
+            raise TestError("manage.py transport send-test: this event shows that errors arrive")
+        except TestError as error:
+            event_id = kit.capture_exception(error, mechanism="command")
+        report = kit.transport.flush(timeout)
+        seconds = time.monotonic() - began
+        problem = _what_became_of_it(event_id, before, kit.transport.health())
+        facts = {
+            "ok": problem is None,
+            "event_id": event_id,
+            "pending": report.pending,
+            "problem": problem,
+            "seconds": round(seconds, 3),
+        }
+        self._say(
+            as_json,
+            facts,
+            f"event {event_id} was delivered in {seconds * 1000:.0f} ms"
+            if problem is None
+            else f"not delivered: {problem}",
+        )
+        if problem is not None:
+            raise SystemExit(1)
+
+    def _check(self, kit: Kit, as_json: bool, timeout: float | None) -> None:
+        problem = kit.problem
+        dsn = kit.transport.dsn
+        if problem is None and dsn is None:
+            problem = f'there is no DSN: set {SETTING}["DSN"] or TRANSPORT_KIT_DSN'
+        if problem is not None or dsn is None:
+            self._say(as_json, {"ok": False, "dsn": None, "steps": [], "problem": problem}, str(problem))
+            raise SystemExit(1)
+        try:
+            from transport_kit.cli.check import command
+        except ModuleNotFoundError as missing:
+            raise CommandError(
+                f"check needs the package {missing.name}: pip install 'transport-kit[cli]'", returncode=2
+            ) from missing
+        given = {name: getattr(kit.transport.options, name) for name in _CHECKED["transport"]}
+        given |= {name: getattr(kit.reporter.options, name) for name in _CHECKED["reporter"]}
+        assert command.callback is not None
+        with contextlib.redirect_stdout(cast(Any, self.stdout)):
+            try:
+                command.callback(dsn=dsn.reveal(), timeout=timeout, as_json=as_json, **given)
+            except SystemExit as end:
+                if end.code:
+                    raise
+
+    def _say(self, as_json: bool, facts: dict[str, Any], text: str) -> None:
+        self.stdout.write(json.dumps(facts, indent=2) if as_json else text)
+
+
+def _what_became_of_it(event_id: str | None, before: Health, after: Health) -> str | None:
+    """Why the event did not arrive, or None when it did."""
+    if after.problem is not None:
+        return after.problem
+    for reason, totals in after.discarded_by_category.items():
+        if totals.get("error", 0) > before.discarded_by_category.get(reason, {}).get("error", 0):
+            return f"discarded: {reason}{_last(after)}"
+    if event_id is None:
+        return "the event was not accepted"
+    if after.delivered.get("error", 0) > before.delivered.get("error", 0):
+        return None
+    return f"still waiting{_last(after)}"
+
+
+def _last(health: Health) -> str:
+    error = health.last_error
+    if error is None:
+        return ""
+    return f" ({error.kind}{'' if error.status is None else f' {error.status}'})"

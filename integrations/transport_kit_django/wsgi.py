@@ -1,0 +1,78 @@
+"""`with_capture`: around the WSGI application, for what fails while a streaming body is being made.
+
+Owns the end of requests whose response is a `StreamingHttpResponse`: its body is made after all middleware,
+and Django has no signal for what goes wrong there.
+
+Threads: the request's. WSGI servers make the body on the thread that called the application.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import Context
+from typing import Any
+
+from django.http import StreamingHttpResponse
+
+from transport_kit import ServedRequest
+from transport_kit_django.capture import MECHANISM
+from transport_kit_django.conf import get_kit
+from transport_kit_django.middleware import HANDED_OVER
+
+__all__ = ["with_capture"]
+
+WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+def with_capture(application: WSGIApplication) -> WSGIApplication:
+    """Capture what `TransportMiddleware` can't see: `application = with_capture(get_wsgi_application())`.
+
+    An exception that ends a streaming body, or that escapes from Django itself, is captured and goes on
+    unchanged. A body that the server sends as a file (`wsgi.file_wrapper`) stays one. Goes directly around
+    Django's application, inside of any other WSGI layer.
+    """
+
+    def captured(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        handed_over: list[tuple[ServedRequest, Context]] = []
+        environ[HANDED_OVER] = handed_over
+        try:
+            result = application(environ, start_response)
+        except Exception as error:
+            for served, _ in handed_over:
+                served.finish(error)
+            kit = get_kit()
+            if kit.options.capture_errors:
+                path = environ.get("PATH_INFO")
+                kit.capture_exception(error, mechanism=MECHANISM, handled=False, transaction=path)
+            raise
+        if not handed_over:
+            return result
+        served, _ = handed_over.pop()
+        if isinstance(result, StreamingHttpResponse):
+            return _Body(result, served)
+        served.finish()
+        return result
+
+    return captured
+
+
+class _Body:
+    """A body on its way, and the request that it ends."""
+
+    def __init__(self, response: StreamingHttpResponse, served: ServedRequest) -> None:
+        self._response = response
+        self._served = served
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._response
+        except Exception as error:
+            self._served.finish(error)
+            raise
+        self._served.finish()
+
+    def close(self) -> None:
+        try:
+            self._response.close()
+        finally:
+            self._served.finish()
