@@ -1,0 +1,396 @@
+"""What any queue promises, as sentences. Each queue's own test file runs them all on a queue of its kind.
+
+A subclass has a fixture `make`, which makes a queue of given bounds.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from tests.core.worker_support import CLASSES, SOON, event, log_batch, replay, session, transaction
+from transport_kit.queue import Claim, Queue
+from transport_kit.sealing import SealedEnvelope
+
+MakeQueue = Callable[[int, int], Queue]
+MANY = 1 << 30
+
+
+def drained(queue: Queue, limit: int = 1) -> list[SealedEnvelope]:
+    """All there is, in the order of claiming, each settled before the next is claimed."""
+    found = []
+    while claims := queue.claim(limit, 0.0):
+        found += [claim.sealed.unpacked() for claim in claims]
+        queue.ack(claims)
+    return found
+
+
+def contents(envelopes: list[SealedEnvelope]) -> list[bytes]:
+    return [envelope.serialize() for envelope in envelopes]
+
+
+class QueueContract:
+    """The sentences."""
+
+    def test_what_is_put_is_claimed_byte_for_byte(self, make: MakeQueue) -> None:
+        """What was captured is what is sent."""
+        queue = make(10, MANY)
+        sealed = event("hello")
+        assert queue.put(queue.prepare(sealed)) == (True, ())
+        (claim,) = queue.claim(1, SOON)
+        assert claim.attempts == 0
+        assert claim.sealed.unpacked().serialize() == sealed.serialize()
+        assert claim.sealed.quantities == sealed.quantities
+
+    def test_nothing_is_claimed_twice(self, make: MakeQueue) -> None:
+        """A duplicate is a wrong count on the server."""
+        queue = make(10, MANY)
+        queue.put(event())
+        assert len(queue.claim(5, SOON)) == 1
+        assert queue.claim(5, 0.0) == []
+        stats = queue.stats()
+        assert (stats.waiting, stats.claimed) == (0, 1)
+
+    def test_no_more_is_claimed_than_asked_for(self, make: MakeQueue) -> None:
+        """Each sender claims what it can send."""
+        queue = make(10, MANY)
+        for _ in range(5):
+            queue.put(event())
+        assert len(queue.claim(2, SOON)) == 2
+        assert queue.stats().waiting == 3
+
+    def test_what_is_settled_is_forgotten(self, make: MakeQueue) -> None:
+        """Its room is free for others; a second settling changes nothing."""
+        queue = make(1, MANY)
+        queue.put(event())
+        claims = queue.claim(1, SOON)
+        queue.extend(claims)
+        queue.ack(claims)
+        queue.ack(claims)
+        queue.release(claims)
+        queue.bury(claims[0], "internal_sdk_error")
+        stats = queue.stats()
+        assert (stats.waiting, stats.claimed, stats.size) == (0, 0, 0)
+        assert stats.oldest_put_at is None
+        assert queue.put(event()).accepted
+        assert len(queue.claim(5, SOON)) == 1
+
+    def test_what_is_released_is_claimed_again_and_knows_it(self, make: MakeQueue) -> None:
+        """The number of attempts decides how long it waits for the next."""
+        queue = make(10, MANY)
+        queue.put(event("again"))
+        for attempt in range(3):
+            (claim,) = queue.claim(1, SOON)
+            assert claim.attempts == attempt
+            queue.release([claim])
+        assert queue.stats().waiting == 1
+
+    def test_what_is_released_for_later_comes_later(self, make: MakeQueue) -> None:
+        """A server that asks for a pause gets it; a blocked claim waits just as long."""
+        queue = make(10, MANY)
+        queue.put(event())
+        claims = queue.claim(1, SOON)
+        due = time.monotonic() + 0.1
+        queue.release(claims, due)
+        assert queue.claim(1, 0.0) == []
+        assert len(queue.claim(1, SOON)) == 1
+        assert time.monotonic() >= due
+
+    def test_a_full_queue_keeps_its_pauses(self, make: MakeQueue) -> None:
+        """An overflow is no reason to hammer a server that asked for a pause."""
+        queue = make(2, MANY)
+        queue.put(event("paused"))
+        queue.release(queue.claim(1, SOON), time.monotonic() + 3600)
+        queue.put(transaction())
+        queue.put(event("fresh"))
+        assert [claim.sealed.event_id for claim in queue.claim(5, 0.0)] != []
+        assert queue.claim(5, 0.0) == []
+        assert queue.stats().waiting == 1
+
+    def test_who_waits_hastens_what_was_put_off(self, make: MakeQueue) -> None:
+        """The process ends in two seconds: an attempt a minute from now is none."""
+        queue = make(10, MANY)
+        queue.put(event())
+        queue.release(queue.claim(1, SOON), time.monotonic() + 3600)
+        queue.wake()
+        assert queue.claim(1, 0.0) == []
+        queue.wake(hasten=True)
+        assert len(queue.claim(1, 0.0)) == 1
+
+    def test_what_is_buried_stays_so(self, make: MakeQueue) -> None:
+        """Poison is tried no more."""
+        queue = make(10, MANY)
+        queue.put(event())
+        (claim,) = queue.claim(1, SOON)
+        queue.bury(claim, "internal_sdk_error")
+        assert queue.claim(1, 0.0) == []
+        assert queue.stats().claimed == 0
+
+    def test_an_envelope_that_always_fails_lets_the_others_have_their_turn(self, make: MakeQueue) -> None:
+        """One that a server can't stand must not stand before all others for an hour."""
+        queue = make(10, MANY)
+        queue.put(event("poison"))
+        (poison,) = queue.claim(1, SOON)
+        for _ in range(3):
+            queue.put(event())
+        seen = []
+        for _ in range(6):
+            queue.release([poison])
+            (claim,) = queue.claim(1, SOON)
+            if claim.id == poison.id:
+                poison = claim
+                seen.append("poison")
+                (claim,) = queue.claim(1, SOON) or [None]  # type: ignore[list-item]
+            if claim is not None:
+                queue.ack([claim])
+                seen.append("other")
+            if seen.count("other") == 3:
+                break
+        assert seen.count("other") == 3
+
+    @pytest.mark.parametrize("new", CLASSES)
+    def test_one_class_comes_out_in_the_order_it_went_in(
+        self, new: Callable[[str], SealedEnvelope], make: MakeQueue
+    ) -> None:
+        """What waited longest goes first."""
+        queue = make(50, MANY)
+        envelopes = [new(str(n)) for n in range(20)]
+        for envelope in envelopes:
+            queue.put(envelope)
+        assert contents(drained(queue)) == contents(envelopes)
+
+    def test_the_higher_class_goes_first_and_the_lower_gets_its_turn(self, make: MakeQueue) -> None:
+        """Errors before replays; but a flood of errors must not silence everything else."""
+        queue = make(1000, MANY)
+        for _ in range(60):
+            for new in CLASSES:
+                queue.put(new(""))
+        order = [envelope.priority for envelope in drained(queue)]
+        assert order[0] == max(order)
+        first = Counter(order[:60])
+        assert [first[priority] for priority in sorted(first, reverse=True)] == sorted(
+            first.values(), reverse=True
+        )
+        assert len(first) == len(CLASSES), "each class has a turn in the first sixty"
+
+    def test_overflow_takes_the_oldest_of_the_lowest_class(self, make: MakeQueue) -> None:
+        """What matters least goes first, and of that what is oldest."""
+        queue = make(5, MANY)
+        for n in range(2):
+            queue.put(log_batch(f"log {n}"))
+        for n in range(3):
+            queue.put(transaction(f"transaction {n}"))
+        gone = []
+        for n in range(5):
+            put = queue.put(event(str(n)))
+            assert put.accepted
+            gone += [claim.sealed.unpacked() for claim in put.evicted]
+            assert queue.stats().waiting <= 5
+        assert [envelope.items[0].type for envelope in gone] == ["log"] * 2 + ["transaction"] * 3
+        assert b"log 0" in gone[0].serialize()
+        assert b"transaction 0" in gone[2].serialize()
+        put = queue.put(event("newest"))
+        assert put.accepted
+        assert b'"0"' in put.evicted[0].sealed.unpacked().serialize()
+
+    def test_what_was_tried_is_older_and_goes_first_too(self, make: MakeQueue) -> None:
+        """An overflow during an outage: what waits for its next attempt is the oldest there is."""
+        queue = make(3, MANY)
+        for n in range(3):
+            queue.put(event(f"number {n}"))
+        queue.release(queue.claim(2, SOON), time.monotonic() + 3600)
+        for expected in (b"number 0", b"number 1", b"number 2"):
+            (gone,) = queue.put(event("new")).evicted
+            assert expected in gone.sealed.unpacked().serialize()
+        queue.release(queue.claim(1, SOON))
+        (claim,) = queue.claim(1, SOON)  # once more, so that it is ready and tried when room is needed
+        queue.release([claim])
+        queue.claim(0, 0.0)
+        assert queue.put(event("newest")).evicted[0].id == claim.id
+
+    def test_what_is_below_all_that_waits_is_refused(self, make: MakeQueue) -> None:
+        """A replay may not push out an error."""
+        queue = make(2, MANY)
+        queue.put(event())
+        queue.put(event())
+        assert queue.put(replay()) == (False, ())
+        assert queue.stats().waiting == 2
+
+    def test_a_claimed_envelope_is_never_sacrificed(self, make: MakeQueue) -> None:
+        """It may be on the wire already: it would be both delivered and lost."""
+        queue = make(2, MANY)
+        queue.put(replay("one"))
+        queue.put(replay("two"))
+        claims = queue.claim(2, SOON)
+        assert queue.put(event()) == (False, ())
+        queue.ack(claims[:1])
+        assert queue.put(event()) == (True, ())
+
+    def test_bytes_are_bounded_too(self, make: MakeQueue) -> None:
+        """Ten thousand small envelopes, or a few large ones: memory is what is bounded."""
+        size = event("", 2000).stored
+        queue = make(1000, size * 3)
+        for _ in range(3):
+            assert queue.put(event("", 2000)).accepted
+        assert queue.stats().size <= size * 3
+        assert len(queue.put(event("", 2000)).evicted) >= 1
+        assert queue.put(event("", 20_000)) == (False, ()), "larger than the queue itself"
+        assert len(queue.put(event("", 4000)).evicted) >= 2
+        assert queue.stats().size <= size * 3
+
+    def test_sessions_go_one_at_a_time(self, make: MakeQueue) -> None:
+        """A session's end must not overtake its beginning on another connection."""
+        queue = make(50, MANY)
+        for n in range(4):
+            queue.put(session(str(n)))
+        queue.put(event())
+        first = queue.claim(5, SOON)
+        assert [claim.sealed.ordered for claim in first].count(True) == 1
+        (lead,) = [claim for claim in first if claim.sealed.ordered]
+        assert queue.claim(5, 0.0) == []
+        queue.ack([lead])
+        (second,) = queue.claim(5, 0.0)
+        assert b'"1"' in second.sealed.unpacked().serialize()
+
+    def test_a_session_that_failed_holds_up_the_others_until_it_is_over(self, make: MakeQueue) -> None:
+        """Its next attempt is a minute away, and still nothing overtakes it."""
+        queue = make(50, MANY)
+        for n in range(3):
+            queue.put(session(f"number {n}"))
+        claims = queue.claim(1, SOON)
+        queue.release(claims, time.monotonic() + 3600)
+        assert queue.claim(5, 0.0) == []
+        queue.wake(hasten=True)
+        assert b"number 0" in drained(queue)[0].serialize()
+
+    def test_the_end_of_a_session_wakes_who_waits_for_the_next(self, make: MakeQueue) -> None:
+        """No put comes to wake a parked claimer: the settling has to."""
+        queue = make(50, MANY)
+        queue.put(session("one"))
+        (one,) = queue.claim(1, SOON)
+        queue.put(session("two"))
+        blocked = Claimer(queue)
+        queue.ack([one])
+        assert len(blocked.result()) == 1
+
+    def test_a_put_wakes_a_blocked_claim(self, make: MakeQueue) -> None:
+        """A capture at rest is on the wire at once."""
+        queue = make(10, MANY)
+        blocked = Claimer(queue)
+        queue.put(event())
+        assert len(blocked.result()) == 1
+
+    def test_a_release_shortens_the_wait_of_a_blocked_claim(self, make: MakeQueue) -> None:
+        """It was blocked for an hour, and there is something in a moment."""
+        queue = make(10, MANY)
+        queue.put(event())
+        claims = queue.claim(1, SOON)
+        blocked = Claimer(queue)
+        queue.release(claims, time.monotonic() + 0.05)
+        assert len(blocked.result()) == 1
+
+    def test_a_wake_ends_every_blocked_claim(self, make: MakeQueue) -> None:
+        """A flush has to be noticed by a claimer that finds nothing."""
+        queue = make(10, MANY)
+        blocked = [Claimer(queue) for _ in range(3)]
+        queue.wake()
+        assert [claimer.result() for claimer in blocked] == [[], [], []]
+
+    def test_a_claim_ends_in_time(self, make: MakeQueue) -> None:
+        """No wait is without a deadline."""
+        queue = make(10, MANY)
+        began = time.monotonic()
+        assert queue.claim(1, 0.05) == []
+        assert 0.04 <= time.monotonic() - began < 2.0
+
+    def test_a_closed_queue_refuses_and_says_what_it_held(self, make: MakeQueue) -> None:
+        """Whoever closes it counts what is left: waiting, put off, or claimed."""
+        queue = make(10, MANY)
+        for new in CLASSES:
+            queue.put(new(""))
+        claims = queue.claim(2, SOON)
+        queue.release(claims[:1], time.monotonic() + 3600)
+        blocked = Claimer(make(10, MANY))
+        assert len(queue.close()) == len(CLASSES)
+        assert queue.put(event()) == (False, ())
+        assert queue.claim(1, SOON) == []
+        queue.ack(claims)
+        assert queue.close() == []
+        assert queue.stats()[:3] == (0, 0, 0)
+        blocked.queue.close()
+        assert blocked.result() == []
+
+    def test_the_statistics_say_what_is_there(self, make: MakeQueue) -> None:
+        """They are what health shows, and what a flush waits for."""
+        queue = make(10, MANY)
+        assert queue.stats()[:6] == (0, 0, 0, 10, MANY, None)
+        before = time.monotonic()
+        for _ in range(4):
+            queue.put(event())
+        after = time.monotonic()
+        claims = queue.claim(3, SOON)
+        queue.release(claims[:1], time.monotonic() + 3600)
+        queue.release(claims[1:2])
+        queue.claim(0, 0.0)
+        stats = queue.stats()
+        assert (stats.waiting, stats.claimed) == (3, 1)
+        assert stats.oldest_put_at is not None
+        assert before <= stats.oldest_put_at <= after
+        assert stats.size > 0
+
+    def test_many_threads_lose_nothing_and_share_nothing(self, make: MakeQueue) -> None:
+        """Four put, four claim, some release: each envelope is settled by one of them, once."""
+        queue = make(100_000, MANY)
+        puts, settled = 4 * 250, list[int]()
+        done = threading.Event()
+
+        def put() -> None:
+            for n in range(250):
+                assert queue.put((event, session, transaction)[n % 3](str(n))).accepted
+
+        def claim() -> None:
+            while not done.is_set():
+                for claim in queue.claim(3, 0.05):
+                    if claim.attempts == 0 and claim.id % 7 == 0:
+                        queue.release([claim])
+                        continue
+                    queue.ack([claim])
+                    settled.append(claim.id)
+                    if len(settled) == puts:
+                        done.set()
+
+        threads = [threading.Thread(target=target) for target in (put, claim) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        assert done.wait(SOON * 2)
+        for thread in threads:
+            thread.join(SOON)
+        assert len(set(settled)) == puts
+        assert queue.stats()[:3] == (0, 0, 0)
+
+
+class Claimer:
+    """A thread that is blocked in `claim`, for an hour if need be."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+        self._claims: list[Claim] | None = None
+        entered = threading.Event()
+
+        def run() -> None:
+            entered.set()
+            self._claims = queue.claim(1, 3600.0)
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
+        assert entered.wait(SOON)
+        self._thread.join(0.05)  # long enough to be inside; what matters holds if it is not
+
+    def result(self) -> list[Claim]:
+        self._thread.join(SOON)
+        assert self._claims is not None, "still blocked"
+        return self._claims

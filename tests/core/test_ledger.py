@@ -1,0 +1,150 @@
+"""The ledger: what became of every item, and what is told about it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transport_kit.ledger import Ledger, LossReason
+from transport_kit.sealing import Quantities
+
+ONE: Quantities = (("error", 1),)
+TRANSACTION: Quantities = (("transaction", 1), ("span", 3))
+LOCAL = {"closed", "killed", "rate_limited", "reentrant", "misconfigured", "disabled"}
+
+
+def test_an_item_moves_from_captured_to_where_it_ended() -> None:
+    """The totals are what health shows, and what support asks for first."""
+    ledger = Ledger()
+    for _ in range(3):
+        ledger.capture(TRANSACTION)
+    ledger.deliver(TRANSACTION)
+    ledger.discard(LossReason.SEND_ERROR, TRANSACTION)
+    totals = ledger.snapshot()
+    assert totals.captured == {"transaction": 3, "span": 9}
+    assert totals.delivered == {"transaction": 1, "span": 3}
+    assert totals.discarded == {"send_error": {"transaction": 1, "span": 3}}
+    assert totals.settled("span") == 6
+    assert totals.settled("error") == 0
+
+
+def test_what_is_lost_at_the_door_counts_as_captured_too() -> None:
+    """Else more would be lost than ever came."""
+    ledger = Ledger()
+    ledger.lose(LossReason.QUEUE_OVERFLOW, ONE)
+    totals = ledger.snapshot()
+    assert totals.captured == {"error": 1}
+    assert totals.settled("error") == 1
+
+
+def test_a_shared_queue_has_its_own_columns() -> None:
+    """What another process put, or takes over, is neither captured nor lost here."""
+    ledger = Ledger()
+    ledger.capture(ONE)
+    ledger.store(ONE)
+    ledger.claim(ONE)
+    ledger.give_up_claim(ONE)
+    totals = ledger.snapshot()
+    assert (totals.stored_in_shared, totals.claimed_from_shared, totals.returned_to_shared) == (
+        {"error": 1},
+        {"error": 1},
+        {"error": 1},
+    )
+    assert totals.settled("error") == 0
+
+
+@pytest.mark.parametrize("reason", list(LossReason))
+def test_a_reason_is_reported_unless_it_is_our_own(reason: LossReason) -> None:
+    """Servers accept no invented reasons, and a 429 was counted by the server itself."""
+    ledger = Ledger()
+    ledger.lose(reason, ONE)
+    assert reason.reported is (reason.value not in LOCAL)
+    assert ledger.unreported is reason.reported
+    assert ledger.take_report() == (((reason.value, "error", 1),) if reason.reported else ())
+
+
+def test_losses_are_taken_once_and_summed_by_reason_and_category() -> None:
+    """A second report of the same loss would double it on the server."""
+    ledger = Ledger()
+    ledger.lose(LossReason.QUEUE_OVERFLOW, TRANSACTION)
+    ledger.lose(LossReason.QUEUE_OVERFLOW, TRANSACTION)
+    ledger.lose(LossReason.SEND_ERROR, ONE)
+    assert set(ledger.take_report()) == {
+        ("queue_overflow", "transaction", 2),
+        ("queue_overflow", "span", 6),
+        ("send_error", "error", 1),
+    }
+    assert ledger.take_report() == ()
+    assert not ledger.unreported
+    assert ledger.snapshot().settled("error") == 1, "reporting a loss does not undo it"
+
+
+def test_what_is_given_back_joins_what_came_meanwhile() -> None:
+    """A report that nobody answered is repeated with the next, as one sum."""
+    ledger = Ledger()
+    ledger.lose(LossReason.SEND_ERROR, ONE)
+    taken = ledger.take_report()
+    ledger.lose(LossReason.SEND_ERROR, ONE)
+    ledger.give_back(taken)
+    assert ledger.take_report() == (("send_error", "error", 2),)
+
+
+def test_a_report_says_nothing_of_nothing() -> None:
+    """A quantity of zero is noise, and some servers refuse it."""
+    ledger = Ledger()
+    ledger.lose(LossReason.SEND_ERROR, (("error", 0),))
+    assert ledger.take_report() == ()
+
+
+def test_a_snapshot_does_not_change() -> None:
+    """Health renders it without the lock."""
+    ledger = Ledger()
+    ledger.lose(LossReason.SEND_ERROR, ONE)
+    totals = ledger.snapshot()
+    ledger.lose(LossReason.SEND_ERROR, ONE)
+    assert totals.captured == {"error": 1}
+    assert totals.discarded == {"send_error": {"error": 1}}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["deliver", "discard", "keep", "lose"]),
+            st.sampled_from(list(LossReason)),
+            st.lists(
+                st.tuples(st.sampled_from(["error", "span", "log_byte"]), st.integers(0, 9)), max_size=3
+            ),
+        )
+    )
+)
+def test_captured_is_delivered_discarded_or_pending(
+    history: list[tuple[str, LossReason, list[tuple[str, int]]]],
+) -> None:
+    """Invariant 1, on any history; reported and given back, the unreported losses stay the same sum."""
+    ledger, pending, losses = Ledger(), Counter[str](), Counter[str]()
+    for verb, reason, pairs in history:
+        quantities = tuple(pairs)
+        if verb == "lose":
+            ledger.lose(reason, quantities)
+        else:
+            ledger.capture(quantities)
+        if verb == "deliver":
+            ledger.deliver(quantities)
+        elif verb == "discard":
+            ledger.discard(reason, quantities)
+        for category, n in quantities:
+            if verb == "keep":
+                pending[category] += n
+            elif verb != "deliver" and reason.reported:
+                losses[category] += n
+    totals = ledger.snapshot()
+    for category, captured in totals.captured.items():
+        assert captured == totals.settled(category) + pending[category]
+    ledger.give_back(ledger.take_report())
+    reported = Counter[str]()
+    for _, category, n in ledger.take_report():
+        reported[category] += n
+    assert +reported == +losses

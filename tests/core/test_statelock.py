@@ -1,0 +1,119 @@
+"""The lock that can be entered from inside itself."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import pytest
+
+from transport_kit.statelock import StateLock
+
+
+@pytest.fixture(name="lock")
+def _lock() -> StateLock:
+    return StateLock()
+
+
+@pytest.fixture(name="on_signal")
+def _on_signal() -> Iterator[list[object]]:
+    """Functions to call in a signal handler; the old handler is put back."""
+    calls: list[object] = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        for call in calls:
+            call()  # type: ignore[operator]
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    yield calls
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_only_the_thread_inside_is_the_owner(lock: StateLock) -> None:
+    """Everything rests on it: who owns the lock must not wait for it."""
+    seen: list[bool] = []
+    with lock.rlock:
+        assert lock.held()
+        other = threading.Thread(target=lambda: seen.append(lock.held()))
+        other.start()
+        other.join()
+    assert seen == [False]
+    assert not lock.held()
+
+
+def test_what_is_left_aside_runs_once_in_order_under_the_lock(lock: StateLock) -> None:
+    """A capture left aside is a capture: it may neither vanish nor count twice."""
+    ran: list[tuple[int, bool]] = []
+    with lock.rlock:
+        for n in range(3):
+            lock.later(lambda n=n: ran.append((n, lock.held())))  # type: ignore[misc]
+        lock.drain()
+        assert ran == [], "an owner's drain waits for its release: its state may be half changed"
+    lock.drain()
+    lock.drain()
+    assert ran == [(0, True), (1, True), (2, True)]
+
+
+def test_an_action_may_leave_another_one(lock: StateLock) -> None:
+    """A signal comes while the first one is being made up for."""
+    ran: list[str] = []
+
+    def first() -> None:
+        ran.append("first")
+        lock.later(lambda: ran.append("second"))
+
+    with lock.rlock:
+        lock.later(first)
+    lock.drain()
+    assert ran == ["first", "second"]
+    assert not lock.aside
+
+
+def test_a_signal_inside_a_section_is_made_up_for_by_its_end(
+    lock: StateLock, on_signal: list[object]
+) -> None:
+    """The handler runs on the thread that owns the lock: it leaves its work, and doesn't hang."""
+    ran: list[bool] = []
+    on_signal.append(lambda: lock.later(lambda: ran.append(True)) if lock.held() else ran.append(False))
+    with lock.rlock:
+        signal.raise_signal(signal.SIGUSR1)
+        assert ran == []
+    lock.drain()
+    signal.raise_signal(signal.SIGUSR1)
+    assert ran == [True, False]
+
+
+def test_another_thread_runs_what_the_owner_left_and_only_after_it(lock: StateLock) -> None:
+    """Whoever finds something aside takes it in; it waits for the section's end to do so."""
+    ran: list[int] = []
+    entered, go = threading.Event(), threading.Event()
+
+    def own() -> None:
+        with lock.rlock:
+            lock.later(lambda: ran.append(threading.get_ident()))
+            entered.set()
+            go.wait(5)
+
+    owner = threading.Thread(target=own)
+    owner.start()
+    assert entered.wait(5)
+    drainer = threading.Thread(target=lock.drain)
+    drainer.start()
+    assert ran == []
+    go.set()
+    drainer.join(5)
+    owner.join(5)
+    assert ran == [drainer.ident]
+
+
+def test_an_exception_in_a_section_releases_the_lock(lock: StateLock) -> None:
+    """A signal handler that raises must not leave the lock behind."""
+    with pytest.raises(KeyboardInterrupt), lock.rlock:
+        raise KeyboardInterrupt
+    taken: list[bool] = []
+    other = threading.Thread(target=lambda: taken.append(lock.rlock.acquire(timeout=1)))
+    other.start()
+    other.join()
+    assert taken == [True]

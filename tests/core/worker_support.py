@@ -1,0 +1,184 @@
+"""What the tests of queue and worker share: envelopes of each class, a deliverer to script, a fair count."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from transport_kit.envelope import Envelope, Item
+from transport_kit.ledger import LedgerSnapshot
+from transport_kit.options import TransportOptions
+from transport_kit.outcome import Outcome
+from transport_kit.queue import MemoryQueue
+from transport_kit.sealing import SealedEnvelope
+from transport_kit.worker import BackgroundWorker, WorkerState
+
+#: Seconds that a test waits for what must happen; a wait this long is a failure.
+SOON = 10.0
+
+
+def event(text: str = "", padding: int = 0) -> SealedEnvelope:
+    return Envelope.event({"message": text, "extra": {"padding": "x" * padding}}).seal()
+
+
+def transaction(text: str = "") -> SealedEnvelope:
+    return Envelope.transaction({"type": "transaction", "transaction": text, "spans": [{}, {}]}).seal()
+
+
+def session(text: str = "") -> SealedEnvelope:
+    return Envelope(items=[Item({"sid": text}, type="session")]).seal()
+
+
+def log_batch(text: str = "") -> SealedEnvelope:
+    envelope = Envelope()
+    envelope.add_log([{"body": text, "level": "info"}])
+    return envelope.seal()
+
+
+def replay(text: str = "") -> SealedEnvelope:
+    return Envelope(items=[Item(text.encode(), type="replay_recording")]).seal()
+
+
+#: From the highest class to the lowest.
+CLASSES: tuple[Callable[[str], SealedEnvelope], ...] = (event, session, transaction, log_batch, replay)
+
+
+class Clock:
+    """Monotonic seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Deliverer:
+    """Delivers by script: an outcome for each call, `Outcome()` when the script has ended.
+
+    While `held`, each call waits. `began` counts calls, `at_once` is the most at the same time.
+    """
+
+    def __init__(self, *script: Outcome | BaseException) -> None:
+        self.script = list(script)
+        self.changed = threading.Condition()
+        self.began: list[SealedEnvelope | None] = []
+        self.done = 0
+        self.under_way = 0
+        self.at_once = 0
+        self.threads: set[int] = set()
+        self._open = threading.Event()
+        self._open.set()
+
+    def __call__(self, sealed: SealedEnvelope | None, within: float) -> Outcome:
+        with self.changed:
+            self.began.append(sealed)
+            self.under_way += 1
+            self.at_once = max(self.at_once, self.under_way)
+            self.threads.add(threading.get_ident())
+            self.changed.notify_all()
+        self._open.wait(within)
+        with self.changed:
+            outcome = self.script.pop(0) if self.script else Outcome()
+            self.done += 1
+            self.under_way -= 1
+            self.changed.notify_all()
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def hold(self) -> None:
+        self._open.clear()
+
+    def let_go(self) -> None:
+        self._open.set()
+
+    def wait_for(self, calls: int) -> bool:
+        """Whether so many deliveries begin in time."""
+        with self.changed:
+            return self.changed.wait_for(lambda: len(self.began) >= calls, SOON)
+
+    def wait_done(self, calls: int) -> bool:
+        with self.changed:
+            return self.changed.wait_for(lambda: self.done >= calls, SOON)
+
+
+def until(true: Callable[[], object]) -> bool:
+    """Whether it becomes true in time; for what no condition announces."""
+    pause = threading.Event()
+    deadline = time.monotonic() + SOON
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        pause.wait(0.002)
+    return True
+
+
+def quick(**fields: object) -> TransportOptions:
+    """Options under which retries come at once."""
+    defaults: dict[str, object] = {"backoff_base": 0.001, "backoff_max": 0.002, "shutdown_timeout": 2.0}
+    return TransportOptions(**{**defaults, **fields})  # type: ignore[arg-type]
+
+
+def memory(options: TransportOptions, clock: Callable[[], float] = time.monotonic) -> MemoryQueue:
+    return MemoryQueue(options.max_queue_items, options.max_queue_bytes, clock=clock)
+
+
+@contextmanager
+def running(
+    deliver: Callable[[SealedEnvelope | None, float], Outcome],
+    options: TransportOptions | None = None,
+    queue: MemoryQueue | None = None,
+) -> Iterator[BackgroundWorker]:
+    """A worker on a queue in memory, killed in the end; its books balance then, and its threads go."""
+    options = options or quick()
+    queue = queue or memory(options)
+    worker = BackgroundWorker(queue, deliver, options)
+    try:
+        yield worker
+    finally:
+        balance(worker, queue)
+        if isinstance(deliver, Deliverer):
+            deliver.let_go()
+        worker.kill()
+        balance(worker, queue)
+        assert worker.facts().state is WorkerState.CLOSED
+        assert until(lambda: not worker.is_alive()), "a sender outlives its worker"
+
+
+def held(queue: MemoryQueue) -> Counter[str]:
+    """Quantities per category that a queue really holds, counted from its innermost parts."""
+    claims = [claim for lane in queue._lanes for claim in (*lane.retried, *lane.waiting)]
+    claims += [claim for _, _, claim in queue._delayed]
+    claims += queue._claimed.values()
+    assert len(claims) == queue._items
+    assert sum(claim.sealed.stored for claim in claims) == queue._size
+    total: Counter[str] = Counter()
+    for claim in claims:
+        total.update(dict(claim.sealed.quantities))
+    return total
+
+
+def accounted(totals: LedgerSnapshot, pending: Counter[str]) -> None:
+    """Invariant 1, category by category."""
+    for category in {*totals.captured, *totals.claimed_from_shared, *pending}:
+        came = totals.captured.get(category, 0) + totals.claimed_from_shared.get(category, 0)
+        went = (
+            totals.settled(category)
+            + pending[category]
+            + totals.stored_in_shared.get(category, 0)
+            + totals.returned_to_shared.get(category, 0)
+        )
+        assert came == went, (category, totals, pending)
+
+
+def balance(worker: BackgroundWorker, queue: MemoryQueue) -> None:
+    """Invariant 1, with what is pending counted from the queue's contents and not from the ledger."""
+    queue.lock.drain()
+    with queue.lock.rlock:
+        facts, pending = worker.facts(), held(queue)
+        assert sum((facts.queue.waiting, facts.queue.claimed)) == queue._items
+    accounted(facts.totals, pending)
