@@ -4,9 +4,23 @@ Owns what an event says and what it leaves out. Knows no framework (integrations
 `RequestInfo`), no envelope and no HTTP.
 """
 
-from transport_kit.reporting.reporter import Reporter, is_own_logger
+from transport_kit.reporting.checkins import Monitor
+from transport_kit.reporting.logs import TransportHandler, is_own_logger
+from transport_kit.reporting.reporter import Reporter
 from transport_kit.reporting.request import RequestInfo
-from transport_kit.reporting.scope import Scope, new_scope
+from transport_kit.reporting.scope import Scope, attachment, new_scope
 from transport_kit.reporting.serving import ServedRequest
+from transport_kit.reporting.spans import Span
 
-__all__ = ["is_own_logger", "new_scope", "Reporter", "RequestInfo", "Scope", "ServedRequest"]
+__all__ = [
+    "attachment",
+    "is_own_logger",
+    "Monitor",
+    "new_scope",
+    "Reporter",
+    "RequestInfo",
+    "Scope",
+    "ServedRequest",
+    "Span",
+    "TransportHandler",
+]

@@ -31,7 +31,7 @@ from transport_kit.reporting.traces import Tracing
 from transport_kit.reporting.values import clean, cut
 from transport_kit.transport import Transport
 
-__all__ = ["Event", "event_id_of", "Pipeline", "set_name"]
+__all__ = ["Event", "event_id_of", "Pipeline", "set_name", "usable_release"]
 
 _SOURCES: Final = frozenset({"custom", "url", "route", "view", "component", "task"})
 _MAX_NESTING: Final = 2
@@ -283,6 +283,11 @@ def _fixed_facts(options: ReporterOptions) -> Event:
     if host:
         facts["server_name"] = cut(clean(host), _NAME_LENGTH)
     return facts
+
+
+def usable_release(release: str | None) -> str | None:
+    """The release that was found, unless a server would null it."""
+    return None if release is None or _unusable("release", release, 200) else release
 
 
 def _unusable(name: str, value: str, limit: int) -> str | None:

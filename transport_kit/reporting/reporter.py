@@ -9,6 +9,7 @@ I/O but read source lines.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,32 +18,28 @@ from typing import Any, Final
 from transport_kit.items import Item
 from transport_kit.options import ReporterOptions
 from transport_kit.reporting import machine
+from transport_kit.reporting.checkins import Monitor, schedule_facts
 from transport_kit.reporting.exceptions import exception_values, traceback_of
 from transport_kit.reporting.frames import FrameReader
-from transport_kit.reporting.pipeline import Event, Pipeline, event_id_of, set_name
+from transport_kit.reporting.logs import LogBuffer, is_own_logger
+from transport_kit.reporting.pipeline import Event, Pipeline, event_id_of, set_name, usable_release
+from transport_kit.reporting.release import detected_release
 from transport_kit.reporting.request import RequestInfo
 from transport_kit.reporting.sampling import Sampler
 from transport_kit.reporting.scope import Scope, known_level, mark_captured, new_scope, take_mark_back
 from transport_kit.reporting.serving import ServedRequest
+from transport_kit.reporting.sessions import Sessions
 from transport_kit.reporting.spans import NO_SPAN, Span, running_span
 from transport_kit.reporting.traces import Tracing
 from transport_kit.reporting.values import clean, cut
 from transport_kit.transport import Transport
 
-__all__ = ["is_own_logger", "Reporter"]
+__all__ = ["Reporter"]
 
-_LOGGER_NAME: Final = "transport_kit"
 _MESSAGE_LENGTH: Final = 8192
 _FEEDBACK_LENGTH: Final = 4096
 _NAME_LENGTH: Final = 200
 _MECHANISM_LENGTH: Final = 128
-
-
-def is_own_logger(name: object) -> bool:
-    """Whether a logger is this library's: its records are never reported, or a failure would feed itself."""
-    return isinstance(name, str) and (
-        name == _LOGGER_NAME or name.startswith((_LOGGER_NAME + ".", _LOGGER_NAME + "_"))
-    )
 
 
 class Reporter:
@@ -61,9 +58,31 @@ class Reporter:
         self._frames = FrameReader(
             self.options.in_app_include, self.options.in_app_exclude, send_pii=self.options.send_default_pii
         )
-        self._tracing = Tracing(self.options, transport.dsn)
+        if self.options.release is None and self.options.detect_release:
+            self.options = dataclasses.replace(self.options, release=usable_release(detected_release()))
+        self.tracing = Tracing(self.options, transport.dsn)
         self._sampler = Sampler(transport, self.options)
-        self._pipeline = Pipeline(transport, self.options, self._tracing)
+        self._pipeline = Pipeline(transport, self.options, self.tracing)
+        said = self._pipeline.fixed
+        self._sessions: Sessions | None = None
+        if self.options.auto_session_tracking and "release" in said:
+            attributes: dict[str, str] = {"release": said["release"]}
+            if "environment" in said:
+                attributes["environment"] = said["environment"]
+            self._sessions = Sessions(transport, attributes)
+        #: Batches log items; what a `TransportHandler` adds to.
+        self.logs = LogBuffer(transport)
+        #: Attributes of every log item.
+        self.log_attributes = {
+            f"sentry.{name}": {"value": said[name], "type": "string"}
+            for name in ("environment", "release")
+            if name in said
+        }
+        sdk = machine.sdk()
+        self.log_attributes["sentry.sdk.name"] = {"value": sdk["name"], "type": "string"}
+        self.log_attributes["sentry.sdk.version"] = {"value": sdk["version"], "type": "string"}
+        if "server_name" in said:
+            self.log_attributes["server.address"] = {"value": said["server_name"], "type": "string"}
 
     # -- around the app's work -------------------------------------------------------------------------
 
@@ -100,6 +119,7 @@ class Reporter:
         return ServedRequest(
             self._pipeline,
             self._sampler,
+            self._sessions,
             self.capture_exception,
             describe,
             named,
@@ -130,6 +150,7 @@ class Reporter:
         return ServedRequest(
             self._pipeline,
             self._sampler,
+            None,
             self.capture_exception,
             None,
             lambda: (name, source),
@@ -139,6 +160,42 @@ class Reporter:
             op,
             "generic",
         )
+
+    def monitor(
+        self,
+        slug: str,
+        *,
+        schedule: str | tuple[int, str] | None = None,
+        timezone: str | None = None,
+        checkin_margin: int | None = None,
+        max_runtime: int | None = None,
+        failure_issue_threshold: int | None = None,
+        recovery_threshold: int | None = None,
+    ) -> Monitor:
+        """Tell the server that a scheduled job ran: around a block, or as a decorator, plain or async.
+
+        Args:
+            slug: The monitor's name at the server.
+            schedule: `"0 3 * * *"` or `(10, "minute")`: the server makes or changes the monitor. None leaves
+                it as it is there; then the other settings are not sent.
+            timezone: Of a crontab schedule, such as `Europe/Vienna`.
+            checkin_margin: Minutes that a run may begin late.
+            max_runtime: Minutes that a run may take.
+            failure_issue_threshold: Failures in a row before there is an issue.
+            recovery_threshold: Successes in a row before it is resolved.
+        """
+        config: dict[str, Any] = {}
+        if schedule is not None and (known := schedule_facts(schedule)) is not None:
+            config["schedule"] = known
+            settings = {
+                "timezone": timezone,
+                "checkin_margin": checkin_margin,
+                "max_runtime": max_runtime,
+                "failure_issue_threshold": failure_issue_threshold,
+                "recovery_threshold": recovery_threshold,
+            }
+            config.update((name, value) for name, value in settings.items() if value is not None)
+        return Monitor(self._pipeline, self.capture_exception, slug, config)
 
     def span(self, op: str, description: str = "") -> Span:
         """Measure a piece of the running transaction: `with reporter.span("db", "SELECT …") as span:`.
@@ -166,7 +223,7 @@ class Reporter:
         try:
             unit = Scope.current().unit
             span = running_span(unit)
-            return self._tracing.outgoing_headers(unit, None if span is None else span.span_id, url, baggage)
+            return self.tracing.outgoing_headers(unit, None if span is None else span.span_id, url, baggage)
         except Exception as problem:
             self._pipeline.failed(problem, None)
             return {}
@@ -185,6 +242,7 @@ class Reporter:
         level: str = "error",
         attachments: Iterable[Item] = (),
         hint: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> str | None:
         """Report an exception, its causes and its group's members; never raises.
 
@@ -198,6 +256,7 @@ class Reporter:
             level: `fatal`, `error`, `warning`, `info` or `debug`.
             attachments: Made by `attachment`; sent with this event.
             hint: For the hooks, beside `exc_info`.
+            facts: Further fields of the event.
 
         Returns:
             The event's id when the transport accepted it. None when it did not, when there is no
@@ -219,6 +278,7 @@ class Reporter:
                         handled=bool(handled),
                     )
                 }
+                event.update(facts or {})
                 if transaction:
                     set_name(event, str(transaction), transaction_source)
             except Exception:

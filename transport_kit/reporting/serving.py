@@ -9,6 +9,7 @@ Threads: begun and finished on any thread, also different ones; finished once.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextvars import Token
 from types import TracebackType
@@ -20,6 +21,7 @@ from transport_kit.reporting.pipeline import Event, Pipeline, set_name
 from transport_kit.reporting.request import RequestInfo
 from transport_kit.reporting.sampling import Sampler
 from transport_kit.reporting.scope import Scope, enter_scope, leave_scope
+from transport_kit.reporting.sessions import Sessions
 from transport_kit.reporting.spans import Transaction
 from transport_kit.reporting.unit import Unit
 
@@ -53,6 +55,8 @@ class ServedRequest(Unit):
         "_op",
         "_pipeline",
         "_sampler",
+        "_sessions",
+        "_started",
         "_token",
         "_user",
         "scope",
@@ -65,6 +69,7 @@ class ServedRequest(Unit):
         self,
         pipeline: Pipeline,
         sampler: Sampler,
+        sessions: Sessions | None,
         capture: _CaptureException,
         describe: Callable[[], RequestInfo | None] | None,
         named: Callable[[], tuple[str, str]],
@@ -78,6 +83,7 @@ class ServedRequest(Unit):
         self.status: int | None = None
         self._pipeline = pipeline
         self._sampler = sampler
+        self._sessions = sessions
         self._capture = capture
         self._describe = describe
         self._named = named
@@ -88,12 +94,15 @@ class ServedRequest(Unit):
         self._mechanism = mechanism
         self._token: Token[Scope] | None = None
         self._begun = False
+        self._started = 0.0
 
     # -- what integrations call ------------------------------------------------------------------------
 
     def begin(self) -> Self:
         """Enter a fresh scope, in the calling context."""
         self._begun = True
+        if self._sessions is not None:
+            self._started = time.time()
         self.scope, self._token = enter_scope(self)
         if self._sampler.enabled:
             try:
@@ -119,6 +128,10 @@ class ServedRequest(Unit):
                 self.capture(error)
             if self.transaction is not None:
                 self._finish_transaction(self.transaction, error)
+            if self._sessions is not None:
+                self._sessions.record(self._started, 2 if self.crashed else 1 if self.errored else 0)
+        except Exception as problem:
+            self._pipeline.failed(problem, None)
         finally:
             token, self._token = self._token, None
             leave_scope(token)

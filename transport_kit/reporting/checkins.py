@@ -1,0 +1,139 @@
+"""Check-ins: that a scheduled job began, and how it ended.
+
+Owns the monitor, as a context manager and as a decorator, and the form of a check-in.
+
+Source: the protocol's check-ins: `in_progress` at the beginning, `ok` or `error` with the duration at the
+end, under one id; the schedule travels along, so that the server knows the monitor without a click.
+
+Threads: one monitor may be used by several threads and tasks as a decorator; a `with` block belongs to one.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, TypeVar, cast
+
+from transport_kit.envelope import Envelope
+from transport_kit.log import log
+from transport_kit.reporting import machine
+from transport_kit.reporting.pipeline import Pipeline
+from transport_kit.reporting.scope import Scope
+from transport_kit.reporting.spans import trace_facts
+from transport_kit.reporting.values import clean, cut
+
+__all__ = ["Monitor", "schedule_facts"]
+
+_SLUG_LENGTH: Final = 50
+_UNITS: Final = frozenset({"year", "month", "week", "day", "hour", "minute"})
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class _Reporter(Protocol):
+    def __call__(self, error: BaseException, *, mechanism: str, handled: bool) -> str | None: ...
+
+
+class Monitor:
+    """Reports each run of a job; made by `Reporter.monitor`.
+
+    `with monitor:` or `async with monitor:` around a run, or `@monitor` above a function, plain or async.
+    An exception that escapes is reported, and raised on; the run has failed. Nothing of it raises.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        capture: _Reporter,
+        slug: str,
+        config: Mapping[str, Any],
+    ) -> None:
+        self._pipeline = pipeline
+        self._capture = capture
+        self._slug = cut(clean(str(slug)), _SLUG_LENGTH)
+        self._config = dict(config)
+        # Id and beginning of the runs within each other.
+        self._runs: list[tuple[str, float]] = []
+
+    def __call__(self, function: _Function) -> _Function:
+        """The function, each call of it reported as a run."""
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def awaited(*args: Any, **kwargs: Any) -> Any:
+                with self._again():
+                    return await function(*args, **kwargs)
+
+            return cast(_Function, awaited)
+
+        @functools.wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            with self._again():
+                return function(*args, **kwargs)
+
+        return cast(_Function, called)
+
+    def _again(self) -> Monitor:
+        return Monitor(self._pipeline, self._capture, self._slug, self._config)
+
+    def __enter__(self) -> Self:
+        run = uuid.uuid4().hex
+        self._runs.append((run, time.monotonic()))
+        self._send(run, "in_progress", None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._runs:
+            return
+        run, began = self._runs.pop()
+        duration = time.monotonic() - began
+        if isinstance(error, Exception):
+            self._capture(error, mechanism="auto.monitor", handled=False)
+        done = error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
+        self._send(run, "ok" if done else "error", duration)
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
+
+    def _send(self, run: str, status: str, duration: float | None) -> None:
+        try:
+            check_in: dict[str, Any] = {"check_in_id": run, "monitor_slug": self._slug, "status": status}
+            if duration is not None:
+                check_in["duration"] = round(duration, 3)
+            elif self._config:
+                check_in["monitor_config"] = self._config
+            for name in ("release", "environment"):
+                if name in self._pipeline.fixed:
+                    check_in[name] = self._pipeline.fixed[name]
+            trace = trace_facts(Scope.current().unit, self._pipeline.tracing)
+            check_in["contexts"] = {"trace": {"trace_id": trace["trace_id"]}}
+            self._pipeline.transport.capture_envelope(Envelope({"sdk": machine.sdk()}).add_check_in(check_in))
+        except Exception as problem:
+            self._pipeline.failed(problem, "monitor")
+
+
+def schedule_facts(schedule: object) -> dict[str, Any] | None:
+    """A schedule as servers take it: `"0 3 * * *"`, or a number and a unit such as `(10, "minute")`.
+
+    None, and a line in the log, for what is neither: a wrong one must not stop the job.
+    """
+    if isinstance(schedule, str) and len(schedule.split()) == 5:
+        return {"type": "crontab", "value": schedule.strip()}
+    if isinstance(schedule, tuple) and len(schedule) == 2:
+        value, unit = schedule
+        known = unit.removesuffix("s") if isinstance(unit, str) else None
+        if type(value) is int and value > 0 and known in _UNITS:
+            return {"type": "interval", "value": value, "unit": known}
+    log.error("a schedule is five crontab fields, or a number and a unit such as (10, 'minute')")
+    return None

@@ -1,0 +1,254 @@
+"""Logs: what the app logs, as log items, breadcrumbs and events.
+
+Owns the `logging` handler, the form of a log item, and the buffer that batches them. Records of this
+library's own loggers and threads are skipped by all three ways.
+
+Source: the protocol's log items: batches of at most 100, sent when full or 5 s after the first.
+
+Threads: any. Unlike other handlers it holds no lock while it emits: it calls hooks of the app.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from transport_kit.envelope import Envelope
+from transport_kit.ledger import LossReason
+from transport_kit.reporting import machine
+from transport_kit.reporting.scope import Scope
+from transport_kit.reporting.scrub import FILTERED, is_private, is_sensitive, scrub_text
+from transport_kit.reporting.spans import trace_facts
+from transport_kit.reporting.ticker import Ticker
+from transport_kit.reporting.values import Limits, Room, bounded, clean, cut
+from transport_kit.transport import Transport
+
+if TYPE_CHECKING:
+    from transport_kit.reporting.reporter import Reporter
+
+__all__ = ["is_own_logger", "LogBuffer", "TransportHandler"]
+
+#: Logs of one envelope, and seconds after the first of them.
+BATCH: Final = 100
+SEND_AFTER: Final = 5.0
+#: Logs held while nobody can send, such as inside a capture.
+_MOST_HELD: Final = 1000
+_LOGGER_NAME: Final = "transport_kit"
+_THREAD_NAME: Final = "transport-kit"
+_BODY_LENGTH: Final = 8192
+_VALUE: Final = Limits(text=1024, breadth=20, depth=3, hides=is_sensitive)
+_VALUE_BYTES: Final = 2048
+_MAX_EXTRA: Final = 50
+_NAME_LENGTH: Final = 64
+#: What every record has; the rest was given as `extra`.
+_USUAL: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+# Name and the lowest severity number of each level, highest first.
+_LEVELS: Final = (
+    (logging.CRITICAL, "fatal", 21),
+    (logging.ERROR, "error", 17),
+    (logging.WARNING, "warn", 13),
+    (logging.INFO, "info", 9),
+    (logging.DEBUG, "debug", 5),
+)
+_EVENT_LEVELS: Final = {"warn": "warning", "trace": "debug"}
+
+Log = dict[str, Any]
+
+
+def is_own_logger(name: object) -> bool:
+    """Whether a logger is this library's: its records are never reported, or a failure would feed itself."""
+    return isinstance(name, str) and (
+        name == _LOGGER_NAME or name.startswith((_LOGGER_NAME + ".", _LOGGER_NAME + "_"))
+    )
+
+
+class LogBuffer:
+    """Holds log items until there are 100, or for 5 s; the transport's flush sends what is there.
+
+    Args:
+        transport: Takes the envelopes.
+        seconds: From the first item to the sending of a batch that is not full.
+    """
+
+    def __init__(self, transport: Transport, seconds: float = SEND_AFTER) -> None:
+        self._transport = transport
+        self._pid = os.getpid()
+        # Appending and popping are atomic, so that no lock is needed and a fork inherits none.
+        self._held: deque[Log] = deque()
+        self._ticker = Ticker(self.send, seconds, "transport-kit-logs")
+        transport.before_flush(self.send)
+
+    def add(self, log: Log) -> None:
+        """Hold one item; sends a batch when that fills it."""
+        if self._pid != os.getpid():
+            # What the parent holds, the parent sends.
+            self._held = deque()
+            self._pid = os.getpid()
+        held = self._held
+        if len(held) >= _MOST_HELD:
+            self._transport.record_lost_event(LossReason.BUFFER_OVERFLOW, "log_item")
+            return
+        held.append(log)
+        if len(held) >= BATCH:
+            self.send()
+        else:
+            self._ticker.arm()
+
+    def send(self) -> None:
+        """Capture what is held, in batches."""
+        held = self._held if self._pid == os.getpid() else deque[Log]()
+        while held:
+            batch: list[Log] = []
+            try:
+                while len(batch) < BATCH:
+                    batch.append(held.popleft())
+            except IndexError:
+                pass  # emptied, perhaps by another thread
+            if batch:
+                # Logs of several traces travel together: the envelope names none.
+                self._transport.capture_envelope(Envelope({"sdk": machine.sdk()}).add_log(batch))
+
+
+class TransportHandler(logging.Handler):
+    """Hands the records of `logging` to a reporter: `logging.getLogger().addHandler(TransportHandler(r))`.
+
+    Args:
+        reporter: A reporter; or a function that returns the current one, such as `lambda: kit.reporter`.
+        level: Records below are not looked at.
+        log_level: From here on records become log items; None turns that off.
+        breadcrumb_level: From here on records become breadcrumbs of the running work; None turns that off.
+        event_level: From here on records become events too, with the exception they carry, if it was not
+            captured before; None, the default, turns that off.
+    """
+
+    def __init__(
+        self,
+        reporter: Reporter | Callable[[], Reporter],
+        level: int | str = logging.NOTSET,
+        *,
+        log_level: int | None = logging.INFO,
+        breadcrumb_level: int | None = logging.INFO,
+        event_level: int | None = None,
+    ) -> None:
+        super().__init__(level)
+        self._reporter: Any = reporter
+        self._log_level = log_level
+        self._breadcrumb_level = breadcrumb_level
+        self._event_level = event_level
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Emit the record unless a filter refuses it; without the handler's lock."""
+        kept: Any = self.filter(record)
+        if kept:
+            # Python 3.12's filters may return another record.
+            self.emit(kept if isinstance(kept, logging.LogRecord) else record)
+        return bool(kept)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Make of a record what it is to be. Never raises."""
+        try:
+            if is_own_logger(record.name) or str(record.threadName).startswith(_THREAD_NAME):
+                return
+            reporter: Reporter = self._reporter() if callable(self._reporter) else self._reporter
+            wanted = [
+                limit is not None and record.levelno >= limit
+                for limit in (self._log_level, self._event_level, self._breadcrumb_level)
+            ]
+            if not any(wanted):
+                return
+            text = cut(clean(_message(record)), _BODY_LENGTH)
+            if wanted[0]:
+                reporter.logs.add(_log(record, text, reporter))
+            if wanted[1]:
+                _capture(record, text, reporter)
+            if wanted[2]:
+                # After the event, which is not to find itself among its breadcrumbs.
+                level = _EVENT_LEVELS.get(_level(record.levelno)[0], _level(record.levelno)[0])
+                Scope.current().add_breadcrumb(text, category=record.name, level=level, type="log")
+        except Exception:
+            # `handleError` would print to stderr, and the record was the app's, not ours.
+            pass
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return str(record.getMessage())
+    except Exception:
+        return str(record.msg) if isinstance(record.msg, str) else "<unprintable message>"
+
+
+def _level(number: int) -> tuple[str, int]:
+    for limit, name, severity in _LEVELS:
+        if number >= limit:
+            return name, severity
+    return "trace", 1
+
+
+def _log(record: logging.LogRecord, text: str, reporter: Reporter) -> Log:
+    level, severity = _level(record.levelno)
+    trace = trace_facts(Scope.current().unit, reporter.tracing)
+    attributes = reporter.log_attributes.copy()
+    attributes["logger.name"] = _attribute(cut(clean(record.name), _VALUE.text))
+    attributes["code.file.path"] = _attribute(cut(clean(record.pathname), _VALUE.text))
+    attributes["code.function.name"] = _attribute(cut(clean(str(record.funcName)), _VALUE.text))
+    attributes["code.line.number"] = _attribute(record.lineno)
+    parameters = record.args
+    if parameters:
+        attributes["message.template"] = _attribute(_value(str(record.msg)))
+        pairs = parameters.items() if isinstance(parameters, dict) else enumerate(parameters)
+        for name, value in list(pairs)[:_MAX_EXTRA]:
+            attributes[f"message.parameter.{cut(clean(str(name)), _NAME_LENGTH)}"] = _named(str(name), value)
+    for name, value in list(vars(record).items()):
+        if name not in _USUAL and len(attributes) < 2 * _MAX_EXTRA:
+            attributes[cut(clean(str(name)), _NAME_LENGTH)] = _named(str(name), value)
+    return {
+        "timestamp": record.created,
+        "trace_id": trace["trace_id"],
+        "span_id": trace["span_id"],
+        "level": level,
+        "severity_number": severity,
+        "body": scrub_text(text),
+        "attributes": attributes,
+    }
+
+
+def _named(name: str, value: object) -> Log:
+    return _attribute(FILTERED if is_private(name) else _value(value))
+
+
+def _value(value: object) -> object:
+    return bounded(value, Room(_VALUE_BYTES), _VALUE)
+
+
+def _attribute(value: object) -> Log:
+    """A value with its type; what has none of the four types is written as text."""
+    cls = type(value)
+    if cls is bool:
+        return {"value": value, "type": "boolean"}
+    if cls is int:
+        return {"value": value, "type": "integer"}
+    if cls is float:
+        return {"value": value, "type": "double"}
+    return {"value": value if cls is str else str(value), "type": "string"}
+
+
+def _capture(record: logging.LogRecord, text: str, reporter: Reporter) -> None:
+    level = _level(record.levelno)[0]
+    said: Log = {"formatted": scrub_text(text)}
+    if record.args and isinstance(record.msg, str):
+        said["message"] = cut(clean(record.msg), _BODY_LENGTH)
+        if isinstance(record.args, tuple):
+            said["params"] = [_value(value) for value in record.args[:_MAX_EXTRA]]
+    facts: Log = {"logger": cut(clean(record.name), _NAME_LENGTH), "logentry": said}
+    given = {name: value for name, value in vars(record).items() if name not in _USUAL}
+    if given:
+        facts["extra"] = bounded(given, Room(8 * _VALUE_BYTES), _VALUE)
+    level = _EVENT_LEVELS.get(level, level)
+    error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+    if error is not None:
+        reporter.capture_exception(error, mechanism="logging", level=level, facts=facts)
+    else:
+        reporter.capture_event({"level": level, **facts})

@@ -1,0 +1,124 @@
+"""Sessions: how many requests of each minute went well, and how many did not.
+
+Owns the aggregates of one release in one process. A request costs an append; counting is done when there
+is something to send, or when the tally has grown long.
+
+Source: the protocol's session aggregates: grouped by the minute in which they began; `crashed` when an
+exception escaped, `errored` when an error was reported, `exited` otherwise. Nothing is sent without a
+release.
+
+Threads: `record` may be called from any thread and waits for none. One thread at a time counts. In a
+forked child the tally is empty: what the parent recorded, the parent sends.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from transport_kit.envelope import Envelope
+from transport_kit.reporting import machine
+from transport_kit.reporting.ticker import Ticker
+from transport_kit.transport import Transport
+
+__all__ = ["OUTCOMES", "Sessions"]
+
+#: Seconds between two envelopes.
+SEND_EVERY: Final = 60.0
+OUTCOMES: Final = ("exited", "errored", "crashed")
+#: Outcomes kept one by one before they are counted: a few tens of kilobytes.
+_TALLY: Final = 1000
+#: Aggregates of one item, as servers take them.
+_MAX_BUCKETS: Final = 100
+#: Seconds a flush waits for another thread that counts.
+_PATIENCE: Final = 0.5
+
+
+class Sessions:
+    """Counts the outcomes of requests, and sends them.
+
+    Args:
+        transport: Takes the envelopes; its flush sends what is there.
+        attributes: `release`, and `environment` when there is one.
+        seconds: Between two envelopes.
+    """
+
+    def __init__(self, transport: Transport, attributes: dict[str, str], seconds: float = SEND_EVERY) -> None:
+        self._transport = transport
+        self._attributes = attributes
+        self._pid = os.getpid()
+        # Minute and outcome as one number; appending and popping are atomic.
+        self._tally: deque[int] = deque()
+        # Guarded by `_counting`, which is only ever tried for, or waited for with a deadline: a signal
+        # handler may flush while this thread holds it.
+        self._counts: Counter[int] = Counter()
+        self._counting = threading.Lock()
+        self._ticker = Ticker(self.send, seconds, "transport-kit-sessions")
+        transport.before_flush(self.send)
+
+    def record(self, began: float, outcome: int) -> None:
+        """Count one request.
+
+        Args:
+            began: Seconds since the epoch.
+            outcome: Index into `OUTCOMES`.
+        """
+        if self._pid != os.getpid():
+            self._renew()
+        self._tally.append(int(began) // 60 * 4 + outcome)
+        self._ticker.arm()
+        if len(self._tally) >= _TALLY and self._counting.acquire(blocking=False):
+            try:
+                self._count()
+            finally:
+                self._counting.release()
+
+    def send(self) -> None:
+        """Capture what was counted so far."""
+        if self._pid != os.getpid():
+            self._renew()
+        if not self._counting.acquire(timeout=_PATIENCE):
+            return  # the one who counts arms the ticker again with the next request
+        try:
+            self._count()
+            counts, self._counts = self._counts, Counter()
+        finally:
+            self._counting.release()
+        buckets: dict[int, dict[str, Any]] = {}
+        for key, count in sorted(counts.items()):
+            minute, outcome = divmod(key, 4)
+            bucket = buckets.setdefault(minute, {"started": _iso(minute * 60)})
+            bucket[OUTCOMES[outcome]] = count
+        aggregates = list(buckets.values())
+        for first in range(0, len(aggregates), _MAX_BUCKETS):
+            envelope = Envelope({"sdk": machine.sdk()})
+            envelope.add_sessions(
+                {"aggregates": aggregates[first : first + _MAX_BUCKETS], "attrs": self._attributes}
+            )
+            self._transport.capture_envelope(envelope)
+
+    def _count(self) -> None:
+        pop: Callable[[], int] = self._tally.popleft
+        counts = self._counts
+        try:
+            # No more than is there now: requests go on meanwhile.
+            for _ in range(len(self._tally)):
+                counts[pop()] += 1
+        except IndexError:
+            pass
+
+    def _renew(self) -> None:
+        """In a forked child. Its first request may come on several threads at once: each makes a new
+        tally, and one of them may lose a request's outcome."""
+        self._counting = threading.Lock()
+        self._counts = Counter()
+        self._tally = deque()
+        self._pid = os.getpid()
+
+
+def _iso(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
