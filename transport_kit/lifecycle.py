@@ -59,7 +59,7 @@ class Ending(Protocol):
 # when their transport does. No lock: a fork would inherit it held.
 _watched: dict[int, weakref.ref[Ending]] = {}
 _installed = False
-_finalizer_of: int | None = None  # the process in which multiprocessing will call us
+_watches_multiprocessing = False
 _told_in: int | None = None  # the process that said what it leaves behind
 
 
@@ -76,24 +76,26 @@ def watch(transport: Ending) -> None:
         _installed = True
         atexit.register(_at_exit)
         os.register_at_fork(after_in_child=renew_all)
-    _finalize_with_multiprocessing()
+    _watch_multiprocessing()
     if transport._wants_sigterm():
         _catch_sigterm()
 
 
-def _multiprocessing() -> Any:
-    # Looked up, not imported: whoever forks or ends with it has it.
-    return sys.modules.get("multiprocessing.util")
+def _watch_multiprocessing() -> None:
+    # A child of multiprocessing ends by os._exit after its finalizers: atexit may not run there. And when
+    # it begins, it forgets the finalizers of its parent and of its own imports; only what is registered
+    # to be called after a fork is called then. Looked up, not imported: who ends that way has it.
+    global _watches_multiprocessing
+    util: Any = sys.modules.get("multiprocessing.util")
+    if util is not None and not _watches_multiprocessing:
+        _watches_multiprocessing = True
+        _finalize()
+        util.register_after_fork(_finalize, lambda _: _finalize())
 
 
-def _finalize_with_multiprocessing(_: object = None) -> None:
-    # A child of multiprocessing ends by os._exit after its finalizers: atexit does not run there.
-    global _finalizer_of
-    util = _multiprocessing()
-    if util is None or _finalizer_of == os.getpid():
-        return
-    _finalizer_of = os.getpid()
+def _finalize() -> None:
     # Low priority: after the queues and managers of the app, which may still capture.
+    util: Any = sys.modules["multiprocessing.util"]
     util.Finalize(None, end_all, exitpriority=-100)
 
 
@@ -147,11 +149,7 @@ def renew_all() -> None:
     log.renew()
     for transport in _live():
         transport._renew_after_fork()
-    util = _multiprocessing()
-    if util is not None:
-        # Its children forget the parent's finalizers when they begin; this is called after that. A child
-        # of another kind never calls it, and ends by atexit.
-        util.register_after_fork(_finalize_with_multiprocessing, _finalize_with_multiprocessing)
+    _watch_multiprocessing()
 
 
 def _catch_sigterm() -> None:

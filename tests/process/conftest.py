@@ -1,0 +1,106 @@
+"""Real child processes: scripts that import the package as an app does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transport_kit.testing import FaultServer
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a child came to; `ended` is monotonic seconds, comparable with those a child prints."""
+
+    status: int
+    out: str
+    err: str
+    ended: float
+
+
+class Child:
+    """A running script; ends with the test."""
+
+    def __init__(self, script: Path, dsn: str, *arguments: str, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TRANSPORT_KIT_DSN": dsn, **environment},
+            start_new_session=True,
+        )
+
+    def line(self) -> str:
+        """The next line it prints; empty when it has ended."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self, timeout: float = 30.0) -> Ended:
+        """Wait for its end. A child that hangs is a failure, with what it said so far."""
+        try:
+            out, err = self.process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            out, err = self.process.communicate()
+            pytest.fail(f"hung for {timeout:g} s; it said {out!r} and {err!r}")
+        return Ended(self.process.returncode, out, err, time.monotonic())
+
+    def kill(self) -> None:
+        """It and all it forked."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+@pytest.fixture(name="server")
+def _server() -> Iterator[FaultServer]:
+    """Where the children deliver."""
+    with FaultServer() as server:
+        yield server
+
+
+@pytest.fixture(name="start")
+def _start(server: FaultServer, tmp_path: Path) -> Iterator[Callable[..., Child]]:
+    """Starts a script, given as text, with the server's DSN in its environment."""
+    children: list[Child] = []
+
+    def start(script: str, *arguments: str, **environment: str) -> Child:
+        path = tmp_path / f"child{len(children)}.py"
+        path.write_text(script)
+        children.append(Child(path, server.dsn, *arguments, **environment))
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.kill()
+        child.process.wait()
+        for pipe in (child.process.stdin, child.process.stdout, child.process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+@pytest.fixture(name="run")
+def _run(start: Callable[..., Child]) -> Callable[..., Ended]:
+    """Runs a script to its end."""
+
+    def run(script: str, *arguments: str, timeout: float = 30.0, **environment: Any) -> Ended:
+        return start(script, *arguments, **environment).end(timeout)
+
+    return run

@@ -1,0 +1,462 @@
+"""Invariants 3 and 5: the ends and the forks of real processes, each seen by whichever hook comes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from transport_kit.testing import FaultServer
+
+Run = Callable[..., Any]
+
+HEAD = """
+import logging, os, signal, sys, threading, time
+import transport_kit
+from transport_kit import Envelope, make_transport
+def event(text): return {"message": text}
+"""
+
+
+def messages(server: FaultServer) -> list[str]:
+    """The messages of all accepted events, sorted."""
+    import json
+
+    return sorted(
+        json.loads(item.get_bytes())["message"]
+        for request in server.accepted
+        for item in request.envelope.items
+        if item.type == "event"
+    )
+
+
+# -- how a process ends ------------------------------------------------------------------------------------
+
+ENDS = {
+    "the script ends": ("", 0),
+    "sys.exit": ("sys.exit(3)", 3),
+    "an exception": ("raise ValueError('boom')", 1),
+    # Flushed first: CPython forgets that it was Ctrl-C when any thread evaluates text, as an import may.
+    "Ctrl-C": (
+        "transport.flush(); transport.capture_event(event('last')); "
+        "os.kill(os.getpid(), signal.SIGINT); time.sleep(10)",
+        -signal.SIGINT,
+    ),
+    "SIGTERM": ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(10)", -signal.SIGTERM),
+    "a thread that is left": ("threading.Thread(target=time.sleep, args=(0.2,)).start()", 0),
+    "in an exit hook": ("import atexit; atexit.register(transport.capture_event, event('last'))", 0),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_what_was_accepted_is_delivered_before_the_process_is_gone(
+    how: str, run: Run, server: FaultServer
+) -> None:
+    """The exception that ends a process is the one that matters most; the status stays what it was."""
+    code, status = ENDS[how]
+    script = (
+        f"{HEAD}\ntransport = make_transport()\nfor n in range(20): transport.capture_event(event(str(n)))\n"
+    )
+    ended = run(script + code)
+    assert ended.status == status
+    assert messages(server) == sorted([str(n) for n in range(20)] + (["last"] if "last" in code else []))
+    assert "transport-kit" not in ended.err
+
+
+def test_a_transport_that_nobody_kept_is_seen_to_the_end(run: Run, server: FaultServer) -> None:
+    """`make_transport().capture_event(...)` as the last line of a script."""
+    ended = run(f"{HEAD}\nmake_transport().capture_event(event('x'))")
+    assert (ended.status, ended.err) == (0, "")
+    assert messages(server) == ["x"]
+
+
+def test_captures_after_the_end_has_begun_are_delivered_in_the_caller(run: Run, server: FaultServer) -> None:
+    """An exit hook that comes after ours, and reports how the shutdown went."""
+    ended = run(
+        f"{HEAD}\nimport atexit\n"
+        "def last():\n"
+        "    threading.Event().wait(0.5)\n"
+        "    transport.capture_event(event('late'))\n"
+        "    print(transport.pending, transport.health().delivered)\n"
+        "atexit.register(last)\n"  # runs after the hook that make_transport registers
+        "transport = make_transport(shutdown_timeout=0.4)\n"
+        "transport.capture_event(event('early'))\n"
+    )
+    assert ended.out.strip() == "0 {'error': 2}"
+    assert messages(server) == ["early", "late"]
+    assert (ended.status, ended.err) == (0, "")
+
+
+def test_without_threads_an_exit_hook_delivers_in_the_caller(run: Run, server: FaultServer) -> None:
+    """Python 3.12 starts no thread once the interpreter is ending."""
+    ended = run(
+        f"{HEAD}\nimport atexit, _thread\n"
+        'def refuse(*a): raise RuntimeError("can\'t create new thread at interpreter shutdown")\n'
+        "_thread.start_new_thread = refuse\n"
+        "transport = make_transport()\n"
+        "atexit.register(transport.capture_event, event('hook'))\n"
+        "transport.capture_event(event('now'))\n"
+        "print(transport.pending)\n"
+    )
+    assert ended.out.strip() == "0"
+    assert messages(server) == ["hook", "now"]
+    assert (ended.status, ended.err) == (0, "")
+
+
+def test_the_developer_mode_has_nothing_to_complain_about(run: Run, server: FaultServer) -> None:
+    """`-X dev` shows sockets that nobody closed."""
+    ended = run(
+        f"{HEAD}\ntransport = make_transport()\ntransport.capture_event(event('x'))", PYTHONDEVMODE="1"
+    )
+    assert (ended.status, ended.err) == (0, "")
+    assert messages(server) == ["x"]
+
+
+# -- a server that hangs -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["", "raise SystemExit(0)", "os.kill(os.getpid(), signal.SIGTERM)"])
+def test_a_server_that_hangs_costs_an_exit_two_seconds_and_one_line(
+    how: str, run: Run, server: FaultServer
+) -> None:
+    """`shutdown_timeout` is the most that all transports together add; what is left is said."""
+    server.fault("hang")
+    ended = run(
+        f"{HEAD}\nkept = [make_transport() for _ in range(2)]\n"
+        "for transport in kept:\n"
+        "    for n in range(3): transport.capture_event(event(str(n)))\n"
+        f"print(time.monotonic(), flush=True)\n{how}"
+    )
+    assert 1.9 <= ended.ended - float(ended.out) <= 2.3  # with the interpreter's own end
+    assert ended.err == "transport-kit: 6 envelopes not delivered within 2 s of exit\n"
+
+
+@pytest.mark.parametrize("call", ["close", "flush", "aclose"])
+def test_close_and_flush_return_in_time_although_the_server_hangs(
+    call: str, run: Run, server: FaultServer
+) -> None:
+    """2.0 asked, at most 2.2 taken; from several threads at once; and a closed transport ends at once."""
+    server.fault("hang")
+    wait = f"asyncio.run(transport.{call}(2.0))" if call == "aclose" else f"transport.{call}(2.0)"
+    ended = run(
+        f"{HEAD}\nimport asyncio\ntransport = make_transport()\n"
+        "for n in range(50): transport.capture_event(event(str(n)))\n"
+        "def timed():\n"
+        "    began = time.monotonic()\n"
+        f"    report = {wait}\n"
+        "    os.write(1, f'{time.monotonic() - began} {report.ok}\\n'.encode())\n"
+        "threads = [threading.Thread(target=timed) for _ in range(3)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+        "transport.kill(); print(time.monotonic(), flush=True)\n"
+    )
+    *reports, last = ended.out.splitlines()
+    assert len(reports) == 3
+    for report in reports:
+        assert 1.9 <= float(report.split()[0]) <= 2.2
+    # Who closes second may find all of it settled: discarded as closed.
+    verdicts = {report.split()[1] for report in reports}
+    assert "False" in verdicts
+    assert verdicts == {"False"} or call != "flush"
+    assert ended.ended - float(last) < 0.5
+    assert (ended.status, ended.err) == (0, "")
+
+
+# -- signals -----------------------------------------------------------------------------------------------
+
+
+def test_a_handler_that_was_there_is_left_alone(run: Run, server: FaultServer) -> None:
+    """A server's own handler begins a graceful shutdown, in which the transport is still needed."""
+    ended = run(
+        f"{HEAD}\ncalls = []\n"
+        "handler = lambda number, frame: calls.append(number)\n"
+        "signal.signal(signal.SIGTERM, handler)\n"
+        "transport = make_transport()\n"
+        "assert signal.getsignal(signal.SIGTERM) is handler\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "assert calls == [signal.SIGTERM] and not transport.closed\n"
+        "transport.capture_event(event('after'))\n"
+    )
+    assert (ended.status, ended.err) == (0, "")
+    assert messages(server) == ["after"]
+
+
+def test_a_handler_that_replaces_ours_and_calls_it_decides_about_the_end(
+    run: Run, server: FaultServer
+) -> None:
+    """It calls what it found, as one does, and goes on with its own shutdown."""
+    ended = run(
+        f"{HEAD}\ntransport = make_transport()\n"
+        "previous = signal.getsignal(signal.SIGTERM)\n"
+        "assert callable(previous)\n"
+        "signal.signal(signal.SIGTERM, lambda number, frame: previous(number, frame))\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "transport.capture_event(event('after'))\n"
+    )
+    assert (ended.status, ended.err) == (0, "")
+    assert messages(server) == ["after"]
+
+
+def test_the_option_leaves_sigterm_alone(run: Run, server: FaultServer) -> None:
+    """`handle_sigterm=False`: whoever wants to be killed at once is."""
+    ended = run(
+        f"{HEAD}\ntransport = make_transport(handle_sigterm=False)\n"
+        "assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    assert ended.status == -signal.SIGTERM
+
+
+def test_sigterm_while_the_main_thread_holds_the_lock_still_drains(run: Run, server: FaultServer) -> None:
+    """The senders need that lock: the handler lets the main thread go on for a moment first."""
+    ended = run(
+        f"{HEAD}\ntransport = make_transport()\n"
+        "transport.capture_event(event('x'))\n"
+        "lock = transport._life.worker._lock\n"
+        "with lock.rlock:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    transport.capture_event(event('inside'))\n"
+        "lock.drain()\n"
+        "threading.Event().wait(10)\n"
+    )
+    assert ended.status == -signal.SIGTERM
+    assert ended.err == ""
+    assert messages(server) == ["inside", "x"]
+
+
+def test_sigterm_in_the_middle_of_captures_loses_none_that_was_accepted(
+    run: Run, server: FaultServer
+) -> None:
+    """A timer sends it wherever the main thread happens to be: sealing, putting, counting."""
+    ended = run(
+        f"{HEAD}\ntransport = make_transport(shutdown_timeout=10.0)\n"
+        "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "n = 0\n"
+        "while True:\n"
+        "    if transport.pending < 2000 and transport.capture_event(event('x' * 2000)):\n"
+        "        n += 1; os.write(1, b'.')\n",
+        timeout=40.0,
+    )
+    assert ended.status == -signal.SIGTERM, ended.err
+    accepted = ended.out.count(".")
+    assert accepted > 100
+    # One may have been accepted and not yet printed.
+    assert accepted <= len(messages(server)) <= accepted + 1
+    assert len(set(server.event_ids())) == len(server.event_ids())
+
+
+# -- forks -------------------------------------------------------------------------------------------------
+
+FORK = """
+transport = make_transport()
+{before}
+pid = os.fork()
+if pid == 0:
+    health = transport.health()
+    assert health.captured == {{}} and health.state == "new", health
+    assert transport.capture_event(event("child"))
+    {end}
+_, status = os.waitpid(pid, 0)
+assert status == 0, status
+transport.capture_event(event("parent"))
+"""
+
+
+@pytest.mark.parametrize("before", ["pass", "transport.capture_event(event('before'))"])
+@pytest.mark.parametrize("end", ["sys.exit(0)", "assert transport.flush(5.0).delivered == 1; os._exit(0)"])
+def test_a_forked_child_delivers_its_own_and_nothing_of_its_parents(
+    before: str, end: str, run: Run, server: FaultServer
+) -> None:
+    """Fresh locks, queue, connections and counters, whether the parent was sending or not."""
+    ended = run(HEAD + FORK.format(before=before, end=end))
+    assert (ended.status, ended.err) == (0, "")
+    assert messages(server) == sorted(["child", "parent"] + (["before"] if "before" in before else []))
+
+
+@pytest.mark.parametrize(
+    "lock",
+    [
+        "transport._life.worker._lock.rlock",
+        "transport._life.guard",
+        "logging.getLogger().handlers[0].lock",
+        "other._books.lock.rlock",
+        "threading._active_limbo_lock",
+    ],
+)
+def test_a_fork_while_a_lock_is_held_hangs_nobody(lock: str, run: Run, server: FaultServer) -> None:
+    """The thread that would release it does not exist in the child."""
+    ended = run(
+        f"{HEAD}\nlogging.basicConfig(level=logging.DEBUG, stream=open(os.devnull, 'w'))\n"
+        "other = make_transport(lambda envelope: None)\n"
+        "transport = make_transport()\n"
+        "transport.capture_event(event('before')); transport.flush(5.0)\n"
+        "held, release = threading.Event(), threading.Event()\n"
+        "def hold():\n"
+        f"    with {lock}:\n"
+        "        held.set(); release.wait(10)\n"
+        "threading.Thread(target=hold).start()\n"
+        "held.wait()\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    logging.getLogger().debug('child')\n"
+        "    assert other.capture_event(event('x')) and other.health().delivered == {'error': 1}\n"
+        "    assert transport.capture_event(event('child'))\n"
+        "    assert transport.flush(10.0).ok\n"
+        "    assert transport.health().delivered == {'error': 1}\n"
+        "    os._exit(0)\n"
+        "_, status = os.waitpid(pid, 0)\n"
+        "release.set()\n"
+        "sys.exit(status != 0)\n",
+        timeout=40.0,
+    )
+    assert (ended.status, ended.err) == (0, "")
+    assert messages(server) == ["before", "child"]
+
+
+def test_a_fork_that_no_hook_saw_is_noticed(run: Run, server: FaultServer) -> None:
+    """uWSGI forks in C. The process id is looked at with each capture."""
+    ended = run(
+        f"{HEAD}\nimport ctypes\n"
+        "transport = make_transport()\n"
+        "transport.record_lost_event('before_send', 'error', quantity=5)\n"
+        "with transport._life.worker._lock.rlock:\n"
+        "    pid = ctypes.PyDLL(None).fork()\n"
+        "    if pid == 0:\n"
+        "        assert transport.health().captured == {}\n"
+        "        assert transport.capture_event(event('child'))\n"
+        "        assert transport.flush(5.0).delivered == 1\n"
+        "        os._exit(0)\n"
+        "_, status = os.waitpid(pid, 0)\n"
+        "sys.exit(status != 0)\n"
+    )
+    assert (ended.status, ended.err) == (0, "")
+    assert messages(server) == ["child"]
+
+
+def test_a_parent_that_only_forks_starts_no_thread(run: Run, server: FaultServer) -> None:
+    """A pre-forking server loads the app once: threads there would be lost in every child."""
+    ended = run(
+        f"{HEAD}\ntransport = make_transport()\n"
+        "pids = []\n"
+        "for n in range(4):\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        transport.capture_event(event(str(n)))\n"
+        "        sys.exit(0)\n"
+        "    pids.append(pid)\n"
+        "assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 4\n"
+        "assert len(os.listdir('/proc/self/task')) == 1\n"
+    )
+    assert (ended.status, ended.err) == (0, "")
+    assert messages(server) == ["0", "1", "2", "3"]
+
+
+MULTIPROCESSING = """
+import multiprocessing
+transport = make_transport()
+
+def work(text):
+    assert transport.capture_event(event(text))
+
+if __name__ == "__main__":
+    {before}
+    context = multiprocessing.get_context(sys.argv[1])
+    children = [context.Process(target=work, args=(str(n),)) for n in range(2)]
+    for child in children: child.start()
+    for child in children: child.join(20)
+    assert [child.exitcode for child in children] == [0, 0], children
+    with context.Pool(1) as pool:
+        pool.map(work, ["pool"])
+        pool.close()
+        pool.join()
+"""
+
+
+@pytest.mark.parametrize("before", ["pass", "transport.capture_event(event('main')); transport.flush(5.0)"])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_child_of_multiprocessing_delivers_before_it_ends(
+    method: str, before: str, run: Run, server: FaultServer
+) -> None:
+    """Such a child ends by os._exit: no atexit, and finalizers of its parent are forgotten at its start."""
+    ended = run(HEAD + MULTIPROCESSING.format(before=before), method)
+    assert (ended.status, ended.err) == (0, "")
+    assert messages(server) == sorted(["0", "1", "pool"] + (["main"] if "main" in before else []))
+
+
+def test_an_end_that_both_hooks_see_waits_once_and_says_it_once(run: Run, server: FaultServer) -> None:
+    """With multiprocessing loaded, its finalizer and atexit both call."""
+    server.fault("hang")
+    ended = run(
+        f"{HEAD}\nimport multiprocessing.util\n"
+        "transport = make_transport(shutdown_timeout=1.0)\n"
+        "transport.capture_event(event('x'))\n"
+        "print(time.monotonic(), flush=True)\n"
+    )
+    assert 0.9 <= ended.ended - float(ended.out) <= 1.3
+    assert ended.err == "transport-kit: 1 envelope not delivered within 1 s of exit\n"
+
+
+# -- many exits --------------------------------------------------------------------------------------------
+
+EXIT = (
+    HEAD
+    + """
+logging.basicConfig(level=logging.DEBUG)
+number = int(sys.argv[1])
+transport = make_transport(shutdown_timeout=(2.0, 0.0, 0.12, 0.2)[number % 4])
+for n in range(number % 7): transport.capture_event(event(str(n)))
+if number % 3 == 0: logging.getLogger("app").debug("the last line")
+"""
+)
+
+
+def exits(start: Run, server: FaultServer, count: int) -> None:
+    def one(number: int) -> tuple[int, int, str]:
+        ended = start(EXIT, str(number)).end(60.0)
+        return number, ended.status, ended.err
+
+    server.answer(503, times=count // 4)
+    with ThreadPoolExecutor(4) as threads:
+        bad = [result for result in threads.map(one, range(count)) if result[1] != 0]
+    assert bad == []
+
+
+def test_fifty_interpreters_exit_well_at_debug_logging(start: Run, server: FaultServer) -> None:
+    """Senders that log and send while the interpreter goes: no abort, no hang, no traceback."""
+    exits(start, server, 50)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1200)
+def test_a_thousand_interpreters_exit_well_at_debug_logging(start: Run, server: FaultServer) -> None:
+    """What happens once in a few hundred exits, too."""
+    exits(start, server, 1000)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+def test_forks_under_load_hang_nobody_and_double_nothing(run: Run, server: FaultServer) -> None:
+    """The parent captures and sends from threads all the while; each child captures, flushes and ends."""
+    ended = run(
+        f"{HEAD}\ntransport = make_transport()\n"
+        "stop = threading.Event()\n"
+        "def load():\n"
+        "    while not stop.is_set():\n"
+        "        if transport.pending < 500: transport.capture_event(event('parent'))\n"
+        "for _ in range(3): threading.Thread(target=load, daemon=True).start()\n"
+        "for n in range(200):\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        ok = transport.capture_event(event(f'child {n}')) and transport.flush(20.0).ok\n"
+        "        os._exit(0 if ok else 1)\n"
+        "    assert os.waitpid(pid, 0)[1] == 0, n\n"
+        "stop.set()\n"
+        "assert transport.close(20.0).ok\n",
+        timeout=300.0,
+    )
+    assert (ended.status, ended.err) == (0, "")
+    assert [text for text in messages(server) if text != "parent"] == sorted(f"child {n}" for n in range(200))
+    assert len(set(server.event_ids())) == len(server.event_ids())
