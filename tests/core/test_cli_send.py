@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -267,6 +269,25 @@ def test_a_server_that_hangs_costs_the_timeout(server: FaultServer) -> None:
     assert 0.2 <= one["seconds"] <= 0.7
     assert one["problem"].startswith("timeout: ")
     assert "does not answer" in one["advice"]
+
+
+def test_a_dns_that_hangs_costs_the_timeout_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking up a name can't be bounded; waiting for it can."""
+    over, looked_up = threading.Event(), threading.Event()
+
+    def hang(*_: object, **__: object) -> None:
+        over.wait(30)
+        looked_up.set()
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    try:
+        result = run("send", f"https://{'a' * 32}@sentry.example/1", "--message", "m", "--timeout", "0.1")
+    finally:
+        over.set()
+        assert looked_up.wait(10)
+    assert result.exit_code == 1
+    assert "timeout: no answer within 0.1 s" in result.stdout
 
 
 def test_a_port_where_nothing_listens_is_named_so(server: FaultServer) -> None:
