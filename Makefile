@@ -67,14 +67,14 @@ lint: $(DEV) ## Check style, imports and format
 
 types: $(DEV) ## Check types, strictly
 	@$(BIN)/python -m mypy
-	@$(BIN)/python -m mypy integrations/transport_kit_django integrations/transport_kit_starlette example_apps $(wildcard tests/typing/*.py)
+	@$(BIN)/python -m mypy integrations/transport_kit_django integrations/transport_kit_flask integrations/transport_kit_starlette example_apps $(wildcard tests/typing/*.py)
 
 wheel: $(DEV) ## Build wheel and sdist, and use the wheel in an environment of its own
 	@rm -rf dist
 	@$(BIN)/python -m build --no-isolation --outdir dist >/dev/null
 	@$(PYTHON) -m venv --clear $(VENV)-wheel
 	@$(VENV)-wheel/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[all]"
-	@cd $(VENV)-wheel && bin/python -W error -c 'import transport_kit, transport_kit_django, transport_kit_starlette; assert "$(VENV)-wheel" in transport_kit.__file__'
+	@cd $(VENV)-wheel && bin/python -W error -c 'import transport_kit, transport_kit_django, transport_kit_flask, transport_kit_starlette; assert "$(VENV)-wheel" in transport_kit.__file__'
 	@$(VENV)-wheel/bin/transport-kit --help >/dev/null
 	@$(VENV)-wheel/bin/python -m transport_kit --help >/dev/null
 	@ls dist

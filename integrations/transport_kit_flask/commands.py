@@ -1,0 +1,162 @@
+"""`flask transport ...`: the app's own settings tried from a shell.
+
+Owns the four commands and what they print. They run in a process of their own: what they say is true of
+the app's settings and of this machine, not of the queues of running servers.
+
+Exit status: 0 when all is well, 1 when it is not, 2 when the call can't be used.
+
+Threads: main thread only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+from flask import current_app
+from flask.cli import AppGroup
+
+from transport_kit import Health, Kit
+
+__all__ = ["transport_group"]
+
+#: Options that say how to reach the server, and what events say of the app; the check has its own others.
+_CHECKED: Final = {
+    "transport": (
+        "ca_certs",
+        "client_cert",
+        "client_key",
+        "compression",
+        "compression_level",
+        "keep_alive",
+        "no_proxy",
+        "proxy",
+        "proxy_headers",
+        "trust_env",
+    ),
+    "reporter": ("dist", "environment", "release", "server_name"),
+}
+#: Seconds that somebody who waits at a terminal is given by default.
+_PATIENCE: Final = 10.0
+
+transport_group = AppGroup("transport", help="See whether what the app reports is delivered.")
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+_timeout = click.option(
+    "--timeout",
+    type=click.FloatRange(0.1, 300),
+    metavar="SECONDS",
+    help="How long to wait.  [default: 10; flush: shutdown_timeout]",
+)
+
+
+class TestError(Exception):
+    """What `send-test` reports."""
+
+
+def _kit() -> Kit:
+    # Late, as the extension needs this module to be there.
+    from transport_kit_flask.extension import get_kit
+
+    return get_kit(current_app)
+
+
+@transport_group.command()
+@_timeout
+@_as_json
+def check(timeout: float | None, as_json: bool) -> None:
+    """Try every step from the app's DSN to an accepted event; sends one.
+
+    The steps are those of `transport-kit check`, taken with the app's proxy and certificates.
+    """
+    kit = _kit()
+    dsn = kit.transport.dsn
+    if dsn is None:
+        problem = kit.problem or "there is no DSN: set TRANSPORT_KIT_DSN"
+        _say(as_json, {"ok": False, "dsn": None, "steps": [], "problem": problem}, problem)
+        raise SystemExit(1)
+    try:
+        from transport_kit.cli.check import command
+    except ModuleNotFoundError as missing:
+        raise click.UsageError(
+            f"check needs the package {missing.name}: pip install 'transport-kit[cli]'"
+        ) from missing
+    given = {name: getattr(kit.transport.options, name) for name in _CHECKED["transport"]}
+    given |= {name: getattr(kit.reporter.options, name) for name in _CHECKED["reporter"]}
+    assert command.callback is not None
+    command.callback(dsn=dsn.reveal(), timeout=timeout or _PATIENCE, as_json=as_json, **given)
+
+
+@transport_group.command("send-test")
+@_timeout
+@_as_json
+def send_test(timeout: float | None, as_json: bool) -> None:
+    """Report an exception as the app would, and say what became of it."""
+    kit = _kit()
+    before = kit.transport.health()
+    began = time.monotonic()
+    try:
+        raise TestError("flask transport send-test: this event shows that errors arrive")
+    except TestError as error:
+        event_id = kit.capture_exception(error, mechanism="command")
+    report = kit.transport.flush(timeout or _PATIENCE)
+    seconds = time.monotonic() - began
+    problem = _what_became_of_it(event_id, before, kit.transport.health())
+    facts = {
+        "ok": problem is None,
+        "event_id": event_id,
+        "pending": report.pending,
+        "problem": problem,
+        "seconds": round(seconds, 3),
+    }
+    delivered = f"event {event_id} was delivered in {seconds * 1000:.0f} ms"
+    _say(as_json, facts, delivered if problem is None else f"not delivered: {problem}")
+    raise SystemExit(0 if problem is None else 1)
+
+
+@transport_group.command()
+@_timeout
+@_as_json
+def flush(timeout: float | None, as_json: bool) -> None:
+    """Deliver what waits in this process's queue, such as what the app captured while it was loaded."""
+    kit = _kit()
+    kit.start()
+    report = kit.transport.flush(timeout, until="delivered")
+    facts = dataclasses.asdict(report)
+    _say(as_json, facts, ", ".join(f"{name} {value}" for name, value in facts.items() if name != "ok"))
+    raise SystemExit(0 if report.ok else 1)
+
+
+@transport_group.command()
+@_as_json
+def health(as_json: bool) -> None:
+    """Show the state of this process's transport: whether the app's settings can be used."""
+    found = _kit().transport.health()
+    _say(as_json, found.as_health_json(), found.as_text())
+    raise SystemExit(1 if found.status == "fail" else 0)
+
+
+def _say(as_json: bool, facts: Mapping[str, Any], text: str) -> None:
+    click.echo(json.dumps(facts, indent=2) if as_json else text)
+
+
+def _what_became_of_it(event_id: str | None, before: Health, after: Health) -> str | None:
+    """Why the event did not arrive; None when it did."""
+    if after.problem is not None:
+        return after.problem
+    for reason, totals in after.discarded_by_category.items():
+        if totals.get("error", 0) > before.discarded_by_category.get(reason, {}).get("error", 0):
+            return f"discarded: {reason}{_last(after)}"
+    if event_id is None:
+        return "the event was not accepted"
+    if after.delivered.get("error", 0) > before.delivered.get("error", 0):
+        return None
+    return f"still waiting{_last(after)}"
+
+
+def _last(health: Health) -> str:
+    error = health.last_error
+    return "" if error is None else f" ({error.kind}{'' if error.status is None else f' {error.status}'})"
