@@ -93,7 +93,9 @@ class Kit:
                 environ=environment,
             )
         except OptionsError as error:
-            self._options = _salvaged(values if isinstance(values, Mapping) else {}, source, environment)
+            given: object = values
+            usable = given if isinstance(given, Mapping) else {}
+            self._options = _salvaged(usable, source, environment)
             self._give_up(error, str(error))
         self._borrowed = isinstance(self._target, Transport)
         self._leaves: dict[str, Leaf] = {}
