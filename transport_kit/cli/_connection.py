@@ -133,6 +133,7 @@ def read_options(values: Mapping[str, object], timeout: float) -> tuple[Transpor
         "shutdown_timeout": 0.0,
         "send_client_reports": False,
         "handle_sigterm": False,
+        "detect_release": False,  # the folder that a shell stands in is no app
     }
     return resolve({**once, **given}, (TransportOptions, ReporterOptions), source="command line")
 
