@@ -11,11 +11,11 @@ Threads: every method may be called from any thread, and from inside itself once
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -37,6 +37,7 @@ _SOURCES: Final = frozenset({"custom", "url", "route", "view", "component", "tas
 _MAX_NESTING: Final = 2
 _NAME_LENGTH: Final = 200
 _EVENT_ID = re.compile(r"[0-9a-f]{32}")
+_VARIANTS: Final = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
 _NOT_IN_A_RELEASE = re.compile(r"[\n\r\t\f\v/\\]")
 _NO_ERROR: Final = frozenset({"debug", "info", "warning"})
 #: Containers within each other that a copy for a hook follows.
@@ -79,7 +80,7 @@ class Pipeline:
     def event(self, level: object) -> Event:
         """What every event says."""
         return {
-            "event_id": uuid.uuid4().hex,
+            "event_id": new_event_id(),
             "timestamp": time.time(),
             "level": known_level(level),
             **self.fixed,
@@ -179,7 +180,7 @@ class Pipeline:
             if info is not None:
                 if "request" not in event and (found := self._described(info)):
                     event["request"] = found
-                if usable_ip(info.remote_addr):
+                if self.options.send_default_pii and usable_ip(info.remote_addr):
                     address = {"ip_address": info.remote_addr}
         scope.apply(event)
         if self.options.send_default_pii:
@@ -261,7 +262,13 @@ def set_name(event: Event, name: str, source: str) -> None:
 def event_id_of(value: object) -> str:
     """The id as 32 lower-case hex digits; a new one when it isn't a UUID, as a server would do unasked."""
     text = value.replace("-", "").lower() if isinstance(value, str) else ""
-    return text if _EVENT_ID.fullmatch(text) else uuid.uuid4().hex
+    return text if _EVENT_ID.fullmatch(text) else new_event_id()
+
+
+def new_event_id() -> str:
+    """32 hex digits of a random UUID (RFC 9562, version 4); `uuid.uuid4` takes three times as long."""
+    digits = os.urandom(16).hex()
+    return f"{digits[:12]}4{digits[13:16]}{_VARIANTS[digits[16]]}{digits[17:]}"
 
 
 def _fixed_facts(options: ReporterOptions) -> Event:

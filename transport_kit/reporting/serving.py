@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextvars import Token
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Final, Protocol, Self, TypeVar
 
+from transport_kit.items import Item
 from transport_kit.ledger import LossReason
 from transport_kit.log import log
 from transport_kit.reporting.pipeline import Event, Pipeline, set_name
@@ -26,6 +27,9 @@ from transport_kit.reporting.spans import Transaction
 from transport_kit.reporting.unit import Unit
 
 __all__ = ["ServedRequest"]
+
+#: What is lost with a transaction that is not begun: itself, and its one span.
+_UNSAMPLED: Final = Item({"spans": []}, type="transaction")
 
 _T = TypeVar("_T")
 
@@ -165,9 +169,7 @@ class ServedRequest(Unit):
         if why_not is None:
             self.transaction = Transaction(trace, self._op, self._mechanism)
         else:
-            lose = self._pipeline.transport.record_lost_event
-            lose(why_not, "transaction")
-            lose(why_not, "span")
+            self._pipeline.transport.record_lost_event(why_not, item=_UNSAMPLED)
 
     def _sampling_facts(self) -> dict[str, Any]:
         """What a `traces_sampler` is told."""

@@ -135,7 +135,8 @@ class Span:
     def set_http_status(self, status: int) -> None:
         """The status of an HTTP response, its number under `http.response.status_code`."""
         self._status = status_of(status)
-        self.set_data("http.response.status_code", status)
+        if self.transaction is not None:
+            self._data = {**(self._data or {}), "http.response.status_code": int(status)}
 
     def set_data(self, key: str, value: object) -> None:
         """Add a fact as it is now; secrets are filtered by its key. At most 50, of 4 KiB each."""

@@ -244,8 +244,11 @@ def _rand(dsc: Mapping[str, str], sampled: bool | None, drawn: float) -> float:
         return given
     rate = _fraction(dsc.get("sample_rate"))
     if rate is not None and sampled is not None:
-        drawn = drawn * rate if sampled else rate + drawn * (1.0 - rate)
-    return min(math.floor(drawn * 1e6) / 1e6, 0.999999)
+        if not sampled:
+            # Upwards: six decimals must not bring it below the rate.
+            return min(math.ceil((rate + drawn * (1.0 - rate)) * 1e6) / 1e6, 0.999999)
+        drawn *= rate
+    return math.floor(drawn * 1e6) / 1e6
 
 
 def _fraction(text: str | None) -> float | None:
