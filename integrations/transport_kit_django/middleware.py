@@ -108,11 +108,13 @@ class TransportMiddleware:
 def _end(served: ServedRequest, request: HttpRequest, response: HttpResponse) -> None:
     served.status = response.status_code
     if response.streaming:
+        # The body is made after all middleware, still in this scope. Closing the response ends the request;
+        # the wrapper of `asgi.py` or `wsgi.py`, if there is one, ends it with the body, and sees it fail.
+        response._resource_closers.append(served.finish)  # type: ignore[attr-defined]
         handed_over = getattr(request, "scope", request.META).get(HANDED_OVER)
         if handed_over is not None:
-            # The body is made after all middleware: who stands around the site ends this request.
             handed_over.append((served, copy_context()))
-            return
+        return
     served.finish()
 
 

@@ -47,11 +47,9 @@ def with_capture(application: WSGIApplication) -> WSGIApplication:
             raise
         if not handed_over:
             return result
+        # What the server sends as a file is none of Django's responses any more; closing it ends the request.
         served, _ = handed_over.pop()
-        if isinstance(result, StreamingHttpResponse):
-            return _Body(result, served)
-        served.finish()
-        return result
+        return _Body(result, served) if isinstance(result, StreamingHttpResponse) else result
 
     return captured
 

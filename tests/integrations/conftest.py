@@ -32,7 +32,8 @@ class Sink:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        return [json.loads(item.get_bytes()) for envelope in self.envelopes for item in envelope.items]
+        items = [item for envelope in self.envelopes for item in envelope.items]
+        return [json.loads(item.get_bytes()) for item in items if item.type == "event"]
 
     @property
     def event(self) -> dict[str, Any]:
