@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from transport_kit.reporting.frames import FrameReader
-from transport_kit.reporting.scrub import is_sensitive, scrub_userinfo
+from transport_kit.reporting.scrub import is_sensitive, scrub_text
 from transport_kit.reporting.values import (
     Limits,
     Room,
@@ -185,10 +185,10 @@ class _Texts:
         self._left = _TEXT_SECONDS
 
     def value(self, error: BaseException) -> str:
-        """What the exception says, its notes below, without credentials in URLs."""
+        """What the exception says, its notes below, without what looks like a secret."""
         notes = _notes(error)
         text = clean(self._text(error, 0))
-        return cut(scrub_userinfo(cut(text, _VALUE_LENGTH - len(notes)) + notes), _VALUE_LENGTH)
+        return cut(scrub_text(cut(text, _VALUE_LENGTH - len(notes)) + notes), _VALUE_LENGTH)
 
     def _text(self, error: BaseException, depth: int) -> str:
         try:

@@ -27,6 +27,7 @@ from transport_kit.reporting.release import detected_release
 from transport_kit.reporting.request import RequestInfo
 from transport_kit.reporting.sampling import Sampler
 from transport_kit.reporting.scope import Scope, known_level, mark_captured, new_scope, take_mark_back
+from transport_kit.reporting.scrub import scrub_text
 from transport_kit.reporting.serving import ServedRequest
 from transport_kit.reporting.sessions import Sessions
 from transport_kit.reporting.spans import NO_SPAN, Span, running_span
@@ -296,7 +297,7 @@ class Reporter:
 
         def build() -> Event:
             event = self._pipeline.event(level)
-            event["message"] = cut(clean(str(text)), _MESSAGE_LENGTH)
+            event["message"] = cut(scrub_text(clean(cut(str(text), 2 * _MESSAGE_LENGTH))), _MESSAGE_LENGTH)
             return event
 
         return self._pipeline.capture(build, {}, attachments=attachments)

@@ -43,12 +43,47 @@ _PERSONAL = re.compile(
     re.IGNORECASE,
 )
 # `scheme://user:password@`: up to the last @ before the path. No run overlaps the next: "/" ends each.
-_USERINFO = re.compile(r"""(?<=://)[^/\s?#'"<>]*@""")
+_USERINFO = re.compile(r"""(?<=://)[^/\s'"<>]*@""")
 # `name=value` and `"name": value`; a value in quotes is taken whole, even when the text ends inside it.
 _PAIR = re.compile(
     r"""(?<![\w.\-\[\]%])([\w.\-\[\]%]++)(=|\\?["']\s*+:\s*+)"""
     r"""("(?:[^"\\]++|\\.|\\$)*+"?|'(?:[^'\\]++|\\.|\\$)*+'?|[^&\s;,"'}]++)""",
     re.DOTALL,
+)
+
+
+# In running text: a header, to the end of its line or quote; a password, to the next space.
+_HEADER = re.compile(
+    r"""(?<![\w\-])((?:proxy-)?authorization|(?:set-)?cookie|(?:x-)?(?:api|auth|access|csrf|xsrf)-?(?:key|token))"""
+    r"""([ \t]*+:[ \t]*+)[^\r\n"'\[{][^\r\n"']*+""",
+    re.IGNORECASE,
+)
+_PASSWORD = re.compile(
+    r"""(?<![\w\-])(pass(?:word|wd|phrase)|pwd|secret)([ \t]*+:[ \t]*+)[^\s"'\[{,;]++""", re.IGNORECASE
+)
+# The scheme and credentials of an `Authorization` value, wherever they stand.
+_SCHEME = re.compile(r"(?<!\w)(bearer|basic|digest|negotiate)([ \t]++)([\w.~+/=:\-]{6,}+)", re.IGNORECASE)
+# What is a credential by its own form: JSON web tokens, and keys whose makers gave them a prefix.
+_TOKEN = re.compile(
+    r"""(?<![\w\-])(?:eyJ[\w\-]{8,}+\.[\w\-]{4,}+(?:\.[\w\-]*+)?|(?:sk|rk)_(?:live|test)_\w{8,}+|gh[oprsu]_\w{20,}+"""
+    r"""|github_pat_\w{20,}+|glpat-[\w\-]{16,}+|xox[abeoprs]-[\w\-]{8,}+|(?:AKIA|ASIA)[A-Z0-9]{16}(?!\w))"""
+)
+#: Cheap signs that one of the patterns above may be found: most texts hold none.
+_SIGNS: Final = (
+    "earer",
+    "EARER",
+    "asic",
+    "ASIC",
+    "igest",
+    "egotiate",
+    "eyJ",
+    "_live_",
+    "_test_",
+    "gh",
+    "glpat",
+    "xox",
+    "AKIA",
+    "ASIA",
 )
 
 
@@ -85,14 +120,35 @@ def scrub_userinfo(text: str) -> str:
 
 
 def scrub_text(text: str) -> str:
-    """The text without URL credentials, and without the values of sensitive `name=value` pairs.
+    """The text without what is a secret by its place or its form.
 
-    Prose is left alone: only pairs with `=`, and quoted names followed by a colon, are read.
+    That is: credentials in URLs, values of sensitive `name=value` pairs and quoted `"name": value` pairs,
+    values of headers such as `Authorization: …`, credentials after `Bearer` and its like, and tokens of
+    well-known forms. Prose is left alone.
     """
-    text = scrub_userinfo(text)
-    if ("=" in text or ":" in text) and _SECRET.search(text) is not None:
-        text = _PAIR.sub(_filter_pair, text)
+    if ":" in text or "=" in text:
+        text = scrub_userinfo(text)
+        if _SECRET.search(text) is not None:
+            text = _PAIR.sub(_filter_pair, text)
+            if ":" in text:
+                text = _PASSWORD.sub(_filter_header, _HEADER.sub(_filter_header, text))
+    for sign in _SIGNS:
+        if sign in text:
+            text = _TOKEN.sub(FILTERED, text)
+            return _SCHEME.sub(_filter_scheme, text)
     return text
+
+
+def _filter_header(match: re.Match[str]) -> str:
+    name, sign = match.groups()
+    return f"{name}{sign}{FILTERED}"
+
+
+def _filter_scheme(match: re.Match[str]) -> str:
+    scheme, space, value = match.groups()
+    if not any(character.isdigit() or character in "=._~+/-" for character in value) and value.islower():
+        return match.group()  # "basic authentication": a word
+    return f"{scheme}{space}{FILTERED}"
 
 
 def _filter_pair(match: re.Match[str]) -> str:

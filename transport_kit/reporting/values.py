@@ -2,7 +2,8 @@
 
 Owns the bounded walk. Only exact facts of built-in types are read, through the types' own C functions, so
 that no `__repr__`, `__str__`, `__len__`, `__iter__`, `__class__` or `__getattr__` of the app runs; any
-other object is `<module.Class>`. Every walk has a depth, a breadth, a text length and a number of bytes.
+other object is `<module.Class>`, with its fields when its class declares them (`objects.py`). Every walk
+has a depth, a breadth, a text length and a number of bytes.
 
 Threads: stateless. Containers that other threads change meanwhile are read in one step each.
 """
@@ -18,6 +19,7 @@ from typing import Any, Final
 
 import orjson
 
+from transport_kit.reporting.objects import fields_of, shape_of
 from transport_kit.reporting.scrub import FILTERED, scrub_text
 
 __all__ = ["bounded", "class_name", "clean", "cut", "Limits", "MINIMUM", "module_of", "qualname_of", "Room"]
@@ -29,6 +31,8 @@ _INT64: Final = 1 << 63
 # Past a limit by this much a text is still scrubbed, so that a cut never hides the `@` that ends a password.
 _LOOKAHEAD: Final = 512
 _NAME_LENGTH: Final = 200
+#: Under which an object with fields says its class.
+_CLASS_KEY: Final = "<class>"
 
 _module: Callable[[type], Any] = type.__dict__["__module__"].__get__
 _qualname: Callable[[type], str] = type.__dict__["__qualname__"].__get__
@@ -130,15 +134,23 @@ def bounded(value: Any, room: Room, limits: Limits, depth: int = 0) -> Any:
         return _integer(int.__index__(value), room)
     if issubclass(cls, float):
         return _float(float.__float__(value), room)
-    return _plain(f"<{class_name(cls)}>", room)
+    return _object(value, cls, room, limits, depth)
+
+
+def _object(value: Any, cls: type, room: Room, limits: Limits, depth: int) -> Any:
+    name = f"<{class_name(cls)}>"
+    if depth < limits.depth:
+        fields = fields_of(value, cls)
+        if fields is not None and room.left > len(name) + 2 * MINIMUM:
+            return _mapping({_CLASS_KEY: name, **fields}, room, limits, depth)
+    shape = shape_of(value, cls)
+    return _plain(name if shape is None else f"<{class_name(cls)} {shape}>", room)
 
 
 def _text(text: str, room: Room, limits: Limits) -> str:
     limit = limits.text
     if limits.hides is not None:
-        text = cut(text, limit + _LOOKAHEAD)
-        if ":" in text or "=" in text:
-            text = scrub_text(text)
+        text = scrub_text(cut(text, limit + _LOOKAHEAD))
     return _plain(cut(text, limit), room)
 
 
