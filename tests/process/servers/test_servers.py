@@ -54,12 +54,9 @@ def assert_in_time(ended: Ended, in_flight: float = 0.0, timeout: float = SHUTDO
 
 
 @every_server
-@pytest.mark.parametrize("delay", [0.0, 0.05])
-def test_errors_right_before_sigterm_arrive_once(
-    name: str, delay: float, receiver: FaultServer, tmp_path: Path
-) -> None:
+def test_errors_right_before_sigterm_arrive_once(name: str, receiver: FaultServer, tmp_path: Path) -> None:
     """A deployment ends the server while its last errors wait: they are the ones one needs to see."""
-    receiver.delay = delay
+    receiver.delay = 0.05  # answers come as slowly as over the internet
     with running(name, tmp_path, receiver.dsn) as server:
         ready(server, name)
         raise_errors(server, 10)
