@@ -513,6 +513,27 @@ def test_a_fork_that_no_hook_saw_is_noticed_by_the_process_id(
     assert not transport.closed  # a grandchild is new again
 
 
+def test_threads_that_notice_a_fork_at_once_agree_on_one_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two lives would be two queues, and the end of the process would see one of them."""
+    both = threading.Barrier(2)
+
+    class Slow(Scripted):
+        waits = False
+
+        def _make_pool(self) -> None:
+            if self.waits:
+                both.wait(5)
+
+    transport = Slow()
+    transport.waits = True
+    parent = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: parent + 1)
+    with ThreadPoolExecutor(2) as threads:
+        assert all(threads.map(lambda text: transport.capture_event({"message": text}), "ab"))
+    assert transport.close().ok
+    assert transport.health().delivered == {"error": 2}
+
+
 def test_a_transport_is_not_pickled_and_its_text_shows_no_secret(make: Callable[..., Scripted]) -> None:
     """It holds the key. A pickle of it, or a repr in a traceback, must not."""
     transport = make(proxy=None)

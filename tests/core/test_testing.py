@@ -31,6 +31,7 @@ def test_what_is_captured_is_what_would_be_sent(transport: CapturedTransport) ->
     assert transport.capture_event(event)
     event["extra"]["a"] = 2
     assert transport.events[0]["extra"] == {"a": 1}
+    assert b'"extra":{"a":1}' in transport.envelopes[0].items[0].get_bytes()
     assert transport.envelopes[0].headers["event_id"] == transport.events[0]["event_id"]
     assert Envelope.deserialize(transport.sealed[0]).serialize() == transport.sealed[0]
     assert transport.health().delivered == {"error": 1}

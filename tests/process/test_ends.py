@@ -255,6 +255,7 @@ transport = make_transport()
 {before}
 pid = os.fork()
 if pid == 0:
+    assert transport._life.pid == os.getpid()  # before anyone looked: the hook did it
     health = transport.health()
     assert health.captured == {{}} and health.state == "new", health
     assert transport.capture_event(event("child"))
