@@ -8,6 +8,7 @@ Threads: any.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -99,6 +100,14 @@ class System:
     def write(self, fd: int, parts: Sequence[bytes]) -> int:
         """Append the parts at once; how many bytes were written."""
         return os.writev(fd, parts)
+
+    def close_after(self, fd: int, data: bytes) -> None:
+        """Write a small file's whole content and close it; OSError when not all of it fits."""
+        try:
+            if self.write(fd, (data,)) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            self.close(fd)
 
     def read(self, fd: int, size: int, offset: int) -> bytes:
         return os.pread(fd, size, offset)

@@ -1,0 +1,138 @@
+"""The directory of a spool: made, checked, and opened once.
+
+Owns what the directory must be before anything is written into it: ours alone, no symbolic link, on this
+host. From then on files are reached through the descriptors opened here, so nobody can swap the directory.
+
+Threads: `open_directory` may be called from any; a `Directory` is closed by its owner.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from transport_kit.dsn import Dsn
+from transport_kit.errors import OptionsError
+from transport_kit.spool.system import NETWORK_FILESYSTEMS, System
+
+__all__ = ["Directory", "identity_of", "open_directory"]
+
+FORMAT: Final = b"transport-kit spool 1\n"
+_FORMAT_NAME: Final = "format"
+_IDENTITY: Final = re.compile(r"[0-9a-f]{16}")
+
+
+def identity_of(dsn: Dsn) -> str:
+    """The name of a DSN's part of a spool; does not reveal the key."""
+    return hashlib.sha256(f"{dsn.envelope_url} {dsn.public_key}".encode()).hexdigest()[:16]
+
+
+@dataclass(slots=True)
+class Directory:
+    """Descriptors of one identity's directories.
+
+    Attributes:
+        key: Device and inode of the identity's directory: which one it is, whatever its path.
+        identity, segments, dead: Descriptors.
+    """
+
+    system: System
+    key: tuple[int, int]
+    identity: int
+    segments: int
+    dead: int
+
+    def close(self) -> None:
+        """Close the descriptors. Once."""
+        descriptors = (self.identity, self.segments, self.dead)
+        self.identity = self.segments = self.dead = -1
+        for fd in descriptors:
+            if fd >= 0:
+                self.system.close(fd)
+
+
+def open_directory(system: System, path: str, identity: str, *, force: bool = False) -> Directory:
+    """Make what is missing below `path`'s parent, check it, open it.
+
+    Args:
+        force: Take a network filesystem all the same.
+
+    Raises:
+        OptionsError: The directory is not one to trust with data; a person has to change something.
+        OSError: It can't be used now: missing parent, read-only, full, no permission.
+    """
+    if not _IDENTITY.fullmatch(identity):
+        raise OptionsError("queue", "an identity is 16 hex digits")
+    root = _open(system, path, None)
+    try:
+        kind = system.filesystem(root)
+        if kind in NETWORK_FILESYSTEMS and not force:
+            raise OptionsError(
+                "queue", f"{path} is on {kind}, whose locks can't be relied on; spool_force takes it anyway"
+            )
+        _check_format(system, root, path)
+        inner = _open(system, identity, root)
+    finally:
+        system.close(root)
+    segments = dead = -1
+    try:
+        segments = _open(system, "seg", inner)
+        dead = _open(system, "dead", inner)
+        status = system.status(inner)
+    except BaseException:
+        for fd in (inner, segments, dead):
+            if fd >= 0:
+                system.close(fd)
+        raise
+    return Directory(system, (status.st_dev, status.st_ino), inner, segments, dead)
+
+
+def _open(system: System, path: str, within: int | None) -> int:
+    try:
+        try:
+            fd = system.open_directory(path, within=within)
+        except FileNotFoundError:
+            try:
+                system.make_directory(path, within=within)
+            except FileExistsError:
+                pass  # another process was faster
+            fd = system.open_directory(path, within=within)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise OptionsError("queue", f"{path} is a symbolic link or not a directory") from None
+        raise
+    problem = None
+    status = system.status(fd)
+    if status.st_uid != system.user():
+        problem = f"belongs to user {status.st_uid}, and this process is user {system.user()}"
+    elif status.st_mode & 0o077:
+        problem = f"is open to others; chmod 700 {path}"
+    if problem is not None:
+        system.close(fd)
+        raise OptionsError("queue", f"{path} {problem}")
+    return fd
+
+
+def _check_format(system: System, root: int, path: str) -> None:
+    """Written once under its name, whole: a crash leaves no half of it."""
+    try:
+        fd = system.open_file(_FORMAT_NAME, root)
+    except FileNotFoundError:
+        draft = f".format-{system.random(8).hex()}"
+        system.close_after(system.create(draft, root), FORMAT)
+        try:
+            system.link(draft, _FORMAT_NAME, root)
+        except FileExistsError:
+            pass  # another process was faster
+        finally:
+            system.unlink(draft, root)
+        fd = system.open_file(_FORMAT_NAME, root)
+    try:
+        found = system.read(fd, 64, 0)
+    finally:
+        system.close(fd)
+    if found != FORMAT:
+        raise OptionsError("queue", f"{path} holds a spool of another version, or something else")

@@ -1,0 +1,739 @@
+"""FileSpool: a queue on disk behind the `Queue` protocol.
+
+Owns how the parts work together: writing (`writer.py`), the election (`election.py`), draining
+(`drainer.py`, `upkeep.py`), and the memory that takes over while the directory can't be used. What belongs
+to one process is in one object that a forked child replaces.
+
+Threads: `put` may be called from any thread and from signal handlers, and takes no lock that is held
+during I/O. `claim`, and what settles, do I/O under `lock`, which only they and `close` take. `wake` and
+`stats` take neither.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from transport_kit.errors import OptionsError
+from transport_kit.ledger import Report
+from transport_kit.log import log
+from transport_kit.queue import Claim, MemoryQueue, Put, QueueStats
+from transport_kit.sealing import Priority, SealedEnvelope
+from transport_kit.spool.ages import Ages
+from transport_kit.spool.directory import Directory, open_directory
+from transport_kit.spool.drainer import Drainer
+from transport_kit.spool.election import Election
+from transport_kit.spool.records import envelope_record, losses_record, rank_of
+from transport_kit.spool.segments import Kind
+from transport_kit.spool.status import SpoolStatus, read_status
+from transport_kit.spool.system import System
+from transport_kit.spool.tail import Entry
+from transport_kit.spool.upkeep import Upkeep
+from transport_kit.spool.writer import Full, Writer
+from transport_kit.statelock import StateLock
+
+__all__ = ["FileSpool", "SpoolFacts"]
+
+#: Seconds between two looks of the drainer: the shortest, while work comes, and the longest.
+LOOK_FIRST: Final = 0.005
+LOOK_LAST: Final = 0.25
+#: Seconds between two candidacies of a process that does not drain, in `claim`; and on a put.
+CANDIDACY: Final = 0.95
+CANDIDACY_ON_PUT: Final = 0.1
+#: Seconds before a directory that failed is tried again.
+RECOVERY: Final = 0.25
+#: A forced small spool still has room for several segments.
+SMALLEST_SEGMENT: Final = 16 * 1024
+#: Dead letters may take this share of `max_bytes`.
+DEAD_SHARE: Final = 1 / 8
+#: A record is hardly smaller: what makes a number of bytes a number of envelopes.
+SMALLEST_RECORD: Final = 128
+_LOSSES_RANK: Final = int(Priority.TRANSACTION)
+_ACCEPTED: Final = Put(True)
+_REFUSED: Final = Put(False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolFacts:
+    """What a process knows of its spool, without looking at the disk.
+
+    Attributes:
+        path: Of the spool.
+        draining: Whether this process drains.
+        drainer: The process that does; 0 when its number is unknown, None when none was seen.
+        trouble: Why envelopes go to memory instead, or None.
+        in_memory: Envelopes that wait there now.
+        fell_back: Envelopes that were taken into memory so far.
+        status: What the drainer published last, or None.
+        status_age: Seconds since, when it can be told.
+    """
+
+    path: str
+    draining: bool
+    drainer: int | None
+    trouble: str | None
+    in_memory: int
+    fell_back: int
+    status: SpoolStatus | None
+    status_age: float | None
+
+
+class _Life:
+    """All that belongs to one process. Fields without a word change only while holding `lock`."""
+
+    def __init__(self, spool: FileSpool) -> None:
+        self.pid = spool._system.process()
+        # The next life, by the process it is for. `setdefault` decides among threads that come at once.
+        self.heirs: dict[int, _Life] = {}
+        self.parent: _Life | None = None
+        self.lock = StateLock()
+        self.memory = MemoryQueue(spool._memory_items, spool._memory_bytes, clock=spool._clock)
+        self.ids = itertools.count(1)
+        self.directory: Directory | None = None
+        # Read by every put; replaced as a whole.
+        self.writer: Writer | None = None
+        self.election: Election | None = None
+        self.drainer: Drainer | None = None
+        self.upkeep: Upkeep | None = None
+        # Claims of envelopes in memory, by our id.
+        self.from_memory: dict[int, Claim] = {}
+        self.leaving = False  # a forwarder came
+        self.yield_at = 0.0
+        self.working = False  # the last look found something
+        self.status_read = float("-inf")
+        # Set by any thread, each in one step. `trouble` keeps puts from trying; `why` is what is known of
+        # the last failure until something was written again.
+        self.trouble: str | None = None
+        self.why: str | None = None
+        self.try_again = 0.0
+        self.closed = False
+        self.hasten = False
+        self.fell_back = 0
+        self.puts = 0
+        self.puts_at_status = 0
+        self.candidacy_at = float("-inf")
+        self.status: SpoolStatus | None = None
+        self.holder: int | None = None
+        self.figures = (0, 0)  # waiting and in hand, as far as the drainer has read
+        # Guards the three below, for a moment at a time and never during I/O. Re-entrant.
+        self.signal = threading.Condition()
+        self.wakes = 0
+        self.pokes = 0
+        self.parked = False
+        # Only ever tried: puts and claims both run for the drain.
+        self.electing = threading.Lock()
+
+
+# For forks: every spool of this process.
+_spools: weakref.WeakSet[FileSpool] = weakref.WeakSet()
+_hooked = False
+
+
+def _abandon_all() -> None:
+    for spool in list(_spools):
+        spool._abandon()
+
+
+class FileSpool:
+    """A queue that survives the death of every process on the host.
+
+    Several processes may have one each on the same directory; one of them drains at a time. A second one
+    in the same process only writes.
+
+    Args:
+        path: The directory; made when its parent exists.
+        identity: Whose envelopes these are, see `identity_of`.
+        max_bytes: Of all segments; what is over it is evicted, lowest class first, and counted.
+        max_count: Envelopes; None for no bound.
+        max_age: Seconds after which an envelope is given up.
+        segment_bytes: A segment past this is closed and the next one begun.
+        durability: `process`: survives processes. `host`: on the disk before `put` returns.
+        memory_items, memory_bytes: Bounds of what is held in memory while the directory can't be used.
+        force: Take a network filesystem all the same.
+        drain: Whether this process may drain; otherwise it only writes.
+        forwarder: Whether it exists to drain, and is preferred to others.
+        strict: Whether a directory that a person has to put right is an error; otherwise it is trouble.
+        clock: Monotonic seconds.
+        wall: Epoch seconds.
+        system: The operating system.
+
+    Raises:
+        OptionsError: With `strict`: the directory is not ours alone, or not on this host; or an option is
+            out of range.
+    """
+
+    durable = True
+    shared = True
+
+    def __init__(
+        self,
+        path: str,
+        identity: str,
+        *,
+        max_bytes: int = 512 * 1024 * 1024,
+        max_count: int | None = None,
+        max_age: float = 7 * 86_400.0,
+        segment_bytes: int = 1024 * 1024,
+        durability: str = "process",
+        memory_items: int = 10_000,
+        memory_bytes: int = 64 * 1024 * 1024,
+        force: bool = False,
+        drain: bool = True,
+        forwarder: bool = False,
+        strict: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        system: System | None = None,
+    ) -> None:
+        global _hooked
+        if durability not in ("process", "host"):
+            raise OptionsError("spool_durability", "must be process or host")
+        self.path = path
+        self.identity = identity
+        self._max_bytes = max_bytes
+        self._max_count = max_count
+        self._max_age = max_age
+        # Small enough that a spool of little room still has old segments to give up.
+        self._segment_bytes = max(min(segment_bytes, max_bytes // 16), SMALLEST_SEGMENT)
+        self._host = durability == "host"
+        self._memory_items = memory_items
+        self._memory_bytes = memory_bytes
+        self._force = force
+        self._may_drain = drain or forwarder
+        self._forwarder = forwarder
+        self._clock = clock
+        self._wall = wall
+        self._system = system or System()
+        _abandon_all()  # of a parent, when a fork went unseen: does nothing to the spools of this process
+        self._life = _Life(self)
+        _spools.add(self)
+        if not _hooked:
+            _hooked = True
+            os.register_at_fork(after_in_child=_abandon_all)
+        try:
+            self._open(self._life)
+        except OptionsError as error:
+            if strict:
+                raise
+            self._have_trouble(self._life, str(error))
+        except OSError as error:
+            self._have_trouble(self._life, _words(error))
+
+    @property
+    def lock(self) -> StateLock:
+        """Held by claims and what settles, during I/O; never by a capture."""
+        return self._current().lock
+
+    # -- one process and the next ----------------------------------------------------------------------
+
+    def _current(self) -> _Life:
+        life = self._life
+        if life.pid != self._system.process():
+            # A fork. The hook has closed what we inherited, unless the fork was made in C.
+            self._abandon()
+            fresh = _Life(self)
+            fresh.parent = life  # kept: finalising it here could find a lock of its held
+            self._life = life = life.heirs.setdefault(fresh.pid, fresh)
+            if life is fresh:
+                self._try_to_open(life)
+        return life
+
+    def _abandon(self) -> None:
+        """In a forked child: let go of what is the parent's. Takes no lock."""
+        life = self._life
+        if life.pid == self._system.process():
+            return
+        writer, life.writer = life.writer, None
+        if writer is not None:
+            writer.abandon()
+
+    def _open(self, life: _Life) -> None:
+        directory = open_directory(self._system, self.path, self.identity, force=self._force)
+        life.directory = directory
+        life.election = Election(directory, forwarder=self._forwarder)
+        life.writer = Writer(
+            directory,
+            segment_bytes=self._segment_bytes,
+            max_bytes=self._max_bytes,
+            host=self._host,
+            clock=self._clock,
+            wall_ns=lambda: int(self._wall() * 1e9),
+        )
+
+    def _try_to_open(self, life: _Life) -> bool:
+        try:
+            self._open(life)
+        except (OSError, OptionsError) as error:
+            self._have_trouble(life, _words(error) if isinstance(error, OSError) else str(error))
+            return False
+        return True
+
+    # -- putting ---------------------------------------------------------------------------------------
+
+    def prepare(self, sealed: SealedEnvelope) -> SealedEnvelope:
+        """As it is: the caller's time goes into one write, and no compression."""
+        return sealed
+
+    def put(self, sealed: SealedEnvelope) -> Put:
+        """Write it; accepted means that no death of a process loses it.
+
+        While the directory can't be used it is taken into memory, within that one's bounds.
+        """
+        life = self._current()
+        if life.closed:
+            return _REFUSED
+        writer = life.writer
+        if writer is not None and (life.trouble is None or self._clock() >= life.try_again):
+            try:
+                head, parts, length = envelope_record(sealed)
+                writer.append(Kind.ENVELOPE, rank_of(sealed), head, parts, length)
+            except Full:
+                return _REFUSED
+            except OSError as error:
+                self._have_trouble(life, _words(error))
+            else:
+                self._after_put(life)
+                return _ACCEPTED
+        put = life.memory.put(life.memory.prepare(sealed))
+        life.fell_back += put.accepted
+        if life.parked:
+            self._poke(life)
+        return put
+
+    def _after_put(self, life: _Life) -> None:
+        life.puts += 1
+        if life.why is not None:
+            life.trouble = None
+            self._is_well(life)
+        if life.parked:
+            self._poke(life)
+        elif life.drainer is None and self._clock() >= life.candidacy_at + CANDIDACY_ON_PUT:
+            self._run_for_it(life, self._clock())
+
+    def put_losses(self, report: Report) -> bool:
+        """Leave loss counts for whoever drains; False when they stay with the caller."""
+        life = self._current()
+        writer = life.writer
+        if life.closed or writer is None or life.trouble is not None:
+            return False
+        try:
+            writer.append(Kind.LOSSES, _LOSSES_RANK, losses_record(report), (), 0)
+        except (OSError, Full):
+            return False
+        return True
+
+    def take_losses(self) -> Report:
+        """What the drainer gave up or was told of since the last call, to be reported once."""
+        life = self._current()
+        drainer = life.drainer
+        if drainer is None or not drainer.losses:
+            return ()
+        with life.lock.rlock:
+            taken = tuple((reason, category, n) for (reason, category), n in drainer.losses.items())
+            drainer.losses.clear()
+        return taken
+
+    # -- the election ----------------------------------------------------------------------------------
+
+    def _run_for_it(self, life: _Life, now: float) -> None:
+        """See whether this process drains from now on; a few system calls, and no waiting."""
+        life.candidacy_at = now
+        election = life.election
+        if (
+            election is None
+            or not self._may_drain
+            or life.closed
+            or not life.electing.acquire(blocking=False)
+        ):
+            return
+        try:
+            won = not election.held and election.attempt()
+            life.holder = election.holder
+        except OSError:
+            return
+        finally:
+            life.electing.release()
+        if won:
+            self._poke(life)
+
+    def _take_over(self, life: _Life) -> None:
+        directory = life.directory
+        assert directory is not None
+        boot = self._system.boot()
+        before = read_status(directory)
+        ages = Ages(self._max_age, clock=self._clock, wall=self._wall, before=before, boot=boot)
+        life.drainer = Drainer(
+            directory,
+            clock=self._clock,
+            wall=self._wall,
+            next_id=lambda: next(life.ids),
+            forget=lambda text: None if life.writer is None else life.writer.forget(text),
+            max_dead_bytes=int(self._max_bytes * DEAD_SHARE),
+        )
+        life.upkeep = Upkeep(
+            directory,
+            life.drainer,
+            ages,
+            max_bytes=self._max_bytes,
+            max_count=self._max_count,
+            clock=self._clock,
+            wall=self._wall,
+            boot=boot,
+        )
+
+    def _step_down(self, life: _Life) -> None:
+        """A forwarder came: leave it to that one, as soon as nothing is in our hands."""
+        drainer, election = life.drainer, life.election
+        assert drainer is not None
+        assert election is not None
+        if drainer.claimed:
+            return
+        losses = tuple((reason, category, n) for (reason, category), n in drainer.losses.items())
+        if losses:
+            self.put_losses(losses)
+        drainer.close()
+        life.drainer = life.upkeep = None
+        life.figures = (0, 0)
+        election.resign()
+
+    # -- claiming --------------------------------------------------------------------------------------
+
+    def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
+        """Up to `limit` envelopes, if this process drains; those in memory in any case.
+
+        With a `limit` of 0 it only looks after the spool: elections, eviction, figures.
+        """
+        life = self._current()
+        deadline = self._clock() + timeout
+        pause = LOOK_FIRST
+        wakes = life.wakes
+        while True:
+            puts, pokes = life.puts, life.pokes
+            claims = self._look(life, limit)
+            now = self._clock()
+            if claims or life.closed or now >= deadline:
+                return claims
+            until, parked = self._next_look(life, now, pause)
+            with life.signal:
+                # `parked` is raised before the last look at `puts`, and a put counts before it looks at
+                # `parked`: one of the two sees the other.
+                life.parked = parked
+                if life.wakes == wakes and life.pokes == pokes and not (parked and life.puts != puts):
+                    life.signal.wait(max(0.0, min(until, deadline) - now))
+                life.parked = False
+                if life.wakes != wakes:
+                    return []
+            pause = LOOK_FIRST if life.pokes != pokes else min(pause * 2, LOOK_LAST)
+
+    def _next_look(self, life: _Life, now: float, pause: float) -> tuple[float, bool]:
+        """When to look again, and whether a put must say so because that is far off."""
+        drainer = life.drainer
+        if drainer is not None:
+            until = now + pause
+            return (
+                min(until, drainer.next_retry) if drainer.next_retry > now else until
+            ), pause >= LOOK_LAST / 2
+        until = max(now + LOOK_FIRST, life.candidacy_at + CANDIDACY)
+        return (now + RECOVERY, True) if life.why is not None else (until, False)
+
+    def _look(self, life: _Life, limit: int) -> list[Claim]:
+        if life.lock.held():
+            return []  # interrupted inside a critical section of ours
+        with life.lock.rlock:
+            claims = [] if life.closed else self._look_locked(life, limit)
+        life.lock.drain()
+        return claims
+
+    def _look_locked(self, life: _Life, limit: int) -> list[Claim]:
+        now = self._clock()
+        if life.why is not None and now >= life.try_again:
+            self._recover_locked(life)
+        if life.drainer is None:
+            if now >= life.candidacy_at + CANDIDACY:
+                self._run_for_it(life, now)
+            if life.election is not None and life.election.held:
+                self._take_over(life)
+            elif now >= life.status_read + CANDIDACY:
+                self._read_status(life, now)
+        claims: list[Claim] = []
+        if life.drainer is not None:
+            claims = self._drain_locked(life, life.drainer, limit, now)
+        if len(claims) < limit:
+            for inner in life.memory.claim(limit - len(claims), 0.0):
+                claim = Claim(next(life.ids), inner.sealed, inner.attempts, inner.put_at)
+                life.from_memory[claim.id] = inner
+                claims.append(claim)
+        return claims
+
+    def _drain_locked(self, life: _Life, drainer: Drainer, limit: int, now: float) -> list[Claim]:
+        assert life.upkeep is not None
+        if life.hasten:
+            life.hasten = False
+            drainer.hasten()
+        if now >= life.yield_at:
+            life.yield_at = now + CANDIDACY
+            assert life.election is not None
+            life.leaving = life.election.preferred_elsewhere
+        if life.leaving:
+            self._step_down(life)
+            return []
+        entries: list[Entry] = []
+        try:
+            drainer.scan(working=life.working)
+            life.upkeep.round()
+            entries = drainer.take(limit)
+        except OSError as error:
+            self._have_trouble(life, _words(error))
+        life.working = bool(entries)
+        if not entries and limit:
+            life.upkeep.sync_backlog()
+        self._count_locked(life, drainer)
+        wall = self._wall()
+        return [
+            Claim(
+                entry.id,
+                entry.sealed,
+                entry.attempts - 1,
+                now - max(0.0, wall - entry.created_ms / 1000),
+            )
+            for entry in entries
+            if entry.sealed is not None
+        ]
+
+    def _count_locked(self, life: _Life, drainer: Drainer) -> None:
+        in_hand = len(drainer.claimed)
+        life.figures = (max(0, drainer.tally.pending - in_hand), in_hand)
+
+    def _read_status(self, life: _Life, now: float) -> None:
+        life.status_read = now
+        if life.directory is None:
+            return
+        status = read_status(life.directory)
+        if status is not None and (life.status is None or status.at != life.status.at):
+            life.status = status
+            life.puts_at_status = life.puts
+
+    # -- settling --------------------------------------------------------------------------------------
+
+    def _settle(self, action: Callable[[_Life, Drainer | None], None]) -> None:
+        life = self._current()
+
+        def settle() -> None:
+            action(life, life.drainer)
+            if life.drainer is not None:
+                self._count_locked(life, life.drainer)
+
+        if life.lock.held():
+            life.lock.later(settle)
+            return
+        with life.lock.rlock:
+            settle()
+        life.lock.drain()
+
+    def ack(self, claims: Iterable[Claim]) -> None:
+        """Settled: forget them."""
+        settled = list(claims)
+
+        def act(life: _Life, drainer: Drainer | None) -> None:
+            for claim in settled:
+                inner = life.from_memory.pop(claim.id, None)
+                if inner is not None:
+                    life.memory.ack([inner])
+                elif drainer is not None:
+                    drainer.ack(claim.id)
+
+        self._settle(act)
+
+    def release(self, claims: Iterable[Claim], not_before: float = 0.0) -> None:
+        """Not delivered: to be claimed again, by whoever drains then."""
+        returned = list(claims)
+
+        def act(life: _Life, drainer: Drainer | None) -> None:
+            for claim in returned:
+                inner = life.from_memory.pop(claim.id, None)
+                if inner is not None:
+                    life.memory.release([inner], not_before)
+                elif drainer is not None:
+                    drainer.release(claim.id, not_before)
+
+        self._settle(act)
+
+    def extend(self, claims: Iterable[Claim]) -> None:
+        """Claims last as long as the process: the kernel ends them with it."""
+
+    def bury(self, claim: Claim, reason: str) -> None:
+        """To the dead letters, which a person may look at and replay."""
+
+        def act(life: _Life, drainer: Drainer | None) -> None:
+            inner = life.from_memory.pop(claim.id, None)
+            if inner is not None:
+                life.memory.ack([inner])
+            elif drainer is not None:
+                drainer.bury(claim.id, reason)
+
+        self._settle(act)
+
+    # -- memory, while the directory can't be used -----------------------------------------------------
+
+    def _recover_locked(self, life: _Life) -> None:
+        """Try the directory again, and move there what had to be taken into memory."""
+        life.try_again = self._clock() + RECOVERY
+        if life.writer is None and not self._try_to_open(life):
+            return
+        life.trouble = None
+        self._move_to_disk_locked(life)
+
+    def _move_to_disk_locked(self, life: _Life) -> None:
+        writer = life.writer
+        while writer is not None and life.trouble is None:
+            claims = life.memory.claim(1, 0.0)
+            if not claims:
+                return
+            sealed = claims[0].sealed
+            age = max(0.0, self._clock() - claims[0].put_at)
+            try:
+                head, parts, length = envelope_record(sealed)
+                created_ms = int((self._wall() - age) * 1000)
+                writer.append(Kind.ENVELOPE, rank_of(sealed), head, parts, length, created_ms)
+            except (OSError, Full) as error:
+                life.memory.release(claims)
+                self._have_trouble(life, _words(error) if isinstance(error, OSError) else "it is full")
+                return
+            life.memory.ack(claims)
+            life.puts += 1
+            self._is_well(life)
+
+    def _have_trouble(self, life: _Life, why: str) -> None:
+        life.try_again = self._clock() + RECOVERY
+        known, life.why = life.why is not None, why
+        life.trouble = why
+        if not known:
+            log.warning("the spool can't be used and envelopes are kept in memory meanwhile: %s", why)
+
+    def _is_well(self, life: _Life) -> None:
+        if life.why is not None:
+            life.why = None
+            log.info("the spool can be used again")
+
+    # -- waking, saying, ending ------------------------------------------------------------------------
+
+    def _poke(self, life: _Life) -> None:
+        with life.signal:
+            life.pokes += 1
+            life.signal.notify_all()
+
+    def wake(self, *, hasten: bool = False) -> None:
+        """Make every blocked `claim` return; with `hasten`, what failed may go again at once."""
+        life = self._current()
+        if hasten:
+            life.hasten = True
+            life.memory.wake(hasten=True)
+        with life.signal:
+            life.wakes += 1
+            life.signal.notify_all()
+
+    def stats(self) -> QueueStats:
+        """A snapshot. Without the drain, what its holder published last and what was put here since."""
+        life = self._current()
+        inner = life.memory.stats()
+        drainer, writer, status = life.drainer, life.writer, life.status
+        claimed = 0
+        size = inner.size
+        oldest = None if inner.oldest_put_at is None else inner.oldest_put_at
+        if drainer is not None:
+            waiting, claimed = life.figures
+            if writer is not None:
+                waiting += writer.unseen(drainer.seen)
+            status = life.upkeep.status if life.upkeep is not None else None
+        else:
+            waiting = life.puts - life.puts_at_status + (0 if status is None else status.pending)
+        if status is not None:
+            size += status.size
+            if status.oldest is not None and waiting + claimed:
+                since = self._clock() - max(0.0, self._wall() - status.oldest)
+                oldest = since if oldest is None else min(oldest, since)
+        return QueueStats(
+            waiting + inner.waiting,
+            claimed + inner.claimed,
+            size,
+            self._max_count or self._max_bytes // SMALLEST_RECORD,
+            self._max_bytes,
+            oldest,
+            life.puts,
+        )
+
+    def facts(self) -> SpoolFacts:
+        """A snapshot for health; no I/O."""
+        life = self._current()
+        upkeep = life.upkeep
+        status = life.status if upkeep is None else upkeep.status
+        inner = life.memory.stats()
+        return SpoolFacts(
+            path=self.path,
+            draining=life.drainer is not None,
+            drainer=life.holder,
+            trouble=life.why,
+            in_memory=inner.waiting + inner.claimed,
+            fell_back=life.fell_back,
+            status=status,
+            status_age=None if status is None else max(0.0, self._wall() - status.wall),
+        )
+
+    def close(self) -> list[Claim]:
+        """End this process's part. What is on the disk stays; what could only be kept in memory is returned.
+
+        Whoever drains next finds all that was not settled.
+        """
+        life = self._current()
+        if life.closed:
+            return []
+        life.closed = True
+        self.wake()
+        left: list[Claim] = []
+
+        def end() -> None:
+            for inner in life.from_memory.values():
+                life.memory.release([inner])
+            life.from_memory.clear()
+            life.memory.wake(hasten=True)
+            if life.writer is not None:
+                life.trouble = None
+                self._move_to_disk_locked(life)
+            left.extend(life.memory.close())
+            self._end_locked(life)
+
+        if life.lock.held():
+            life.lock.later(end)
+        else:
+            with life.lock.rlock:
+                end()
+            life.lock.drain()
+        return left
+
+    def _end_locked(self, life: _Life) -> None:
+        if life.drainer is not None:
+            losses = tuple((reason, category, n) for (reason, category), n in life.drainer.losses.items())
+            if losses and life.writer is not None:
+                try:
+                    life.writer.append(Kind.LOSSES, _LOSSES_RANK, losses_record(losses), (), 0)
+                except (OSError, Full):
+                    pass  # counts of what is lost, and nowhere to leave them
+            life.drainer.close()
+            life.figures = (0, 0)
+        if life.election is not None:
+            life.election.resign()
+        if life.writer is not None:
+            life.writer.close()
+        if life.directory is not None:
+            life.directory.close()
+
+
+def _words(error: OSError) -> str:
+    """An error in words, without paths or values."""
+    return error.strerror or type(error).__name__

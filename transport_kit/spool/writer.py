@@ -1,0 +1,345 @@
+"""Appending to a spool: one segment per process and class, one write per record.
+
+Owns this process's own segments. `append` takes no lock that anyone holds during I/O: a record is a single
+write to a descriptor in append mode, which the kernel does not interleave with another. A segment is
+closed by whoever leaves it last after it was retired, so no write can hit a closed, reused descriptor.
+
+Threads: any number call `append`; a signal handler may interrupt one in `append` and call it again.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from transport_kit.sealing import Priority
+from transport_kit.spool.directory import Directory
+from transport_kit.spool.segments import (
+    MAX_BODY_BYTES,
+    MAX_HEAD_BYTES,
+    Salt,
+    SegmentName,
+    record_prefix,
+    segment_header,
+)
+
+__all__ = ["Full", "Writer"]
+
+#: Seconds between two looks at the total of all processes, at least; and how much of the time they may take.
+LOOK_EVERY: Final = 1.0
+LOOK_AGAIN: Final = 0.25
+LOOK_SHARE: Final = 20.0
+#: Share of `max_bytes` beyond it that writers leave the drainer to evict before they refuse.
+SLACK: Final = 1 / 8
+_TRIES: Final = 3
+
+
+class Full(Exception):
+    """The spool holds more than it may, and nobody evicts: what comes is refused."""
+
+
+class _Open:
+    """A segment that this process appends to.
+
+    `users` holds a token per thread inside a write; list operations are atomic. A thread that finds
+    `retired` set after leaving its token does not write. So once `retired` is set and `users` is empty
+    nobody will write again, and whoever takes the one token of `last` closes.
+    """
+
+    __slots__ = (
+        "fd",
+        "inode",
+        "last",
+        "name",
+        "rank",
+        "retired",
+        "salt",
+        "size",
+        "sync_lock",
+        "synced",
+        "text",
+        "ticket",
+        "tickets",
+        "users",
+    )
+
+    def __init__(self, name: SegmentName, fd: int, inode: tuple[int, int]) -> None:
+        self.name = name
+        self.text = str(name)
+        self.rank = name.rank
+        self.salt = Salt.of(name.salt)
+        self.fd = fd
+        self.inode = inode
+        self.size = 0
+        self.retired = False
+        self.users: list[None] = []
+        self.last: list[None] = [None]
+        # Writes are numbered: one sync covers all that ended before it.
+        self.tickets = itertools.count(1)
+        self.ticket = 0
+        self.synced = 0
+        self.sync_lock = threading.RLock()
+
+
+class Writer:
+    """Appends records for one process.
+
+    Args:
+        directory: Where; stays open as long as the writer lives.
+        segment_bytes: A segment past this is retired, and the next one begun.
+        max_bytes: Of all segments of all processes; past it and some slack `append` raises `Full`.
+        host: Whether a record is on the disk, not only with the kernel, when `append` returns.
+        clock: Monotonic seconds.
+        wall_ns: Wall clock; only for names and ages.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        *,
+        segment_bytes: int,
+        max_bytes: int,
+        host: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._directory = directory
+        self._system = directory.system
+        self._segment_bytes = segment_bytes
+        self._limit = max_bytes + int(max_bytes * SLACK)
+        self._host = host
+        self._clock = clock
+        self._wall_ns = wall_ns
+        self._pid = self._system.process()
+        # Replaced by whoever holds `_rolling`, and set to None by whoever found one broken; read by all.
+        self._current: list[_Open | None] = [None] * len(Priority)
+        # All that are open, for `close` and for a forked child. Items are set and deleted atomically.
+        self._open: dict[SegmentName, _Open] = {}
+        # Records written, per segment, until the drainer has seen the segment's end: for figures only.
+        self._counts: dict[str, int] = {}
+        # Only ever tried, never waited for: it is held during I/O.
+        self._rolling = threading.Lock()
+        self._over = False
+        self._looked = float("-inf")
+        self._look_took = 0.0
+        self._total = 0
+        self._written = 0  # by us since the last look
+
+    def append(
+        self,
+        kind: int,
+        rank: int,
+        head: bytes,
+        parts: Sequence[bytes],
+        length: int,
+        created_ms: int | None = None,
+    ) -> None:
+        """Write one record; once this returns, no death of a process loses it.
+
+        Raises:
+            Full: The spool is past its size.
+            OSError: The directory does not take it. Nothing was accepted.
+        """
+        if len(head) > MAX_HEAD_BYTES or length > MAX_BODY_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        if self._over and self._is_over():
+            raise Full
+        if created_ms is None:
+            created_ms = self._wall_ns() // 1_000_000
+        for _ in range(_TRIES):
+            segment, once = self._segment(rank)
+            segment.users.append(None)
+            try:
+                if segment.retired:
+                    continue
+                prefix = record_prefix(segment.salt, kind, rank, created_ms, head, parts, length)
+                if self._write(segment, prefix, parts, len(prefix) + length):
+                    return
+            finally:
+                segment.users.pop()
+                if once:
+                    self._retire(segment)
+                elif segment.retired:
+                    self._close_if_last(segment)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _write(self, segment: _Open, prefix: bytes, parts: Sequence[bytes], size: int) -> bool:
+        """Whether the record is whole on the file. What a short write left behind is a gap for readers."""
+        try:
+            written = self._system.write(segment.fd, (prefix, *parts))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                self._drop(segment)
+            if error.errno == errno.EBADF:
+                # Someone closed our descriptors under us: the number is not ours any more.
+                segment.last.clear()
+                return False
+            raise
+        segment.size += written
+        segment.ticket = ticket = next(segment.tickets)
+        self._written += written
+        if written != size:
+            self._drop(segment)
+            return False
+        if self._host:
+            self._sync(segment, ticket)
+        self._counts[segment.text] = segment.ticket
+        return True
+
+    def _sync(self, segment: _Open, ticket: int) -> None:
+        """Together with all who wrote meanwhile: whoever comes first syncs for those that wait here."""
+        with segment.sync_lock:
+            if segment.synced >= ticket:
+                return
+            upto = max(segment.ticket, ticket)
+            try:
+                self._system.sync(segment.fd)
+            except OSError:
+                # After a failed sync the kernel forgets which pages were lost: never trust the file again.
+                self._drop(segment)
+                raise
+            segment.synced = upto
+
+    # -- segments --------------------------------------------------------------------------------------
+
+    def _segment(self, rank: int) -> tuple[_Open, bool]:
+        """Where to write, and whether it is for one record only."""
+        segment = self._current[rank]
+        if segment is not None and segment.size < self._segment_bytes:
+            return segment, False
+        if not self._rolling.acquire(blocking=False):
+            # Another thread is at it, or this one, interrupted. The old segment takes more than its share,
+            # and where there is none this record gets one of its own.
+            return (segment, False) if segment is not None else (self._begin(rank), True)
+        try:
+            known = self._current[rank]
+            if known is not None and known is not segment:
+                return known, False
+            try:
+                fresh = self._begin(rank)
+            except OSError:
+                if segment is None:
+                    raise
+                return segment, False
+            self._current[rank] = fresh
+        finally:
+            self._rolling.release()
+        if segment is not None:
+            self._retire(segment)
+        self._look()
+        return fresh, False
+
+    def _begin(self, rank: int) -> _Open:
+        """A new segment: named at random, locked, and only then where readers look."""
+        system, within = self._system, self._directory.segments
+        name = SegmentName(rank, self._wall_ns(), self._pid, system.random(8))
+        draft = f".{name}"
+        fd = system.create(draft, within)
+        try:
+            if not system.try_flock(fd):
+                raise OSError(errno.EAGAIN, "a new file is locked")
+            header = segment_header(name)
+            if system.write(fd, (header,)) != len(header):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            system.link(draft, str(name), within)
+            if self._host:
+                system.sync_directory(within)
+            status = system.status(fd)
+        except BaseException:
+            self._forget(draft)
+            system.close(fd)
+            raise
+        self._forget(draft)
+        opened = _Open(name, fd, (status.st_dev, status.st_ino))
+        self._open[name] = opened
+        return opened
+
+    def _forget(self, draft: str) -> None:
+        try:
+            self._system.unlink(draft, self._directory.segments)
+        except OSError:
+            pass  # the drainer removes drafts that nobody holds
+
+    def _drop(self, segment: _Open) -> None:
+        """Never write to it again; the caller is still inside."""
+        if self._current[segment.rank] is segment:
+            self._current[segment.rank] = None
+        segment.retired = True
+
+    def _retire(self, segment: _Open) -> None:
+        self._drop(segment)
+        self._close_if_last(segment)
+
+    def _close_if_last(self, segment: _Open) -> None:
+        if segment.users:
+            return
+        try:
+            segment.last.pop()
+        except IndexError:
+            self._open.pop(segment.name, None)
+            return
+        self._open.pop(segment.name, None)
+        fd, segment.fd = segment.fd, -1
+        self._system.close(fd)
+
+    # -- the size of it all ----------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Look at the total now and then: the drainer keeps it, and may be dead."""
+        due = self._looked + max(LOOK_EVERY, self._look_took * LOOK_SHARE)
+        if self._total + self._written > self._limit or self._clock() >= due:
+            self._is_over()
+
+    def _is_over(self) -> bool:
+        now = self._clock()
+        if now < self._looked + max(LOOK_AGAIN, self._look_took * LOOK_SHARE):
+            return self._over
+        self._looked = now
+        total = 0
+        try:
+            for name in self._system.names(self._directory.segments):
+                try:
+                    total += self._system.status_of(name, self._directory.segments).st_size
+                except FileNotFoundError:
+                    pass  # delivered meanwhile
+        except OSError:
+            total = 0  # what can't be looked at can't be judged; the write will tell
+        self._look_took = self._clock() - now
+        self._total = total
+        self._written = 0
+        self._over = total > self._limit
+        return self._over
+
+    def unseen(self, seen: Callable[[str], int]) -> int:
+        """Records written here that a drainer has not seen yet; `seen` says how many of a segment."""
+        return sum(max(0, count - seen(text)) for text, count in list(self._counts.items()))
+
+    def forget(self, text: str) -> None:
+        """A segment is gone, with all that was in it dealt with."""
+        self._counts.pop(text, None)
+
+    # -- ending ----------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Retire all segments."""
+        for segment in list(self._open.values()):
+            self._retire(segment)
+
+    def abandon(self) -> None:
+        """In a forked child: close the parent's descriptors, and never unlock, which would unlock for it.
+
+        A descriptor whose number now means another file is not ours to close.
+        """
+        for segment in list(self._open.values()):
+            try:
+                status = self._system.status(segment.fd)
+                if (status.st_dev, status.st_ino) == segment.inode:
+                    self._system.close(segment.fd)
+            except OSError:
+                pass  # closed already
+        self._open.clear()
