@@ -93,7 +93,8 @@ class Layer:
 
     def after_request(self, response: Response) -> Response:
         """Stands after the app's own hooks: keeps the status, and whether the body is yet to be made."""
-        facts = request.environ.get(KEY)
+        current = request._get_current_object()  # type: ignore[attr-defined]
+        facts = current.environ.get(KEY)
         if facts is not None:
             facts.status = response.status_code
             # What goes out as a file of the server's own stays one.
