@@ -26,7 +26,8 @@ logger = logging.getLogger("transport_kit")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-ASGIApplication = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+# Loose on purpose: frameworks, servers and stubs differ in how they write these types.
+ASGIApplication = Callable[[Any, Any, Any], Awaitable[None]]
 
 _used = False
 

@@ -8,6 +8,7 @@ Threads: sync on the request's thread, async on the event loop's; each request i
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
@@ -21,6 +22,8 @@ from transport_kit_django.capture import MECHANISM, Facts, connect
 from transport_kit_django.conf import get_kit
 
 __all__ = ["HANDED_OVER", "TransportMiddleware"]
+
+logger = logging.getLogger("transport_kit")
 
 #: Where the wrappers of `asgi.py` and `wsgi.py` leave a list, in the ASGI scope or the WSGI environ, that
 #: takes the request of a response whose body is still to come.
@@ -93,7 +96,10 @@ class TransportMiddleware:
         started = (kit, os.getpid())
         if self._started != started:
             self._started = started
-            kit.start()
+            try:
+                kit.start()
+            except Exception:
+                logger.exception("the transport could not be started")
         facts = Facts(request)
         return kit.reporter.request(
             facts.describe,

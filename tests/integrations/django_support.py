@@ -34,7 +34,9 @@ from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.test import override_settings
 
-__all__ = ["acall", "call_asgi", "call_wsgi", "Reply", "Site"]
+from tests.integrations import django_site
+
+__all__ = ["acall", "call_asgi", "call_wsgi", "django_site", "override_settings", "Reply", "Site"]
 
 
 @dataclass

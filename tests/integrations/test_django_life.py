@@ -1,0 +1,320 @@
+"""When the transport of a Django site is made, started, replaced and closed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
+
+from tests.integrations.django_support import call_wsgi, override_settings
+from transport_kit import FlushReport, FunctionTransport, OptionsError, TransportOptions
+from transport_kit.testing import FaultServer
+from transport_kit_django import get_kit
+from transport_kit_django.asgi import was_used, with_lifespan
+
+ROOT = Path(__file__).parents[2]
+
+
+class Lived(FunctionTransport):
+    """A transport of the user's own that writes down its life; made anew by the kit for each one."""
+
+    lives: list[Lived]
+
+    def __init__(self, options: TransportOptions | None = None) -> None:
+        super().__init__(self.keep, options)
+        self.happened: list[str] = []
+        type(self).lives.append(self)
+
+    def keep(self, envelope: Any) -> None:
+        self.happened.append("captured")
+
+    def start(self) -> None:
+        self.happened.append("started")
+
+    def _close(self, timeout: float) -> FlushReport:
+        self.happened.append("closed")
+        return super()._close(timeout)
+
+
+@pytest.fixture(name="lived")
+def _lived() -> type[Lived]:
+    """A fresh class, so that each test counts its own lives."""
+    return type("Lived", (Lived,), {"lives": []})
+
+
+@pytest.fixture(name="python")
+def _python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a small Django site in an interpreter of its own."""
+
+    def run(code: str, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        script = tmp_path / "manage.py"
+        script.write_text(SITE + textwrap.dedent(code))
+        clean = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("TRANSPORT_KIT_", "DJANGO_"))
+        }
+        return subprocess.run(
+            [sys.executable, "-W", "error", str(script), *arguments],
+            env=clean | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "integrations")])} | environ,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+        )
+
+    return run
+
+
+SITE = """
+import sys, threading
+from django.conf import settings
+settings.configure(
+    DEBUG=True, SECRET_KEY="x", ROOT_URLCONF=__name__,
+    INSTALLED_APPS=["transport_kit_django", "django.contrib.staticfiles"],
+    STATIC_URL="static/",
+    MIDDLEWARE=["transport_kit_django.TransportMiddleware"],
+)
+import django
+from django.urls import include, path
+urlpatterns = [path("transport/", include("transport_kit_django.urls"))]
+"""
+
+
+def test_ready_starts_no_thread_and_makes_no_transport(python: Any) -> None:
+    """It runs for every `manage.py migrate`, and in a parent that only forks."""
+    done = python(
+        """
+        django.setup()
+        from transport_kit_django import conf
+        from django.core.wsgi import get_wsgi_application
+        assert not conf._kits
+        get_wsgi_application()
+        assert conf._kits
+        print(threading.active_count(), "urllib3" in sys.modules)
+        """,
+        TRANSPORT_KIT_DSN="http://0123456789abcdef0123456789abcdef@127.0.0.1:9/1",
+    )
+    assert done.stderr == ""
+    assert done.stdout == "1 False\n"
+
+
+def test_the_first_request_of_each_process_starts_it(
+    lived: type[Lived], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A durable queue may hold a backlog; and a forked worker has a start of its own."""
+    with override_settings(TRANSPORT_KIT={"DSN": lived}):
+        app = WSGIHandler()
+        assert lived.lives[0].happened == []
+        call_wsgi(app)
+        call_wsgi(app)
+        assert lived.lives[0].happened == ["started"]
+        monkeypatch.setattr("os.getpid", lambda: -1)
+        call_wsgi(app)
+        assert lived.lives[0].happened.count("started") == 2
+        monkeypatch.undo()
+    assert "closed" in lived.lives[0].happened
+
+
+def test_a_setting_that_a_test_overrides_makes_another_kit(sink: Any) -> None:
+    """`override_settings` must work as for everything else in Django, also for a handler that exists."""
+    app = WSGIHandler()
+    with override_settings(TRANSPORT_KIT={"DSN": sink}):
+        kit = get_kit()
+        assert kit is get_kit()
+        call_wsgi(app, "/carts/1")
+        with override_settings(TRANSPORT_KIT={"DSN": ""}, DEBUG=True):
+            assert get_kit() is not kit
+            assert kit.transport.closed
+            call_wsgi(app, "/carts/2")
+    assert sink.exception["value"] == "cart 1"
+
+
+def test_a_wrong_setting_never_takes_the_site_down(caplog: pytest.LogCaptureFixture) -> None:
+    """One ERROR line, and health says so."""
+    with caplog.at_level(logging.ERROR, "transport_kit"), override_settings(TRANSPORT_KIT={"MAX_SENDER": 1}):
+        app = WSGIHandler()
+        assert call_wsgi(app).body == b"hello"
+        assert call_wsgi(app, "/transport/health").status == 503
+    assert [record.getMessage() for record in caplog.records] == [
+        "nothing will be delivered: MAX_SENDER (settings.TRANSPORT_KIT): "
+        "unknown option; did you mean max_senders?"
+    ]
+
+
+@pytest.mark.parametrize("setting", [["DSN"], "https://key@sentry.example/1", None])
+def test_a_setting_that_is_no_dict_is_a_wrong_setting(setting: object) -> None:
+    """It is the user's file; anything may be in it."""
+    with override_settings(TRANSPORT_KIT=setting):
+        assert call_wsgi(WSGIHandler()).body == b"hello"
+        problem = get_kit().problem
+        assert problem is not None
+        assert "must be a mapping" in problem
+        assert "sentry.example" not in problem
+
+
+def test_strict_raises_when_the_middleware_is_loaded() -> None:
+    """For those who would rather not start at all."""
+    with override_settings(TRANSPORT_KIT={"MAX_SENDERS": 0, "STRICT": True}), pytest.raises(OptionsError):
+        WSGIHandler()
+
+
+def test_without_the_app_the_middleware_captures_nevertheless(python: Any) -> None:
+    """Somebody reads half of the page: the half that is there should work."""
+    with FaultServer() as receiver:
+        done = python(
+            """
+            settings.INSTALLED_APPS = []
+            django.setup()
+            from django.core.wsgi import get_wsgi_application
+            from django.http import HttpRequest
+            def boom(request): raise ValueError("boom")
+            urlpatterns.append(path("boom", boom))
+            environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/boom", "SERVER_NAME": "localhost",
+                       "SERVER_PORT": "80", "wsgi.input": sys.stdin.buffer, "wsgi.url_scheme": "http"}
+            settings.LOGGING_CONFIG = None
+            get_wsgi_application()(environ, lambda status, fields: print(status))
+            """,
+            TRANSPORT_KIT_DSN=receiver.dsn,
+        )
+        assert done.stdout == "500 Internal Server Error\n", done.stderr
+        assert len(receiver.event_ids()) == 1
+
+
+# -- lifespan ------------------------------------------------------------------------------------------
+
+
+async def whole_life(app: Any, happened: list[str]) -> None:
+    """Be a server: start the app, end it, and write down when it says so."""
+    incoming = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+
+    async def receive() -> Any:
+        return incoming.pop(0)
+
+    async def send(message: Any) -> None:
+        happened.append(message["type"])
+
+    await app({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
+
+
+def test_the_transport_is_closed_before_shutdown_is_said_to_be_complete(lived: type[Lived]) -> None:
+    """uvicorn ends the loop, and the process, right after that message."""
+    happened: list[str] = []
+    with override_settings(TRANSPORT_KIT={"DSN": lived}):
+        app = with_lifespan(ASGIHandler())
+        lived.lives[0].happened = happened
+        asyncio.run(whole_life(app, happened))
+        assert happened == ["started", "lifespan.startup.complete", "closed", "lifespan.shutdown.complete"]
+        asyncio.run(whole_life(app, []))
+        assert len(lived.lives) == 2
+        assert lived.lives[1].happened == ["started", "closed"]
+    assert was_used()
+
+
+def test_a_transport_that_fails_to_start_or_to_close_takes_nothing_down(
+    lived: type[Lived], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The site was there before us."""
+
+    def fail(*_: object) -> None:
+        raise OSError("disk")
+
+    monkeypatch.setattr(lived, "start", fail)
+    monkeypatch.setattr(lived, "close", fail)
+    happened: list[str] = []
+    with caplog.at_level(logging.ERROR, "transport_kit"), override_settings(TRANSPORT_KIT={"DSN": lived}):
+        asyncio.run(whole_life(with_lifespan(ASGIHandler()), happened))
+        monkeypatch.undo()
+    assert happened == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "the transport could not be started",
+        "the transport could not be closed",
+    ]
+
+
+def test_a_start_that_fails_with_the_first_request_fails_no_request(
+    lived: type[Lived], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same without lifespan."""
+
+    def fail(*_: object) -> None:
+        raise OSError("disk")
+
+    monkeypatch.setattr(lived, "start", fail)
+    with caplog.at_level(logging.ERROR, "transport_kit"), override_settings(TRANSPORT_KIT={"DSN": lived}):
+        app = WSGIHandler()
+        assert [call_wsgi(app).status for _ in range(2)] == [200, 200]
+        monkeypatch.undo()
+    assert [record.getMessage() for record in caplog.records] == ["the transport could not be started"]
+
+
+# -- processes without requests ------------------------------------------------------------------------
+
+
+def test_a_management_command_delivers_what_it_captured_at_its_end(python: Any, tmp_path: Path) -> None:
+    """A nightly job lives for a second; nobody flushes in it."""
+    commands = tmp_path / "nightly" / "management" / "commands"
+    commands.mkdir(parents=True)
+    (commands / "nightly.py").write_text(
+        "from django.core.management.base import BaseCommand, CommandError\n"
+        "from transport_kit_django import get_kit\n"
+        "class Command(BaseCommand):\n"
+        "    def handle(self, **options):\n"
+        "        get_kit().capture_exception(ValueError('at night'))\n"
+        "        raise CommandError('no')\n"
+    )
+    with FaultServer() as receiver:
+        receiver.delay = 0.2
+        done = python(
+            """
+            settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "nightly"]
+            from django.core.management import execute_from_command_line
+            execute_from_command_line(sys.argv)
+            """,
+            "nightly",
+            TRANSPORT_KIT_DSN=receiver.dsn,
+        )
+        assert done.stderr == "CommandError: no\n"
+        assert len(receiver.event_ids()) == 1
+
+
+RELOADED = """
+from django.core.management import execute_from_command_line
+from transport_kit_django import get_kit
+from django.core.management.commands import runserver
+from django.utils import autoreload
+import os, signal
+django.setup()
+get_kit().capture_exception(ValueError(os.environ.get("RUN_MAIN", "parent")))
+runserver.Command.inner_run = lambda self, *args, **options: os.kill(os.getpid(), signal.SIGTERM)
+execute_from_command_line(sys.argv)
+"""
+
+
+def test_the_parent_of_runservers_reloader_sends_nothing(python: Any) -> None:
+    """It loads the site too, so each mistake at import would be reported twice."""
+    with FaultServer() as receiver:
+        done = python(RELOADED, "runserver", "0", TRANSPORT_KIT_DSN=receiver.dsn)
+        seen = [next(iter(request.envelope.items)).get_bytes() for request in receiver.accepted]
+        assert [json.loads(event)["exception"]["values"][0]["value"] for event in seen] == ["true"], (
+            done.stderr
+        )
+
+
+def test_runserver_without_a_reloader_is_a_server(python: Any) -> None:
+    """Then there is one process, and it reports."""
+    with FaultServer() as receiver:
+        done = python(RELOADED, "runserver", "--noreload", "0", TRANSPORT_KIT_DSN=receiver.dsn)
+        assert len(receiver.event_ids()) == 1, done.stderr
