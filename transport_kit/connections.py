@@ -33,6 +33,7 @@ from transport_kit.exchange import (
     exchange,
     would_block,
 )
+from transport_kit.forking import whole
 from transport_kit.options import TransportOptions
 from transport_kit.proxies import Proxy, choose_proxy
 
@@ -110,6 +111,7 @@ class ConnectionPool:
         # The last head built, without its Content-Length: nearly every POST has the same headers.
         self._cached: tuple[tuple[str, tuple[tuple[str, str], ...]], bytes] | None = None
         self._contexts: dict[bool, ssl.SSLContext] = {}
+        self._loaded = False
         self._idle: deque[_Idle] = deque()
         self._closed = False
         self._pid = os.getpid()
@@ -250,6 +252,7 @@ class ConnectionPool:
         `timeout` holds for each address of a name, then for a proxy's answer and for the TLS
         handshake; resolving the name has no timeout but the system's.
         """
+        self._load()
         import http.client
         import ssl
 
@@ -281,6 +284,25 @@ class ConnectionPool:
         sock = connection.sock
         connection.sock = None
         return sock
+
+    def _load(self) -> None:
+        """Import all that our connections need, before any of it is used, and undivided by a fork."""
+        if self._loaded:
+            return
+        with whole:
+            import urllib3.connection
+            import urllib3.exceptions
+            import urllib3.util.ssl_
+            import urllib3.util.url
+
+            if self._proxy is not None and self._proxy.socks:
+                import urllib3.contrib.socks  # noqa: F401
+            if self._options.ca_certs is None and (self._scheme == "https" or self._proxy is not None):
+                import certifi
+
+                certifi.where()  # has imports of its own
+            "name".encode("idna")  # as resolving a name does
+        self._loaded = True
 
     def _is_past_proxy(self, connection: HTTPConnection) -> bool:
         if self._proxy is None or self._proxy.socks:

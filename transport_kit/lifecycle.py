@@ -23,6 +23,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
 
+from transport_kit.forking import whole
 from transport_kit.log import log
 from transport_kit.options import TransportOptions
 
@@ -76,6 +77,7 @@ def watch(transport: Ending) -> None:
         _installed = True
         atexit.register(_at_exit)
         os.register_at_fork(after_in_child=renew_all)
+        whole.install()
     _watch_multiprocessing()
     if transport._wants_sigterm():
         _catch_sigterm()

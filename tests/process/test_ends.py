@@ -317,6 +317,34 @@ def test_a_fork_while_a_lock_is_held_hangs_nobody(lock: str, run: Run, server: F
     assert messages(server) == ["before", "child"]
 
 
+def test_a_fork_waits_until_the_first_delivery_has_imported_what_it_needs(
+    run: Run, server: FaultServer
+) -> None:
+    """The lock of a module that was being imported stays held in the child: its sender would never come
+    back from importing urllib3. An app that reports at start and then forks its workers hits this."""
+    ended = run(
+        f"{HEAD}\nfrom importlib.abc import MetaPathFinder\n"
+        "begun = threading.Event()\n"
+        "class Slow(MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'urllib3.util.url' and not begun.is_set():\n"
+        "            begun.set()\n"
+        "            threading.Event().wait(0.5)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "transport = make_transport()\n"
+        "transport.capture_event(event('before'))\n"
+        "assert begun.wait(10)\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    transport.capture_event(event('child'))\n"
+        "    os._exit(0 if transport.flush(10.0).ok else 1)\n"
+        "_, status = os.waitpid(pid, 0)\n"
+        "sys.exit(status != 0)\n",
+    )
+    assert (ended.status, ended.err) == (0, "")
+    assert messages(server) == ["before", "child"]
+
+
 def test_a_fork_that_no_hook_saw_is_noticed(run: Run, server: FaultServer) -> None:
     """uWSGI forks in C. The process id is looked at with each capture."""
     ended = run(
@@ -458,6 +486,7 @@ def test_forks_under_load_hang_nobody_and_double_nothing(run: Run, server: Fault
         "assert transport.close(20.0).ok\n",
         timeout=300.0,
     )
-    assert (ended.status, ended.err) == (0, "")
+    assert ended.err == ""
+    assert ended.status == 0
     assert [text for text in messages(server) if text != "parent"] == sorted(f"child {n}" for n in range(200))
     assert len(set(server.event_ids())) == len(server.event_ids())
