@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
+import orjson
+
 from transport_kit.dsn import Dsn
 from transport_kit.options import ReporterOptions
 from transport_kit.reporting.unit import Unit
@@ -31,6 +33,8 @@ _TRACEPARENT = re.compile(
 )
 _PREFIX: Final = "sentry-"
 _MAX_BAGGAGE: Final = 8192
+#: Bytes of JSON. Servers refuse an envelope whose header has more than 8 KiB, and other things are in it.
+_MAX_DSC: Final = 4000
 _MAX_MEMBERS: Final = 64
 _MAX_VALUE: Final = 1024
 #: What a baggage value may hold unescaped, beyond letters, digits and `_.-~` (RFC 6265's cookie octets).
@@ -218,13 +222,19 @@ class Tracing:
 
 
 def sentry_members(baggage: str) -> dict[str, str]:
-    """The DSC that a `baggage` header carries; what can't be read is left out."""
+    """The DSC that a `baggage` header carries; what can't be read, or is too much, is left out."""
     members: dict[str, str] = {}
+    left = _MAX_DSC
     for part in baggage[:_MAX_BAGGAGE].split(",")[:_MAX_MEMBERS]:
         name, sign, value = part.partition(";")[0].strip().partition("=")
         name = name.strip()
         if sign and name.startswith(_PREFIX) and len(name) > len(_PREFIX):
-            members[clean(unquote(name[len(_PREFIX) :]))] = clean(cut(unquote(value.strip()), _MAX_VALUE))
+            name = clean(unquote(name[len(_PREFIX) :]))
+            value = clean(cut(unquote(value.strip()), _MAX_VALUE))
+            left -= len(orjson.dumps((name, value)))
+            if left < 0:
+                break
+            members[name] = value
     return members
 
 

@@ -1,0 +1,46 @@
+"""What the tests of reporting share: a reporter whose envelopes are kept, and ways to make its events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transport_kit.options import ReporterOptions
+from transport_kit.reporting import Reporter
+from transport_kit.testing import CapturedTransport
+
+TRACE = "771a43a4192642f0b136d5159a501700"
+SPAN = "a0cfbde2bdff3adc"
+
+
+class Kept(CapturedTransport):
+    """Keeps what is captured, and can say what was lost."""
+
+    def lost(self) -> dict[str, dict[str, int]]:
+        """Losses by reason and category."""
+        return {reason: dict(counts) for reason, counts in self.health().discarded_by_category.items()}
+
+    @property
+    def transactions(self) -> list[dict[str, Any]]:
+        """The payloads of all transactions, in order."""
+        return self.payloads("transaction")
+
+    def check_ins(self) -> list[dict[str, Any]]:
+        """The payloads of all check-ins, in order."""
+        return self.payloads("check_in")
+
+    def logs(self) -> list[dict[str, Any]]:
+        """All log items, in order."""
+        return [log for container in self.payloads("log") for log in container["items"]]
+
+
+def reporter_for(transport: Kept, **options: Any) -> Reporter:
+    """A reporter with these options, and none that depends on the checkout it runs in."""
+    return Reporter(transport, ReporterOptions(**{"detect_release": False, **options}))
+
+
+def raised(error: BaseException) -> BaseException:
+    """The exception with a traceback, as if it had been caught."""
+    try:
+        raise error
+    except BaseException as caught:
+        return caught
