@@ -1,0 +1,232 @@
+"""`manage.py transport`, and the check for django-health-check."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from health_check.views import HealthCheckView
+
+from tests.integrations.django_support import Site, override_settings
+from transport_kit import Health
+from transport_kit.testing import CapturedTransport, FaultServer
+from transport_kit_django.health_check import Transport
+
+
+@pytest.fixture(name="receiver")
+def _receiver() -> Iterator[FaultServer]:
+    """A server that takes what is sent."""
+    with FaultServer() as receiver:
+        yield receiver
+
+
+def transport(*arguments: str, setting: dict[str, Any]) -> tuple[int, str]:
+    """Exit status and output of `manage.py transport …`."""
+    out = io.StringIO()
+    with override_settings(TRANSPORT_KIT=setting):
+        try:
+            call_command("transport", *arguments, stdout=out)
+        except SystemExit as end:
+            return int(end.code or 0), out.getvalue()
+    return 0, out.getvalue()
+
+
+def test_health_is_shown_for_people_and_for_machines() -> None:
+    """The exit status is for scripts."""
+    status, text = transport("health", setting={"DSN": ""})
+    assert (status, text.splitlines()[0]) == (0, "status: pass")
+    status, text = transport("health", "--json", setting={"MAX_SENDERS": 0})
+    assert (status, json.loads(text)["status"]) == (1, "fail")
+
+
+def test_flush_says_what_became_of_what_waited(receiver: FaultServer) -> None:
+    """With a spool that is the backlog of a site that was down."""
+    status, text = transport("flush", "--timeout", "5", "--json", setting={"DSN": receiver.dsn})
+    assert status == 0
+    assert json.loads(text) == {"ok": True, "delivered": 0, "discarded": 0, "stored": 0, "pending": 0}
+    status, text = transport("flush", setting={"DSN": receiver.dsn})
+    assert (status, text) == (0, "delivered 0, discarded 0, stored 0, pending 0\n")
+
+
+def test_flush_that_runs_out_of_time_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a deployment script goes on with things left behind."""
+    from transport_kit import FlushReport
+
+    transport_of_a_test = CapturedTransport()
+    monkeypatch.setattr(transport_of_a_test, "_flush", lambda *_: FlushReport(False, pending=3))
+    status, text = transport("flush", setting={"DSN": transport_of_a_test})
+    assert status == 1
+    assert "pending 3" in text
+
+
+def test_send_test_reports_as_the_site_would_and_says_that_it_arrived(receiver: FaultServer) -> None:
+    """The whole way, `before_send` and release included."""
+
+    def mark(event: dict[str, Any], hint: object) -> dict[str, Any]:
+        return {**event, "tags": {"seen": "yes"}}
+
+    setting = {"DSN": receiver.dsn, "BEFORE_SEND": mark, "RELEASE": "shop@1.2.0"}
+    status, text = transport("send-test", "--json", setting=setting)
+    facts = json.loads(text)
+    assert (status, facts["ok"], facts["problem"]) == (0, True, None)
+    assert receiver.event_ids() == [facts["event_id"]]
+    event = json.loads(next(iter(receiver.accepted[0].envelope.items)).get_bytes())
+    assert (event["tags"]["seen"], event["release"]) == ("yes", "shop@1.2.0")
+    status, text = transport("send-test", setting=setting)
+    assert status == 0
+    assert "was delivered in" in text
+
+
+@pytest.mark.parametrize(
+    ("prepare", "setting", "problem"),
+    [
+        (lambda r: r.answer(403), {}, "403"),
+        (lambda r: r.answer(400), {}, "discarded: send_error (http 400)"),
+        (lambda r: r.fault("reset"), {}, "still waiting (reset)"),
+        (lambda r: None, {"BEFORE_SEND": lambda event, hint: None}, "discarded: before_send"),
+        (lambda r: None, {"DSN": ""}, "discarded: disabled"),
+        (lambda r: None, {"MAX_SENDERS": 0}, "max_senders (settings.TRANSPORT_KIT)"),
+    ],
+)
+def test_send_test_says_why_it_did_not_arrive(
+    prepare: Callable[[FaultServer], None], setting: dict[str, Any], problem: str, receiver: FaultServer
+) -> None:
+    """That is what it is run for."""
+    prepare(receiver)
+    status, text = transport("send-test", "--timeout", "0.5", setting={"DSN": receiver.dsn, **setting})
+    assert status == 1
+    assert text.startswith("not delivered: ")
+    assert problem in text
+
+
+def test_send_test_says_when_nobody_knows() -> None:
+    """A transport of the site's own need not count."""
+
+    class Silent(CapturedTransport):
+        def capture_envelope(self, envelope: Any) -> bool:
+            return False
+
+        def health(self) -> Health:
+            return Health(pid=1, state="running", kind="Silent")
+
+    status, text = transport("send-test", setting={"DSN": Silent()})
+    assert (status, text) == (1, "not delivered: the event was not accepted\n")
+
+
+def test_check_takes_the_steps_of_the_core_with_the_options_of_the_site(receiver: FaultServer) -> None:
+    """The proxy or the CA file of the settings may be what is wrong."""
+    status, text = transport("check", "--json", setting={"DSN": receiver.dsn, "RELEASE": "shop@1.2.0"})
+    facts = json.loads(text)
+    assert (status, facts["ok"]) == (0, True)
+    assert [step["state"] for step in facts["steps"]] == ["ok"] * 4
+    event = json.loads(next(iter(receiver.accepted[0].envelope.items)).get_bytes())
+    assert event["release"] == "shop@1.2.0"
+    receiver.answer(403)
+    status, text = transport("check", setting={"DSN": receiver.dsn})
+    assert status == 1
+    assert "do not arrive" in text
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ({"DSN": ""}, "there is no DSN"),
+        ({"DSN": "nonsense"}, "invalid DSN"),
+        ({"DSN": print}, "there is no DSN"),
+    ],
+)
+def test_check_without_a_dsn_says_so(setting: dict[str, Any], problem: str) -> None:
+    """In JSON too, in the shape of a check."""
+    status, text = transport("check", setting=setting)
+    assert status == 1
+    assert problem in text
+    status, text = transport("check", "--json", setting=setting)
+    assert status == 1
+    assert json.loads(text)["ok"] is False
+
+
+def test_check_without_its_package_names_the_install_line(
+    receiver: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an extra; everything else of the command works without."""
+    for name in [*sys.modules]:
+        if name.startswith("transport_kit.cli"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "click", None)
+    with pytest.raises(CommandError, match=r"pip install 'transport-kit\[cli\]'") as raised:
+        transport("check", setting={"DSN": receiver.dsn})
+    assert raised.value.returncode == 2
+
+
+@pytest.mark.parametrize("arguments", [[], ["drain"], ["health", "--timeout", "3"]])
+def test_a_wrong_call_is_refused(arguments: list[str]) -> None:
+    """With Django's own usage line, from a shell."""
+    with pytest.raises(CommandError):
+        transport(*arguments, setting={})
+
+
+# -- django-health-check -------------------------------------------------------------------------------
+
+
+def page(site: Site, setting: dict[str, Any], **options: Any) -> tuple[int, str]:
+    """What django-health-check's own view says."""
+    from types import ModuleType
+
+    from django.urls import path
+
+    urls: Any = ModuleType("urls_of_a_test")
+    checks = [("transport_kit_django.health_check.Transport", options)] if options else [Transport]
+    urls.urlpatterns = [path("ht/", HealthCheckView.as_view(checks=checks))]
+    reply = site.serve(TRANSPORT_KIT=setting, ROOT_URLCONF=urls)("/ht/", query="format=text")
+    return reply.status, reply.body.decode()
+
+
+@pytest.fixture(name="site")
+def _site() -> Iterator[Site]:
+    """Under ASGI, which is what that view is written for."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+        yield Site("asgi", stack)
+
+
+class Ill(CapturedTransport):
+    """Says that it is not quite well."""
+
+    def health(self) -> Health:
+        return Health(pid=1, state="running", kind="Ill", failing=True)
+
+
+def test_a_healthy_transport_is_ok_and_shows_no_secret(site: Site) -> None:
+    """The page prints each check's repr."""
+    setting = {"DSN": "https://0123456789abcdef0123456789abcdef@sentry.example/42"}
+    assert page(site, setting) == (200, "Transport(): OK\n")
+    assert repr(Transport(warnings=True)) == "Transport()"
+    assert Transport(warnings=True).labels == {"check": "Transport"}
+
+
+def test_a_transport_that_cannot_deliver_is_unavailable(site: Site) -> None:
+    """Why is not for strangers."""
+    status, text = page(site, {"DSN": "nonsense"})
+    assert (status, text) == (500, "Transport(): Unavailable: error delivery says fail\n")
+    status, text = page(site, {"DSN": "nonsense", "HEALTH_DETAILS": "always"})
+    assert "invalid DSN" in text
+
+
+def test_a_warning_is_a_failure_only_when_asked(site: Site) -> None:
+    """An outage of the error server is no reason to take the site out of rotation."""
+    assert page(site, {"DSN": Ill()})[0] == 200
+    status, text = page(site, {"DSN": Ill()}, warnings=True)
+    assert (status, text) == (500, "Transport(): Warning: error delivery says warn\n")
+
+
+def test_the_check_can_be_run_by_itself() -> None:
+    """Their management command does."""
+    with override_settings(TRANSPORT_KIT={"DSN": ""}):
+        assert asyncio.run(Transport().get_result()).error is None
