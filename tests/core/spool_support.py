@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from transport_kit.envelope import Envelope
@@ -20,7 +21,8 @@ from transport_kit.spool.segments import (
 )
 
 SALT = bytes(range(8))
-NAME = SegmentName(4, 1_700_000_000_000_000_000, 42, SALT)
+NOW_MS = time.time_ns() // 1_000_000
+NAME = SegmentName(4, NOW_MS * 1_000_000, 42, SALT)
 
 
 def event(number: int, text: str = "", **more: object) -> SealedEnvelope:
@@ -42,7 +44,7 @@ def log_entry(number: int) -> SealedEnvelope:
     return envelope.seal()
 
 
-def record(sealed: SealedEnvelope, *, salt: bytes = SALT, created_ms: int = 1_700_000_000_000) -> bytes:
+def record(sealed: SealedEnvelope, *, salt: bytes = SALT, created_ms: int = NOW_MS) -> bytes:
     """The bytes that a writer appends."""
     head, parts, length = envelope_record(sealed)
     prefix = record_prefix(Salt.of(salt), Kind.ENVELOPE, rank_of(sealed), created_ms, head, parts, length)
