@@ -164,6 +164,7 @@ def call_asgi(app: Callable[..., Awaitable[None]], path: str = "/", **facts: Any
         # Django leaves the request's temporary file open then. Collected here, not in another test.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
+            reply.error.__traceback__ = None
             gc.collect()
     return reply
 
