@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from flask import Request, g, has_app_context
 from werkzeug.datastructures import EnvironHeaders
+from werkzeug.routing import Rule
 
 from transport_kit import RequestInfo
 
@@ -33,18 +34,25 @@ class Facts:
     """One request as the reporter asks for it.
 
     Attributes:
-        request: Flask's, once Flask has begun with it.
+        request: Flask's, from the route's choice to the end.
+        rule: The route; None until there is one, and when none fits.
         status: The response's, once there is one.
         streams: Whether its body is made after Flask is done.
     """
 
-    __slots__ = ("_environ", "request", "status", "streams")
+    __slots__ = ("_environ", "request", "rule", "status", "streams")
 
     def __init__(self, environ: WSGIEnvironment) -> None:
         self._environ = environ
         self.request: Request | None = None
+        self.rule: Rule | None = None
         self.status: int | None = None
         self.streams = False
+
+    def begin(self, request: Request) -> None:
+        """Flask has begun with this request, and looked for its route."""
+        self.request = request
+        self.rule = request.url_rule
 
     def forget(self) -> None:
         """Let go of what refers to this, so that no collector has to find the cycle."""
@@ -53,9 +61,8 @@ class Facts:
 
     def named(self) -> tuple[str, str]:
         """The mount's prefix and the route; the path until there is a route, and when none fits."""
-        rule = None if self.request is None else self.request.url_rule
-        if rule is not None:
-            return _text(self._environ.get("SCRIPT_NAME", "")) + rule.rule, "route"
+        if self.rule is not None:
+            return _text(self._environ.get("SCRIPT_NAME", "")) + self.rule.rule, "route"
         return _text(_path(self._environ)), "url"
 
     def header(self, name: str) -> str | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from flask import Flask, Response, has_request_context, request
 from werkzeug.exceptions import ClientDisconnected
 from werkzeug.http import HTTP_STATUS_CODES
+from werkzeug.wsgi import ClosingIterator
 
 from transport_kit import Answer, Kit, Leaf, Scope, ServedRequest
 from transport_kit_flask.facts import KEY, Facts
@@ -72,7 +73,7 @@ class Layer:
             raise
         # A middleware further in that is written as a generator has not even begun.
         if facts.streams or type(body) is GeneratorType:
-            return _Stream(body, served, facts)
+            return _Stream(body, self, served, facts)
         _end(served, facts)
         return body
 
@@ -86,7 +87,7 @@ class Layer:
         current = request._get_current_object()  # type: ignore[attr-defined]
         facts = current.environ.get(KEY)
         if facts is not None:
-            facts.request = current
+            facts.begin(current)
             return None
         leaf = self._match(current.path)
         return None if leaf is None else self.respond(leaf)
@@ -97,8 +98,7 @@ class Layer:
         facts = current.environ.get(KEY)
         if facts is not None:
             facts.status = response.status_code
-            # What goes out as a file of the server's own stays one.
-            facts.streams = response.is_streamed and not response.direct_passthrough
+            facts.streams = response.is_streamed and _is_made_later(response)
         return response
 
     def respond(self, leaf: Leaf) -> Response:
@@ -124,7 +124,17 @@ class Layer:
             return self.kit.capture_exception(error, mechanism=mechanism, handled=handled)
         # The layer was not passed: nobody but us knows of the request.
         facts = Facts(request.environ)
-        facts.request = request._get_current_object()  # type: ignore[attr-defined]
+        facts.begin(request._get_current_object())  # type: ignore[attr-defined]
+        return self._capture_apart(error, facts, mechanism, handled)
+
+    def closed_badly(self, error: Exception, facts: Facts) -> None:
+        """Report what went wrong when a body was closed, after the request had ended with its last chunk."""
+        if not self._expected(error):
+            self._capture_apart(error, facts, _MECHANISM, False)
+
+    def _capture_apart(
+        self, error: BaseException | None, facts: Facts, mechanism: str, handled: bool
+    ) -> str | None:
         name, source = facts.named()
         return self.kit.capture_exception(
             error,
@@ -157,12 +167,14 @@ class Layer:
 class _Stream:
     """Hands on a body that is yet to be made, and ends the request with it."""
 
-    __slots__ = ("_body", "_facts", "_next", "_served")
+    __slots__ = ("_body", "_facts", "_layer", "_next", "_served")
 
-    def __init__(self, body: Iterable[bytes], served: ServedRequest, facts: Facts) -> None:
+    def __init__(self, body: Iterable[bytes], layer: Layer, served: ServedRequest, facts: Facts) -> None:
         self._body = body
         self._next = iter(body).__next__
-        self._served = served
+        self._layer = layer
+        # None once the request has ended.
+        self._served: ServedRequest | None = served
         self._facts = facts
 
     def __iter__(self) -> _Stream:
@@ -174,10 +186,10 @@ class _Stream:
         except StopIteration:
             # Servers call `close` now; test clients often don't, and the next request is not to begin
             # inside of this one.
-            _end(self._served, self._facts)
+            self._end()
             raise
         except BaseException as error:
-            _end(self._served, self._facts, error)
+            self._end(error)
             raise
 
     def close(self) -> None:
@@ -186,15 +198,30 @@ class _Stream:
             if close is not None:
                 close()
         except BaseException as error:
-            _end(self._served, self._facts, error)
+            self._end(error)
             raise
-        _end(self._served, self._facts)
+        self._end()
+
+    def _end(self, error: BaseException | None = None) -> None:
+        served, self._served = self._served, None
+        if served is not None:
+            _end(served, self._facts, error)
+        elif isinstance(error, Exception):
+            self._layer.closed_badly(error, self._facts)
 
 
 def _end(served: ServedRequest, facts: Facts, error: BaseException | None = None) -> None:
     served.status = facts.status
     served.finish(error)
     facts.forget()
+
+
+def _is_made_later(response: Response) -> bool:
+    """Whether a streamed body can break: a file that the server sends by itself stays one, and the page of
+    an HTTP exception only looks streamed, as Werkzeug makes it by calling the exception as an app."""
+    if response.direct_passthrough:
+        return False
+    return type(response.response) is not ClosingIterator or response.content_length is None
 
 
 def _is_disconnect(error: BaseException) -> bool:

@@ -1,0 +1,616 @@
+"""What is captured of a Flask app, what is not, and that nothing is changed."""
+
+from __future__ import annotations
+
+import gc
+import io
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import flask_login
+import pytest
+from flask import Blueprint, Flask, Response, abort, g, request, send_file, stream_with_context
+from werkzeug.exceptions import ClientDisconnected, HTTPException
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.test import Client, create_environ, run_wsgi_app
+from werkzeug.wsgi import FileWrapper
+
+from transport_kit import Scope
+from transport_kit_flask import TransportKit, get_kit
+
+kit = TransportKit()
+
+
+class CartError(Exception):
+    """The app's own."""
+
+
+def fail(**values: object) -> str:
+    raise CartError("bad cart")
+
+
+@pytest.fixture(name="site")
+def _site(sink: Any) -> Callable[..., Flask]:
+    """Make an app whose events go to the sink."""
+
+    def site(*, init: bool = True, **options: object) -> Flask:
+        app = Flask("shop")
+        app.logger.disabled = True
+        app.config["TRANSPORT_KIT_DSN"] = sink
+        app.config.update({f"TRANSPORT_KIT_{name.upper()}": value for name, value in options.items()})
+        if init:
+            kit.init_app(app)
+        return app
+
+    return site
+
+
+def test_an_unhandled_exception_is_captured_with_its_route_and_request(site: Any, sink: Any) -> None:
+    """Flask makes a 500 of it as without us; the event says where to look."""
+    app = site()
+    app.add_url_rule("/carts/<int:number>", view_func=fail)
+    answer = app.test_client().get("/carts/1?page=2&token=x")
+    assert answer.status_code == 500
+    assert (sink.exception["type"], sink.exception["value"]) == ("CartError", "bad cart")
+    assert sink.exception["mechanism"]["type"] == "auto.http.flask"
+    assert sink.exception["mechanism"]["handled"] is False
+    assert sink.exception["stacktrace"]["frames"][-1]["function"] == "fail"
+    assert sink.event["transaction"] == "/carts/<int:number>"
+    assert sink.event["transaction_info"] == {"source": "route"}
+    described = sink.event["request"]
+    assert described["url"] == "http://localhost/carts/1"
+    assert described["method"] == "GET"
+    assert "page=2" in described["query_string"]
+    assert "token=x" not in described["query_string"]
+    assert described["env"] == {"SERVER_NAME": "localhost", "SERVER_PORT": "80"}
+    assert described["headers"]["Host"] == "localhost"
+
+
+@pytest.mark.parametrize("setting", ["TESTING", "DEBUG", "PROPAGATE_EXCEPTIONS"])
+def test_an_exception_that_flask_lets_through_is_captured_once(setting: str, site: Any, sink: Any) -> None:
+    """The signal comes first, then the exception passes the layer around the app."""
+    app = site()
+    app.config[setting] = True
+    app.add_url_rule("/", view_func=fail)
+    with pytest.raises(CartError):
+        app.test_client().get("/")
+    assert sink.exception["type"] == "CartError"
+
+
+@pytest.mark.parametrize("handled", [Exception, CartError])
+def test_what_an_error_handler_answers_is_handled(handled: type[Exception], site: Any, sink: Any) -> None:
+    """The app dealt with it; `capture_exception` is the way to report it nevertheless."""
+    app = site()
+    app.add_url_rule("/carts/<number>", view_func=fail)
+
+    @app.errorhandler(handled)
+    def answer(error: Exception) -> tuple[str, int]:
+        if "report" in request.args:
+            assert kit.capture_exception() is not None
+            assert kit.capture_exception(error) is None
+        return "sorry", 500
+
+    assert app.test_client().get("/carts/1").text == "sorry"
+    assert sink.events == []
+    assert app.test_client().get("/carts/1?report").text == "sorry"
+    assert sink.exception["mechanism"]["type"] == "generic"
+    assert sink.exception["mechanism"]["handled"] is True
+    assert sink.event["transaction"] == "/carts/<number>"
+    assert sink.event["request"]["query_string"] == "report"
+
+
+def test_what_an_error_handler_for_500_answers_is_captured(site: Any, sink: Any) -> None:
+    """It draws the page; the exception is as unhandled as before."""
+    app = site()
+    app.add_url_rule("/", view_func=fail)
+    app.register_error_handler(500, lambda error: ("our own page", 500))
+    assert app.test_client().get("/").text == "our own page"
+    assert sink.exception["type"] == "CartError"
+
+
+def test_http_exceptions_are_answers(site: Any, sink: Any) -> None:
+    """`abort` is how a view says what to answer, also when it says 500."""
+    app = site()
+    app.add_url_rule("/<int:code>", view_func=abort)
+    browser = app.test_client()
+    assert [browser.get(path).status_code for path in ("/404", "/500", "/nowhere")] == [404, 500, 404]
+    assert sink.events == []
+
+
+def test_an_async_view_is_captured_in_its_requests_scope(site: Any, sink: Any) -> None:
+    """Flask runs it on an event loop of its own, in a copy of the context."""
+    app = site()
+
+    @app.get("/<name>")
+    async def view(name: str) -> str:
+        Scope.current().set_tag("name", name)
+        raise CartError(name)
+
+    assert app.test_client().get("/tea").status_code == 500
+    assert sink.exception["value"] == "tea"
+    assert sink.event["tags"] == {"name": "tea"}
+    assert Scope.current().unit.errored is False
+
+
+def test_the_transaction_of_a_nested_blueprint_is_the_whole_rule(site: Any, sink: Any) -> None:
+    """The name a developer would search for."""
+    app = site()
+    outer, inner = Blueprint("outer", __name__), Blueprint("inner", __name__)
+    inner.add_url_rule("/<int:number>", view_func=fail)
+    outer.register_blueprint(inner, url_prefix="/carts")
+    app.register_blueprint(outer, url_prefix="/api")
+    app.test_client().get("/api/carts/3")
+    assert sink.event["transaction"] == "/api/carts/<int:number>"
+
+
+def test_the_prefix_of_a_mounted_app_is_part_of_its_names(site: Any, sink: Any) -> None:
+    """Two apps under one server have a `/` each."""
+    app = site()
+    app.add_url_rule("/carts", view_func=fail)
+    mounted = DispatcherMiddleware(Flask("outer"), {"/shop": app})
+    Client(mounted).get("/shop/carts")
+    assert sink.event["transaction"] == "/shop/carts"
+    assert sink.event["request"]["url"] == "http://localhost/shop/carts"
+
+
+@pytest.mark.parametrize(
+    "hook", ["url_value_preprocessor", "before_request", "after_request", "teardown_request"]
+)
+def test_errors_in_hooks_are_captured(hook: str, site: Any, sink: Any) -> None:
+    """Also those around the view: one of them fails before our hook, one when Flask is done."""
+    app = site()
+    app.add_url_rule("/é", view_func=lambda: "fine")
+
+    def broken(*arguments: object) -> Any:
+        raise CartError(hook)
+
+    getattr(app, hook)(broken)
+    browser = app.test_client()
+    if hook == "teardown_request":
+        with pytest.raises(CartError):
+            browser.get("/é")
+    else:
+        assert browser.get("/é").status_code == 500
+    assert sink.exception["value"] == hook
+    assert sink.event["transaction"] == "/é"
+    assert sink.event["request"]["url"] == "http://localhost/%C3%A9"
+
+
+def test_an_error_before_routing_has_the_path_for_a_name(site: Any, sink: Any) -> None:
+    """A session that can't be opened fails before Flask looks at the route."""
+    app = site()
+
+    class Broken:
+        def open_session(self, *_: object) -> None:
+            raise CartError("no store")
+
+    app.session_interface = Broken()
+    assert app.test_client().get("/carts/1").status_code == 500
+    assert sink.event["transaction"] == "/carts/1"
+    assert sink.event["transaction_info"] == {"source": "url"}
+
+
+def rows(error: Exception | None = None) -> Iterator[str]:
+    yield "first\n"
+    if error is not None:
+        raise error
+    yield "second\n"
+
+
+@pytest.mark.parametrize("wrap", [lambda body: body, stream_with_context], ids=["plain", "context"])
+def test_an_error_in_a_streamed_body_is_captured_with_its_route(wrap: Any, site: Any, sink: Any) -> None:
+    """The client saw 200 and half a body, Flask saw nothing at all."""
+    app = site()
+
+    @app.get("/export/<name>")
+    def export(name: str) -> Any:
+        Scope.current().set_tag("name", name)
+        return wrap(rows(CartError("no price")))
+
+    chunks, status, _ = run_wsgi_app(app, create_environ("/export/tea"))
+    assert status == "200 OK"
+    iterator = iter(chunks)
+    assert next(iterator) == b"first\n"
+    with pytest.raises(CartError):
+        next(iterator)
+    chunks.close()  # type: ignore[attr-defined]
+    assert sink.exception["value"] == "no price"
+    assert sink.event["transaction"] == "/export/<name>"
+    assert sink.event["tags"] == {"name": "tea"}
+    assert sink.event["request"]["url"] == "http://localhost/export/tea"
+    assert Scope.current().unit.errored is False
+
+
+def test_an_error_when_a_body_is_closed_is_captured(site: Any, sink: Any) -> None:
+    """`call_on_close` is where apps tidy up after a download."""
+    app = site()
+
+    @app.get("/")
+    def export() -> Response:
+        response = Response(rows())
+        response.call_on_close(fail)
+        return response
+
+    with pytest.raises(CartError):
+        run_wsgi_app(app, create_environ("/"), buffered=True)
+    assert sink.exception["type"] == "CartError"
+
+
+def test_a_client_that_went_away_is_not_an_error(site: Any, sink: Any) -> None:
+    """Nobody can fix it."""
+    app = site()
+    app.add_url_rule("/", view_func=lambda: Response(rows(ClientDisconnected())))
+    with pytest.raises(ClientDisconnected):
+        run_wsgi_app(app, create_environ("/"), buffered=True)
+    assert sink.events == []
+
+
+def test_a_stream_that_is_complete_reports_nothing_and_is_handed_on_unchanged(site: Any, sink: Any) -> None:
+    """Chunk by chunk, as the app made it."""
+    app = site()
+    app.add_url_rule("/", view_func=lambda: Response(rows()))
+    chunks, _, _ = run_wsgi_app(app, create_environ("/"))
+    assert list(chunks) == [b"first\n", b"second\n"]
+    assert sink.events == []
+
+
+def test_a_request_whose_body_nobody_reads_leaves_no_scope_behind(site: Any) -> None:
+    """Tests that look at the status only would otherwise nest each request in the one before."""
+    app = site()
+    outside = Scope.current()
+    seen: list[Scope] = []
+
+    @app.get("/")
+    def view() -> str:
+        seen.append(Scope.current())
+        Scope.current().set_tag("left", "behind")
+        return "fine"
+
+    app.add_url_rule("/fail", view_func=fail)
+    browser = app.test_client()
+    kept = [browser.get("/"), browser.get("/"), browser.get("/nowhere"), browser.get("/fail")]
+    assert [answer.status_code for answer in kept] == [200, 200, 404, 500]
+    assert Scope.current() is outside
+    assert len({id(scope) for scope in seen}) == 2
+
+
+def test_a_file_that_the_server_sends_stays_one(site: Any) -> None:
+    """Servers look for their own file wrapper, and send such a body without reading it into Python."""
+    app = site()
+    app.add_url_rule("/", view_func=lambda: send_file(io.BytesIO(b"file"), mimetype="text/plain"))
+    body = app(create_environ("/"), lambda *_: lambda data: None)
+    assert type(body) is FileWrapper
+    body.close()
+
+
+@pytest.mark.parametrize("as_generator", [True, False])
+def test_an_error_of_a_wsgi_middleware_further_in_is_captured(
+    as_generator: bool, site: Any, sink: Any
+) -> None:
+    """Whoever wrapped `wsgi_app` before us has no error handling of Flask's around it."""
+    app = site(init=False)
+    inner = app.wsgi_app
+
+    def at_once(environ: Any, start_response: Any) -> Iterable[bytes]:
+        raise CartError("at once")
+
+    def later(environ: Any, start_response: Any) -> Iterable[bytes]:
+        yield from inner(environ, start_response)
+        raise CartError("later")
+
+    app.wsgi_app = later if as_generator else at_once
+    kit.init_app(app)
+    with pytest.raises(CartError):
+        list(app(create_environ("/nowhere"), lambda *_: lambda data: None))
+    assert sink.exception["value"] == ("later" if as_generator else "at once")
+    assert sink.event["transaction"] == "/nowhere"
+
+
+def test_a_body_without_close_can_be_closed(site: Any) -> None:
+    """PEP 3333 makes `close` optional for bodies; ours has one, as it is one around any."""
+    from transport_kit_flask.facts import Facts
+    from transport_kit_flask.layer import _Stream
+
+    app = site()
+    served = get_kit(app).reporter.request(named=lambda: ("/", "url")).begin()
+    stream = _Stream([b"x"], app.extensions["transport_kit"], served, Facts({}))
+    assert list(stream) == [b"x"]
+    stream.close()
+
+
+def test_capturing_can_be_switched_off(site: Any, sink: Any) -> None:
+    """What is left is life cycle, health, flush, and `capture_exception`."""
+    app = site(capture_errors=False)
+    app.add_url_rule("/", view_func=fail)
+    app.add_url_rule("/stream", view_func=lambda: Response(rows(CartError())))
+    assert app.test_client().get("/").status_code == 500
+    with pytest.raises(CartError):
+        run_wsgi_app(app, create_environ("/stream"), buffered=True)
+    assert sink.events == []
+    with app.app_context():
+        kit.capture_exception(CartError("by hand"))
+    assert sink.exception["value"] == "by hand"
+
+
+def test_no_byte_and_no_header_is_changed(site: Any, sink: Any) -> None:
+    """An integration that can be seen from outside is one that can break a client."""
+
+    def answers(app: Flask) -> list[object]:
+        app.secret_key = "x"
+
+        @app.get("/session")
+        def session() -> str:
+            from flask import session
+
+            session["n"] = 1
+            return "stored"
+
+        app.add_url_rule("/fail", view_func=fail)
+        app.add_url_rule("/stream", view_func=lambda: Response(rows()))
+        browser = app.test_client()
+        seen: list[object] = []
+        for method, path in (
+            ("GET", "/session"),
+            ("GET", "/fail"),
+            ("GET", "/stream"),
+            ("HEAD", "/stream"),
+            ("OPTIONS", "/fail"),
+            ("GET", "/nowhere"),
+        ):
+            answer = browser.open(path, method=method)
+            headers = [pair for pair in answer.headers if pair[0] != "Set-Cookie"]
+            seen.append((answer.status, headers, answer.data, "Set-Cookie" in answer.headers))
+        return seen
+
+    assert answers(site()) == answers(site(init=False))
+
+
+def test_the_layer_opens_no_session_and_reads_no_body(site: Any) -> None:
+    """A session that was looked at adds `Vary: Cookie`; a body that was read is gone."""
+    app = site(send_default_pii=True)
+
+    @app.post("/")
+    def view() -> bytes:
+        with pytest.raises(CartError):
+            fail()
+        return request.stream.read()
+
+    answer = app.test_client().post("/", data=b"body")
+    assert answer.data == b"body"
+    assert "Vary" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("read", "sent"),
+    [
+        (lambda: request.form, {"item": "tea", "n": ["1", "2"], "password": "[Filtered]"}),
+        (lambda: request.get_data(), "item=tea&n=1&n=2&password=[Filtered]"),
+        (lambda: request.stream.read(), None),
+        (lambda: None, None),
+    ],
+    ids=["form", "data", "stream", "unread"],
+)
+def test_a_body_is_sent_as_far_as_the_app_kept_it(
+    read: Callable[[], object], sent: object, site: Any, sink: Any
+) -> None:
+    """Reading it for an event could block on a slow client, or take it from the app."""
+    app = site(send_default_pii=True)
+
+    @app.post("/")
+    def view() -> None:
+        read()
+        raise CartError
+
+    app.test_client().post("/", data={"item": "tea", "n": ["1", "2"], "password": "secret"})
+    assert sink.event["request"].get("data") == sent
+
+
+def test_without_pii_no_body_no_user_and_no_address_is_sent(site: Any, sink: Any) -> None:
+    """The default."""
+    app = site()
+
+    @app.post("/")
+    def view() -> None:
+        g._login_user = SimpleNamespace(id=7)
+        request.get_data()
+        raise CartError
+
+    app.test_client().post("/", data={"item": "tea"}, environ_base={"REMOTE_ADDR": "192.0.2.7"})
+    assert "data" not in sink.event["request"]
+    assert "user" not in sink.event
+    assert "REMOTE_ADDR" not in sink.event["request"]["env"]
+
+
+class Account(flask_login.UserMixin):
+    """A model whose attributes are a query away, but for those that were loaded."""
+
+    def __init__(self, **loaded: object) -> None:
+        vars(self).update(loaded)
+
+    def __getattr__(self, name: str) -> object:
+        raise AssertionError(f"{name} was asked for: a query")
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_the_user_of_flask_login_is_sent_if_it_was_loaded(loads: bool, site: Any, sink: Any) -> None:
+    """Loading it would be a query, in the middle of an error."""
+    app = site(send_default_pii=True)
+    app.secret_key = "x"
+    manager = flask_login.LoginManager(app)
+    loaded: list[str] = []
+
+    @manager.user_loader
+    def load(number: str) -> Account:
+        loaded.append(number)
+        return Account(id=int(number), email="tea@shop.example", name="not sent")
+
+    @app.get("/login")
+    def login() -> str:
+        flask_login.login_user(Account(id=7))
+        return "welcome"
+
+    @app.get("/fail")
+    def view() -> None:
+        if loads:
+            assert flask_login.current_user.is_authenticated
+        raise CartError
+
+    browser = app.test_client()
+    browser.get("/login")
+    browser.get("/fail", environ_base={"REMOTE_ADDR": "192.0.2.7"})
+    expected = {"id": "7", "email": "tea@shop.example"} if loads else {}
+    assert sink.event["user"] == {"ip_address": "192.0.2.7"} | expected
+    assert loaded == ["7"] * loads
+
+
+def test_a_user_set_by_hand_wins(site: Any, sink: Any) -> None:
+    """The app knows better than an extension's guess."""
+    app = site(send_default_pii=True)
+
+    @app.get("/")
+    def view() -> None:
+        g._login_user = SimpleNamespace(id=7)
+        Scope.current().set_user({"id": "by hand"})
+        raise CartError
+
+    app.test_client().get("/")
+    assert sink.event["user"]["id"] == "by hand"
+
+
+def test_a_host_that_flask_refuses_is_what_the_event_shows(site: Any, sink: Any) -> None:
+    """`request.url` raises for it, and the event is there to explain why."""
+    app = site()
+    app.config["TRUSTED_HOSTS"] = ["shop.example"]
+
+    @app.errorhandler(400)
+    def refused(error: HTTPException) -> str:
+        raise CartError("while refusing")
+
+    app.test_client().get("/", base_url="http://evil.example:81")
+    assert sink.event["request"]["url"] == "http://evil.example:81/"
+
+
+def test_a_request_without_a_host_header_shows_the_servers_name(site: Any, sink: Any) -> None:
+    """HTTP/1.0 has none."""
+    app = site()
+    app.add_url_rule("/", view_func=fail)
+    for port in ("80", "8000"):
+        environ = create_environ("/") | {"SERVER_NAME": "inside", "SERVER_PORT": port}
+        del environ["HTTP_HOST"]
+        run_wsgi_app(app, environ, buffered=True)
+    assert [event["request"]["url"] for event in sink.events] == ["http://inside/", "http://inside:8000/"]
+
+
+def test_an_environ_that_breaks_pep_3333_costs_the_request_not_the_event(
+    site: Any, sink: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever calls the app, the exception is worth its report."""
+    app = site(init=False)
+
+    def broken(environ: Any, start_response: Any) -> Iterable[bytes]:
+        environ["SCRIPT_NAME"] = "\ud800"
+        environ["HTTP_X"] = 3
+        raise CartError("odd")
+
+    app.wsgi_app = broken
+    kit.init_app(app)
+    with caplog.at_level(logging.WARNING), pytest.raises(CartError):
+        run_wsgi_app(app, create_environ("/"), buffered=True)
+    assert sink.exception["value"] == "odd"
+
+
+def test_a_trace_is_continued_from_the_headers(site: Any, sink: Any) -> None:
+    """The error is found from the frontend's page load."""
+    app = site()
+    app.add_url_rule("/", view_func=fail)
+    trace = "0123456789abcdef0123456789abcdef"
+    app.test_client().get("/", headers={"Sentry-Trace": f"{trace}-0123456789abcdef-1"})
+    assert sink.event["contexts"]["trace"]["trace_id"] == trace
+
+
+def test_a_transaction_has_the_route_and_the_status(site: Any, sink: Any) -> None:
+    """Also of a request that Flask made a 500 of, and of one whose route nobody knows."""
+    app = site(traces_sample_rate=1.0)
+    app.add_url_rule("/carts/<int:number>", view_func=lambda number: "fine" if number else fail())
+    browser = app.test_client()
+    for path in ("/carts/1", "/carts/0", "/nowhere"):
+        browser.get(path)
+    seen = [
+        (event["transaction"], event["contexts"]["trace"]["status"])
+        for event in sink.events
+        if "start_timestamp" in event
+    ]
+    assert seen == [
+        ("/carts/<int:number>", "ok"),
+        ("/carts/<int:number>", "internal_error"),
+        ("/nowhere", "not_found"),
+    ]
+
+
+def test_a_hundred_requests_at_once_keep_their_scopes_apart(site: Any, sink: Any) -> None:
+    """A tag of one customer on the event of another would be worse than none."""
+    app = site()
+    together = threading.Barrier(10)
+
+    @app.get("/<int:number>")
+    def view(number: int) -> None:
+        Scope.current().set_tag("number", number)
+        together.wait(20)
+        raise CartError(str(number))
+
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(lambda number: app.test_client().get(f"/{number}").status_code, range(100)))
+    assert answers == [500] * 100
+    seen = {(event["exception"]["values"][-1]["value"], event["tags"]["number"]) for event in sink.events}
+    assert seen == {(str(number), str(number)) for number in range(100)}
+
+
+def test_an_exception_dispatched_by_hand_is_captured_with_its_request(site: Any, sink: Any) -> None:
+    """Without the WSGI layer around it, such as in a test of the app, the signal comes all the same."""
+    app = site()
+    app.add_url_rule("/carts", view_func=fail)
+    with app.test_request_context("/carts"):
+        try:
+            app.full_dispatch_request()
+        except CartError as error:
+            app.handle_exception(error)
+    assert sink.exception["type"] == "CartError"
+    assert sink.event["transaction"] == "/carts"
+    assert sink.event["request"]["url"] == "http://localhost/carts"
+
+
+def test_capture_exception_outside_of_any_app_is_a_line_in_the_log(
+    sink: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It never raises: it is called where something else has gone wrong already."""
+    assert kit.capture_exception(CartError()) is None
+    with Flask("bare").app_context():
+        assert kit.capture_exception(CartError()) is None
+    assert [record.levelname for record in caplog.records if record.name == "transport_kit"] == ["ERROR"] * 2
+    assert sink.events == []
+
+
+def test_a_request_leaves_no_cycle_behind(site: Any) -> None:
+    """Flask takes care that none of its objects waits for the collector; neither does ours."""
+    app = site()
+    app.add_url_rule("/", "plain", lambda: "fine")
+    app.add_url_rule("/stream", "stream", lambda: Response(rows()))
+    refs: list[weakref.ref[object]] = []
+
+    @app.before_request
+    def keep() -> None:
+        refs.append(weakref.ref(request._get_current_object()))  # type: ignore[attr-defined]
+
+    gc.collect()
+    gc.disable()
+    try:
+        for path in ("/", "/stream"):
+            run_wsgi_app(app, create_environ(path), buffered=True)
+        assert [ref() for ref in refs] == [None, None]
+    finally:
+        gc.enable()
