@@ -1,0 +1,133 @@
+"""The release, when nobody says: from the environment, from git, from the project's metadata."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.core.reporting_support import Kept
+from transport_kit.options import ReporterOptions
+from transport_kit.reporting import Reporter
+from transport_kit.reporting.release import VARIABLES, detected_release
+from transport_kit.version import VERSION
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What git prints, without the configuration of whoever runs the tests."""
+    environ = {"PATH": os.environ["PATH"], "HOME": str(folder), "GIT_CONFIG_NOSYSTEM": "1"}
+    identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    done = subprocess.run(
+        ["git", *identity, *arguments], cwd=folder, env=environ, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_the_environment_comes_first(tmp_path: Path) -> None:
+    """A build system knows best; an empty variable says nothing."""
+    put(tmp_path / ".git" / "HEAD", COMMIT)
+    assert detected_release({VARIABLES[0]: " shop@1 ", VARIABLES[1]: "x"}, tmp_path) == "shop@1"
+    assert detected_release({VARIABLES[0]: " ", VARIABLES[1]: "x"}, tmp_path) == "x"
+    assert detected_release({}, tmp_path) == COMMIT
+
+
+def test_the_commit_is_read_as_git_has_it(tmp_path: Path) -> None:
+    """A branch, a packed branch, a detached head and a worktree, each from a folder below."""
+    repository = tmp_path / "repository"
+    (repository / "shop").mkdir(parents=True)
+    git(repository, "init", "-q", "-b", "main")
+    git(repository, "commit", "-q", "--allow-empty", "-m", "one")
+    commit = git(repository, "rev-parse", "HEAD")
+    assert detected_release({}, repository / "shop") == commit
+    git(repository, "pack-refs", "--all")
+    assert not (repository / ".git" / "refs" / "heads" / "main").exists()
+    assert detected_release({}, repository) == commit
+    git(repository, "worktree", "add", "-q", "-b", "side", str(tmp_path / "worktree"))
+    assert detected_release({}, tmp_path / "worktree") == commit
+    git(repository, "checkout", "-q", "--detach")
+    assert detected_release({}, repository) == commit
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "",
+        "ref: refs/heads/none",
+        "ref: ../../etc/passwd",
+        "ref: refs/../../x",
+        "nonsense",
+        "ref: refs/heads/bad",
+    ],
+)
+def test_a_checkout_that_says_nothing_is_passed_over(tmp_path: Path, head: str) -> None:
+    """Half a checkout, or a file that only looks like one."""
+    put(tmp_path / ".git" / "HEAD", head)
+    put(tmp_path / ".git" / "packed-refs", f"# pack-refs\n{COMMIT} refs/heads/other\nbad refs/heads/bad\n")
+    put(tmp_path / ".git" / "refs" / "heads" / "bad", "not a commit")
+    put(tmp_path / "pyproject.toml", '[project]\nname = "shop"\nversion = "1.2"\n')
+    assert detected_release({}, tmp_path) == "shop@1.2"
+
+
+def test_a_git_file_that_is_none_is_passed_over(tmp_path: Path) -> None:
+    """Something else may be called `.git`."""
+    put(tmp_path / ".git", "nonsense")
+    put(tmp_path / "pyproject.toml", '[project]\nname = "shop"\nversion = "1.2"\n')
+    assert detected_release({}, tmp_path) == "shop@1.2"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[project]\nname = "transport-kit"\ndynamic = ["version"]\n', f"transport-kit@{VERSION}"),
+        ('[project]\nname = "no-such-package-anywhere"\n', None),
+        ("[tool.x]\n", None),
+        ('project = "x"\n', None),
+        ("[project]\nname = 7\n", None),
+        ("not toml", None),
+        ("\ud800", None),
+    ],
+)
+def test_the_projects_metadata_comes_last(tmp_path: Path, text: str, expected: str | None) -> None:
+    """Its version as it stands there, or as it is installed."""
+    (tmp_path / "pyproject.toml").write_bytes(text.encode("utf-8", "surrogatepass"))
+    found = detected_release({}, tmp_path)
+    assert found == expected
+
+
+def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
+    """What is read at the start of an app is small."""
+    put(tmp_path / "pyproject.toml", '[project]\nname = "shop"\nversion = "1"\n' + "#" * 2_000_000)
+    assert detected_release({}, tmp_path) is None
+
+
+def test_a_working_directory_that_is_gone_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release deployed over another one."""
+
+    def gone() -> Path:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "cwd", gone)
+    assert detected_release({}) is None
+
+
+def test_a_reporter_looks_only_when_nothing_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is given wins, off is off, and what a server would null is not taken."""
+    monkeypatch.setenv("SENTRY_RELEASE", "found@1")
+    with Kept() as kept:
+        Reporter(kept).capture_message("m")
+        Reporter(kept, ReporterOptions(release="given@2")).capture_message("m")
+        Reporter(kept, ReporterOptions(detect_release=False)).capture_message("m")
+        monkeypatch.setenv("SENTRY_RELEASE", "feature/x")
+        Reporter(kept).capture_message("m")
+        assert [event.get("release") for event in kept.events] == ["found@1", "given@2", None, None]
