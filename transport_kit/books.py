@@ -7,7 +7,7 @@ guards the queue too, so that queue and books change together; see `ledger.py` f
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from transport_kit.ledger import Ledger, LossReason, Quantities, Report
@@ -106,12 +106,19 @@ class Books:
                 self.discard(LossReason.QUEUE_OVERFLOW, claim.sealed.quantities)
                 self.tick(claim, delivered=False)
 
+    def forget_stored(self, claims: Iterable[Claim], reason: LossReason) -> None:
+        """A shared queue could not keep what was counted as stored."""
+        for claim in claims:
+            self.ledger.claim(claim.sealed.quantities)
+            self.discard(reason, claim.sealed.quantities)
+
     def settle(self, claim: Claim, outcome: Outcome) -> None:
         """A final outcome: what was left out on the way is counted now, once."""
         rest = claim.sealed.quantities
         for reason, quantities in outcome.lost:
-            self.discard(reason, quantities)
-            rest = _minus(rest, quantities)
+            kept = _minus(rest, quantities)
+            self.discard(reason, _minus(rest, kept))  # no more than there was
+            rest = kept
         if outcome.reason is None:
             self.ledger.deliver(rest)
         else:

@@ -1,0 +1,739 @@
+"""The eleven invariants of the design, section 4, as far as they are the worker's.
+
+What a call of the state table does is in `test_worker.py`; here is what holds whatever happens.
+"""
+
+from __future__ import annotations
+
+import _thread
+import gc
+import logging
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from tests.core.worker_support import (
+    CLASSES,
+    SOON,
+    Deliverer,
+    accounted,
+    balance,
+    event,
+    log_batch,
+    memory,
+    quick,
+    replay,
+    running,
+    until,
+)
+from transport_kit.ledger import LossReason
+from transport_kit.outcome import Outcome
+from transport_kit.queue import Claim, MemoryQueue, Put
+from transport_kit.sealing import SealedEnvelope
+from transport_kit.statelock import StateLock
+from transport_kit.worker import BackgroundWorker, WorkerState
+
+RETRY = Outcome.retry(LossReason.NETWORK_ERROR)
+SMALL = event("small")
+
+
+# -- 1: nothing disappears -----------------------------------------------------------------------------
+
+
+def test_1_nothing_disappears_under_load_faults_and_overflow() -> None:
+    """Eight threads capture while deliveries fail in every way; the books balance at every moment."""
+    chance = random.Random(7)
+    guard = threading.Lock()
+
+    def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
+        with guard:
+            n = chance.randrange(8)
+        if n == 0:
+            raise ValueError("poison")
+        if n == 1:
+            return Outcome(LossReason.SEND_ERROR, server_fault=True)
+        if n == 2:
+            return RETRY
+        if n == 3 and sealed is not None:
+            return Outcome().with_lost(LossReason.RATELIMIT_BACKOFF, sealed.quantities[:1])
+        return Outcome()
+
+    queue = memory(quick(max_queue_items=50))
+    with running(deliver, quick(max_queue_items=50), queue) as worker:
+
+        def capture(n: int) -> None:
+            for i in range(400):
+                worker.submit(CLASSES[(n + i) % len(CLASSES)](""))
+
+        threads = [threading.Thread(target=capture, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            balance(worker, queue)
+            worker.flush(0.001)
+        balance(worker, queue)
+        worker.flush(SOON)
+        totals = worker.facts().totals
+        assert totals.captured["error"] == 8 * 400 // len(CLASSES)
+        assert {"queue_overflow", "internal_sdk_error", "send_error"} <= set(totals.discarded)
+
+
+def test_1_an_envelope_is_settled_once_although_kill_and_delivery_race() -> None:
+    """Counted as killed or as delivered, never as both."""
+    for _ in range(50):
+        deliver = Deliverer()
+        queue = memory(quick())
+        worker = BackgroundWorker(queue, deliver, quick())
+        for _ in range(5):
+            worker.submit(SMALL)
+        worker.kill()
+        assert until(lambda worker=worker: not worker.is_alive())  # type: ignore[misc]
+        totals = worker.facts().totals
+        assert totals.settled("error") == 5
+        balance(worker, queue)
+
+
+# -- 2: capture never raises, never blocks, never waits for a lock held during I/O ---------------------
+
+
+def test_2_a_capture_takes_no_longer_while_deliveries_hang() -> None:
+    """A dead server is no reason for a slow request."""
+    deliver = Deliverer()
+    deliver.hold()
+    with running(deliver, quick(max_queue_items=100)) as worker:
+        for _ in range(8):
+            worker.submit(SMALL)
+        assert deliver.wait_for(8)
+        began = time.monotonic()
+        for _ in range(2000):
+            worker.submit(SMALL)
+        assert time.monotonic() - began < 2.0
+
+
+def test_2_a_capture_made_by_the_delivery_is_refused_and_counted() -> None:
+    """A log line of the HTTP code, captured, would be delivered, which would log."""
+    accepted: list[bool] = []
+
+    def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
+        accepted.append(worker.submit(event("from inside")))
+        return Outcome()
+
+    with running(deliver) as worker:
+        worker.submit(event())
+        assert worker.flush(SOON).ok
+        assert accepted == [False]
+        assert worker.facts().totals.discarded == {"reentrant": {"error": 1}}
+
+
+class _Inside(MemoryQueue):
+    """A queue that is interrupted in each of its critical sections, once per call, by a capture."""
+
+    def __init__(self) -> None:
+        super().__init__(1000, 1 << 30)
+        self.interrupt: Callable[[str], object] = lambda where: None
+
+    def put(self, sealed: SealedEnvelope) -> Put:
+        with self.lock.rlock:
+            self.interrupt("put")
+            return super().put(sealed)
+
+    def _take(self, limit: int, now: float) -> list[Claim]:
+        self.interrupt("take")
+        return super()._take(limit, now)
+
+    def ack(self, claims: object) -> None:
+        with self.lock.rlock:
+            self.interrupt("ack")
+            super().ack(claims)  # type: ignore[arg-type]
+
+    def stats(self) -> object:  # type: ignore[override]
+        with self.lock.rlock:
+            self.interrupt("stats")
+            return super().stats()
+
+    def wake(self, *, hasten: bool = False) -> None:
+        with self.lock.rlock:
+            self.interrupt("wake")
+            super().wake(hasten=hasten)
+
+    def close(self) -> list[Claim]:
+        with self.lock.rlock:
+            self.interrupt("close")
+            return super().close()
+
+
+@pytest.fixture(name="on_signal")
+def _on_signal() -> Iterator[list[Callable[[], object]]]:
+    calls: list[Callable[[], object]] = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        for call in calls:
+            call()
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    yield calls
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("where", ["put", "stats", "wake", "close"])
+def test_2_a_signal_inside_any_section_of_ours_may_capture(
+    where: str, on_signal: list[Callable[[], object]]
+) -> None:
+    """The handler's capture is accepted, waits for nothing, and is delivered without another call."""
+    main = _thread.get_ident()
+    queue = _Inside()
+    deliver = Deliverer()
+    accepted: list[bool] = []
+    fired: list[str] = []
+
+    def interrupt(at: str) -> None:
+        if at == where and not fired and _thread.get_ident() == main:
+            fired.append(at)
+            signal.raise_signal(signal.SIGUSR1)
+
+    with running(deliver, quick(), queue) as worker:
+        on_signal.append(lambda: accepted.append(worker.submit(event("from the handler"))))
+        worker.submit(event("first"))
+        assert worker.flush(SOON).ok
+        queue.interrupt = interrupt
+        if where == "close":
+            worker.close(SOON)
+        else:
+            worker.submit(event("second"))
+            worker.flush(0.0)
+            worker.facts()
+        assert fired == [where]
+        if where == "close":
+            assert worker.facts().totals.discarded == {"closed": {"error": 1}}
+            return
+        assert accepted == [True]
+        assert deliver.wait_for(3)
+        worker.flush(SOON)
+        assert worker.facts().totals.delivered == {"error": 3}
+
+
+def test_2_a_capture_left_aside_while_a_flush_goes_to_wait_is_taken_in() -> None:
+    """The flush holds the lock when the signal comes, and then lets go of it without an end of section."""
+    deliver = Deliverer()
+    deliver.hold()
+    with running(deliver, quick(max_senders=2)) as worker:
+        worker.submit(event("held"))
+        assert deliver.wait_for(1)
+        plain = worker._books.settled.wait
+        left: list[bool] = []
+
+        def wait(timeout: float | None = None) -> bool:
+            if not left:
+                left.append(worker.submit(event("from a handler")))
+            return plain(timeout)
+
+        worker._books.settled.wait = wait  # type: ignore[method-assign]
+        flusher = threading.Thread(target=worker.flush, args=(SOON,))
+        flusher.start()
+        assert deliver.wait_for(2), "it waits as long as the flush does"
+        assert left == [True]
+        deliver.let_go()
+        flusher.join(SOON)
+
+
+def test_2_the_side_deque_is_bounded_like_the_queue() -> None:
+    """A handler that captures without end inside a section."""
+    queue = memory(quick(max_queue_items=3))
+    worker = BackgroundWorker(queue, Deliverer(), quick(max_queue_items=3))
+    with queue.lock.rlock:
+        assert [worker.submit(SMALL) for _ in range(5)] == [True, True, True, False, False]
+        assert worker.pending >= 3
+    worker.flush(SOON)
+    totals = worker.facts().totals
+    assert totals.delivered == {"error": 3}
+    assert totals.discarded == {"queue_overflow": {"error": 2}}
+    worker.close(0.0)
+    with queue.lock.rlock:
+        assert not worker.submit(SMALL)
+    worker.facts()
+    assert worker.facts().totals.discarded["closed"] == {"error": 1}
+    balance(worker, queue)
+
+
+def test_2_a_capture_left_aside_before_the_end_counts_to_it() -> None:
+    """`kill` inside the same section: what was accepted is given up, and counted as that."""
+    queue = memory(quick())
+    worker = BackgroundWorker(queue, Deliverer(), quick())
+    with queue.lock.rlock:
+        assert worker.submit(SMALL)
+        worker.kill()
+        assert worker.submit(SMALL)
+    worker.facts()
+    totals = worker.facts().totals
+    assert totals.captured == {"error": 2}
+    assert sum(counts["error"] for counts in totals.discarded.values()) == 2
+    assert totals.discarded["killed"]["error"] >= 1
+    balance(worker, queue)
+
+
+def test_2_a_logging_handler_on_root_may_capture_at_debug() -> None:
+    """Ours and everybody's lines: what the worker logs on its own threads is refused, not nested."""
+    records: list[str] = []
+
+    class Capturing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record.name)
+            worker.submit(event(record.getMessage()))
+
+    handler = Capturing(logging.DEBUG)
+    root = logging.getLogger()
+    level = root.level
+
+    def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
+        logging.getLogger("urllib3.connectionpool").debug("a connection")
+        if sealed is not None and b"poison" in sealed.serialize():
+            raise ValueError("poison")
+        return Outcome()
+
+    with running(deliver) as worker:
+        root.addHandler(handler)
+        root.setLevel(logging.DEBUG)
+        try:
+            worker.submit(event("poison"))
+            logging.getLogger("app").debug("captured")
+            assert worker.flush(SOON).ok
+        finally:
+            root.removeHandler(handler)
+            root.setLevel(level)
+        totals = worker.facts().totals
+        assert totals.delivered == {"error": 1}
+        assert totals.discarded["internal_sdk_error"] == {"error": 1}
+        assert totals.discarded["reentrant"]["error"] >= 2
+        assert {"app", "urllib3.connectionpool", "transport_kit"} <= set(records)
+
+
+def test_2_a_capture_in_del_during_a_collection_is_counted() -> None:
+    """The collector runs where it likes, in our sections too."""
+
+    class Dying:
+        def __init__(self) -> None:
+            self.cycle = self
+
+        def __del__(self) -> None:
+            made.append(worker.submit(SMALL))
+
+    made: list[bool] = []
+    queue = memory(quick())
+    thresholds = gc.get_threshold()
+    with running(Deliverer(), quick(), queue) as worker:
+        gc.set_threshold(5, 2, 2)
+        try:
+            for _ in range(500):
+                Dying()
+                worker.submit(SMALL)
+        finally:
+            gc.set_threshold(*thresholds)
+        gc.collect()
+        assert worker.flush(SOON).ok
+        assert len(made) == 500
+        assert worker.facts().totals.captured == {"error": 1000}
+        balance(worker, queue)
+
+
+# -- 6: a dead server costs bounded memory --------------------------------------------------------------
+
+
+def test_6_the_queue_holds_no_more_than_its_bounds_those_in_hand_included() -> None:
+    """The app's memory is the app's."""
+    deliver = Deliverer()
+    deliver.hold()
+    size = SMALL.stored
+    with running(deliver, quick(max_queue_items=40, max_queue_bytes=size * 30)) as worker:
+        for _ in range(200):
+            worker.submit(SMALL)
+            stats = worker.facts().queue
+            assert stats.waiting + stats.claimed <= 40
+            assert stats.size <= size * 30
+        assert worker.facts().totals.discarded["queue_overflow"]["error"] >= 160
+
+
+def test_6_an_error_pushes_out_a_replay_and_never_the_other_way() -> None:
+    """What is worth least goes first."""
+    deliver = Deliverer()
+    deliver.hold()
+    with running(deliver, quick(max_queue_items=3, max_senders=1)) as worker:
+        worker.submit(event("in hand"))
+        assert deliver.wait_for(1)
+        worker.submit(replay())
+        worker.submit(log_batch())
+        assert worker.submit(event())
+        assert worker.submit(event())
+        assert not worker.submit(replay())
+        deliver.let_go()
+        worker.flush(SOON)
+        totals = worker.facts().totals
+        assert totals.delivered == {"error": 3}
+        assert set(totals.discarded["queue_overflow"]) == {"replay", "log_item", "log_byte"}
+
+
+# -- 7: one bad envelope never stops the next -----------------------------------------------------------
+
+
+def test_7_a_handler_that_fails_on_our_own_line_loses_nothing() -> None:
+    """The line about the poison is written by the app's code, which may fail in its turn."""
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise RuntimeError("a handler")
+
+    handler = Broken()
+    logging.getLogger("transport_kit").addHandler(handler)
+    try:
+        with running(Deliverer(ValueError("poison")), quick(max_senders=1)) as worker:
+            worker.submit(event())
+            worker.submit(event())
+            assert worker.flush(SOON).ok
+            totals = worker.facts().totals
+            assert totals.delivered == {"error": 1}
+            assert totals.discarded == {"internal_sdk_error": {"error": 1}}
+    finally:
+        logging.getLogger("transport_kit").removeHandler(handler)
+
+
+def test_7_a_queue_that_fails_to_be_claimed_from_is_asked_again() -> None:
+    """A disk that was full for a moment."""
+    deliver = Deliverer()
+    failures = [OSError("disk"), OSError("disk")]
+
+    class Failing(MemoryQueue):
+        def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
+            if failures:
+                worker._delivery._gate.wait = lambda timeout=None: True  # type: ignore[method-assign]
+                raise failures.pop()
+            return super().claim(limit, timeout)
+
+    with running(deliver, quick(), Failing(10, 1 << 30)) as worker:
+        worker.submit(event())
+        assert worker.flush(SOON).ok
+        assert worker.facts().totals.delivered == {"error": 1}
+
+
+def test_7_the_end_does_not_wait_for_a_queue_that_fails() -> None:
+    """A sender pauses over a claim that failed, and the worker is killed meanwhile."""
+    failed = threading.Event()
+
+    class Failing(MemoryQueue):
+        def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
+            worker._books.state = WorkerState.CLOSED
+            failed.set()
+            raise OSError("disk")
+
+    queue = Failing(10, 1 << 30)
+    worker = BackgroundWorker(queue, Deliverer(), quick())
+    worker.submit(event())
+    assert failed.wait(SOON)
+    assert until(lambda: not worker.is_alive())
+
+
+# -- 10: senders -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("senders", [1, 2, 8])
+def test_10_no_wake_up_is_lost(senders: int) -> None:
+    """Bursts of every size, each begun at any moment of the one before: all is delivered, every time."""
+    chance = random.Random(senders)
+    deliver = Deliverer()
+    with running(deliver, quick(max_senders=senders)) as worker:
+        sent = 0
+        for _ in range(300):
+            for _ in range(chance.choice((1, 1, 1, 2, 3, 9))):
+                worker.submit(SMALL)
+                sent += 1
+            if chance.random() < 0.7:
+                assert deliver.wait_for(sent)
+        assert worker.flush(SOON).ok
+        assert worker.facts().totals.delivered == {"error": sent}
+
+
+def test_10_captures_from_many_threads_at_the_same_moment_all_find_a_sender() -> None:
+    """The moment when a sender hands on the watch is met from all sides."""
+    deliver = Deliverer()
+    with running(deliver) as worker:
+        rounds, callers = 60, 6
+        barrier = threading.Barrier(callers)
+
+        def capture() -> None:
+            for n in range(1, rounds + 1):
+                barrier.wait(SOON)
+                worker.submit(SMALL)
+                assert deliver.wait_for(n * callers)
+
+        threads = [threading.Thread(target=capture) for _ in range(callers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(SOON * 3)
+        assert len(deliver.began) == rounds * callers
+
+
+# -- 11: idle costs nothing -------------------------------------------------------------------------------
+
+
+def _switches(thread: int) -> int:
+    status = Path(f"/proc/self/task/{thread}/status").read_text()
+    return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's account of wake-ups")
+def test_11_an_idle_worker_wakes_at_most_once_a_second() -> None:
+    """A laptop's battery, and a hundred processes on a host."""
+    thread: list[int] = []
+
+    def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
+        thread.append(threading.get_native_id())
+        return Outcome()
+
+    queue = memory(quick())
+    with running(deliver, quick(), queue) as worker:
+        worker.submit(SMALL)
+        assert worker.flush(SOON).ok
+        assert until(lambda: queue._parked)
+        before = _switches(thread[0])
+        threading.Event().wait(2.0)
+        assert _switches(thread[0]) - before <= 2
+        assert worker.facts().senders == 1
+
+
+def test_11_a_capture_at_rest_is_on_its_way_within_a_tenth_of_a_second() -> None:
+    """p99 of two hundred, each to a worker that had parked."""
+    took: list[float] = []
+    for _ in range(200):
+        arrived = threading.Event()
+        at: list[float] = []
+
+        def deliver(
+            sealed: SealedEnvelope | None,
+            within: float,
+            at: list[float] = at,
+            arrived: threading.Event = arrived,
+        ) -> Outcome:
+            at.append(time.monotonic())
+            arrived.set()
+            return Outcome()
+
+        queue = memory(quick())
+        worker = BackgroundWorker(queue, deliver, quick())
+        worker.start()
+        assert until(lambda queue=queue: queue._parked)  # type: ignore[misc]
+        began = time.monotonic()
+        worker.submit(SMALL)
+        assert arrived.wait(SOON)
+        took.append(at[0] - began)
+        worker.kill()
+    assert sorted(took)[197] <= 0.1
+
+
+def test_11_a_put_wakes_nobody_while_the_worker_is_awake() -> None:
+    """Waking a thread on every put costs the capturing one more than the capture."""
+    queue = memory(quick())
+    woken: list[int] = []
+    deliver = Deliverer()
+    with running(deliver, quick(), queue) as worker:
+        worker.submit(SMALL)
+        assert deliver.wait_done(1)
+        assert until(lambda: worker._senders._watching)
+        plain = queue._available.notify_all
+
+        def notify_all() -> None:
+            woken.append(1)
+            plain()
+
+        queue._available.notify_all = notify_all  # type: ignore[method-assign]
+        assert not queue._parked
+        for n in range(2, 102):
+            worker.submit(SMALL)
+            assert deliver.wait_done(n)
+        assert woken == []
+
+
+# -- a queue that other processes share ---------------------------------------------------------------------
+
+
+class SharedQueue(MemoryQueue):
+    """A queue whose state is elsewhere: its own lock, and never called under the worker's."""
+
+    shared = True
+
+    def __init__(self, max_items: int = 1000) -> None:
+        super().__init__(max_items, 1 << 30, StateLock())
+        self.buried: list[tuple[int, str]] = []
+        self.fail: set[str] = set()
+        self.worker: BackgroundWorker
+
+    def _outside(self, call: str) -> None:
+        assert not self.worker._lock.held(), f"{call} under the worker's lock"
+        if call in self.fail:
+            raise OSError("disk")
+
+    def put(self, sealed: SealedEnvelope) -> Put:
+        self._outside("put")
+        return super().put(sealed)
+
+    def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
+        self._outside("claim")
+        return super().claim(limit, timeout)
+
+    def ack(self, claims: object) -> None:
+        self._outside("ack")
+        super().ack(claims)  # type: ignore[arg-type]
+
+    def release(self, claims: object, not_before: float = 0.0) -> None:
+        self._outside("release")
+        super().release(claims, not_before)  # type: ignore[arg-type]
+
+    def bury(self, claim: Claim, reason: str) -> None:
+        self.buried.append((claim.id, reason))
+        super().ack([claim])
+
+    def close(self) -> list[Claim]:
+        self._outside("close")
+        return []  # what it holds stays, for whoever drains it
+
+
+def _shared(
+    deliver: Callable[[SealedEnvelope | None, float], Outcome], **fields: object
+) -> tuple[SharedQueue, BackgroundWorker]:
+    queue = SharedQueue(int(str(fields.pop("items", 1000))))
+    queue.worker = BackgroundWorker(queue, deliver, quick(**fields))
+    return queue, queue.worker
+
+
+def _shared_balance(worker: BackgroundWorker) -> None:
+    with worker._lock.rlock:
+        totals = worker._books.ledger.snapshot()
+        hand = Counter[str]()
+        for claim in worker._delivery._in_hand.values():
+            hand.update(dict(claim.sealed.quantities))
+    accounted(totals, hand)
+
+
+def test_shared_what_is_stored_is_settled_and_delivered_all_the_same() -> None:
+    """A flush of a spool is quick; whoever wants to know that it arrived asks for it."""
+    deliver = Deliverer(ValueError("poison"), RETRY)
+    queue, worker = _shared(deliver, max_senders=2)
+    for _ in range(20):
+        assert worker.submit(SMALL)
+    report = worker.flush(0.0)
+    assert report.ok
+    assert report.pending == 0
+    assert worker.flush(SOON, "delivered").ok
+    assert until(lambda: not worker._delivery._in_hand)
+    totals = worker.facts().totals
+    assert totals.stored_in_shared == {"error": 20}
+    assert totals.delivered == {"error": 19}
+    assert totals.returned_to_shared == {"error": 1}
+    assert totals.claimed_from_shared == {"error": 21}
+    assert [reason for _, reason in queue.buried] == ["internal_sdk_error"]
+    _shared_balance(worker)
+    worker.close(SOON)
+    assert until(lambda: not worker.is_alive())
+
+
+def test_shared_a_backlog_from_before_is_found() -> None:
+    """The process that stored it is gone."""
+    deliver = Deliverer()
+    queue, worker = _shared(deliver)
+    queue.put(SMALL)
+    worker.start()
+    assert deliver.wait_for(1)
+    assert worker.flush(SOON, "delivered").ok
+    assert until(lambda: worker.facts().totals.delivered == {"error": 1})
+    assert worker.facts().totals.captured == {}
+    worker.kill()
+    _shared_balance(worker)
+
+
+def test_shared_the_end_gives_back_what_is_in_hand() -> None:
+    """The next drainer delivers it; here it is neither lost nor delivered."""
+    deliver = Deliverer()
+    deliver.hold()
+    queue, worker = _shared(deliver, max_senders=1)
+    worker.submit(SMALL)
+    worker.submit(SMALL)
+    assert deliver.wait_for(1)
+    assert worker.flush(0.05, "delivered").stored == 2
+    assert not worker.flush(0.05, "delivered")
+    worker.kill()
+    totals = worker.facts().totals
+    assert totals.returned_to_shared == {"error": 1}
+    assert totals.discarded == {}
+    assert queue.stats().waiting == 2
+    assert not worker.submit(SMALL)
+    assert worker.facts().totals.discarded == {"closed": {"error": 1}}
+    deliver.let_go()
+    assert deliver.wait_done(1)
+    assert until(lambda: not worker.is_alive())
+    assert queue.stats().waiting == 2
+    _shared_balance(worker)
+
+
+def test_shared_what_is_sacrificed_counts_as_the_cache_s_overflow() -> None:
+    """It was stored, perhaps by another process: it comes back to be lost here."""
+    deliver = Deliverer()
+    deliver.hold()
+    _, worker = _shared(deliver, items=2, max_senders=1)
+    worker.submit(SMALL)
+    assert deliver.wait_for(1)
+    for _ in range(3):
+        assert worker.submit(SMALL)
+    assert not worker.submit(replay())
+    totals = worker.facts().totals
+    assert totals.discarded == {"cache_overflow": {"error": 2}, "queue_overflow": {"replay": 1}}
+    _shared_balance(worker)
+    deliver.let_go()
+    worker.kill()
+
+
+def test_shared_a_queue_that_fails_costs_no_thread_and_no_count() -> None:
+    """Every call may meet a full disk."""
+    deliver = Deliverer()
+    queue, worker = _shared(deliver, max_senders=1)
+    queue.fail = {"put", "ack", "release", "close"}
+    assert not worker.submit(SMALL)
+    queue.fail.discard("put")
+    assert worker.submit(SMALL)
+    assert deliver.wait_done(1)
+    assert until(lambda: worker.facts().totals.delivered == {"error": 1})
+    assert worker.submit(SMALL)
+    assert deliver.wait_done(2)
+    assert worker.is_alive()
+    assert worker.facts().totals.discarded == {"internal_sdk_error": {"error": 1}}
+    worker.kill()
+    _shared_balance(worker)
+    assert until(lambda: not worker.is_alive())
+
+
+def test_shared_a_claim_that_comes_after_the_end_is_given_back() -> None:
+    """The sender was in the queue's claim when the worker was killed."""
+    deliver = Deliverer()
+    queue, worker = _shared(deliver)
+    claimed, go = threading.Event(), threading.Event()
+    plain = queue.claim
+
+    def claim(limit: int = 1, timeout: float = 0.0) -> list[Claim]:
+        claims = plain(limit, timeout)
+        if claims:
+            claimed.set()
+            go.wait(SOON)
+        return claims
+
+    queue.claim = claim  # type: ignore[method-assign]
+    worker.submit(SMALL)
+    assert claimed.wait(SOON)
+    worker.kill()
+    go.set()
+    assert until(lambda: queue.stats().waiting == 1)
+    assert deliver.began == []
+    _shared_balance(worker)
