@@ -14,7 +14,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,7 +25,7 @@ from transport_kit import lifecycle
 from transport_kit.compression import SMALLEST, codec
 from transport_kit.connections import ConnectionPool
 from transport_kit.dsn import Dsn
-from transport_kit.envelope import Envelope, Item
+from transport_kit.envelope import Envelope
 from transport_kit.errors import SealError
 from transport_kit.exchange import ExchangeError, Response
 from transport_kit.health import Health, LastError
@@ -34,18 +34,14 @@ from transport_kit.limits import RateLimits, retry_after_seconds
 from transport_kit.log import log
 from transport_kit.options import TransportOptions
 from transport_kit.queue import MemoryQueue, Queue
-from transport_kit.sealing import Quantities, SealedEnvelope, SealedItem
+from transport_kit.reports import report_items
+from transport_kit.sealing import Quantities, SealedEnvelope
 from transport_kit.transport import FlushReport, Transport, is_deliverable, quantities_of
 from transport_kit.version import CLIENT, SDK_NAME, VERSION
 from transport_kit.worker import BackgroundWorker, Outcome
 
 __all__ = ["BaseHttpTransport", "HttpTransport"]
 
-#: Losses in one client report item. One takes at most 100 bytes, as reasons and categories are known
-#: names: the item stays below the 4096 bytes that every server takes.
-MAX_REPORTED = 32
-#: The largest quantity that servers read; a report that holds a larger one is refused whole.
-MAX_QUANTITY = 2**32 - 1
 #: Characters of an error answer that are logged.
 SHOWN = 200
 _CONTENT_TYPE = "application/x-sentry-envelope"
@@ -275,7 +271,7 @@ class BaseHttpTransport(Transport):
         return outcome
 
     def _send(self, life: _Life, sealed: SealedEnvelope, report: Report, within: float) -> Outcome:
-        whole = sealed.with_items(_report_items(report)) if report else sealed
+        whole = sealed.with_items(report_items(report)) if report else sealed
         body = whole.serialize(datetime.now(UTC).isoformat().replace("+00:00", "Z"))
         headers = self._headers
         if self._codec.encoding is not None and len(body) >= SMALLEST:
@@ -436,19 +432,6 @@ def _one_each(envelope: Envelope) -> Quantities:
         if category is not None and category != "internal":
             totals[category] = totals.get(category, 0) + 1
     return tuple(totals.items())
-
-
-def _report_items(report: Report) -> Iterator[SealedItem]:
-    """Client report items, each below the size that servers take."""
-    entries = [
-        {"reason": reason, "category": category, "quantity": min(quantity, MAX_QUANTITY)}
-        for reason, category, quantity in report
-    ]
-    timestamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    for start in range(0, len(entries), MAX_REPORTED):
-        part = entries[start : start + MAX_REPORTED]
-        payload = orjson.dumps({"timestamp": timestamp, "discarded_events": part})
-        yield Item(payload, type="client_report").seal()
 
 
 def _pending(totals: LedgerSnapshot) -> dict[str, int]:

@@ -8,7 +8,6 @@ Threads: every public method may be called from any thread, from a signal handle
 
 from __future__ import annotations
 
-import _thread
 import inspect
 import os
 import threading
@@ -16,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from transport_kit import lifecycle
 from transport_kit.dsn import Dsn
@@ -26,12 +25,10 @@ from transport_kit.health import Health
 from transport_kit.ledger import Ledger, LossReason, Quantities
 from transport_kit.limits import KNOWN_CATEGORIES
 from transport_kit.log import log
+from transport_kit.offloop import off_loop
 from transport_kit.options import TransportOptions
 from transport_kit.statelock import StateLock
 from transport_kit.version import SDK_NAME, VERSION
-
-if TYPE_CHECKING:
-    import asyncio
 
 __all__ = [
     "CountingTransport",
@@ -169,11 +166,11 @@ class Transport:
 
     async def aflush(self, timeout: float | None = None, until: str = "settled") -> FlushReport:
         """`flush`, without blocking the event loop."""
-        return await _off_loop(lambda: self.flush(timeout, until))
+        return await off_loop(lambda: self.flush(timeout, until))
 
     async def aclose(self, timeout: float | None = None) -> FlushReport:
         """`close`, without blocking the event loop."""
-        return await _off_loop(lambda: self.close(timeout))
+        return await off_loop(lambda: self.close(timeout))
 
     def __enter__(self) -> Self:
         self.start()
@@ -432,41 +429,3 @@ def quantities_of(items: Iterable[Item]) -> Quantities:
         for category, quantity in pairs:
             totals[category] = totals.get(category, 0) + quantity
     return tuple(totals.items())
-
-
-async def _off_loop(call: Callable[[], FlushReport]) -> FlushReport:
-    """Run `call` on a thread of its own: the loop's executor may be full, and is joined at exit."""
-    # Imported by whoever awaits already. Not at the top: it imports ssl, which gevent may still patch.
-    import asyncio
-
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        return call()  # another library's loop, such as trio's: it is held up, for a bounded time
-    done: asyncio.Future[FlushReport] = loop.create_future()
-
-    def settle(report: FlushReport | None, error: BaseException | None) -> None:
-        if done.done():
-            return  # whoever waited was cancelled
-        if error is not None:
-            done.set_exception(error)
-        elif report is not None:
-            done.set_result(report)
-
-    def run() -> None:
-        report: FlushReport | None = None
-        failure: BaseException | None = None
-        try:
-            report = call()
-        except BaseException as error:
-            failure = error
-        try:
-            loop.call_soon_threadsafe(settle, report, failure)
-        except RuntimeError:
-            pass  # the loop was closed meanwhile: nobody waits any more
-
-    try:
-        _thread.start_new_thread(run, ())
-    except RuntimeError:
-        return call()  # no thread can start any more: the interpreter is ending, and waiting is right
-    return await done

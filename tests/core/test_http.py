@@ -23,9 +23,10 @@ from transport_kit.dsn import Dsn
 from transport_kit.envelope import Envelope, Item
 from transport_kit.errors import OptionsError
 from transport_kit.exchange import ExchangeError, Response
-from transport_kit.http import MAX_QUANTITY, BaseHttpTransport, HttpTransport
+from transport_kit.http import BaseHttpTransport, HttpTransport
 from transport_kit.ledger import LossReason
 from transport_kit.options import TransportOptions
+from transport_kit.reports import MAX_QUANTITY
 from transport_kit.testing import FaultServer
 from transport_kit.version import CLIENT
 

@@ -15,12 +15,12 @@ import transport_kit
 ROOT = Path(transport_kit.__file__).parent
 #: From the ground up. A module imports from layers below its own only; a folder is one room.
 LAYERS = (
-    {"errors", "forking", "health", "limits", "log", "retry", "statelock", "version"},
+    {"errors", "forking", "health", "limits", "log", "offloop", "retry", "statelock", "version"},
     {"compression", "dsn", "encoding", "exchange", "options", "parsing", "proxies", "sealing"},
     {"connections", "ledger", "lifecycle", "trimming", "validation"},
     {"items", "queue"},
     {"envelope", "outcome"},
-    {"transport"},
+    {"reports", "transport"},
     {"books", "senders"},
     {"delivery"},
     {"worker"},
