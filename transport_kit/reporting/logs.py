@@ -174,10 +174,15 @@ class TransportHandler(logging.Handler):
 
 
 def _message(record: logging.LogRecord) -> str:
+    """The record's text; a parameter that is named like a secret is filtered before it is part of it."""
     try:
+        named = record.args
+        if isinstance(named, dict) and any(is_sensitive(str(name)) for name in named):
+            shown = {key: FILTERED if is_sensitive(str(key)) else value for key, value in named.items()}
+            return str(record.msg) % shown
         return str(record.getMessage())
     except Exception:
-        return str(record.msg) if isinstance(record.msg, str) else "<unprintable message>"
+        return record.msg if type(record.msg) is str else "<unprintable message>"
 
 
 def _level(number: int) -> tuple[str, int]:

@@ -1,0 +1,192 @@
+"""Secrets: two hundred of them, planted wherever an app may have one, and none on the wire."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlencode
+
+import orjson
+import pytest
+
+from transport_kit.factory import make_transport
+from transport_kit.options import ReporterOptions
+from transport_kit.reporting import Reporter, RequestInfo, TransportHandler
+from transport_kit.testing import FaultServer
+
+#: Names under which apps keep secrets, in the spellings of headers, settings, forms and code.
+NAMES = (
+    *("password", "passwd", "pwd", "user_password", "PASSWORD", "db-password", "passphrase"),
+    *("secret", "client_secret", "SECRET_KEY", "api_key", "apiKey", "X-Api-Key", "private_key"),
+    *("access_token", "refreshToken", "csrf_token", "csrfmiddlewaretoken", "XSRF-TOKEN"),
+    *("authorization", "Proxy-Authorization", "auth", "jwt", "bearer", "sso_ticket", "samlResponse"),
+    *("credentials", "aws_secret_access_key", "sessionid", "PHPSESSID", "session_cookie", "Set-Cookie"),
+)
+
+
+class Planter:
+    """Hands out secrets, each once, and knows them all."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
+        self.planted: dict[str, str] = {}
+
+    def secret(self, where: str) -> str:
+        """A new secret for this place; its form alone doesn't give it away."""
+        text = f"Zq7{next(self._numbers):04d}vXw"
+        self.planted[text] = where
+        return text
+
+    def pairs(self, where: str) -> dict[str, str]:
+        """One secret under each of the names."""
+        return {name: self.secret(f"{where}: {name}") for name in NAMES}
+
+    def texts(self, where: str) -> list[str]:
+        """Secrets that only their surroundings give away."""
+        forms = (
+            "postgresql://shop:{}@db.internal:5432/shop",
+            "redis://:{}@cache:6379/0",
+            "amqps://worker:{}@mq/vhost?heartbeat=5",
+            "mysql://root:p#{}@db/x",
+            "https://{}@api.example/v1",
+            "GET /cart?token={}&page=2",
+            "Authorization: Bearer {}",
+            "sent 'Authorization': 'Basic {}==' to it",
+            "curl -H 'X-Api-Key: {}' https://x.example",
+            "login failed, password={}, user=bob",
+            'body was {{"client_secret": "{}", "n": 1}}',
+            "Cookie: theme=dark; sessionid={}",
+            "used bearer {} for it",
+            "token eyJhbGciOiJIUzI1NiJ9.{}.c2ln",
+            "paid with sk_live_{}abc",
+            "password: {}",
+        )
+        return [form.format(self.secret(f"{where}: {form}")) for form in forms]
+
+
+@dataclasses.dataclass
+class Account:
+    """What an app keeps of a user."""
+
+    name: str
+    password: str
+    pin: str = dataclasses.field(repr=False)
+
+
+@pytest.fixture(name="server")
+def _server() -> Iterator[FaultServer]:
+    with FaultServer() as server:
+        yield server
+
+
+def fail(plant: Planter) -> None:
+    """Raises with secrets in variables, arguments, notes and causes."""
+    password = plant.secret("a variable")
+    settings = {
+        "DATABASES": {"default": plant.pairs("nested variables"), "list": [("token", plant.secret("pair"))]}
+    }
+    texts = plant.texts("texts in variables")
+    bob = Account("bob", plant.secret("a field"), plant.secret("a field without repr"))
+    assert all((password, settings, texts, bob))
+    try:
+        raise LookupError(*plant.texts("arguments"))
+    except LookupError as cause:
+        error = ValueError("; ".join(plant.texts("the message")))
+        for text in plant.texts("notes"):
+            error.add_note(text)
+        raise error from cause
+
+
+def measure(plant: Planter, reporter: Reporter) -> None:
+    """A span with secrets; not in the frames of what is raised later, where `value` would hide none."""
+    with reporter.span("db", plant.texts("a description")[0]) as span:
+        for name, value in plant.pairs("span data").items():
+            span.set_data(name, value)
+
+
+def everything(plant: Planter, reporter: Reporter) -> None:
+    """A request in which secrets are everywhere."""
+    headers = (
+        *plant.pairs("headers").items(),
+        ("Cookie", urlencode(plant.pairs("cookie header")).replace("&", "; ")),
+        ("Referer", f"https://shop.example/?{urlencode({'access_token': plant.secret('referer')})}"),
+        ("Content-Type", "application/json"),
+    )
+    info = RequestInfo(
+        method="POST",
+        url=f"https://bob:{plant.secret('url')}@shop.example/cart",
+        query_string=urlencode(plant.pairs("query")),
+        headers=headers,
+        cookies=plant.pairs("cookies"),
+        data=orjson.dumps({"form": {"deep": [plant.pairs("JSON body")]}}),
+    )
+    logger = logging.getLogger("shop.secrets")
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    handler = TransportHandler(reporter, event_level=logging.ERROR)
+    logger.addHandler(handler)
+    try:
+        with reporter.request(lambda: info, named=lambda: ("/cart", "route")):
+            reporter.add_breadcrumb(data=plant.pairs("breadcrumb data"))
+            for text in plant.texts("breadcrumbs"):
+                reporter.add_breadcrumb(text)
+            measure(plant, reporter)
+            for text in plant.texts("log records"):
+                logger.info(text)
+                logger.error("failed: %s", text)
+            logger.info("%(api_key)s", {"api_key": plant.secret("a parameter")})
+            logger.error("extra", extra=plant.pairs("extra of a record"))
+            for text in plant.texts("messages"):
+                reporter.capture_message(text)
+            try:
+                fail(plant)
+            except ValueError as error:
+                reporter.capture_exception(error)
+            form = RequestInfo(
+                headers=(("Content-Type", "application/x-www-form-urlencoded"),),
+                data=urlencode(plant.pairs("form body")),
+            )
+            reporter.capture_exception(KeyError("x"), request=form)
+    finally:
+        logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize("pii", [False, True])
+def test_no_planted_secret_is_on_the_wire(server: FaultServer, pii: bool) -> None:
+    """Two hundred and more, through every way into an envelope; the bytes are read as the server got them."""
+    plant = Planter()
+    with make_transport(server.dsn) as transport:
+        reporter = Reporter(
+            transport,
+            ReporterOptions(traces_sample_rate=1.0, release="shop@1", send_default_pii=pii),
+        )
+        everything(plant, reporter)
+        assert transport.flush(timeout=20)
+    wire = b"\n".join(request.body for request in server.requests)
+    assert len(plant.planted) >= 200
+    types = {item.type for request in server.requests for item in request.envelope}
+    assert {"event", "transaction", "sessions", "log"} <= types
+    leaked = sorted({where for secret, where in plant.planted.items() if secret.encode() in wire})
+    assert leaked == []
+    # The names stay: whoever reads the event sees that there was something.
+    assert wire.count(b"[Filtered]") > 200
+
+
+def test_the_key_of_the_dsn_is_in_the_trace_header_only(server: FaultServer) -> None:
+    """The protocol asks for the public key there; nowhere else may it be."""
+    with make_transport(server.dsn) as transport:
+        key = transport.dsn.public_key if transport.dsn else ""
+        reporter = Reporter(transport, ReporterOptions(detect_release=False))
+        dsn: Any = server.dsn
+        try:
+            raise ValueError(f"can't reach {dsn}")
+        except ValueError:
+            reporter.capture_exception()
+        assert transport.flush(timeout=20)
+    (request,) = server.requests
+    header, _, rest = request.body.partition(b"\n")
+    assert orjson.loads(header)["trace"]["public_key"] == key
+    assert key.encode() not in rest
