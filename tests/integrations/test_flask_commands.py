@@ -1,0 +1,167 @@
+"""`flask transport`: the app's own settings, tried from a shell."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
+import pytest
+from flask import Flask
+from flask.testing import FlaskCliRunner
+
+from transport_kit import Envelope, FlushReport, Health, LossReason
+from transport_kit.testing import CapturedTransport, FaultServer
+from transport_kit_flask import TransportKit, get_kit
+from transport_kit_flask.commands import _what_became_of_it
+
+
+@pytest.fixture(name="server")
+def _server() -> Iterator[FaultServer]:
+    """Where the app delivers to."""
+    with FaultServer() as server:
+        yield server
+
+
+def shell(**options: object) -> FlaskCliRunner:
+    app = Flask("shop")
+    app.config.update({f"TRANSPORT_KIT_{name.upper()}": value for name, value in options.items()})
+    TransportKit(app)
+    return app.test_cli_runner()
+
+
+def run(runner: FlaskCliRunner, *arguments: str) -> tuple[int, Any]:
+    """Exit status, and what was printed: as JSON where that was asked for."""
+    done = runner.invoke(args=["transport", *arguments])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.output
+    return done.exit_code, json.loads(done.output) if "--json" in arguments else done.output
+
+
+def test_the_commands_are_listed() -> None:
+    """`flask transport` alone says what there is."""
+    _, listed = run(shell(dsn=""), "--help")
+    for name in ("check", "flush", "health", "send-test"):
+        assert name in listed
+
+
+def test_a_group_of_the_apps_own_keeps_its_name() -> None:
+    """A railway may have had its `flask transport` for years."""
+    app = Flask("railway")
+    own = click.Group("transport")
+    app.cli.add_command(own)
+    app.config["TRANSPORT_KIT_DSN"] = ""
+    TransportKit(app)
+    assert app.cli.commands["transport"] is own
+
+
+def test_check_takes_the_steps_with_the_apps_settings(server: FaultServer) -> None:
+    """The same words as `transport-kit check`, without typing the DSN."""
+    status, found = run(shell(dsn=server.dsn, release="shop@1"), "check", "--json", "--timeout", "5")
+    assert (status, found["ok"]) == (0, True)
+    assert [step["name"] for step in found["steps"]] == ["parse", "resolve", "connect", "send"]
+    (event,) = [json.loads(item.get_bytes()) for item in server.accepted[0].envelope.items]
+    assert event["release"] == "shop@1"
+    server.answer(403)
+    status, text = run(shell(dsn=server.dsn), "check")
+    assert status == 1
+    assert "403" in text
+
+
+@pytest.mark.parametrize(
+    ("dsn", "problem"),
+    [("", "there is no DSN"), (CapturedTransport(), "no DSN"), ("nonsense", "invalid DSN")],
+)
+def test_check_without_a_dsn_says_so(dsn: object, problem: str) -> None:
+    """There is nothing to try."""
+    status, found = run(shell(dsn=dsn), "check", "--json")
+    assert (status, found["ok"]) == (1, False)
+    assert problem in found["problem"]
+    assert problem in run(shell(dsn=dsn), "check")[1]
+
+
+def test_check_without_its_packages_says_what_to_install(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flask brings click, and nothing else that the command line needs."""
+    monkeypatch.setitem(sys.modules, "transport_kit.cli.check", None)
+    status, text = run(shell(dsn=server.dsn), "check")
+    assert status == 2
+    assert "pip install 'transport-kit[cli]'" in text
+
+
+def test_send_test_goes_through_the_apps_own_settings(server: FaultServer) -> None:
+    """Its hooks and options included: what arrives is what the app would send."""
+    status, found = run(shell(dsn=server.dsn, environment="staging"), "send-test", "--json")
+    assert (status, found["ok"], found["problem"]) == (0, True, None)
+    assert server.event_ids() == [found["event_id"]]
+    (event,) = [json.loads(item.get_bytes()) for item in server.accepted[0].envelope.items]
+    assert event["environment"] == "staging"
+    assert event["exception"]["values"][-1]["type"] == "TestError"
+    status, text = run(shell(dsn=server.dsn), "send-test")
+    assert status == 0
+    assert "was delivered in" in text
+
+
+def test_send_test_says_why_it_was_not_delivered(server: FaultServer) -> None:
+    """Each of the ways an event ends."""
+    for answer, said in (
+        (400, "not delivered: discarded: send_error (status 400)\n"),
+        (403, "not delivered: the server refuses this DSN's key (403)\n"),
+    ):
+        server.answer(answer, times=1)
+        assert run(shell(dsn=server.dsn), "send-test") == (1, said)
+    status, found = run(shell(dsn="nonsense"), "send-test", "--json")
+    assert (status, found["ok"]) == (1, False)
+    assert "invalid DSN" in found["problem"]
+    server.down()
+    status, text = run(shell(dsn=server.dsn, backoff_base=0.01), "send-test", "--timeout", "0.1")
+    assert status == 1
+    assert text.startswith("not delivered: still waiting (connect")
+
+
+def test_what_was_refused_without_a_reason_is_said_too() -> None:
+    """A transport of the user's own may count nothing."""
+    idle = Health(pid=1, state="running", kind="Own")
+    assert _what_became_of_it(None, idle, idle) == "the event was not accepted"
+    lost = Health(
+        pid=1,
+        state="running",
+        kind="Own",
+        discarded_by_category={LossReason.BEFORE_SEND.value: {"error": 1}, LossReason.CLOSED.value: {}},
+    )
+    assert _what_became_of_it(None, idle, lost) == "discarded: before_send"
+    assert _what_became_of_it("id", lost, lost) == "still waiting"
+
+
+def test_flush_delivers_what_was_captured_while_the_app_was_loaded(server: FaultServer) -> None:
+    """In a process of its own the queue holds nothing else, but for a spool."""
+    runner = shell(dsn=server.dsn)
+    assert get_kit(runner.app).transport.capture_envelope(Envelope.event({"message": "loading"}))
+    status, found = run(runner, "flush", "--json")
+    assert status == 0
+    assert found == {"ok": True, "delivered": 1, "discarded": 0, "stored": 0, "pending": 0}
+    assert len(server.accepted) == 1
+    assert run(runner, "flush") == (0, "delivered 0, discarded 0, stored 0, pending 0\n")
+
+
+def test_flush_that_runs_out_of_time_ends_with_1() -> None:
+    """A deployment script sees it."""
+
+    class Slow(CapturedTransport):
+        def _flush(self, timeout: float, until: str) -> FlushReport:
+            assert (timeout, until) == (pytest.approx(0.2, abs=0.1), "delivered")
+            return FlushReport(False, pending=2)
+
+    status, text = run(shell(dsn=Slow()), "flush", "--timeout", "0.2")
+    assert (status, text) == (1, "delivered 0, discarded 0, stored 0, pending 2\n")
+
+
+@pytest.mark.parametrize(("dsn", "status", "exit_code"), [("", "pass", 0), ("nonsense", "fail", 1)])
+def test_health_shows_whether_the_settings_can_be_used(dsn: str, status: str, exit_code: int) -> None:
+    """In the words of the route, with all details: who has a shell is no stranger."""
+    code, found = run(shell(dsn=dsn), "health", "--json")
+    assert (code, found["status"]) == (exit_code, status)
+    assert "checks" in found
+    assert run(shell(dsn=dsn), "health")[1].startswith(f"status: {status}\n")
