@@ -24,6 +24,7 @@ from werkzeug.wsgi import FileWrapper
 from transport_kit import Scope
 from transport_kit_flask import TransportKit, get_kit
 
+Site = Callable[..., Flask]
 kit = TransportKit()
 
 
@@ -36,7 +37,7 @@ def fail(**values: object) -> str:
 
 
 @pytest.fixture(name="site")
-def _site(sink: Any) -> Callable[..., Flask]:
+def _site(sink: Any) -> Site:
     """Make an app whose events go to the sink."""
 
     def site(*, init: bool = True, **options: object) -> Flask:
@@ -51,7 +52,7 @@ def _site(sink: Any) -> Callable[..., Flask]:
     return site
 
 
-def test_an_unhandled_exception_is_captured_with_its_route_and_request(site: Any, sink: Any) -> None:
+def test_an_unhandled_exception_is_captured_with_its_route_and_request(site: Site, sink: Any) -> None:
     """Flask makes a 500 of it as without us; the event says where to look."""
     app = site()
     app.add_url_rule("/carts/<int:number>", view_func=fail)
@@ -73,7 +74,7 @@ def test_an_unhandled_exception_is_captured_with_its_route_and_request(site: Any
 
 
 @pytest.mark.parametrize("setting", ["TESTING", "DEBUG", "PROPAGATE_EXCEPTIONS"])
-def test_an_exception_that_flask_lets_through_is_captured_once(setting: str, site: Any, sink: Any) -> None:
+def test_an_exception_that_flask_lets_through_is_captured_once(setting: str, site: Site, sink: Any) -> None:
     """The signal comes first, then the exception passes the layer around the app."""
     app = site()
     app.config[setting] = True
@@ -84,7 +85,7 @@ def test_an_exception_that_flask_lets_through_is_captured_once(setting: str, sit
 
 
 @pytest.mark.parametrize("handled", [Exception, CartError])
-def test_what_an_error_handler_answers_is_handled(handled: type[Exception], site: Any, sink: Any) -> None:
+def test_what_an_error_handler_answers_is_handled(handled: type[Exception], site: Site, sink: Any) -> None:
     """The app dealt with it; `capture_exception` is the way to report it nevertheless."""
     app = site()
     app.add_url_rule("/carts/<number>", view_func=fail)
@@ -105,7 +106,7 @@ def test_what_an_error_handler_answers_is_handled(handled: type[Exception], site
     assert sink.event["request"]["query_string"] == "report"
 
 
-def test_what_an_error_handler_for_500_answers_is_captured(site: Any, sink: Any) -> None:
+def test_what_an_error_handler_for_500_answers_is_captured(site: Site, sink: Any) -> None:
     """It draws the page; the exception is as unhandled as before."""
     app = site()
     app.add_url_rule("/", view_func=fail)
@@ -114,7 +115,7 @@ def test_what_an_error_handler_for_500_answers_is_captured(site: Any, sink: Any)
     assert sink.exception["type"] == "CartError"
 
 
-def test_http_exceptions_are_answers(site: Any, sink: Any) -> None:
+def test_http_exceptions_are_answers(site: Site, sink: Any) -> None:
     """`abort` is how a view says what to answer, also when it says 500."""
     app = site()
     app.add_url_rule("/<int:code>", view_func=abort)
@@ -123,7 +124,7 @@ def test_http_exceptions_are_answers(site: Any, sink: Any) -> None:
     assert sink.events == []
 
 
-def test_an_async_view_is_captured_in_its_requests_scope(site: Any, sink: Any) -> None:
+def test_an_async_view_is_captured_in_its_requests_scope(site: Site, sink: Any) -> None:
     """Flask runs it on an event loop of its own, in a copy of the context."""
     app = site()
 
@@ -138,7 +139,7 @@ def test_an_async_view_is_captured_in_its_requests_scope(site: Any, sink: Any) -
     assert Scope.current().unit.errored is False
 
 
-def test_the_transaction_of_a_nested_blueprint_is_the_whole_rule(site: Any, sink: Any) -> None:
+def test_the_transaction_of_a_nested_blueprint_is_the_whole_rule(site: Site, sink: Any) -> None:
     """The name a developer would search for."""
     app = site()
     outer, inner = Blueprint("outer", __name__), Blueprint("inner", __name__)
@@ -149,7 +150,7 @@ def test_the_transaction_of_a_nested_blueprint_is_the_whole_rule(site: Any, sink
     assert sink.event["transaction"] == "/api/carts/<int:number>"
 
 
-def test_the_prefix_of_a_mounted_app_is_part_of_its_names(site: Any, sink: Any) -> None:
+def test_the_prefix_of_a_mounted_app_is_part_of_its_names(site: Site, sink: Any) -> None:
     """Two apps under one server have a `/` each."""
     app = site()
     app.add_url_rule("/carts", view_func=fail)
@@ -162,7 +163,7 @@ def test_the_prefix_of_a_mounted_app_is_part_of_its_names(site: Any, sink: Any) 
 @pytest.mark.parametrize(
     "hook", ["url_value_preprocessor", "before_request", "after_request", "teardown_request"]
 )
-def test_errors_in_hooks_are_captured(hook: str, site: Any, sink: Any) -> None:
+def test_errors_in_hooks_are_captured(hook: str, site: Site, sink: Any) -> None:
     """Also those around the view: one of them fails before our hook, one when Flask is done."""
     app = site()
     app.add_url_rule("/é", view_func=lambda: "fine")
@@ -182,7 +183,7 @@ def test_errors_in_hooks_are_captured(hook: str, site: Any, sink: Any) -> None:
     assert sink.event["request"]["url"] == "http://localhost/%C3%A9"
 
 
-def test_an_error_before_routing_has_the_path_for_a_name(site: Any, sink: Any) -> None:
+def test_an_error_before_routing_has_the_path_for_a_name(site: Site, sink: Any) -> None:
     """A session that can't be opened fails before Flask looks at the route."""
     app = site()
 
@@ -204,7 +205,7 @@ def rows(error: Exception | None = None) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("wrap", [lambda body: body, stream_with_context], ids=["plain", "context"])
-def test_an_error_in_a_streamed_body_is_captured_with_its_route(wrap: Any, site: Any, sink: Any) -> None:
+def test_an_error_in_a_streamed_body_is_captured_with_its_route(wrap: Any, site: Site, sink: Any) -> None:
     """The client saw 200 and half a body, Flask saw nothing at all."""
     app = site()
 
@@ -227,7 +228,7 @@ def test_an_error_in_a_streamed_body_is_captured_with_its_route(wrap: Any, site:
     assert Scope.current().unit.errored is False
 
 
-def test_an_error_when_a_body_is_closed_is_captured(site: Any, sink: Any) -> None:
+def test_an_error_when_a_body_is_closed_is_captured(site: Site, sink: Any) -> None:
     """`call_on_close` is where apps tidy up after a download."""
     app = site()
 
@@ -242,7 +243,7 @@ def test_an_error_when_a_body_is_closed_is_captured(site: Any, sink: Any) -> Non
     assert sink.exception["type"] == "CartError"
 
 
-def test_a_client_that_went_away_is_not_an_error(site: Any, sink: Any) -> None:
+def test_a_client_that_went_away_is_not_an_error(site: Site, sink: Any) -> None:
     """Nobody can fix it."""
     app = site()
     app.add_url_rule("/", view_func=lambda: Response(rows(ClientDisconnected())))
@@ -251,7 +252,7 @@ def test_a_client_that_went_away_is_not_an_error(site: Any, sink: Any) -> None:
     assert sink.events == []
 
 
-def test_a_stream_that_is_complete_reports_nothing_and_is_handed_on_unchanged(site: Any, sink: Any) -> None:
+def test_a_stream_that_is_complete_reports_nothing_and_is_handed_on_unchanged(site: Site, sink: Any) -> None:
     """Chunk by chunk, as the app made it."""
     app = site()
     app.add_url_rule("/", view_func=lambda: Response(rows()))
@@ -260,7 +261,7 @@ def test_a_stream_that_is_complete_reports_nothing_and_is_handed_on_unchanged(si
     assert sink.events == []
 
 
-def test_a_request_whose_body_nobody_reads_leaves_no_scope_behind(site: Any) -> None:
+def test_a_request_whose_body_nobody_reads_leaves_no_scope_behind(site: Site) -> None:
     """Tests that look at the status only would otherwise nest each request in the one before."""
     app = site()
     outside = Scope.current()
@@ -280,7 +281,7 @@ def test_a_request_whose_body_nobody_reads_leaves_no_scope_behind(site: Any) -> 
     assert len({id(scope) for scope in seen}) == 2
 
 
-def test_a_file_that_the_server_sends_stays_one(site: Any) -> None:
+def test_a_file_that_the_server_sends_stays_one(site: Site) -> None:
     """Servers look for their own file wrapper, and send such a body without reading it into Python."""
     app = site()
     app.add_url_rule("/", view_func=lambda: send_file(io.BytesIO(b"file"), mimetype="text/plain"))
@@ -291,7 +292,7 @@ def test_a_file_that_the_server_sends_stays_one(site: Any) -> None:
 
 @pytest.mark.parametrize("as_generator", [True, False])
 def test_an_error_of_a_wsgi_middleware_further_in_is_captured(
-    as_generator: bool, site: Any, sink: Any
+    as_generator: bool, site: Site, sink: Any
 ) -> None:
     """Whoever wrapped `wsgi_app` before us has no error handling of Flask's around it."""
     app = site(init=False)
@@ -312,7 +313,7 @@ def test_an_error_of_a_wsgi_middleware_further_in_is_captured(
     assert sink.event["transaction"] == "/nowhere"
 
 
-def test_a_body_without_close_can_be_closed(site: Any) -> None:
+def test_a_body_without_close_can_be_closed(site: Site) -> None:
     """PEP 3333 makes `close` optional for bodies; ours has one, as it is one around any."""
     from transport_kit_flask.facts import Facts
     from transport_kit_flask.layer import _Stream
@@ -324,7 +325,7 @@ def test_a_body_without_close_can_be_closed(site: Any) -> None:
     stream.close()
 
 
-def test_capturing_can_be_switched_off(site: Any, sink: Any) -> None:
+def test_capturing_can_be_switched_off(site: Site, sink: Any) -> None:
     """What is left is life cycle, health, flush, and `capture_exception`."""
     app = site(capture_errors=False)
     app.add_url_rule("/", view_func=fail)
@@ -338,7 +339,7 @@ def test_capturing_can_be_switched_off(site: Any, sink: Any) -> None:
     assert sink.exception["value"] == "by hand"
 
 
-def test_no_byte_and_no_header_is_changed(site: Any, sink: Any) -> None:
+def test_no_byte_and_no_header_is_changed(site: Site, sink: Any) -> None:
     """An integration that can be seen from outside is one that can break a client."""
 
     def answers(app: Flask) -> list[object]:
@@ -371,7 +372,7 @@ def test_no_byte_and_no_header_is_changed(site: Any, sink: Any) -> None:
     assert answers(site()) == answers(site(init=False))
 
 
-def test_the_layer_opens_no_session_and_reads_no_body(site: Any) -> None:
+def test_the_layer_opens_no_session_and_reads_no_body(site: Site) -> None:
     """A session that was looked at adds `Vary: Cookie`; a body that was read is gone."""
     app = site(send_default_pii=True)
 
@@ -397,7 +398,7 @@ def test_the_layer_opens_no_session_and_reads_no_body(site: Any) -> None:
     ids=["form", "data", "stream", "unread"],
 )
 def test_a_body_is_sent_as_far_as_the_app_kept_it(
-    read: Callable[[], object], sent: object, site: Any, sink: Any
+    read: Callable[[], object], sent: object, site: Site, sink: Any
 ) -> None:
     """Reading it for an event could block on a slow client, or take it from the app."""
     app = site(send_default_pii=True)
@@ -411,7 +412,7 @@ def test_a_body_is_sent_as_far_as_the_app_kept_it(
     assert sink.event["request"].get("data") == sent
 
 
-def test_without_pii_no_body_no_user_and_no_address_is_sent(site: Any, sink: Any) -> None:
+def test_without_pii_no_body_no_user_and_no_address_is_sent(site: Site, sink: Any) -> None:
     """The default."""
     app = site()
 
@@ -427,18 +428,18 @@ def test_without_pii_no_body_no_user_and_no_address_is_sent(site: Any, sink: Any
     assert "REMOTE_ADDR" not in sink.event["request"]["env"]
 
 
-class Account(flask_login.UserMixin):
+class Account(flask_login.UserMixin):  # type: ignore[misc]  # comes without types
     """A model whose attributes are a query away, but for those that were loaded."""
 
     def __init__(self, **loaded: object) -> None:
-        vars(self).update(loaded)
+        self.__dict__.update(loaded)
 
     def __getattr__(self, name: str) -> object:
         raise AssertionError(f"{name} was asked for: a query")
 
 
 @pytest.mark.parametrize("loads", [True, False])
-def test_the_user_of_flask_login_is_sent_if_it_was_loaded(loads: bool, site: Any, sink: Any) -> None:
+def test_the_user_of_flask_login_is_sent_if_it_was_loaded(loads: bool, site: Site, sink: Any) -> None:
     """Loading it would be a query, in the middle of an error."""
     app = site(send_default_pii=True)
     app.secret_key = "x"
@@ -469,7 +470,7 @@ def test_the_user_of_flask_login_is_sent_if_it_was_loaded(loads: bool, site: Any
     assert loaded == ["7"] * loads
 
 
-def test_a_user_set_by_hand_wins(site: Any, sink: Any) -> None:
+def test_a_user_set_by_hand_wins(site: Site, sink: Any) -> None:
     """The app knows better than an extension's guess."""
     app = site(send_default_pii=True)
 
@@ -483,7 +484,7 @@ def test_a_user_set_by_hand_wins(site: Any, sink: Any) -> None:
     assert sink.event["user"]["id"] == "by hand"
 
 
-def test_a_host_that_flask_refuses_is_what_the_event_shows(site: Any, sink: Any) -> None:
+def test_a_host_that_flask_refuses_is_what_the_event_shows(site: Site, sink: Any) -> None:
     """`request.url` raises for it, and the event is there to explain why."""
     app = site()
     app.config["TRUSTED_HOSTS"] = ["shop.example"]
@@ -496,7 +497,7 @@ def test_a_host_that_flask_refuses_is_what_the_event_shows(site: Any, sink: Any)
     assert sink.event["request"]["url"] == "http://evil.example:81/"
 
 
-def test_a_request_without_a_host_header_shows_the_servers_name(site: Any, sink: Any) -> None:
+def test_a_request_without_a_host_header_shows_the_servers_name(site: Site, sink: Any) -> None:
     """HTTP/1.0 has none."""
     app = site()
     app.add_url_rule("/", view_func=fail)
@@ -508,7 +509,7 @@ def test_a_request_without_a_host_header_shows_the_servers_name(site: Any, sink:
 
 
 def test_an_environ_that_breaks_pep_3333_costs_the_request_not_the_event(
-    site: Any, sink: Any, caplog: pytest.LogCaptureFixture
+    site: Site, sink: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whoever calls the app, the exception is worth its report."""
     app = site(init=False)
@@ -525,7 +526,7 @@ def test_an_environ_that_breaks_pep_3333_costs_the_request_not_the_event(
     assert sink.exception["value"] == "odd"
 
 
-def test_a_trace_is_continued_from_the_headers(site: Any, sink: Any) -> None:
+def test_a_trace_is_continued_from_the_headers(site: Site, sink: Any) -> None:
     """The error is found from the frontend's page load."""
     app = site()
     app.add_url_rule("/", view_func=fail)
@@ -534,7 +535,7 @@ def test_a_trace_is_continued_from_the_headers(site: Any, sink: Any) -> None:
     assert sink.event["contexts"]["trace"]["trace_id"] == trace
 
 
-def test_a_transaction_has_the_route_and_the_status(site: Any, sink: Any) -> None:
+def test_a_transaction_has_the_route_and_the_status(site: Site, sink: Any) -> None:
     """Also of a request that Flask made a 500 of, and of one whose route nobody knows."""
     app = site(traces_sample_rate=1.0)
     app.add_url_rule("/carts/<int:number>", view_func=lambda number: "fine" if number else fail())
@@ -551,7 +552,7 @@ def test_a_transaction_has_the_route_and_the_status(site: Any, sink: Any) -> Non
     ]
 
 
-def test_a_hundred_requests_at_once_keep_their_scopes_apart(site: Any, sink: Any) -> None:
+def test_a_hundred_requests_at_once_keep_their_scopes_apart(site: Site, sink: Any) -> None:
     """A tag of one customer on the event of another would be worse than none."""
     app = site()
     together = threading.Barrier(10)
@@ -569,7 +570,7 @@ def test_a_hundred_requests_at_once_keep_their_scopes_apart(site: Any, sink: Any
     assert seen == {(str(number), str(number)) for number in range(100)}
 
 
-def test_an_exception_dispatched_by_hand_is_captured_with_its_request(site: Any, sink: Any) -> None:
+def test_an_exception_dispatched_by_hand_is_captured_with_its_request(site: Site, sink: Any) -> None:
     """Without the WSGI layer around it, such as in a test of the app, the signal comes all the same."""
     app = site()
     app.add_url_rule("/carts", view_func=fail)
@@ -594,7 +595,7 @@ def test_capture_exception_outside_of_any_app_is_a_line_in_the_log(
     assert sink.events == []
 
 
-def test_a_request_leaves_no_cycle_behind(site: Any) -> None:
+def test_a_request_leaves_no_cycle_behind(site: Site) -> None:
     """Flask takes care that none of its objects waits for the collector; neither does ours."""
     app = site()
     app.add_url_rule("/", "plain", lambda: "fine")

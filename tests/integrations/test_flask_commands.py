@@ -107,7 +107,7 @@ def test_send_test_goes_through_the_apps_own_settings(server: FaultServer) -> No
 def test_send_test_says_why_it_was_not_delivered(server: FaultServer) -> None:
     """Each of the ways an event ends."""
     for answer, said in (
-        (400, "not delivered: discarded: send_error (status 400)\n"),
+        (400, "not delivered: discarded: send_error (http 400)\n"),
         (403, "not delivered: the server refuses this DSN's key (403)\n"),
     ):
         server.answer(answer, times=1)
