@@ -108,7 +108,7 @@ def _dict_of(value: object, cls: type) -> dict[str, Any]:
 def shape_of(value: Any, cls: type) -> str | None:
     """`shape (3, 4) of float64` for an array or table of NumPy or pandas; None for any other object."""
     module = _module(cls)
-    if type(module) is not str or not module.startswith(("numpy", "pandas.core.")):
+    if type(module) is not str or not module.startswith(("numpy", "pandas")):
         return None
     try:
         numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")

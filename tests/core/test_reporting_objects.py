@@ -1,0 +1,342 @@
+"""Objects: told by their fields, their shape or their class, and never asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import time
+import weakref
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.core.reporting_support import Kept, raised, reporter_for
+from transport_kit.reporting.scrub import is_sensitive
+from transport_kit.reporting.values import Limits, Room, bounded
+
+LIMITS = Limits(text=512, breadth=10, depth=3, hides=is_sensitive)
+
+
+def shown(value: Any, room: int = 2048) -> Any:
+    """The value as an event shows it; strict JSON within its room."""
+    found = bounded(value, Room(room), LIMITS)
+    assert len(orjson.dumps(found)) <= room
+    return found
+
+
+@dataclasses.dataclass
+class Address:
+    """A plain dataclass."""
+
+    street: str
+    token: str = "hunter2"
+    pin: str = dataclasses.field(default="hunter2", repr=False)
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Point:
+    """A dataclass without an instance dict."""
+
+    x: int
+    y: Any
+
+
+def test_a_dataclass_is_told_by_its_fields() -> None:
+    """The value an engineer looks for; not what its author hid, nor what its name hides."""
+    name = f"<{__name__}.Address>"
+    assert shown(Address("Main St.")) == {"<class>": name, "street": "Main St.", "token": "[Filtered]"}
+    assert shown(Point(1, Address("x"))) == {
+        "<class>": f"<{__name__}.Point>",
+        "x": 1,
+        "y": {"<class>": name, "street": "x", "token": "[Filtered]"},
+    }
+    # Too deep, or too little room: the class alone.
+    assert shown([[[Point(1, 2)]]]) == [[[f"<{__name__}.Point>"]]]
+    assert shown(Point(1, 2), room=60).startswith("<")
+
+
+def test_a_dataclass_that_is_half_built_shows_what_it_has() -> None:
+    """`__init__` may be what failed."""
+    assert shown(Point.__new__(Point)) == {"<class>": f"<{__name__}.Point>"}
+    assert shown(Address.__new__(Address)) == {"<class>": f"<{__name__}.Address>"}
+
+
+def test_no_property_and_no_hook_of_a_class_runs() -> None:
+    """A property may read a database, and a `__getattr__` may never end."""
+
+    @dataclasses.dataclass
+    class Trap:
+        name: str = "trap"
+
+        @property
+        def __dict__(self) -> Any:  # type: ignore[override]
+            raise AssertionError("asked")
+
+        def __getattribute__(self, name: str) -> Any:
+            raise AssertionError(name)
+
+        def __repr__(self) -> str:
+            raise AssertionError("asked")
+
+    trap = object.__new__(Trap)
+    # Its own `__dict__` hides the one that holds the fields: another base would have it.
+    assert shown(trap)["<class>"].endswith("Trap>")
+
+
+@pytest.mark.parametrize("marker", ["__dataclass_fields__", "__attrs_attrs__", "__pydantic_fields__"])
+@pytest.mark.parametrize("fields", [None, 7, {"a": 1}, (1, 2), "ab"])
+def test_a_class_that_only_pretends_is_told_by_its_name(marker: str, fields: Any) -> None:
+    """The names of other libraries are not ours to trust."""
+    cls = type("Pretends", (), {marker: fields})
+    assert shown(cls()) == f"<{__name__}.Pretends>"
+
+
+def test_a_metaclass_that_forbids_hashing_is_no_obstacle() -> None:
+    """A class as the key of a cache is itself asked for its hash."""
+
+    class Meta(type):
+        __hash__ = None  # type: ignore[assignment]
+
+    assert shown(Meta("Odd", (), {})()) == f"<{__name__}.Odd>"
+
+
+def test_a_class_made_in_a_request_is_not_kept_alive() -> None:
+    """A cache of classes would be a leak in an app that makes them."""
+    cls = dataclasses.make_dataclass("Made", ["a"])
+    shown(cls(1))
+    ref = weakref.ref(cls)
+    del cls
+    gc.collect()
+    assert ref() is None
+
+
+def test_attrs_classes_are_told_by_their_fields() -> None:
+    """With an instance dict and without; hidden ones stay hidden."""
+    attrs = pytest.importorskip("attrs")
+
+    @attrs.define  # type: ignore[untyped-decorator,unused-ignore]
+    class Slotted:
+        name: str
+        password: str = "hunter2"
+        pin: str = attrs.field(default="hunter2", repr=False)
+
+    @attrs.define(slots=False)
+    class Plain:
+        name: str
+
+    slotted = shown(Slotted(name="bob"))  # type: ignore[call-arg]
+    assert {key: slotted[key] for key in ("name", "password")} == {"name": "bob", "password": "[Filtered]"}
+    assert "pin" not in slotted
+    plain = Plain(name="bob")  # type: ignore[call-arg]
+    assert shown(plain)["name"] == "bob"
+
+
+def test_pydantic_models_are_told_by_their_fields() -> None:
+    """As FastAPI hands them to every view."""
+    pydantic = pytest.importorskip("pydantic")
+
+    class Login(pydantic.BaseModel):  # type: ignore[misc,name-defined]
+        user: str
+        password: str
+        card: pydantic.SecretStr  # type: ignore[name-defined]
+        pin: str = pydantic.Field(default="hunter2", repr=False)
+
+        @pydantic.computed_field  # type: ignore[prop-decorator,untyped-decorator]
+        @property
+        def costly(self) -> str:
+            raise AssertionError("asked")
+
+    found = shown(Login(user="bob", password="hunter2", card="hunter2"))
+    assert (found["user"], found["password"], found["card"]) == (
+        "bob",
+        "[Filtered]",
+        "<pydantic.types.SecretStr>",
+    )
+    assert "hunter2" not in str(found)
+
+
+def test_arrays_and_tables_are_told_by_their_shape() -> None:
+    """Their values would take the whole event, and say nothing."""
+    numpy, pandas = pytest.importorskip("numpy"), pytest.importorskip("pandas")
+    assert shown(numpy.zeros((3, 4))) == "<numpy.ndarray shape (3, 4) of float64>"
+    assert shown(numpy.float64(1.5)) == 1.5
+    assert shown(numpy.int64(3)) == "<numpy.int64>"
+    frame = pandas.DataFrame({"a": [1, 2, 3]})
+    assert shown(frame).endswith("DataFrame shape (3, 1)>")
+    assert shown(frame["a"]).endswith("Series shape (3,)>")
+
+    class Mine(numpy.ndarray):  # type: ignore[misc,name-defined]
+        @property
+        def shape(self) -> Any:
+            raise AssertionError("asked")
+
+    assert shown(numpy.zeros(3).view(Mine)) == f"<{__name__}.{Mine.__qualname__}>"
+
+
+def test_a_table_that_is_half_built_is_told_by_its_class() -> None:
+    """An error in a constructor has such an object among its variables."""
+    pandas = pytest.importorskip("pandas")
+    assert "DataFrame" in shown(pandas.DataFrame.__new__(pandas.DataFrame))
+
+
+def test_lazy_objects_are_not_evaluated() -> None:
+    """A queryset is a query; a local of another request raises."""
+    functional = pytest.importorskip("django.utils.functional")
+    local = pytest.importorskip("werkzeug.local")
+
+    def never() -> Any:
+        raise AssertionError("evaluated")
+
+    assert "SimpleLazyObject" in shown(functional.SimpleLazyObject(never))
+    assert "__proxy__" in shown(functional.lazystr("text")) or shown(functional.lazystr("text")) == "text"
+    proxy: Any = local.LocalProxy(never)
+    assert shown({"request": proxy, "n": 1}) == {"request": "<werkzeug.local.LocalProxy>", "n": 1}
+
+
+def test_a_queryset_sends_no_query() -> None:
+    """Evaluated while an error is reported, it would fail again, or lock the broken transaction."""
+    django = pytest.importorskip("django")
+    from django.conf import settings as django_settings
+
+    if not django_settings.configured:
+        django_settings.configure(DATABASES={}, INSTALLED_APPS=[])
+        django.setup()
+    from django.db.models import Model
+    from django.db.models.query import QuerySet
+
+    class Order(Model):
+        class Meta:
+            app_label = "shop"
+
+    assert shown(QuerySet(Order)) == "<django.db.models.query.QuerySet>"
+    assert shown({"orders": QuerySet(Order), "one": Order()})["one"].endswith("Order>")
+
+
+class Hostile:
+    """Raises, sleeps or lies whatever it is asked."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __repr__(self) -> str:
+        return "x" * 100_000_000
+
+    def __len__(self) -> int:
+        raise RuntimeError("len")
+
+    def __iter__(self) -> Any:
+        while True:
+            yield 1
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("eq")
+
+    __hash__ = object.__hash__
+
+
+class Growing(dict[Any, Any]):
+    """Changes when it is looked at."""
+
+    def items(self) -> Any:
+        self[len(self)] = 1
+        raise RuntimeError("items")
+
+    def __iter__(self) -> Any:
+        self[len(self)] = 1
+        raise RuntimeError("iter")
+
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(min_value=2**63, max_value=2**4000)
+    | st.floats()
+    | st.text()
+    | st.text(st.characters(categories=["Cs"]))
+    | st.binary()
+    | st.datetimes()
+    | st.decimals()
+    | st.uuids()
+    | st.complex_numbers()
+    | st.builds(Hostile)
+    | st.builds(Growing)
+    | st.builds(Point, st.integers(), st.text())
+    | st.sampled_from([object(), len, int, ..., dataclasses, "x" * 20_000, b"y" * 20_000, range(10**9)])
+)
+graphs = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=30)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text() | st.integers() | st.none(), inner, max_size=30)
+        | st.builds(Point, st.integers(), inner)
+        | st.frozensets(st.integers() | st.text(), max_size=20)
+    ),
+    max_leaves=60,
+)
+
+
+def cyclic(value: Any) -> Any:
+    """The value within containers that hold themselves."""
+    held: dict[str, Any] = {"value": value}
+    held["self"] = held
+    held["list"] = [held, [held]]
+    return held
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(value=graphs)
+def test_any_object_graph_becomes_a_valid_event_in_time(value: Any) -> None:
+    """At most a megabyte and 50 ms, from variables, arguments, extra, breadcrumbs, contexts and events."""
+    with Kept() as kept:
+        reporter = reporter_for(kept)
+
+        def fail(argument: Any) -> None:
+            held = cyclic(argument)
+            raise ValueError(argument, held)
+
+        try:
+            fail(value)
+        except ValueError as caught:
+            error = caught
+        began = time.thread_time()
+        with reporter.request(named=lambda: ("/", "url")) as served:
+            scope = served.scope
+            scope.set_extra("value", value)
+            scope.set_context("value", {"value": value})
+            scope.set_tag("value", value)
+            scope.set_user({"id": value, "value": value})
+            scope.add_breadcrumb("m", data={"value": value})
+            first = reporter.capture_exception(error)
+        spent = time.thread_time() - began
+        second = reporter.capture_event({"extra": {"value": value}, "value": value})
+        assert first is not None
+        assert second is not None
+        assert spent <= 0.05
+        for sealed in kept.sealed:
+            assert len(sealed) <= 1_000_000 + 1000
+        assert [event["event_id"] for event in kept.events] == [first, second]
+
+
+def test_twenty_frames_of_large_variables_stay_small_and_fast() -> None:
+    """The worst that is usual: a recursion with the data of a page in each frame."""
+
+    def call(depth: int) -> None:
+        page = [{"id": number, "text": "x" * 1000, "tags": ["a", "b"] * 100} for number in range(1000)]
+        if depth == 0:
+            raise ValueError(page)
+        call(depth - 1)
+
+    with Kept() as kept:
+        with pytest.raises(ValueError, match="x") as caught:
+            call(20)
+        reporter = reporter_for(kept)
+        reporter.capture_exception(raised(KeyError("warm")))
+        began = time.thread_time()
+        assert reporter.capture_exception(caught.value) is not None
+        assert time.thread_time() - began < 0.05
+        assert len(kept.sealed[-1]) < 200_000
