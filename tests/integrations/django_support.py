@@ -164,7 +164,10 @@ def call_asgi(app: Callable[..., Awaitable[None]], path: str = "/", **facts: Any
         # Django leaves the request's temporary file open then. Collected here, not in another test.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
-            reply.error.__traceback__ = None
+            held: BaseException | None = reply.error
+            while held is not None:
+                held.__traceback__ = None
+                held = held.__cause__ or held.__context__
             gc.collect()
     return reply
 
