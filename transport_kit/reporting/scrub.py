@@ -68,6 +68,7 @@ _TOKEN = re.compile(
     r"""(?<![\w\-])(?:eyJ[\w\-]{8,}+\.[\w\-]{4,}+(?:\.[\w\-]*+)?|(?:sk|rk)_(?:live|test)_\w{8,}+|gh[oprsu]_\w{20,}+"""
     r"""|github_pat_\w{20,}+|glpat-[\w\-]{16,}+|xox[abeoprs]-[\w\-]{8,}+|(?:AKIA|ASIA)[A-Z0-9]{16}(?!\w))"""
 )
+_SHORTEST_TOKEN: Final = 11
 #: Cheap signs that one of the patterns above may be found: most texts hold none.
 _SIGNS: Final = (
     "earer",
@@ -99,7 +100,8 @@ def is_personal(name: str) -> bool:
 
 def is_private(name: str) -> bool:
     """Whether a value under this name is left out while PII is not wanted."""
-    return any(_searched(name))
+    secret, personal = _searched(name)
+    return secret or personal
 
 
 def _searched(name: str) -> tuple[bool, bool]:
@@ -132,10 +134,10 @@ def scrub_text(text: str) -> str:
             text = _PAIR.sub(_filter_pair, text)
             if ":" in text:
                 text = _PASSWORD.sub(_filter_header, _HEADER.sub(_filter_header, text))
-    for sign in _SIGNS:
-        if sign in text:
-            text = _TOKEN.sub(FILTERED, text)
-            return _SCHEME.sub(_filter_scheme, text)
+    if len(text) > _SHORTEST_TOKEN:
+        for sign in _SIGNS:
+            if sign in text:
+                return _SCHEME.sub(_filter_scheme, _TOKEN.sub(FILTERED, text))
     return text
 
 

@@ -198,10 +198,20 @@ def _sequence(value: Any, room: Room, limits: Limits, depth: int) -> list[Any]:
     room.left -= 2
     result: list[Any] = []
     for element in elements:
-        if room.left <= MINIMUM:
+        left = room.left
+        if left <= MINIMUM:
             break
-        room.left -= 1
-        result.append(bounded(element, room, limits, depth + 1))
+        # The two commonest kinds here rather than in `bounded`: a call costs more than all else.
+        kind = type(element)
+        if kind is int and -_INT64 <= element < _INT64:
+            room.left = left - 21
+            result.append(element)
+        elif element is None or kind is bool:
+            room.left = left - 6
+            result.append(element)
+        else:
+            room.left = left - 1
+            result.append(bounded(element, room, limits, depth + 1))
     if length > len(result) and room.left > MINIMUM:
         room.left -= 1
         result.append(_plain(f"<{length - len(result)} more>", room))
@@ -214,14 +224,20 @@ def _mapping(value: dict[Any, Any], room: Room, limits: Limits, depth: int) -> d
     length = dict.__len__(value)
     hides = limits.hides
     for name, element in list(islice(dict.items(value), limits.breadth)):
-        key, cost = _text_key(name if type(name) is str and len(name) <= _KEY_LENGTH else _key(name))
-        if room.left < cost + MINIMUM:
+        key, cost, hidden = _known_key(
+            name if type(name) is str and len(name) <= _KEY_LENGTH else _key(name), hides
+        )
+        left = room.left - cost
+        if left < MINIMUM:
             break
-        room.left -= cost
-        if hides is not None and hides(key):
-            room.left -= len(FILTERED) + 2
+        if hidden:
+            room.left = left - len(FILTERED) - 2
             result[key] = FILTERED
+        elif type(element) is int and -_INT64 <= element < _INT64:
+            room.left = left - 20
+            result[key] = element
         else:
+            room.left = left
             result[key] = bounded(element, room, limits, depth + 1)
     if length > len(result) and room.left > 2 * MINIMUM:
         room.left -= 7
@@ -230,10 +246,10 @@ def _mapping(value: dict[Any, Any], room: Room, limits: Limits, depth: int) -> d
 
 
 @lru_cache(maxsize=4096)
-def _text_key(name: str) -> tuple[str, int]:
-    """A key as it is written, and the bytes it takes with its signs."""
+def _known_key(name: str, hides: Callable[[str], bool] | None) -> tuple[str, int, bool]:
+    """A key as it is written, the bytes it takes with its signs, and whether its value is hidden."""
     key = clean(cut(name, _KEY_LENGTH))
-    return key, len(_dumps(key)) + 2
+    return key, len(_dumps(key)) + 2, hides is not None and hides(key)
 
 
 def _key(name: Any) -> str:
