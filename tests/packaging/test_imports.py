@@ -28,12 +28,25 @@ LAYERS = (
     {"factory"},
     {"reporting", "routes"},
     {"kit"},
+    {"celery", "gunicorn", "rq", "serverless"},
     {"receiver", "testing"},
     {"cli", "forwarder"},
     {"__init__", "__main__"},
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
-FRAMEWORKS = {"click", "django", "fastapi", "flask", "jinja2", "pytest", "rich", "starlette", "uvicorn"}
+FRAMEWORKS = {
+    "celery",
+    "click",
+    "django",
+    "fastapi",
+    "flask",
+    "jinja2",
+    "pytest",
+    "rich",
+    "rq",
+    "starlette",
+    "uvicorn",
+}
 #: Costs 120 ms, and under gevent an import before the patch breaks TLS.
 LATE = {"ssl", "urllib3", "_ssl", "certifi"}
 
@@ -93,7 +106,7 @@ def test_only_connections_knows_urllib3() -> None:
 
 def test_the_core_names_no_framework() -> None:
     """Whoever runs Flask must not need Starlette, not even in a branch that is never taken."""
-    allowed = {"__main__", "cli", "receiver"}
+    allowed = {"__main__", "celery", "cli", "receiver", "rq"}
     for path, room in modules():
         if room not in allowed and path.name != "fixtures.py":
             assert FRAMEWORKS.isdisjoint(name.split(".")[0] for name in imported(path)), path

@@ -1,0 +1,85 @@
+"""Celery: `connect(kit)` reports tasks that fail, and delivers before a worker's process ends.
+
+Owns the receivers of Celery's signals for one kit. The one module that imports Celery; nothing else here
+imports it.
+
+Threads: Celery sends its signals on the thread (process, greenlet) that runs the task; several tasks may
+run at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from celery import signals
+
+from transport_kit.kit import Kit
+from transport_kit.reporting import ServedRequest
+
+__all__ = ["connect"]
+
+_MECHANISM: Final = "auto.queue.celery"
+
+
+def connect(kit: Kit) -> None:
+    """Report through this kit what goes wrong in tasks; call it where the Celery app is made.
+
+    - Each task gets a scope of its own, and its name as the transaction's. A task that fails is captured
+      once; one of its `throws`, a retry, and what it ignores or rejects are not.
+    - A prefork worker's process delivers what waits before it ends, up to `shutdown_timeout`. Other pools
+      end with the worker, which needs no hook.
+
+    Connecting another kit replaces the first.
+    """
+    tasks = _Tasks(kit)
+    for signal, receiver in (
+        (signals.worker_process_init, tasks.process_begins),
+        (signals.worker_process_shutdown, tasks.process_ends),
+        (signals.task_prerun, tasks.task_begins),
+        (signals.task_failure, tasks.task_failed),
+        (signals.task_postrun, tasks.task_ends),
+    ):
+        signal.disconnect(dispatch_uid=_MECHANISM)
+        signal.connect(receiver, weak=False, dispatch_uid=_MECHANISM)
+
+
+class _Tasks:
+    """The tasks of one process that run now."""
+
+    def __init__(self, kit: Kit) -> None:
+        self._kit = kit
+        # Item operations on a dict are atomic. A forked child starts while no task runs.
+        self._running: dict[str, ServedRequest] = {}
+
+    def process_begins(self, **_: object) -> None:
+        self._kit.start()
+
+    def process_ends(self, **_: object) -> None:
+        self._kit.close()
+
+    def task_begins(self, *, task_id: str, task: Any, **_: object) -> None:
+        served = self._kit.reporter.request(
+            named=lambda: (task.name, "task"), op="queue.task", mechanism=_MECHANISM
+        )
+        self._running[task_id] = served.begin()
+
+    def task_failed(self, *, sender: Any, task_id: str, exception: BaseException, **_: object) -> None:
+        if isinstance(exception, sender.throws):
+            return
+        served = self._running.get(task_id)
+        if served is not None:
+            served.capture(exception)
+        else:
+            # The worker says it of a process that was killed, for one that ran out of time.
+            self._kit.capture_exception(
+                exception,
+                mechanism=_MECHANISM,
+                handled=False,
+                transaction=sender.name,
+                transaction_source="task",
+            )
+
+    def task_ends(self, *, task_id: str, **_: object) -> None:
+        served = self._running.pop(task_id, None)
+        if served is not None:
+            served.finish()
