@@ -30,6 +30,8 @@ __all__ = ["Delivery"]
 HASTEN_EVERY = 1.0
 #: Seconds that a pause at the breaker takes at most, and one after a claim that failed.
 LONGEST_PAUSE = 60.0
+#: Seconds between two looks after a shared queue while the breaker lets nothing through.
+LOOK_AFTER = 0.5
 CLAIM_AGAIN = 1.0
 
 
@@ -100,16 +102,24 @@ class Delivery:
                 if books.state is WorkerState.CLOSED:
                     return None
                 now = self._clock()
-                if not self.breaker.permits(now):
+                permitted = self.breaker.permits(now)
+                if not permitted:
                     # A probe's outcome, a flush and the end notify; otherwise the next probe's time comes.
                     probing = self.breaker.state == "probing"
                     pause = LONGEST_PAUSE if probing else self.breaker.next_probe - now
-                    self._gate.wait(min(max(pause, 0.001), LONGEST_PAUSE))
-                    continue
-                due = books.report_due(now)
-                patience = 0.0 if due else books.until_due(now)
+                    longest = LOOK_AFTER if self._queue.shared else LONGEST_PAUSE
+                    self._gate.wait(min(max(pause, 0.001), longest))
+                    if not self._queue.shared:
+                        continue
+                due = permitted and books.report_due(now)
+                patience = 0.0 if due or not permitted else books.until_due(now)
             try:
-                claims = self._queue.claim(1, patience)
+                if due and self._queue.shared:
+                    due = not self._leave_losses()
+                # Also while nothing may go: a shared queue keeps its bounds, and an election, in its claims.
+                claims = self._queue.claim(1 if permitted else 0, patience)
+                if self._queue.shared:
+                    self._take_losses()
             except Exception as error:
                 log.error("a claim failed: %s", type(error).__name__)
                 self._pause(CLAIM_AGAIN)
@@ -120,6 +130,26 @@ class Delivery:
             # A report rides on an envelope, and goes alone only when there is none.
             if due and not claims and self._book_report():
                 return _Report.DUE
+
+    def _leave_losses(self) -> bool:
+        """Leave what was lost here to whoever drains; False when that is this process."""
+        with self._lock.rlock:
+            report = self._books.take_report(alone=True)
+        if self._queue.put_losses(report):
+            with self._lock.rlock:
+                self._books.end_report(self._clock())
+            return True
+        with self._lock.rlock:
+            self._books.ledger.give_back(report)
+            self._books.report_wanted = True
+        return False
+
+    def _take_losses(self) -> None:
+        """Report what a shared queue gave up, and what other processes lost."""
+        report = self._queue.take_losses()
+        if report:
+            with self._lock.rlock:
+                self._books.ledger.give_back(report)
 
     def _pause(self, seconds: float) -> None:
         """Wait, but not beyond the end."""
@@ -214,7 +244,9 @@ class Delivery:
                 return
             now = self._clock()
             self._learn_locked(outcome, began, now)
-            if outcome.again and now - claim.put_at < self._options.retry_window:
+            # A durable queue has bounds of its own, and an age is one of them.
+            kept = self._queue.durable or now - claim.put_at < self._options.retry_window
+            if outcome.again and kept:
                 delay = self._backoff.delay(claim.attempts + 1, self._draw())
                 returned = max(now + delay, outcome.not_before)
                 if shared:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from transport_kit.ledger import Report
 from transport_kit.sealing import Priority, SealedEnvelope
 from transport_kit.statelock import StateLock
 
@@ -120,6 +121,12 @@ class Queue(Protocol):
     def stats(self) -> QueueStats:
         """A snapshot; no I/O."""
 
+    def put_losses(self, report: Report) -> bool:
+        """Leave loss counts to whoever drains a shared queue; False when the caller is to report them."""
+
+    def take_losses(self) -> Report:
+        """What the queue itself gave up, or was left with `put_losses`, since the last call."""
+
     def close(self) -> list[Claim]:
         """Refuse puts from now on; returns what this queue held and now forgets."""
 
@@ -127,16 +134,15 @@ class Queue(Protocol):
 class _Lane:
     """What is held of one class and not claimed.
 
-    `waiting` was never tried, oldest first; `retried` was, and is older; both may be claimed. `held` and
-    `size` count besides what is in the queue's `_delayed`.
+    `waiting` was never tried, oldest first; `retried` was, and is older; both may be claimed. `size` is
+    their bytes, and of this class in the queue's `_delayed`.
     """
 
-    __slots__ = ("_turn", "held", "retried", "size", "waiting")
+    __slots__ = ("_turn", "retried", "size", "waiting")
 
     def __init__(self) -> None:
         self.waiting: deque[Claim] = deque()
         self.retried: deque[Claim] = deque()
-        self.held = 0
         self.size = 0
         self._turn = False
 
@@ -183,8 +189,10 @@ class MemoryQueue:
         self._lanes = tuple(_Lane() for _ in Priority)
         self._delayed: list[tuple[float, int, Claim]] = []  # a heap, by the time of the next attempt
         self._claimed: dict[int, Claim] = {}
-        self._items = 0  # in all three
-        self._size = 0  # their bytes
+        # How many that is, and their bytes: sums that save a put the counting. A signal handler that
+        # raises inside a section leaves them behind; `_recount` finds it out.
+        self._items = 0
+        self._size = 0
         self._credits = list(WEIGHTS)
         self._lane_busy: int | None = None  # id of the session or check-in that holds up the others
         self._last_id = 0
@@ -219,7 +227,6 @@ class MemoryQueue:
             self._last_put = now = self._clock()
             lane = self._lanes[rank]
             lane.waiting.append(Claim(self._last_id, sealed, 0, now))
-            lane.held += 1
             lane.size += size
             self._items += 1
             self._size += size
@@ -229,21 +236,27 @@ class MemoryQueue:
 
     def _make_room(self, rank: int, size: int) -> tuple[Claim, ...] | None:
         """What must go so that `size` bytes of class `rank` fit; None when all that may go is too little."""
+        self._recount()
         over_items = self._items + 1 - self._max_items
         over_bytes = self._size + size - self._max_bytes
-        sacrificable = self._lanes[: rank + 1]
+        delayed = [_rank(claim.sealed) for _, _, claim in self._delayed]
+        held = [
+            len(lane.waiting) + len(lane.retried) + delayed.count(n) for n, lane in enumerate(self._lanes)
+        ]
         if (
-            sum(lane.held for lane in sacrificable) < over_items
-            or sum(lane.size for lane in sacrificable) < over_bytes
+            sum(held[: rank + 1]) < over_items
+            or sum(lane.size for lane in self._lanes[: rank + 1]) < over_bytes
         ):
             return None
         evicted: list[Claim] = []
-        for lane in sacrificable:
-            while lane.held and (over_items > 0 or over_bytes > 0):
+        for n, lane in enumerate(self._lanes[: rank + 1]):
+            for _ in range(held[n]):
+                if over_items <= 0 and over_bytes <= 0:
+                    return tuple(evicted)
                 claim = self._pop_oldest(lane)
                 over_items -= 1
                 over_bytes -= claim.sealed.stored
-                self._leave_lane(claim)
+                lane.size -= claim.sealed.stored
                 self._forget(claim)
                 evicted.append(claim)
         return tuple(evicted)
@@ -299,8 +312,9 @@ class MemoryQueue:
             rank = self._next_class()
             if rank is None:
                 break
-            claim = self._lanes[rank].pop()
-            self._leave_lane(claim)
+            lane = self._lanes[rank]
+            claim = lane.pop()
+            lane.size -= claim.sealed.stored
             if claim.sealed.ordered:
                 self._lane_busy = claim.id
             self._claimed[claim.id] = claim
@@ -342,9 +356,7 @@ class MemoryQueue:
                 if self._claimed.pop(claim.id, None) is None:
                     continue
                 claim.attempts += 1
-                lane = self._lanes[_rank(claim.sealed)]
-                lane.held += 1
-                lane.size += claim.sealed.stored
+                self._lanes[_rank(claim.sealed)].size += claim.sealed.stored
                 # A session keeps its lane busy until its next attempt: nothing may overtake it.
                 heapq.heappush(self._delayed, (not_before, claim.id, claim))
             if self._parked:
@@ -352,6 +364,12 @@ class MemoryQueue:
 
     def extend(self, claims: Iterable[Claim]) -> None:
         """Memory leases never end."""
+
+    def put_losses(self, report: Report) -> bool:
+        return False
+
+    def take_losses(self) -> Report:
+        return ()
 
     def wake(self, *, hasten: bool = False) -> None:
         with self.lock.rlock:
@@ -362,6 +380,7 @@ class MemoryQueue:
 
     def stats(self) -> QueueStats:
         with self.lock.rlock:
+            self._recount()
             oldest: float | None = None
             if self._items:
                 ages = [claim.put_at for claim in self._claimed.values()]
@@ -391,7 +410,7 @@ class MemoryQueue:
             for lane in self._lanes:
                 lane.waiting.clear()
                 lane.retried.clear()
-                lane.held = lane.size = 0
+                lane.size = 0
             self._delayed.clear()
             self._claimed.clear()
             self._lane_busy = None
@@ -412,10 +431,22 @@ class MemoryQueue:
             else:
                 lane.retried.append(claim)
 
-    def _leave_lane(self, claim: Claim) -> None:
-        lane = self._lanes[_rank(claim.sealed)]
-        lane.held -= 1
-        lane.size -= claim.sealed.stored
+    def _recount(self) -> None:
+        """Make the sums true again, if a section was left half done."""
+        items = len(self._delayed) + len(self._claimed)
+        for lane in self._lanes:
+            items += len(lane.waiting) + len(lane.retried)
+        if items and items == self._items:
+            return
+        claimed, delayed = list(self._claimed.values()), [entry[2] for entry in self._delayed]
+        for lane in self._lanes:
+            lane.size = sum(claim.sealed.stored for claim in (*lane.waiting, *lane.retried))
+        for claim in delayed:
+            self._lanes[_rank(claim.sealed)].size += claim.sealed.stored
+        self._items = items
+        self._size = sum(lane.size for lane in self._lanes) + sum(claim.sealed.stored for claim in claimed)
+        if self._lane_busy not in {claim.id for claim in (*claimed, *delayed)}:
+            self._lane_busy = None
 
     def _forget(self, claim: Claim) -> None:
         self._items -= 1

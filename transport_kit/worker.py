@@ -308,14 +308,17 @@ class BackgroundWorker:
 
         self._locked(end)
         if self._shared:
-            self._give_back(in_hand)
+            self._give_back(in_hand, reason)
 
-    def _give_back(self, claims: Iterable[Claim]) -> None:
+    def _give_back(self, claims: Iterable[Claim], reason: LossReason) -> None:
         try:
             self._queue.release(claims)
-            self._queue.close()
+            left = self._queue.close()
         except Exception as error:
             log.error("a queue could not be closed: %s", type(error).__name__)
+            return
+        if left:
+            self._locked(lambda: self._books.forget_stored(left, reason))
 
     # -- saying ----------------------------------------------------------------------------------------
 

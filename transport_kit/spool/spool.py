@@ -212,6 +212,8 @@ class FileSpool:
         self._system = system or System()
         _abandon_all()  # of a parent, when a fork went unseen: does nothing to the spools of this process
         self._life = _Life(self)
+        # Held by claims and what settles, during I/O; never by a capture.
+        self.lock = self._life.lock
         _spools.add(self)
         if not _hooked:
             _hooked = True
@@ -225,11 +227,6 @@ class FileSpool:
         except OSError as error:
             self._have_trouble(self._life, _words(error))
 
-    @property
-    def lock(self) -> StateLock:
-        """Held by claims and what settles, during I/O; never by a capture."""
-        return self._current().lock
-
     # -- one process and the next ----------------------------------------------------------------------
 
     def _current(self) -> _Life:
@@ -240,6 +237,7 @@ class FileSpool:
             fresh = _Life(self)
             fresh.parent = life  # kept: finalising it here could find a lock of its held
             self._life = life = life.heirs.setdefault(fresh.pid, fresh)
+            self.lock = life.lock
             if life is fresh:
                 self._try_to_open(life)
         return life
@@ -317,10 +315,10 @@ class FileSpool:
             self._run_for_it(life, self._clock())
 
     def put_losses(self, report: Report) -> bool:
-        """Leave loss counts for whoever drains; False when they stay with the caller."""
+        """Leave loss counts for whoever drains; False when they stay with the caller, who drains perhaps."""
         life = self._current()
         writer = life.writer
-        if life.closed or writer is None or life.trouble is not None:
+        if life.drainer is not None or life.closed or writer is None or life.trouble is not None:
             return False
         try:
             writer.append(Kind.LOSSES, _LOSSES_RANK, losses_record(report), (), 0)
@@ -395,10 +393,10 @@ class FileSpool:
         if drainer.claimed:
             return
         losses = tuple((reason, category, n) for (reason, category), n in drainer.losses.items())
-        if losses:
-            self.put_losses(losses)
         drainer.close()
         life.drainer = life.upkeep = None
+        if losses:
+            self.put_losses(losses)
         life.figures = (0, 0)
         election.resign()
 
