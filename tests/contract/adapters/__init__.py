@@ -1,0 +1,122 @@
+"""What the contract needs of a framework: one `Adapter` per module of this folder, found by its name ADAPTER.
+
+An adapter makes the contract's site in its framework, and serves it. The site has these paths:
+
+| path | what it does |
+| --- | --- |
+| `/` | answers `hello`, with a header `X-Shop: yes` |
+| `/boom` | raises `ShopError("boom")` |
+| `/logged` | logs the exception with `logging.exception`, and lets it escape |
+| `/handled` | catches a `ShopError`, reports it by hand, and answers the event's id |
+| `/tagged/<number>` | tags the scope with `number`, lets others run, raises `ShopError("tagged <number>")` |
+
+and the routes of the integration under `/transport`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from transport_kit import Envelope, Kit
+
+__all__ = ["Adapter", "adapters", "App", "LOGGER", "Reply", "ShopError", "Sink", "Site"]
+
+#: What the site logs with.
+LOGGER: Final = logging.getLogger("shop")
+
+
+class ShopError(Exception):
+    """The site's own."""
+
+
+class Sink:
+    """Takes envelopes as a transport function does, and reads the events in them."""
+
+    def __init__(self) -> None:
+        self.envelopes: list[Envelope] = []
+
+    def __call__(self, envelope: Envelope) -> None:
+        self.envelopes.append(envelope)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        items = [item for envelope in tuple(self.envelopes) for item in envelope.items]
+        return [json.loads(item.get_bytes()) for item in items if item.type == "event"]
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """The only one."""
+        (event,) = self.events
+        return event
+
+    @property
+    def exception(self) -> dict[str, Any]:
+        """The exception that was raised last, of the only event."""
+        value: dict[str, Any] = self.event["exception"]["values"][-1]
+        return value
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a client gets; header names in lower case."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+class Site(Protocol):
+    """An app that is being served."""
+
+    def get(self, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> Reply:
+        """One request; the path may have a query."""
+
+    def many(self, paths: Iterable[str]) -> list[Reply]:
+        """Requests at the same time."""
+
+
+class App(Protocol):
+    """An app that is made, and can be served several times in a row."""
+
+    @property
+    def kit(self) -> Kit:
+        """The kit of the integration."""
+
+    def serve(self) -> AbstractContextManager[Site]:
+        """Start it as a server does; the end of the block ends it as a server does."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One framework.
+
+    Attributes:
+        make: `make(dsn, nested=False, **options)` is a context manager around an `App`. A `dsn` of None
+            makes the site without the integration. `nested`: an error passes several of our layers.
+        route: The transaction name of an error in `/tagged/7`, and its source.
+        several_apps: Whether one process may hold several.
+        not_yet: Sentences, by their function's name, that do not hold yet, and why. Each is run, and is a
+            failure as soon as it holds.
+    """
+
+    name: str
+    make: Callable[..., AbstractContextManager[App]]
+    route: tuple[str, str]
+    several_apps: bool = True
+    not_yet: Mapping[str, str] = field(default_factory=dict)
+
+
+def adapters() -> list[Adapter]:
+    """All of them, by name."""
+    found = []
+    for module in pkgutil.iter_modules(__path__):
+        adapter = getattr(importlib.import_module(f"{__name__}.{module.name}"), "ADAPTER", None)
+        found += [adapter] if adapter is not None else []
+    return sorted(found, key=lambda adapter: adapter.name)
