@@ -27,6 +27,7 @@ __all__ = ["bounded", "class_name", "clean", "cut", "Limits", "MINIMUM", "module
 #: Bytes of JSON that any scalar fits in; a walk writes a value only while this much room is left.
 MINIMUM: Final = 24
 _KEY_LENGTH: Final = 64
+_CACHED_KEYS: Final = 4096
 _INT64: Final = 1 << 63
 # Past a limit by this much a text is still scrubbed, so that a cut never hides the `@` that ends a password.
 _LOOKAHEAD: Final = 512
@@ -121,9 +122,9 @@ def bounded(value: Any, room: Room, limits: Limits, depth: int = 0) -> Any:
         return _float(value, room)
     if depth < limits.depth:
         try:
-            if issubclass(cls, dict):
+            if cls is dict or issubclass(cls, dict):
                 return _mapping(value, room, limits, depth)
-            if issubclass(cls, list | tuple | set | frozenset):
+            if cls is list or issubclass(cls, _SEQUENCES):
                 return _sequence(value, room, limits, depth)
         except RuntimeError:
             # A set or dict changed between two of our steps: its class says more than half of it.
@@ -191,8 +192,8 @@ def _sequence(value: Any, room: Room, limits: Limits, depth: int) -> list[Any]:
         cls if cls is list or cls is tuple else next(base for base in _SEQUENCES if issubclass(cls, base))
     )
     length = kind.__len__(value)
-    # Taken in one step, through the C iterator: other threads may change the container meanwhile.
-    elements = list(islice(kind.__iter__(value), limits.breadth))
+    # Taken in one step: other threads may change the container meanwhile.
+    elements = value[: limits.breadth] if cls is list else list(islice(kind.__iter__(value), limits.breadth))
     if length == 2 and limits.hides is not None and type(elements[0]) is str and limits.hides(elements[0]):
         elements[1] = FILTERED  # a header or form field as a pair
     room.left -= 2
@@ -212,9 +213,10 @@ def _sequence(value: Any, room: Room, limits: Limits, depth: int) -> list[Any]:
         else:
             room.left = left - 1
             result.append(bounded(element, room, limits, depth + 1))
-    if length > len(result) and room.left > MINIMUM:
-        room.left -= 1
-        result.append(_plain(f"<{length - len(result)} more>", room))
+    if length > len(result) and room.left > 2 * MINIMUM:
+        note = f"<{length - len(result)} more>"
+        room.left -= len(note) + 3
+        result.append(note)
     return result
 
 
@@ -223,10 +225,11 @@ def _mapping(value: dict[Any, Any], room: Room, limits: Limits, depth: int) -> d
     result: dict[str, Any] = {}
     length = dict.__len__(value)
     hides = limits.hides
+    keys = _keys_of(hides)
     for name, element in list(islice(dict.items(value), limits.breadth)):
-        key, cost, hidden = _known_key(
-            name if type(name) is str and len(name) <= _KEY_LENGTH else _key(name), hides
-        )
+        if type(name) is not str or len(name) > _KEY_LENGTH:
+            name = _key(name)
+        key, cost, hidden = keys.get(name) or _known_key(name, hides, keys)
         left = room.left - cost
         if left < MINIMUM:
             break
@@ -240,16 +243,29 @@ def _mapping(value: dict[Any, Any], room: Room, limits: Limits, depth: int) -> d
             room.left = left
             result[key] = bounded(element, room, limits, depth + 1)
     if length > len(result) and room.left > 2 * MINIMUM:
-        room.left -= 7
-        result["..."] = _plain(f"<{length - len(result)} more>", room)
+        note = f"<{length - len(result)} more>"
+        room.left -= len(note) + 9
+        result["..."] = note
     return result
 
 
-@lru_cache(maxsize=4096)
-def _known_key(name: str, hides: Callable[[str], bool] | None) -> tuple[str, int, bool]:
+_Hides = Callable[[str], bool] | None
+_Keys = dict[str, tuple[str, int, bool]]
+
+
+@lru_cache(maxsize=16)
+def _keys_of(hides: _Hides) -> _Keys:
+    """What is known of keys under one rule. Changed in single steps; two that miss do the same work twice."""
+    return {}
+
+
+def _known_key(name: str, hides: _Hides, keys: _Keys) -> tuple[str, int, bool]:
     """A key as it is written, the bytes it takes with its signs, and whether its value is hidden."""
+    if len(keys) >= _CACHED_KEYS:
+        keys.clear()
     key = clean(cut(name, _KEY_LENGTH))
-    return key, len(_dumps(key)) + 2, hides is not None and hides(key)
+    known = keys[name] = key, len(_dumps(key)) + 2, hides is not None and hides(key)
+    return known
 
 
 def _key(name: Any) -> str:
