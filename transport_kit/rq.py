@@ -55,19 +55,10 @@ class ReportingMixin(_Base):
             kit.transport.flush()
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
-        """RQ's, with what a job raised; also for jobs whose process was killed, in the worker's own."""
+        """RQ's, with what a job raised."""
         unit = Scope.current().unit
         if isinstance(unit, ServedRequest):
             unit.capture(exc_info[1])
-        else:
-            # The worker says it of a job whose process was killed.
-            self._own_kit().capture_exception(
-                exc_info[1],
-                mechanism=_MECHANISM,
-                handled=False,
-                transaction=_name(job),
-                transaction_source="task",
-            )
         super().handle_exception(job, *exc_info)
 
     def _own_kit(self) -> Kit:

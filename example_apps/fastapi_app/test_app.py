@@ -1,0 +1,69 @@
+"""The example does what its header says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from example_apps.fastapi_app.app import app
+from transport_kit.testing import FaultServer
+
+
+@pytest.fixture(name="shop")
+def _shop(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TestClient, FaultServer]]:
+    """The app with a receiver of its own, as after a fresh start."""
+    with FaultServer() as receiver:
+        monkeypatch.setenv("TRANSPORT_KIT_DSN", receiver.dsn)
+        monkeypatch.setattr(app, "middleware_stack", None)
+        with TestClient(app, raise_server_exceptions=False) as browser:
+            yield browser, receiver
+
+
+def event_of(receiver: FaultServer) -> dict[str, Any]:
+    assert receiver.wait_for(1)
+    (request,) = receiver.accepted
+    event: dict[str, Any] = json.loads(next(iter(request.envelope.items)).get_bytes())
+    return event
+
+
+def test_a_cart_that_can_be_summed_is_and_a_wrong_number_is_an_answer(
+    shop: tuple[TestClient, FaultServer],
+) -> None:
+    """The app works, and reports nothing."""
+    browser, receiver = shop
+    assert browser.get("/carts/1").json() == {"items": ["tea", "cup"], "cents": 1740}
+    assert browser.get("/carts/two").status_code == 422
+    assert receiver.requests == []
+
+
+def test_a_cart_without_a_price_is_a_500_and_an_event_with_its_cause(
+    shop: tuple[TestClient, FaultServer],
+) -> None:
+    """What the header promises, and what `make demo APP=fastapi` shows."""
+    browser, receiver = shop
+    assert browser.get("/carts/2").status_code == 500
+    values = event_of(receiver)["exception"]["values"]
+    assert [value["type"] for value in values] == ["KeyError", "CartError"]
+    assert values[-1]["value"] == "no price for pot"
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/export"), ("POST", "/checkout")])
+def test_what_fails_after_the_response_began_is_an_event(
+    method: str, path: str, shop: tuple[TestClient, FaultServer]
+) -> None:
+    """The client saw 200; only the event tells."""
+    browser, receiver = shop
+    assert browser.request(method, path).status_code == 200
+    assert "no price for pot" in json.dumps(event_of(receiver)["exception"])
+
+
+def test_the_routes_answer_and_are_not_in_the_schema(shop: tuple[TestClient, FaultServer]) -> None:
+    """Probes find them where the header says; clients made from the schema don't."""
+    browser, _ = shop
+    paths = [f"/transport/{leaf}" for leaf in ("live", "ready", "health")]
+    assert [browser.get(path).status_code for path in paths] == [200] * 3
+    assert set(browser.get("/openapi.json").json()["paths"]) == {"/carts/{number}", "/export", "/checkout"}
