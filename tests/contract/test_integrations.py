@@ -177,7 +177,7 @@ def test_two_apps_in_one_process_report_each_to_its_own(framework: Adapter, sink
     assert (len(sink.events), len(other.events)) == (1, 0)
 
 
-@pytest.mark.parametrize("path", ["/", "/boom", "/tagged/1", "/no-such-page"])
+@pytest.mark.parametrize("path", ["/", "/boom", "/logged", "/no-such-page"])
 def test_no_byte_and_no_header_of_a_response_is_changed(path: str, framework: Adapter, sink: Sink) -> None:
     """The app's clients must not be able to tell."""
     with framework.make(None) as app, app.serve() as site:

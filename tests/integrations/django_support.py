@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import io
-import warnings
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -35,6 +33,7 @@ from django.core.handlers.wsgi import WSGIHandler
 from django.test import override_settings
 
 from tests.integrations import django_site
+from tests.letting_go import let_go
 
 __all__ = ["acall", "call_asgi", "call_wsgi", "django_site", "override_settings", "Reply", "Site"]
 
@@ -161,14 +160,7 @@ def call_asgi(app: Callable[..., Awaitable[None]], path: str = "/", **facts: Any
     """`acall` in a loop of its own."""
     reply = asyncio.run(acall(app, path, **facts))
     if reply.error is not None:
-        # Django leaves the request's temporary file open then. Collected here, not in another test.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            held: BaseException | None = reply.error
-            while held is not None:
-                held.__traceback__ = None
-                held = held.__cause__ or held.__context__
-            gc.collect()
+        let_go(reply.error)
     return reply
 
 

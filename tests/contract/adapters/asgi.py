@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tests.contract.adapters import Reply
+from tests.letting_go import let_go
 
 __all__ = ["AsgiApp"]
 
@@ -41,6 +42,7 @@ class AsgiSite:
         self._app = app
         self._runner = runner
         self._has_lifespan = True
+        self._escaped: list[BaseException] = []
 
     async def start(self) -> None:
         self._incoming: asyncio.Queue[Any] = asyncio.Queue()
@@ -67,6 +69,8 @@ class AsgiSite:
             await self._incoming.put({"type": "lifespan.shutdown"})
             assert await self._said.get() == "lifespan.shutdown.complete"
         await self._life
+        let_go(*self._escaped)
+        self._escaped.clear()
 
     def get(self, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> Reply:
         return self._runner.run(self._get(path, method, headers or {}))
@@ -111,8 +115,8 @@ class AsgiSite:
         }
         try:
             await self._app(scope, receive, send)
-        except Exception:
-            pass  # a server logs it; what counts here is what was sent
+        except Exception as error:
+            self._escaped.append(error)  # a server logs it; what counts here is what was sent
         if not messages:
             return Reply(500, (), b"")  # which the server makes itself
         start, *rest = messages
