@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import orjson
@@ -9,7 +10,7 @@ import pytest
 
 from transport_kit.envelope import Envelope
 from transport_kit.options import ReporterOptions
-from transport_kit.reporting import Reporter, RequestInfo, new_scope
+from transport_kit.reporting import Reporter, RequestInfo, TransportHandler, new_scope
 from transport_kit.transport import FunctionTransport
 
 #: Stands in variables; as a name, for the source lines around a frame are part of an event.
@@ -40,7 +41,7 @@ def reporter_to(sent: list[dict[str, Any]], **options: Any) -> Reporter:
     def take(envelope: Envelope) -> None:
         sent.extend(orjson.loads(item.get_bytes()) for item in envelope)
 
-    return Reporter(FunctionTransport(take), ReporterOptions(**options))
+    return Reporter(FunctionTransport(take), ReporterOptions(**{"detect_release": False, **options}))
 
 
 class Awkward(Exception):
@@ -174,3 +175,71 @@ def test_relay_finds_nothing_to_correct_in_messages_and_events(sent: list[dict[s
     assert normalised(reporter, sent)["level"] == "fatal"
     event_id = reporter.capture_event({"message": "mine", "event_id": "9EC79C33-EC99-42AB-8353-589FCB2E04DC"})
     assert normalised(reporter, sent)["event_id"] == event_id == "9ec79c33ec9942ab8353589fcb2e04dc"
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"sentry-trace": f"{'7' * 32}-{'a' * 16}-1", "baggage": "sentry-a=1"}]
+)
+def test_relay_finds_nothing_to_correct_in_a_transaction(
+    sent: list[dict[str, Any]], headers: dict[str, str]
+) -> None:
+    """It refuses a whole transaction for one wrong time or id, and nulls a status it doesn't know."""
+    reporter = reporter_to(sent, traces_sample_rate=1.0, release="shop@1", auto_session_tracking=False)
+    with reporter.request(lambda: REQUEST, named=lambda: ("/cart", "route"), header=headers.get) as served:
+        served.scope.set_tag("region", "eu")
+        served.scope.set_context("cart", {"items": 3})
+        served.scope.set_fingerprint(["a"])
+        served.status = 503
+        with reporter.span("db", "SELECT 1") as outer, reporter.span("row") as inner:
+            outer.set_data("rows", [1, 2**70, None])
+            inner.set_status("no such status")
+            inner.set_tag("a b", "two\nlines")
+        leftover = reporter.span("late")
+    leftover.finish()
+    before, after = sent[-1], normalised(reporter, sent)
+    assert after["type"] == "transaction"
+    assert after["contexts"]["trace"]["status"] == "unavailable"
+    assert (after["start_timestamp"], after["timestamp"]) == pytest.approx(
+        (before["start_timestamp"], before["timestamp"]), abs=0.001
+    )
+    assert [span["span_id"] for span in after["spans"]] == [span["span_id"] for span in before["spans"]]
+    assert [span["op"] for span in after["spans"]] == ["row", "db"]
+    assert after["contexts"]["trace"]["trace_id"] == before["contexts"]["trace"]["trace_id"]
+    assert after["contexts"]["cart"]["items"] == 3
+
+
+def test_relay_finds_nothing_to_correct_in_an_error_with_all_that_a_scope_knows(
+    sent: list[dict[str, Any]],
+) -> None:
+    """Breadcrumbs, contexts, fingerprint and trace, as they arrive with an error in a span."""
+    reporter = reporter_to(sent, send_default_pii=True)
+    with reporter.request(
+        lambda: REQUEST, named=lambda: ("/cart", "route"), user=lambda: {"id": 7, "plan": "gold"}
+    ) as served:
+        served.scope.set_fingerprint(["{{ default }}", "cart"])
+        served.scope.set_context("cart", {"deep": {"a": {"b": {"c": [1]}}}})
+        served.scope.set_level("warning")
+        for number in range(120):
+            reporter.add_breadcrumb(f"n {number}", category="step", level="debug", data={"n": number})
+        reporter.capture_exception(caught())
+    before, after = sent[-1], normalised(reporter, sent)
+    assert [crumb["message"] for crumb in after["breadcrumbs"]["values"]] == [
+        crumb["message"] for crumb in before["breadcrumbs"]["values"]
+    ]
+    assert after["fingerprint"] == ["{{ default }}", "cart"]
+    assert (after["level"], after["user"]["id"]) == ("warning", "7")
+    assert after["user"]["ip_address"] == "192.0.2.7"
+    assert after["contexts"]["trace"]["span_id"] == before["contexts"]["trace"]["span_id"]
+
+
+def test_relay_finds_nothing_to_correct_in_feedback_and_log_events(sent: list[dict[str, Any]]) -> None:
+    """What users write, and what was logged."""
+    reporter = reporter_to(sent)
+    reporter.capture_feedback("it broke", name="Bob", email="bob@example.org", associated_event_id="a" * 32)
+    result = normalised(reporter, sent)
+    assert result["contexts"]["feedback"]["message"] == "it broke"
+    handler = TransportHandler(reporter, log_level=None, event_level=logging.INFO)
+    handler.handle(logging.LogRecord("shop", logging.CRITICAL, "f.py", 1, "%s failed", ("it",), None))
+    result = normalised(reporter, sent)
+    assert (result["level"], result["logger"]) == ("fatal", "shop")
+    assert result["logentry"]["formatted"] == "it failed"
