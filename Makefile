@@ -2,12 +2,14 @@
 #
 # PYTHON=python3.12   the interpreter that the environment is made with (3.11 or newer)
 # VENV=.venv          where it is made; constraints.txt says which versions, the machine's own pip settings where from
+# APP=flask           what `make demo` runs: django, flask, fastapi or starlette
 # ONCE=1              `make demo` ends by itself
 # TESTS=tests/core    what `make test` and `make coverage` run
 
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?=
+APP ?= starlette
 ONCE ?=
 
 BIN := $(VENV)/bin
@@ -49,8 +51,9 @@ $(DEV): $(RUN)
 
 venv: $(DEV) ## Make the environment for development
 
-demo: $(RUN) ## See one error arrive: receiver, example app, health
-	@$(BIN)/python example_apps/demo.py $(if $(filter-out 0,$(ONCE)),--once)
+# FastAPI is no dependency of ours.
+demo: $(if $(filter fastapi,$(APP)),$(DEV),$(RUN)) ## See one error arrive: receiver, example app, health
+	@$(BIN)/python example_apps/demo.py $(APP) $(if $(filter-out 0,$(ONCE)),--once)
 
 test: $(DEV) ## Run the suite
 	@$(BIN)/python -m pytest -q -m 'not chaos' $(TESTS)

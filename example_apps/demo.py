@@ -1,8 +1,9 @@
 """`make demo`: one error, from a request to a receiver's page, on this machine alone.
 
-Starts a local receiver, and the Starlette example under uvicorn as a child process; raises one error in a
-request; shows the request's answer, the event as the receiver stored it, and what the app's health says of
-it. Stays until Ctrl-C, or with `--once` ends by itself: 0, or 1 with the reason if the event did not arrive.
+Starts a local receiver, and one of the example apps (`make demo APP=django|flask|fastapi|starlette`) under
+a server as a child process; raises one error in a request; shows the request's answer, the event as the
+receiver stored it, and what the app's health says of it. Stays until Ctrl-C, or with `--once` ends by
+itself: 0, or 1 with the reason if the event did not arrive.
 The child is ended by its pid, whatever happens.
 """
 
@@ -20,6 +21,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,7 +31,18 @@ from rich.text import Text
 
 from transport_kit.receiver import Receiver
 
-APP = Path(__file__).parent / "starlette_app"
+APPS = Path(__file__).parent
+#: How each app is served on a socket that is open already; Flask by the server that `flask run` uses.
+SERVERS = {
+    "django": ("-m", "uvicorn", "app:asgi_application", "--fd", "{fd}"),
+    "fastapi": ("-m", "uvicorn", "app:app", "--fd", "{fd}"),
+    "flask": (
+        "-c",
+        "from werkzeug.serving import make_server; from app import app; "
+        "make_server('127.0.0.1', 0, app, threaded=True, fd={fd}).serve_forever()",
+    ),
+    "starlette": ("-m", "uvicorn", "app:app", "--fd", "{fd}"),
+}
 #: Seconds that the event has to arrive.
 PATIENCE = 10.0
 #: Seconds that the app has to start and answer.
@@ -41,14 +54,19 @@ class DemoError(Exception):
 
 
 @contextmanager
-def running_app(dsn: str, log: IO[str]) -> Iterator[str]:
-    """The example app as a child process on a free port; yields its address."""
+def running_app(name: str, dsn: str, log: IO[str]) -> Iterator[str]:
+    """An example app as a child process on a free port; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         # The child gets the socket itself: the port can't be taken in between, and requests wait in its
         # backlog until the app is up.
         number = listener.fileno()
-        command = [sys.executable, "-m", "uvicorn", "app:app", "--app-dir", str(APP), "--fd", str(number)]
-        environ = os.environ | {"TRANSPORT_KIT_DSN": dsn, "TRANSPORT_KIT_HEALTH_DETAILS": "always"}
+        command = [sys.executable, *(word.format(fd=number) for word in SERVERS[name])]
+        path = [str(APPS / f"{name}_app"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environ = os.environ | {
+            "PYTHONPATH": os.pathsep.join(path),
+            "TRANSPORT_KIT_DSN": dsn,
+            "TRANSPORT_KIT_HEALTH_DETAILS": "always",
+        }
         child = subprocess.Popen(command, env=environ, stdout=log, stderr=log, pass_fds=[number])
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
@@ -92,17 +110,21 @@ def show(console: Console, title: str, rows: dict[str, Any]) -> None:
     console.print(table)
 
 
-def demo(console: Console, log: IO[str], *, once: bool) -> None:
-    """Run it once through.
+def demo(console: Console, log: IO[str], name: str, *, once: bool) -> None:
+    """Run it once through, with the example app of that name.
 
     Raises:
         DemoError: The event did not arrive, or the app did not answer.
     """
-    with Receiver() as receiver, running_app(receiver.dsn, log) as app:
-        show(console, "Running on this machine", {"receiver": receiver.url, "example app": app})
+    with Receiver() as receiver, running_app(name, receiver.dsn, log) as app:
+        show(
+            console,
+            "Running on this machine",
+            {"receiver": receiver.url, "example app": app, "made with": name},
+        )
 
-        status, text = fetch(f"{app}/carts/2")
-        show(console, "A request fails", {"GET /carts/2": f"{status} {text.strip()}"})
+        status, _ = fetch(f"{app}/carts/2")
+        show(console, "A request fails", {"GET /carts/2": f"{status} {HTTPStatus(status).phrase}"})
         if status != 500:
             raise DemoError(f"the request should have failed with 500, and was answered {status}")
 
@@ -156,8 +178,9 @@ def demo(console: Console, log: IO[str], *, once: bool) -> None:
 def main() -> int:
     """Run the demo; the process's exit status."""
     parser = argparse.ArgumentParser(description="One error, from a request to a receiver's page.")
+    parser.add_argument("app", nargs="?", choices=sorted(SERVERS), default="starlette", help="which example")
     parser.add_argument("--once", action="store_true", help="end by itself")
-    once = parser.parse_args().once
+    given = parser.parse_args()
 
     def end(number: int, frame: object) -> None:
         raise SystemExit(128 + number)  # unwinds, so that the child is ended
@@ -167,7 +190,7 @@ def main() -> int:
     console = Console(highlight=False)
     with tempfile.TemporaryFile("w+") as log:
         try:
-            demo(console, log, once=once)
+            demo(console, log, given.app, once=given.once)
         except KeyboardInterrupt:
             console.print()
         except Exception as error:
