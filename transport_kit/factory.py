@@ -14,6 +14,7 @@ from transport_kit.errors import InvalidDsn, OptionsError
 from transport_kit.http import BaseHttpTransport, HttpTransport
 from transport_kit.log import log
 from transport_kit.options import ENV_PREFIX, TransportOptions, resolve
+from transport_kit.queue import Queue
 from transport_kit.transport import FunctionTransport, NullTransport, Transport
 
 __all__ = ["DSN_VARIABLE", "Target", "build_transport", "make_transport"]
@@ -57,18 +58,55 @@ def build_transport(target: Target, options: TransportOptions) -> Transport:
         dsn = _dsn_of_environment()
         if dsn is None:
             raise OptionsError("target", f"{target.__name__} needs a DSN: set {DSN_VARIABLE}")
-        return target(dsn, options)
+        return _over_http(target, dsn, options)
     if isinstance(target, type) and issubclass(target, Transport):
         return target(options)
     if isinstance(target, Dsn):
-        return HttpTransport(target, options)
+        return _over_http(HttpTransport, target, options)
     if target is None or (isinstance(target, str) and not target.strip()):
         return NullTransport(options)
     if isinstance(target, str):
-        return HttpTransport(_parsed(target), options)
+        return _over_http(HttpTransport, _parsed(target), options)
     if callable(target):
         return FunctionTransport(target, options)
     raise OptionsError("target", f"must be a DSN, a callable or a transport, not {type(target).__name__}")
+
+
+def _over_http(kind: type[BaseHttpTransport], dsn: Dsn, options: TransportOptions) -> BaseHttpTransport:
+    if options.spool_path is None:
+        return kind(dsn, options)
+    return kind(dsn, options, make_queue=_spool_maker(dsn, options, options.spool_path))
+
+
+def _spool_maker(dsn: Dsn, options: TransportOptions, path: str) -> Callable[[], Queue]:
+    """Makes a process's queue. What a person has to put right is an error for the first, and only trouble
+    for that of a forked child: nobody expects an exception there."""
+    try:
+        from transport_kit.spool import FileSpool, identity_of
+    except ImportError:
+        raise OptionsError("queue", "a spool needs a POSIX system") from None
+    first = True
+
+    def make() -> Queue:
+        nonlocal first
+        strict, first = first, False
+        return FileSpool(
+            path,
+            identity_of(dsn),
+            max_bytes=options.spool_max_bytes,
+            max_count=options.spool_max_count,
+            max_age=options.spool_max_age,
+            segment_bytes=options.spool_segment_bytes,
+            durability=options.spool_durability,
+            memory_items=options.max_queue_items,
+            memory_bytes=options.max_queue_bytes,
+            force=options.spool_force,
+            drain=options.spool_drain,
+            credentials=dsn.reveal() if options.spool_credentials else None,
+            strict=strict,
+        )
+
+    return make
 
 
 def _dsn_of_environment() -> Dsn | None:

@@ -46,6 +46,8 @@ class Health:
         last_drop_age: Since something was lost that should have been sent; None when nothing was.
         last_error: Stays known after deliveries work again; `failing` says whether they do.
         failing: The last delivery failed.
+        spool: What a shared queue says of itself, host-wide figures included; None without one. Its
+            `problems` are sentences.
         problem: Why nothing can be delivered without an intervention, or None.
     """
 
@@ -71,6 +73,7 @@ class Health:
     discarded_by_category: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     pending: Mapping[str, int] = field(default_factory=dict)
     last_drop_age: float | None = None
+    spool: Mapping[str, Any] | None = None
     problem: str | None = None
 
     @property
@@ -83,6 +86,8 @@ class Health:
             reasons.append("the transport is closed")
         if self._unattended:
             reasons.append("envelopes wait and no sender thread is alive")
+        if self.spool is not None:
+            reasons.extend(self.spool.get("problems", ()))
         if self.failing:
             what = ""
             if self.last_error is not None:
@@ -148,6 +153,7 @@ class Health:
             "discarded": {reason: dict(counts) for reason, counts in self.discarded_by_category.items()},
             "pending": dict(self.pending),
             "last_drop_age": _rounded(self.last_drop_age),
+            "spool": None if self.spool is None else dict(self.spool),
         }
 
     def as_health_json(self, *, details: bool = True) -> dict[str, Any]:
@@ -177,6 +183,8 @@ class Health:
             "items:pending": [_totals(facts["pending"])],
         }
         body: dict[str, Any] = {"status": self.status, "scope": "process", "pid": self.pid, "checks": checks}
+        if self.spool is not None:
+            checks["spool:state"] = [{"componentType": "datastore", "observedValue": facts["spool"]}]
         if self.reasons:
             body["output"] = "; ".join(self.reasons)
         return body
@@ -198,6 +206,12 @@ class Health:
             f"breaker: {self.breaker}"
             + ("" if self.next_probe_in is None else f", next probe in {self.next_probe_in:.1f} s"),
         ]
+        if self.spool is not None:
+            lines += [
+                f"spool {name.replace('_', ' ')}: {'none' if value is None else value}"
+                for name, value in self.spool.items()
+                if name != "problems"
+            ]
         if self.last_error is not None:
             status = "" if self.last_error.status is None else f" {self.last_error.status}"
             lines.append(f"last error: {self.last_error.kind}{status}, {_age(self.last_error.age, ' ago')}")

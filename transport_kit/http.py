@@ -26,7 +26,7 @@ from transport_kit.compression import SMALLEST, codec
 from transport_kit.connections import ConnectionPool
 from transport_kit.dsn import Dsn
 from transport_kit.envelope import Envelope
-from transport_kit.errors import SealError
+from transport_kit.errors import OptionsError, SealError
 from transport_kit.exchange import ExchangeError, Response
 from transport_kit.health import Health, LastError
 from transport_kit.ledger import LedgerSnapshot, LossReason, Report
@@ -55,9 +55,10 @@ class _Life:
     `guard` guards all that follows it; it is held for a few assignments at a time and never during I/O.
     """
 
-    def __init__(self, worker: BackgroundWorker, pool: Any) -> None:
+    def __init__(self, worker: BackgroundWorker, pool: Any, queue: Queue) -> None:
         self.pid = os.getpid()
         self.worker = worker
+        self.queue = queue
         self.pool = pool
         # The next life, by the process it is for. `setdefault` decides among threads that come at once.
         self.heirs: dict[int, _Life] = {}
@@ -95,6 +96,8 @@ class BaseHttpTransport(Transport):
     ) -> None:
         super().__init__(options)
         self.dsn: Dsn = dsn
+        if make_queue is None and self.options.queue != "memory":
+            raise OptionsError("queue", "is made by make_transport, or given as make_queue")
         self._make_queue = make_queue or self._memory_queue
         self._codec = codec(self.options.compression, self.options.compression_level)
         self._url = dsn.envelope_url
@@ -114,7 +117,8 @@ class BaseHttpTransport(Transport):
         def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
             return self._deliver(life, sealed, within)
 
-        life = _Life(BackgroundWorker(self._make_queue(), deliver, self.options), self._make_pool())
+        queue = self._make_queue()
+        life = _Life(BackgroundWorker(queue, deliver, self.options), self._make_pool(), queue)
         life.parent = parent
         return life
 
@@ -393,6 +397,7 @@ class BaseHttpTransport(Transport):
             discarded_by_category=totals.discarded,
             pending=_pending(totals),
             last_drop_age=None if facts.last_drop is None else now - facts.last_drop,
+            spool=life.queue.describe() if life.queue.shared else None,
             problem=None if life.refused is None else f"the server refuses this DSN's key ({life.refused})",
         )
 

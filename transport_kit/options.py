@@ -319,6 +319,19 @@ class TransportOptions(_Options):
         send_client_reports: Whether losses are reported to the server.
         client_report_interval: Seconds between reports while nothing flushes.
         handle_sigterm: Whether a default-disposed SIGTERM drains before it ends the process.
+        queue: `memory`, or `file:///` and the path of a directory: a spool, which survives the process and
+            is shared by all processes that name it. The directory is made when its parent exists.
+        spool_max_bytes: Bytes of all that a spool holds for one DSN; past it the oldest of the lowest class
+            goes, and is counted.
+        spool_max_count: Envelopes that a spool holds for one DSN; None for no bound.
+        spool_max_age: Seconds after which an envelope in a spool is given up and counted.
+        spool_segment_bytes: A file of a spool past this is closed, and the next one begun.
+        spool_durability: `process`: accepted survives the death of every process; `host`: and the loss of
+            power, at the price of a disk's sync before a capture returns.
+        spool_drain: Whether this process may deliver what is in the spool; False leaves that to others.
+        spool_credentials: Whether the DSN is stored in the spool, readable to its owner only, for a
+            forwarder that is not given it otherwise.
+        spool_force: Whether a spool on a network filesystem is taken all the same.
 
     Raises:
         OptionsError: A value is out of range or of the wrong type. Names the field.
@@ -350,9 +363,25 @@ class TransportOptions(_Options):
     send_client_reports: bool = _option(True, _boolean())
     client_report_interval: float = _option(60.0, _seconds(0.01, 86400))
     handle_sigterm: bool = _option(True, _boolean())
+    queue: str = _option("memory", _text(optional=False))
+    spool_max_bytes: int = _option(512 * 1024 * 1024, _integer(1024 * 1024, 1 << 50))
+    spool_max_count: int | None = _option(None, _integer(1, 1 << 40, optional=True))
+    spool_max_age: float = _option(7 * 86400.0, _seconds(1, 3650 * 86400))
+    spool_segment_bytes: int = _option(1024 * 1024, _integer(64 * 1024, 1 << 30))
+    spool_durability: str = _option("process", _choice("process", "host"))
+    spool_drain: bool = _option(True, _boolean())
+    spool_credentials: bool = _option(False, _boolean())
+    spool_force: bool = _option(False, _boolean())
+
+    @property
+    def spool_path(self) -> str | None:
+        """The directory that `queue` names, or None."""
+        return self.queue.removeprefix("file://") if self.queue.startswith("file:///") else None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.queue != "memory" and (self.spool_path is None or self.spool_path == "/"):
+            raise OptionsError("queue", "must be memory, or file:/// and an absolute path")
         if self.backoff_max < self.backoff_base:
             raise OptionsError("backoff_max", "must not be smaller than backoff_base")
         if self.client_key is not None and self.client_cert is None:

@@ -13,9 +13,9 @@ import heapq
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from transport_kit.ledger import Report
 from transport_kit.sealing import Priority, SealedEnvelope
@@ -126,6 +126,10 @@ class Queue(Protocol):
 
     def take_losses(self) -> Report:
         """What the queue itself gave up, or was left with `put_losses`, since the last call."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """What health says of a shared queue beyond `stats`: plain values; no I/O. `problems` is a list of
+        short sentences."""
 
     def close(self) -> list[Claim]:
         """Refuse puts from now on; returns what this queue held and now forgets."""
@@ -370,6 +374,9 @@ class MemoryQueue:
 
     def take_losses(self) -> Report:
         return ()
+
+    def describe(self) -> Mapping[str, Any]:
+        return {}
 
     def wake(self, *, hasten: bool = False) -> None:
         with self.lock.rlock:

@@ -18,7 +18,7 @@ from transport_kit.dsn import Dsn
 from transport_kit.errors import OptionsError
 from transport_kit.spool.system import NETWORK_FILESYSTEMS, System
 
-__all__ = ["Directory", "identity_of", "open_directory"]
+__all__ = ["Directory", "identity_of", "open_directory", "store_credentials"]
 
 FORMAT: Final = b"transport-kit spool 1\n"
 _FORMAT_NAME: Final = "format"
@@ -88,6 +88,23 @@ def open_directory(system: System, path: str, identity: str, *, force: bool = Fa
                 system.close(fd)
         raise
     return Directory(system, (status.st_dev, status.st_ino), inner, segments, dead)
+
+
+def store_credentials(directory: Directory, text: str) -> None:
+    """The DSN for a forwarder, whole or not at all; readable to the owner only, like all files here.
+
+    Raises:
+        OSError: It can't be stored.
+    """
+    system = directory.system
+    draft = f".dsn-{system.random(8).hex()}"
+    fd = system.create(draft, directory.identity)
+    try:
+        system.close_after(fd, text.encode() + b"\n")
+        system.rename(draft, "dsn", directory.identity)
+    except OSError:
+        system.unlink(draft, directory.identity)
+        raise
 
 
 def _open(system: System, path: str, within: int | None) -> int:

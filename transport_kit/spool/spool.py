@@ -16,9 +16,9 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from transport_kit.errors import OptionsError
 from transport_kit.ledger import Report
@@ -26,7 +26,7 @@ from transport_kit.log import log
 from transport_kit.queue import Claim, MemoryQueue, Put, QueueStats
 from transport_kit.sealing import Priority, SealedEnvelope
 from transport_kit.spool.ages import Ages
-from transport_kit.spool.directory import Directory, open_directory
+from transport_kit.spool.directory import Directory, open_directory, store_credentials
 from transport_kit.spool.drainer import Drainer
 from transport_kit.spool.election import Election
 from transport_kit.spool.records import envelope_record, losses_record, rank_of
@@ -158,6 +158,7 @@ class FileSpool:
         force: Take a network filesystem all the same.
         drain: Whether this process may drain; otherwise it only writes.
         forwarder: Whether it exists to drain, and is preferred to others.
+        credentials: The DSN, to be stored beside the segments for a forwarder; None stores nothing.
         strict: Whether a directory that a person has to put right is an error; otherwise it is trouble.
         clock: Monotonic seconds.
         wall: Epoch seconds.
@@ -186,6 +187,7 @@ class FileSpool:
         force: bool = False,
         drain: bool = True,
         forwarder: bool = False,
+        credentials: str | None = None,
         strict: bool = True,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -207,6 +209,7 @@ class FileSpool:
         self._force = force
         self._may_drain = drain or forwarder
         self._forwarder = forwarder
+        self._credentials = credentials
         self._clock = clock
         self._wall = wall
         self._system = system or System()
@@ -253,6 +256,12 @@ class FileSpool:
 
     def _open(self, life: _Life) -> None:
         directory = open_directory(self._system, self.path, self.identity, force=self._force)
+        try:
+            if self._credentials is not None:
+                store_credentials(directory, self._credentials)
+        except OSError:
+            directory.close()
+            raise
         life.directory = directory
         life.election = Election(directory, forwarder=self._forwarder)
         life.writer = Writer(
@@ -682,6 +691,33 @@ class FileSpool:
             status=status,
             status_age=None if status is None else max(0.0, self._wall() - status.wall),
         )
+
+    def describe(self) -> Mapping[str, Any]:
+        """For health: what a process knows of the whole spool, and what is amiss."""
+        facts = self.facts()
+        status = facts.status or SpoolStatus()
+        problems = []
+        if facts.trouble is not None:
+            problems.append(f"the spool can't be used, envelopes are kept in memory: {facts.trouble}")
+        elif self._life.candidacy_at > float("-inf") and not facts.draining and facts.drainer is None:
+            problems.append("no process drains the spool")
+        return {
+            "path": facts.path,
+            "draining": facts.draining,
+            "drainer": facts.drainer,
+            "pending": status.pending,
+            "bytes": status.size,
+            "segments": status.segments,
+            "oldest_age": None if status.oldest is None else round(max(0.0, self._wall() - status.oldest), 3),
+            "dead_letters": status.dead,
+            "evicted": status.evicted,
+            "expired": status.expired,
+            "damaged": status.damaged,
+            "in_memory": facts.in_memory,
+            "fell_back": facts.fell_back,
+            "status_age": None if facts.status_age is None else round(facts.status_age, 3),
+            "problems": problems,
+        }
 
     def close(self) -> list[Claim]:
         """End this process's part. What is on the disk stays; what could only be kept in memory is returned.
