@@ -1,0 +1,167 @@
+"""The spool in whole processes: an app that dies, one that has several workers, one that only writes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from transport_kit import make_transport
+from transport_kit.errors import OptionsError
+from transport_kit.spool import FileSpool, identity_of
+from transport_kit.testing import FaultServer
+
+APP = """
+import os, sys
+from transport_kit import make_transport
+dsn, path, begin, end, then = sys.argv[1:6]
+transport = make_transport(dsn, queue="file://" + path, spool_drain=then != "write")
+for number in range(int(begin), int(end)):
+    assert transport.capture_event({"event_id": f"{number:032x}"})
+print("accepted", flush=True)
+if then == "die":
+    os.kill(os.getpid(), 9)
+if then == "stay":
+    sys.stdin.read()
+transport.close(5.0 if then != "write" else 0.0)
+"""
+SOON = 10.0
+
+
+def app(server: FaultServer, path: Path, begin: int, end: int, then: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", APP, server.dsn, str(path), str(begin), str(end), then],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "accepted\n"
+    return process
+
+
+def ended(process: subprocess.Popen[str]) -> int:
+    process.communicate(timeout=SOON)
+    return process.returncode
+
+
+def ids(end: int) -> set[str]:
+    return {f"{number:032x}" for number in range(end)}
+
+
+def test_what_a_killed_process_accepted_is_delivered_by_the_next(tmp_path: Path) -> None:
+    """kill -9 with ninety accepted, and a server that was not there: ninety."""
+    with FaultServer() as server:
+        server.down()
+        assert ended(app(server, tmp_path / "spool", 0, 90, "die")) == -signal.SIGKILL
+        server.up()
+        transport = make_transport(server.dsn, queue=f"file://{tmp_path}/spool")
+        transport.start()
+        assert server.wait_for(90, SOON)
+        transport.close()
+        assert set(server.event_ids()) == ids(90)
+
+
+def test_processes_share_one_drainer_and_another_takes_over(tmp_path: Path) -> None:
+    """Several workers of one app: one delivers for all, and its death costs a second and no envelope."""
+    with FaultServer() as server:
+        first = app(server, tmp_path / "spool", 0, 10, "stay")
+        assert server.wait_for(10, SOON)
+        second = app(server, tmp_path / "spool", 10, 20, "stay")
+        assert server.wait_for(20, SOON)
+        first.kill()
+        ended(first)
+        third = app(server, tmp_path / "spool", 20, 30, "write")
+        assert ended(third) == 0
+        assert server.wait_for(30, SOON)
+        assert ended(second) == 0
+        assert set(server.event_ids()) == ids(30)
+
+
+def test_health_tells_of_the_spool(tmp_path: Path) -> None:
+    """What is on the disk, who drains, and that nobody does or the disk is gone."""
+    with FaultServer() as server:
+        transport = make_transport(server.dsn, queue=f"file://{tmp_path}/spool")
+        transport.capture_event({"message": "x"})
+        assert server.wait_for(1, SOON)
+        health = transport.health()
+        assert health.spool is not None
+        assert health.spool["draining"]
+        assert health.spool["drainer"] == os.getpid()
+        assert health.spool["problems"] == []
+        assert "spool drainer" in health.as_text()
+        assert health.as_health_json()["checks"]["spool:state"]
+        assert server.dsn.split("//")[1].split("@")[0] not in str(health.as_dict())
+        transport.close()
+        missing = make_transport(server.dsn, queue=f"file://{tmp_path}/missing/spool")
+        missing.capture_event({"message": "y"})
+        assert missing.health().status == "warn"
+        assert "kept in memory" in " ".join(missing.health().reasons)
+        assert server.wait_for(2, SOON)
+        missing.close()
+
+
+def test_a_flush_that_waits_for_delivery_does_and_one_that_does_not_is_quick(tmp_path: Path) -> None:
+    """Stored is settled; whoever wants to know that it arrived says so."""
+    with FaultServer() as server:
+        server.hold()
+        transport = make_transport(server.dsn, queue=f"file://{tmp_path}/spool")
+        for _ in range(3):
+            transport.capture_event({"message": "x"})
+        report = transport.flush(0.0)
+        assert report.ok
+        assert report.stored == 3
+        assert not transport.flush(0.2, until="delivered").ok
+        server.release()
+        assert transport.flush(SOON, until="delivered").ok
+        assert len(server.event_ids()) == 3
+        transport.close()
+
+
+def test_a_directory_to_put_right_is_said_at_once_and_credentials_only_on_demand(tmp_path: Path) -> None:
+    """A configuration error is raised by `make_transport`, not found out in production."""
+    dsn = "https://0123456789abcdef0123456789abcdef@sentry.example/1"
+    (tmp_path / "open").mkdir(mode=0o755)
+    with pytest.raises(OptionsError, match="chmod 700"):
+        make_transport(dsn, queue=f"file://{tmp_path}/open")
+    with pytest.raises(OptionsError, match="absolute path"):
+        make_transport(dsn, queue="file:relative")
+    for wanted in (False, True):
+        root = tmp_path / f"spool-{wanted}"
+        transport = make_transport(dsn, queue=f"file://{root}", spool_credentials=wanted)
+        assert transport.dsn is not None
+        stored = root / identity_of(transport.dsn) / "dsn"
+        assert stored.exists() == wanted
+        if wanted:
+            assert stored.read_text() == dsn + "\n"
+            assert stored.stat().st_mode & 0o077 == 0
+        transport.close()
+
+
+def test_losses_of_a_process_that_only_writes_are_reported_by_the_drainer(tmp_path: Path) -> None:
+    """With a drainer elsewhere app processes send nothing, no client report either."""
+    with FaultServer() as server:
+        path = tmp_path / "spool"
+        writer = make_transport(
+            server.dsn, queue=f"file://{path}", spool_drain=False, client_report_interval=0.05
+        )
+        writer.record_lost_event("sample_rate", "error", quantity=7)
+        writer.capture_event({"message": "x"})
+        other = FileSpool(str(path), identity_of(writer.dsn), drain=False)  # type: ignore[arg-type]
+        other.close()
+        seg = path / identity_of(writer.dsn) / "seg"  # type: ignore[arg-type]
+        for _ in range(200):
+            if b"sample_rate" in b"".join(file.read_bytes() for file in seg.glob("*.log")):
+                break
+            writer.flush(0.05, until="delivered")
+        writer.close(0.0)
+        assert server.requests == []
+        drainer = make_transport(server.dsn, queue=f"file://{path}", client_report_interval=0.05)
+        drainer.start()
+        assert server.wait_for(2, SOON)
+        drainer.close()
+        assert any(b'"sample_rate"' in request.body and b"7" in request.body for request in server.accepted)
