@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
+from django.test import Client
 
 from tests.integrations.django_support import call_wsgi, override_settings
 from transport_kit import FlushReport, FunctionTransport, OptionsError, TransportOptions
-from transport_kit.testing import FaultServer
+from transport_kit.testing import CapturedTransport, FaultServer
 from transport_kit_django import get_kit
 from transport_kit_django.asgi import was_used, with_lifespan
 
@@ -140,6 +141,16 @@ def test_a_setting_that_a_test_overrides_makes_another_kit(sink: Any) -> None:
             assert kit.transport.closed
             call_wsgi(app, "/carts/2")
     assert sink.exception["value"] == "cart 1"
+
+
+def test_a_test_of_the_sites_own_sees_what_is_captured() -> None:
+    """The snippet of the documentation, with Django's own client, whose handler outlives the setting."""
+    browser = Client(raise_request_exception=False, headers={"host": "shop.example"})
+    for _ in range(2):
+        transport = CapturedTransport()
+        with override_settings(TRANSPORT_KIT={"DSN": transport}):
+            assert browser.get("/carts/2").status_code == 500
+        assert [event["transaction"] for event in transport.events] == ["carts/<int:number>"]
 
 
 def test_a_wrong_setting_never_takes_the_site_down(caplog: pytest.LogCaptureFixture) -> None:
