@@ -114,13 +114,14 @@ class Reporter:
             user: Who the user is, only if already loaded. Sent with `send_default_pii` only.
             expected: Says of an escaped exception whether it is none to report (a client that went away, a
                 404). None reports every `Exception`; other `BaseException`s never are.
-            op: `http.server`, `websocket.server`, `queue.task`, ….
+            op: `http.server`, `websocket.server`, `queue.task`, …. Only what a server does for a client
+                counts as a session.
             mechanism: How exceptions are caught, such as `auto.http.flask`.
         """
         return ServedRequest(
             self._pipeline,
             self._sampler,
-            self._sessions,
+            self._sessions if op.endswith(".server") else None,
             self.capture_exception,
             describe,
             named,
