@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -392,3 +394,44 @@ def test_two_reporters_share_the_request(kept: Kept) -> None:
         with reporter_for(kept).request(lambda: RequestInfo(url="https://x.example/"), named=named):
             theirs.capture_message("m")
         assert other.events[0]["request"]["url"] == "https://x.example/"
+
+
+def test_a_request_finished_elsewhere_tells_the_next_one_nothing(kept: Kept) -> None:
+    """A server's thread begins requests, and streams their ends on others: tags must not be handed down,
+    nor may each request keep all before it alive."""
+    reporter = reporter_for(kept)
+    alive: list[weakref.ref[Any]] = []
+
+    def serve() -> None:
+        for number in range(100):
+            served = reporter.request(named=named).begin()
+            served.scope.set_tag(f"t{number}", 1)
+            if number % 2:
+                with reporter.scope():
+                    thread = threading.Thread(target=served.finish)
+            else:
+                thread = threading.Thread(target=served.finish)
+            thread.start()
+            thread.join(timeout=10)
+            alive.append(weakref.ref(served))
+        with reporter.request(named=named):
+            reporter.capture_message("m")
+
+    copy_context().run(serve)
+    gc.collect()
+    assert "tags" not in kept.events[0]
+    assert sum(ref() is not None for ref in alive) <= 2
+
+
+def test_a_chain_of_scopes_is_not_kept_without_end() -> None:
+    """A timer that starts its own successor, in a scope of its own, runs for months."""
+    scope = Scope()
+    for _ in range(1000):
+        scope = Scope(scope)
+    chain = 0
+    walked: Scope | None = scope
+    while walked is not None:
+        chain += 1
+        walked = walked._parent
+    assert chain <= 32
+    assert len(scope.id) < 32 * 17

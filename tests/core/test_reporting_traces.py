@@ -242,6 +242,16 @@ def test_the_sampling_context_is_frozen_when_it_first_leaves() -> None:
     assert tracing.outgoing_headers(unit, None, None, "")["baggage"] == first
 
 
+def test_reporters_of_two_servers_each_name_their_own_key() -> None:
+    """A library with a DSN of its own shares the process and its trace, not its project."""
+    unit = Called()
+    first = sampling_context(Tracing(ReporterOptions(), None), unit)
+    second = sampling_context(Tracing(ReporterOptions(), DSN), unit)
+    assert "public_key" not in first
+    assert second["public_key"] == KEY
+    assert first["trace_id"] == second["trace_id"]
+
+
 def test_an_incoming_sampling_context_is_handed_on_verbatim() -> None:
     """We are not the head of the trace: nothing of ours is added, not even the key."""
     headers = {

@@ -467,3 +467,42 @@ def test_a_request_may_be_finished_by_another_thread_and_twice(kept: Kept) -> No
     never.finish(ValueError("not begun"))
     assert len(kept.transactions) == 1
     assert kept.events == []
+
+
+def test_a_failure_around_a_request_is_counted_and_never_the_apps(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever breaks in here, the response goes out."""
+    reporter = traced(kept, release="a@1")
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise MemoryError("password=hunter2")
+
+    monkeypatch.setattr(Sampler, "decide", fail)
+    with reporter.request(named=named):
+        pass
+    monkeypatch.undo()
+    monkeypatch.setattr("transport_kit.reporting.serving.Transaction.set_status", fail)
+    with pytest.raises(ValueError, match="mine"), reporter.request(named=named):
+        raise ValueError("mine")
+    monkeypatch.undo()
+    assert kept.lost()["internal_sdk_error"] == {"transaction": 1}
+    assert caplog.text.count("MemoryError") == 2
+    assert "hunter2" not in caplog.text
+
+
+def test_a_span_left_in_another_context_is_left_without_an_error(kept: Kept) -> None:
+    """An event loop closes abandoned generators in a context of its own."""
+    reporter = traced(kept)
+    with reporter.request(named=named):
+        span = copy_context().run(reporter.span("db").__enter__)
+        span.__exit__(None, None, None)
+    assert [told["op"] for told in kept.transactions[0]["spans"]] == ["db"]
+
+
+def test_a_span_that_never_ended_is_not_told(kept: Kept) -> None:
+    """A time without an end would be a lie."""
+    reporter = traced(kept)
+    with reporter.request(named=named):
+        reporter.span("forgotten").__enter__()
+    assert kept.transactions[0]["spans"] == []

@@ -48,6 +48,7 @@ _CONTEXT_BYTES: Final = 8 * 1024
 _CRUMB: Final = Limits(text=2048, breadth=50, depth=5, hides=is_sensitive)
 _CRUMB_BYTES: Final = 4 * 1024
 _CATEGORY_LENGTH: Final = 128
+_MAX_DEPTH: Final = 32
 _MAX_ATTACHMENTS: Final = 30
 _MAX_CONTEXTS: Final = 50
 _MAX_FINGERPRINT: Final = 20
@@ -79,6 +80,7 @@ class Scope:
     __slots__ = (
         "_attachments",
         "_contexts",
+        "_depth",
         "_extra",
         "_fingerprint",
         "_id",
@@ -92,8 +94,10 @@ class Scope:
 
     def __init__(self, parent: Scope | None = None, unit: Unit | None = None) -> None:
         self._id: str | None = None
-        # Holds nothing of another request alive: a scope's parent is what surrounded it.
-        self._parent = parent
+        # Kept for `id` only, and not without end: a task that starts its own successor, in a scope of its
+        # own, would make a chain that holds all of them.
+        self._depth: int = 0 if parent is None else (parent._depth + 1) % _MAX_DEPTH
+        self._parent = parent if self._depth else None
         if parent is None:
             self.unit = unit or Unit()
             self._tags: dict[str, str] = {}
@@ -331,7 +335,12 @@ _current: ContextVar[Scope] = ContextVar("transport_kit_scope", default=_PROCESS
 
 def enter_scope(unit: Unit | None = None) -> tuple[Scope, Token[Scope]]:
     """Begin a fresh scope, of a unit of its own when one is given; what `leave_scope` takes comes with it."""
-    scope = Scope(_current.get(), unit)
+    parent = _current.get()
+    if unit is not None:
+        # A request that was finished in another context left its scope behind in this one.
+        while parent.unit.finished and parent._parent is not None:
+            parent = parent._parent
+    scope = Scope(parent, unit)
     return scope, _current.set(scope)
 
 

@@ -137,6 +137,7 @@ class ServedRequest(Unit):
         except Exception as problem:
             self._pipeline.failed(problem, None)
         finally:
+            self.finished = True
             token, self._token = self._token, None
             leave_scope(token)
 

@@ -199,13 +199,9 @@ class Span:
     def payload(self, transaction: Transaction, ended: float) -> dict[str, Any]:
         """The span as its transaction holds it."""
         facts = self.context(transaction.trace.trace_id)
-        last = ended if self._ended is None else self._ended
         facts["start_timestamp"] = transaction.wall(self._began)
-        facts["timestamp"] = transaction.wall(last)
+        facts["timestamp"] = transaction.wall(ended if self._ended is None else self._ended)
         facts["origin"] = "manual"
-        if self._ended is None:
-            # It runs on, in a task or a thread that outlives the request.
-            facts["status"] = "deadline_exceeded"
         if self.description:
             facts["description"] = cut(scrub_text(clean(cut(self.description, 8192))), _DESCRIPTION_LENGTH)
         if self._data:

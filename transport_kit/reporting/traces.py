@@ -84,8 +84,9 @@ class Trace:
         self.parent_sampled = parent_sampled
         self.sampled: bool | None = parent_sampled
         self.sample_rate: float | None = None
-        # At most one item; `setdefault` on a dict is atomic.
-        self._frozen: dict[str, Mapping[str, str]] = {} if frozen is None else {"dsc": frozen}
+        # As it arrived, under no key; else as it was made under each public key: two reporters with DSNs of
+        # their own may share a process. `setdefault` on a dict is atomic.
+        self._frozen: dict[str, Mapping[str, str]] = {} if frozen is None else {"": frozen}
         drawn = int.from_bytes(chance[24:]) / 2.0**64
         self.sample_rand = _rand(frozen or {}, parent_sampled, drawn)
 
@@ -94,10 +95,12 @@ class Trace:
         flag = {True: "-1", False: "-0", None: ""}[self.sampled]
         return f"{self.trace_id}-{span_id or self.span_id}{flag}"
 
-    def frozen(self, make: Callable[[], Mapping[str, str]]) -> Mapping[str, str]:
-        """The DSC: as it arrived, or as `make` made it the first time it was asked for."""
-        found = self._frozen.get("dsc")
-        return self._frozen.setdefault("dsc", make()) if found is None else found
+    def frozen(self, key: str, make: Callable[[], Mapping[str, str]]) -> Mapping[str, str]:
+        """The DSC: as it arrived, or as `make` made it the first time it was asked for under this key."""
+        found = self._frozen.get("")
+        if found is None:
+            found = self._frozen.get(key)
+        return self._frozen.setdefault(key, make()) if found is None else found
 
 
 class Tracing:
@@ -112,6 +115,7 @@ class Tracing:
         self.options = options
         self._host = None if dsn is None else dsn.host
         self._org_id = None if dsn is None else dsn.org_id
+        self._key = "none" if dsn is None else dsn.public_key
         self._fixed: dict[str, str] = {}
         if dsn is not None:
             self._fixed["public_key"] = dsn.public_key
@@ -172,7 +176,7 @@ class Tracing:
         told = contexts.get("trace") if isinstance(contexts, dict) else None
         if not isinstance(told, dict) or told.get("trace_id") != trace.trace_id:
             return {}
-        return dict(trace.frozen(lambda: self._made(trace, unit)))
+        return dict(trace.frozen(self._key, lambda: self._made(trace, unit)))
 
     def _made(self, trace: Trace, unit: Unit) -> dict[str, str]:
         dsc = {"trace_id": trace.trace_id, "sample_rand": f"{trace.sample_rand:.6f}", **self._fixed}
@@ -202,7 +206,7 @@ class Tracing:
             flag = "01" if trace.sampled else "00"
             headers["traceparent"] = f"00-{trace.trace_id}-{span_id or trace.span_id}-{flag}"
         members = [part for part in baggage.split(",") if part.strip() and not _is_ours(part)]
-        dsc = trace.frozen(lambda: self._made(trace, unit))
+        dsc = trace.frozen(self._key, lambda: self._made(trace, unit))
         members += [f"{_PREFIX}{quote(name)}={quote(value, safe=_UNESCAPED)}" for name, value in dsc.items()]
         if members:
             headers["baggage"] = ",".join(members)

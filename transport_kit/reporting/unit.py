@@ -36,14 +36,16 @@ class Unit:
     Attributes:
         errored: Whether an event of level `error` or `fatal` was captured in it.
         crashed: Whether an exception escaped from it.
+        finished: Whether it has ended; what still runs in its context outlives it.
         transaction: The transaction that runs; None when it is not sampled, or has ended.
     """
 
-    __slots__ = ("_breadcrumbs", "_settled", "crashed", "errored", "transaction")
+    __slots__ = ("__weakref__", "_breadcrumbs", "_settled", "crashed", "errored", "finished", "transaction")
 
     def __init__(self) -> None:
         self.errored = False
         self.crashed = False
+        self.finished = False
         self.transaction: Transaction | None = None
         # At most one item; `setdefault` on a dict is atomic, so that all threads see one trace.
         self._settled: dict[str, Trace] = {}
