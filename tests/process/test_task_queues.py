@@ -1,0 +1,289 @@
+"""Real workers of Celery and RQ, children of multiprocessing, scripts: errors in them arrive, once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transport_kit.testing import FaultServer
+
+ROOT = Path(__file__).parents[2]
+
+CELERY_APP = """
+from celery import Celery
+from transport_kit import Kit, Scope
+from transport_kit.celery import connect
+
+app = Celery("shop", broker="filesystem://", broker_transport_options={
+    "data_folder_in": "queue", "data_folder_out": "queue", "control_folder": "control"})
+app.conf.update(worker_hijack_root_logger=False, broker_connection_retry_on_startup=True)
+connect(Kit({}, source="environment"))
+
+@app.task
+def fine():
+    return 1
+
+@app.task(throws=(KeyError,))
+def expected():
+    raise KeyError("known")
+
+@app.task
+def fail(number):
+    Scope.current().set_tag("number", number)
+    raise ValueError(f"task {number}")
+
+@app.task(bind=True, max_retries=1, default_retry_delay=0)
+def again(self):
+    try:
+        raise LookupError("at last")
+    except LookupError as error:
+        raise self.retry(exc=error)
+"""
+
+RQ_JOBS = """
+import os
+from transport_kit import Scope
+
+def fine():
+    return 1
+
+def fail(number):
+    Scope.current().set_tag("number", number)
+    raise ValueError(f"job {number}")
+"""
+
+CHILDREN = """
+import multiprocessing, sys
+from transport_kit import Kit
+from transport_kit.serverless import flush_after
+
+kit = Kit({}, source="environment")
+
+def captures(number):
+    kit.capture_exception(ValueError(f"captured {number}"))
+
+@flush_after(kit)
+def raises(number):
+    raise ValueError(f"raised {number}")
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    captures("in the parent")
+    children = [context.Process(target=work, args=(n,)) for n in range(2) for work in (captures, raises)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    print([child.exitcode for child in children])
+"""
+
+
+@pytest.fixture(name="receiver")
+def _receiver() -> Iterator[FaultServer]:
+    """Takes its time, so that something waits when the end comes."""
+    with FaultServer() as receiver:
+        receiver.delay = 0.1
+        yield receiver
+
+
+@pytest.fixture(name="start")
+def _start(receiver: FaultServer, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a program in the test's directory; ended with the test."""
+    running: list[subprocess.Popen[str]] = []
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("TRANSPORT_KIT_")}
+    environ |= {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "TRANSPORT_KIT_DSN": receiver.dsn}
+
+    def start(*command: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            list(map(str, command)),
+            cwd=tmp_path,
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def events(receiver: FaultServer) -> list[dict[str, Any]]:
+    """The error events that arrived, by what they say."""
+    items = [item for request in receiver.accepted for item in request.envelope.items if item.type == "event"]
+    found: list[dict[str, Any]] = [json.loads(item.get_bytes()) for item in items]
+    return sorted(found, key=said)
+
+
+def said(event: dict[str, Any]) -> str:
+    return str(event["exception"]["values"][-1]["value"])
+
+
+def until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait for a file or a port that the process makes."""
+    deadline = time.monotonic() + 30
+    while not true():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.02)
+
+
+def test_celerys_prefork_workers_report_and_deliver(
+    receiver: FaultServer, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """Each of its processes ends by `os._exit`, after a signal of Celery's that nobody else sends."""
+    for folder in ("queue", "control"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "shop.py").write_text(CELERY_APP)
+    worker = start(
+        sys.executable, "-m", "celery", "-A", "shop", "worker", "-P", "prefork", "-c", "2", "-l", "info",
+        "--without-gossip", "--without-mingle", "--without-heartbeat",
+    )  # fmt: skip
+    asked = start(
+        sys.executable,
+        "-c",
+        "import shop\n"
+        "for task in (shop.fine.s(), shop.expected.s(), shop.again.s(), shop.fail.s(1), shop.fail.s(2)):\n"
+        "    task.delay()\n",
+    )
+    assert asked.wait(30) == 0, asked.communicate()[0]
+    assert receiver.wait_for(3, 40), worker.poll()
+    until(lambda: not any((tmp_path / "queue").iterdir()), worker)
+    worker.send_signal(signal.SIGTERM)
+    printed, _ = worker.communicate(timeout=30)
+    found = events(receiver)
+    assert [said(event) for event in found] == ["at last", "task 1", "task 2"], printed
+    assert [event["transaction"] for event in found] == ["shop.again", "shop.fail", "shop.fail"]
+    assert [event.get("tags") for event in found] == [None, {"number": "1"}, {"number": "2"}]
+    assert {event["exception"]["values"][-1]["mechanism"]["type"] for event in found} == {"auto.queue.celery"}
+    assert "not delivered" not in printed
+
+
+def test_what_waits_when_a_celery_worker_ends_is_delivered(
+    receiver: FaultServer, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """Nothing arrives before the worker was told to end, so that luck can't stand in for the hook."""
+    for folder in ("queue", "control"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "shop.py").write_text(CELERY_APP)
+    worker = start(
+        sys.executable, "-m", "celery", "-A", "shop", "worker", "-P", "prefork", "-c", "1", "-l", "info",
+        "--without-gossip", "--without-mingle", "--without-heartbeat",
+    )  # fmt: skip
+    receiver.hold()
+    assert start(sys.executable, "-c", "import shop; shop.fail.delay(7)").wait(30) == 0
+    assert worker.stdout is not None
+    for line in worker.stdout:
+        if "raised unexpected" in line:
+            break
+    worker.send_signal(signal.SIGTERM)
+    for line in worker.stdout:
+        if "Warm shutdown" in line:
+            receiver.release()
+            break
+    printed, _ = worker.communicate(timeout=30)
+    assert [said(event) for event in events(receiver)] == ["task 7"], printed
+
+
+@pytest.fixture(name="redis")
+def _redis(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> str:
+    """The address of a Redis of the test's own."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("no redis-server on this machine")
+    path = tmp_path / "redis.sock"
+    server = start(program, "--port", 0, "--unixsocket", path, "--save", "", "--dir", tmp_path)
+
+    def listens() -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(path)) == 0
+
+    until(listens, server)
+    return f"unix://{path}"
+
+
+@pytest.mark.parametrize("kind", ["Worker", "SimpleWorker"])
+def test_rqs_workers_report_and_deliver(
+    kind: str, redis: str, receiver: FaultServer, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """A job's process ends by `os._exit` right after the job."""
+    (tmp_path / "jobs.py").write_text(RQ_JOBS)
+    asked = start(
+        sys.executable,
+        "-c",
+        "import redis, rq, sys, jobs\n"
+        "queue = rq.Queue(connection=redis.Redis.from_url(sys.argv[1]))\n"
+        "for arguments in ((jobs.fine,), (jobs.fail, 1), ('jobs.no_such_job',), (jobs.fail, 2)):\n"
+        "    queue.enqueue(*arguments)\n",
+        redis,
+    )
+    assert asked.wait(30) == 0, asked.communicate()[0]
+    rq = Path(sys.executable).with_name("rq")
+    worker = start(rq, "worker", "--url", redis, "--burst", "--worker-class", f"transport_kit.rq.{kind}")
+    printed, _ = worker.communicate(timeout=50)
+    found = events(receiver)
+    assert [said(event) for event in found if said(event).startswith("job ")] == ["job 1", "job 2"], printed
+    assert len(found) == 3
+    assert {event["transaction"] for event in found} == {"jobs.fail", "jobs.no_such_job"}
+    assert [event.get("tags") for event in found if said(event).startswith("job ")] == [
+        {"number": "1"},
+        {"number": "2"},
+    ]
+    assert {event["exception"]["values"][-1]["mechanism"]["type"] for event in found} == {"auto.queue.rq"}
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_children_of_multiprocessing_deliver_what_is_captured_in_them(
+    method: str, receiver: FaultServer, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """`atexit` does not run there; and what raises is captured where somebody asked for it."""
+    script = tmp_path / "children.py"
+    script.write_text(CHILDREN)
+    parent = start(sys.executable, script, method)
+    printed, _ = parent.communicate(timeout=50)
+    assert printed.rstrip().endswith("[0, 1, 0, 1]"), printed
+    assert [said(event) for event in events(receiver)] == [
+        "captured 0",
+        "captured 1",
+        "captured in the parent",
+        "raised 0",
+        "raised 1",
+    ]
+
+
+def test_a_script_that_ends_by_an_exception_has_reported_it(
+    receiver: FaultServer, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """A cron job nobody watches."""
+    script = tmp_path / "nightly.py"
+    script.write_text(
+        "from transport_kit import Kit\n"
+        "from transport_kit.serverless import flush_after\n"
+        "@flush_after(Kit({}, source='environment'))\n"
+        "def main():\n"
+        "    raise ValueError('no stock')\n"
+        "main()\n"
+    )
+    done = start(sys.executable, script)
+    printed, _ = done.communicate(timeout=30)
+    assert done.returncode == 1
+    assert "ValueError: no stock" in printed
+    (event,) = events(receiver)
+    assert event["transaction"] == "__main__.main"
