@@ -135,14 +135,17 @@ class Delivery:
         """Leave what was lost here to whoever drains; False when that is this process."""
         with self._lock.rlock:
             report = self._books.take_report(alone=True)
-        if self._queue.put_losses(report):
+        left = False
+        try:
+            left = self._queue.put_losses(report)
+        finally:
             with self._lock.rlock:
-                self._books.end_report(self._clock())
-            return True
-        with self._lock.rlock:
-            self._books.ledger.give_back(report)
-            self._books.report_wanted = True
-        return False
+                if left:
+                    self._books.end_report(self._clock())
+                else:
+                    self._books.ledger.give_back(report)
+                    self._books.report_wanted = True
+        return left
 
     def _take_losses(self) -> None:
         """Report what a shared queue gave up, and what other processes lost."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from transport_kit.books import Books, Ticket
 from transport_kit.delivery import Delivery
@@ -308,15 +308,21 @@ class BackgroundWorker:
 
         self._locked(end)
         if self._shared:
-            self._give_back(in_hand, reason)
+            self._leave_queue(in_hand, reason)
 
-    def _give_back(self, claims: Iterable[Claim], reason: LossReason) -> None:
-        try:
-            self._queue.release(claims)
-            left = self._queue.close()
-        except Exception as error:
-            log.error("a queue could not be closed: %s", type(error).__name__)
-            return
+    def _leave_queue(self, in_hand: list[Claim], reason: LossReason) -> None:
+        """Give back what a shared queue keeps, end the claims from it, and count what it can't keep."""
+        left: list[Claim] = []
+        steps: tuple[Callable[[], object], ...] = (
+            lambda: self._queue.release(in_hand),
+            self._queue.wake,
+            lambda: left.extend(self._queue.close()),
+        )
+        for step in steps:
+            try:
+                step()
+            except Exception as error:
+                log.error("a queue could not be left in order: %s", type(error).__name__)
         if left:
             self._locked(lambda: self._books.forget_stored(left, reason))
 

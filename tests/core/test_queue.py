@@ -89,6 +89,27 @@ def test_a_session_whose_turn_was_sacrificed_frees_its_lane() -> None:
     assert sorted(claim.id for claim in queue.claim(5)) == [2, 3]
 
 
+def test_a_section_left_half_done_does_not_wedge_the_queue() -> None:
+    """A signal handler that raised there: the sums are off, and the busy session is nowhere any more."""
+    queue = MemoryQueue(3, MANY)
+    for n in range(3):
+        queue.put(session(str(n)))
+    queue.claim(1)
+    with queue.lock.rlock:  # as an interrupted put, an interrupted claim and an interrupted ack leave it
+        queue._items += 2
+        queue._size += 5000
+        queue._claimed.clear()
+    stats = queue.stats()
+    assert (stats.waiting, stats.claimed) == (2, 0)
+    assert stats.size == sum(claim.sealed.stored for lane in queue._lanes for claim in lane.waiting)
+    (claim,) = queue.claim(1)
+    queue.ack([claim])
+    assert queue.put(session()).evicted == ()
+    with queue.lock.rlock:
+        queue._items += 1
+    assert queue.put(event()).evicted == (), "counted anew before anything is sacrificed"
+
+
 class Model(RuleBasedStateMachine):
     """Any history of calls: the bounds hold, nothing appears or vanishes, sessions keep their order."""
 

@@ -33,7 +33,7 @@ from tests.core.worker_support import (
     running,
     until,
 )
-from transport_kit.ledger import LossReason
+from transport_kit.ledger import LossReason, Report
 from transport_kit.outcome import Outcome
 from transport_kit.queue import Claim, MemoryQueue, Put
 from transport_kit.sealing import SealedEnvelope
@@ -599,6 +599,9 @@ class SharedQueue(MemoryQueue):
 
     def close(self) -> list[Claim]:
         self._outside("close")
+        with self.lock.rlock:
+            self._closed = True
+            self.wake()
         return []  # what it holds stays, for whoever drains it
 
 
@@ -710,6 +713,7 @@ def test_shared_a_queue_that_fails_costs_no_thread_and_no_count() -> None:
     assert deliver.wait_done(2)
     assert worker.is_alive()
     assert worker.facts().totals.discarded == {"internal_sdk_error": {"error": 1}}
+    assert until(lambda: queue._parked)
     worker.kill()
     _shared_balance(worker)
     assert until(lambda: not worker.is_alive())
@@ -737,3 +741,76 @@ def test_shared_a_claim_that_comes_after_the_end_is_given_back() -> None:
     assert until(lambda: queue.stats().waiting == 1)
     assert deliver.began == []
     _shared_balance(worker)
+
+
+def test_shared_losses_are_left_to_whoever_drains() -> None:
+    """One report for all processes of a host; while nobody takes them they stay ours, and are not lost."""
+    deliver = Deliverer()
+    queue, worker = _shared(deliver, client_report_interval=0.05)
+    given: list[int] = []
+    answers: list[bool | OSError] = [OSError("disk"), True]
+
+    def put_losses(report: Report) -> bool:
+        answer = answers.pop(0) if answers else True
+        if isinstance(answer, OSError):
+            raise answer
+        given.append(sum(n for _, _, n in report))
+        return answer
+
+    queue.put_losses = put_losses  # type: ignore[method-assign]
+    plain = worker._delivery._gate.wait
+    worker._delivery._gate.wait = lambda timeout=None: plain(0.01)  # type: ignore[method-assign]
+    worker.lose(LossReason.BEFORE_SEND, (("error", 3),))
+    worker.start()
+    assert until(lambda: given == [3])
+    assert not worker.unreported
+    assert deliver.began == []
+    worker.kill()
+
+
+def test_shared_losses_that_the_queue_does_not_take_are_reported_here() -> None:
+    """This process is the one that drains: its own losses, and those it was left."""
+    queue: SharedQueue
+    reported: list[Report] = []
+    left: list[Report] = [(("cache_overflow", "error", 2),)]
+
+    def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
+        reported.append(worker.take_report(alone=sealed is None))
+        return Outcome()
+
+    queue, worker = _shared(deliver, client_report_interval=0.05)
+    queue.take_losses = lambda: left.pop() if left else ()  # type: ignore[method-assign]
+    worker.lose(LossReason.BEFORE_SEND, (("error", 3),))
+    worker.start()
+    total = {("before_send", "error", 3), ("cache_overflow", "error", 2)}
+    assert until(lambda: {entry for report in reported for entry in report} == total)
+    worker.kill()
+
+
+def test_shared_what_a_closing_queue_can_not_keep_is_counted() -> None:
+    """Its disk is gone, and memory ends with the process."""
+    queue, worker = _shared(Deliverer(Outcome.retry(LossReason.NETWORK_ERROR, time.monotonic() + 60)))
+    worker.submit(SMALL)
+    assert until(lambda: worker.facts().totals.returned_to_shared)
+    queue.close = lambda: MemoryQueue.close(queue)  # type: ignore[method-assign]
+    worker.kill()
+    assert worker.facts().totals.discarded == {"killed": {"error": 1}}
+    _shared_balance(worker)
+
+
+def test_shared_a_queue_is_looked_after_while_the_breaker_is_open() -> None:
+    """It keeps its bounds, and who may drain it, in its claims: none of them is skipped in an outage."""
+    looks: list[int] = []
+    deliver = Deliverer(Outcome.retry(LossReason.NETWORK_ERROR, time.monotonic() + 3600))
+    queue, worker = _shared(deliver)
+    plain = queue.claim
+
+    def claim(limit: int = 1, timeout: float = 0.0) -> list[Claim]:
+        looks.append(limit)
+        return plain(limit, timeout)
+
+    queue.claim = claim  # type: ignore[method-assign]
+    worker.submit(SMALL)
+    assert until(lambda: looks.count(0) >= 2)
+    assert len(deliver.began) == 1
+    worker.kill()
