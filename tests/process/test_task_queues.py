@@ -179,7 +179,7 @@ def test_celerys_prefork_workers_report_and_deliver(
 def test_what_waits_when_a_celery_worker_ends_is_delivered(
     receiver: FaultServer, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    """Nothing arrives before the worker was told to end, so that luck can't stand in for the hook."""
+    """Nothing arrives before the worker was told to end: what it holds then is what a deployment loses."""
     for folder in ("queue", "control"):
         (tmp_path / folder).mkdir()
     (tmp_path / "shop.py").write_text(CELERY_APP)

@@ -1,0 +1,190 @@
+"""Celery's signals and RQ's worker classes in this process; `tests/process` has the real workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery, signals
+
+import transport_kit.rq
+from transport_kit import Kit, Scope
+from transport_kit.celery import connect
+from transport_kit.rq import ReportingMixin
+from transport_kit.testing import CapturedTransport
+
+app = Celery("shop", broker="memory://", set_as_current=False)
+
+
+@app.task(throws=(KeyError,))  # type: ignore[untyped-decorator]
+def work(error: BaseException | None, inner: BaseException | None = None) -> None:
+    """A task that raises what it is given."""
+    Scope.current().set_tag("own", "task")
+    if inner is not None:
+        work.apply(args=(inner,))
+    if error is not None:
+        raise error
+
+
+@pytest.fixture(name="transport")
+def _transport() -> Iterator[CapturedTransport]:
+    """What the connected kit captures."""
+    with CapturedTransport() as transport:
+        yield transport
+
+
+@pytest.fixture(name="kit")
+def _kit(transport: CapturedTransport) -> Iterator[Kit]:
+    """The connected kit; Celery's signals are everybody's, so it is disconnected again."""
+    kit = Kit({"dsn": transport, "traces_sample_rate": 1.0}, environ={})
+    connect(kit)
+    yield kit
+    for signal in (
+        signals.worker_process_init,
+        signals.worker_process_shutdown,
+        signals.task_prerun,
+        signals.task_failure,
+        signals.task_postrun,
+    ):
+        assert signal.disconnect(dispatch_uid="auto.queue.celery")
+
+
+def values(transport: CapturedTransport) -> list[str]:
+    return [event["exception"]["values"][-1]["value"] for event in transport.events]
+
+
+@pytest.mark.usefixtures("kit")
+def test_a_task_that_fails_is_captured_once_in_its_own_scope(transport: CapturedTransport) -> None:
+    """Its name is where a developer looks first."""
+    work.apply(args=(ValueError("broken"),))
+    (event,) = transport.events
+    assert event["transaction"] == "tests.core.test_task_hooks.work"
+    assert event["transaction_info"] == {"source": "task"}
+    assert event["tags"] == {"own": "task"}
+    assert event["exception"]["values"][-1]["mechanism"]["type"] == "auto.queue.celery"
+    (transaction,) = transport.payloads("transaction")
+    assert transaction["contexts"]["trace"]["op"] == "queue.task"
+    assert Scope.current().unit.errored is False
+
+
+@pytest.mark.usefixtures("kit")
+def test_what_a_task_declares_as_expected_is_not_captured(transport: CapturedTransport) -> None:
+    """`throws` is Celery's own word for it; a task that succeeds says nothing either."""
+    work.apply(args=(KeyError("known"),))
+    work.apply(args=(None,))
+    assert transport.events == []
+
+
+@pytest.mark.usefixtures("kit")
+def test_tasks_within_tasks_keep_apart(transport: CapturedTransport) -> None:
+    """Eager tasks run inside of whoever asked for them."""
+    work.apply(args=(ValueError("outer"), ValueError("inner")))
+    assert values(transport) == ["inner", "outer"]
+
+
+@pytest.mark.usefixtures("kit")
+def test_a_failure_of_a_process_that_is_gone_is_captured_too(transport: CapturedTransport) -> None:
+    """The worker itself says that a task ran out of time: no `task_prerun` came in this process."""
+    signals.task_failure.send(sender=work, task_id="gone", exception=TimeoutError("killed"))
+    signals.task_postrun.send(sender=work, task_id="gone", task=work)
+    (event,) = transport.events
+    assert event["transaction"] == "tests.core.test_task_hooks.work"
+
+
+def test_a_workers_process_starts_and_closes_the_transport() -> None:
+    """With a kit that owns its transport; and a second `connect` replaces the first."""
+    seen: list[str] = []
+
+    class Watched(CapturedTransport):
+        def start(self) -> None:
+            seen.append("start")
+
+        def close(self, timeout: float | None = None) -> Any:
+            seen.append("close")
+            return super().close(timeout)
+
+    connect(Kit({"dsn": Watched}, environ={}))
+    connect(Kit({"dsn": Watched}, environ={}))
+    try:
+        signals.worker_process_init.send(sender=None)
+        signals.worker_process_shutdown.send(sender=None, pid=1, exitcode=0)
+    finally:
+        connect(Kit({"dsn": ""}, environ={}))
+    assert seen == ["start", "close"]
+
+
+class Base:
+    """What RQ's workers do around a job, without a Redis."""
+
+    def __init__(self) -> None:
+        self.handled: list[object] = []
+
+    def perform_job(self, job: Any, queue: Any) -> bool:
+        Scope.current().set_tag("own", "job")
+        try:
+            job.perform()
+        except Exception as error:
+            self.handle_exception(job, type(error), error, error.__traceback__)
+            return False
+        return True
+
+    def handle_exception(self, job: Any, *exc_info: Any) -> None:
+        self.handled.append(exc_info[1])
+
+
+class Reporting(ReportingMixin, Base):  # type: ignore[misc]  # a stand-in for RQ's
+    """As a user's own worker class."""
+
+
+class UnreadableJob:
+    """A job whose data can't be deserialised."""
+
+    @property
+    def func_name(self) -> str:
+        raise RuntimeError("not a pickle")
+
+    def perform(self) -> None:
+        raise ValueError("unreadable")
+
+
+def test_a_job_that_fails_is_captured_and_handed_on(
+    transport: CapturedTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RQ's own handlers go on as without us."""
+    flushed: list[bool] = []
+    monkeypatch.setattr(Reporting, "kit", Kit({"dsn": transport}, environ={}))
+    monkeypatch.setattr(transport, "flush", lambda: flushed.append(True))
+    worker, error = Reporting(), ValueError("broken")
+
+    def fail() -> None:
+        raise error
+
+    assert worker.perform_job(SimpleNamespace(func_name="jobs.fail", perform=fail), None) is False  # type: ignore[arg-type]
+    assert worker.perform_job(SimpleNamespace(func_name="jobs.fine", perform=int), None) is True  # type: ignore[arg-type]
+    assert worker.perform_job(UnreadableJob(), None) is False  # type: ignore[arg-type]
+    assert worker.handled[0] is error
+    assert [event["transaction"] for event in transport.events] == ["jobs.fail", "<unreadable job>"]
+    assert transport.events[0]["tags"] == {"own": "job"}
+    assert flushed == [True] * 3
+
+
+def test_an_exception_handled_outside_of_a_job_is_only_handed_on(transport: CapturedTransport) -> None:
+    """A worker class of the app's own may call it for reasons of its own."""
+    worker = Reporting()
+    error = ValueError("elsewhere")
+    worker.handle_exception(SimpleNamespace(), ValueError, error, None)  # type: ignore[arg-type]
+    assert worker.handled == [error]
+    assert transport.events == []
+
+
+def test_without_a_kit_one_is_made_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--worker-class` takes a name, and nothing else."""
+    monkeypatch.setenv("TRANSPORT_KIT_DSN", "http://0123456789abcdef0123456789abcdef@127.0.0.1:9/42")
+    monkeypatch.setattr(transport_kit.rq.Worker, "kit", None)
+    worker = transport_kit.rq.Worker.__new__(transport_kit.rq.Worker)
+    kit = worker._own_kit()
+    assert kit.transport.dsn is not None
+    assert worker._own_kit() is kit
+    assert issubclass(transport_kit.rq.SimpleWorker, ReportingMixin)
