@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.core.reporting_support import Kept, raised, reporter_for
 from transport_kit.reporting.scrub import is_sensitive
-from transport_kit.reporting.values import Limits, Room, bounded
+from transport_kit.reporting.values import Limits, Room, _classes, bounded
 
 LIMITS = Limits(text=512, breadth=10, depth=3, hides=is_sensitive)
 
@@ -94,23 +94,40 @@ def test_a_class_that_only_pretends_is_told_by_its_name(marker: str, fields: Any
     assert shown(cls()) == f"<{__name__}.Pretends>"
 
 
-def test_a_metaclass_that_forbids_hashing_is_no_obstacle() -> None:
-    """A class as the key of a cache is itself asked for its hash."""
+def test_a_metaclass_that_guards_its_classes_is_not_asked() -> None:
+    """A class as the key of a cache is itself asked for its hash, and compared: that is code of the app."""
 
     class Meta(type):
-        __hash__ = None  # type: ignore[assignment]
+        def __hash__(cls) -> int:
+            raise AssertionError("asked")
 
-    assert shown(Meta("Odd", (), {})()) == f"<{__name__}.Odd>"
+        def __eq__(cls, other: object) -> bool:
+            raise AssertionError("asked")
+
+        def __getattribute__(cls, name: str) -> Any:
+            raise AssertionError(name)
+
+    odd = type.__call__(Meta, "Odd", (), {})
+    assert shown(object.__new__(odd)) == f"<{__name__}.Odd>"
+    assert shown(object.__new__(odd)) == f"<{__name__}.Odd>"
 
 
-def test_a_class_made_in_a_request_is_not_kept_alive() -> None:
+@pytest.mark.parametrize("slots", [False, True])
+def test_a_class_made_in_a_request_is_not_kept_alive(slots: bool) -> None:
     """A cache of classes would be a leak in an app that makes them."""
-    cls = dataclasses.make_dataclass("Made", ["a"])
-    shown(cls(1))
+    cls = dataclasses.make_dataclass("Made", ["a"], slots=slots)
+    assert shown(cls(1))["a"] == 1
     ref = weakref.ref(cls)
     del cls
     gc.collect()
     assert ref() is None
+
+
+def test_what_is_remembered_of_classes_is_bounded() -> None:
+    """An app may make classes without end."""
+    for number in range(5000):
+        shown(type(f"C{number}", (), {})())
+    assert len(_classes) <= 4096
 
 
 def test_attrs_classes_are_told_by_their_fields() -> None:

@@ -8,65 +8,60 @@ Fields are read from instance dicts and slots through the interpreter's own C de
 `__getattr__` or `__class__` of the app never runs. Fields declared with `repr=False` are left out: their
 author doesn't want them shown.
 
-Threads: stateless but for a cache that any thread may fill.
+Threads: stateless.
 """
 
 from __future__ import annotations
 
 import sys
-import weakref
 from collections.abc import Callable
 from types import GetSetDescriptorType, MappingProxyType, MemberDescriptorType
 from typing import Any, Final
 
-__all__ = ["fields_of", "shape_of"]
+__all__ = ["fields_of", "may_have_shape", "Plan", "plan_of", "shape_of"]
 
 _MAX_FIELDS: Final = 50
 _NAME_LENGTH: Final = 64
 
+_module: Callable[[type], Any] = type.__dict__["__module__"].__get__
 _mro: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
 _namespace: Callable[[type], MappingProxyType[str, Any]] = type.__dict__["__dict__"].__get__
-_module: Callable[[type], Any] = type.__dict__["__module__"].__get__
 
-#: How each field of a class is read: None for its instance dict, else its slot.
-_Plan = tuple[tuple[str, "MemberDescriptorType | None"], ...]
-# Weak: a class made in a request must not live for ever.
-_plans: weakref.WeakKeyDictionary[type, _Plan | None] = weakref.WeakKeyDictionary()
+#: The fields of a class, and where in its method resolution order the slot of each is; -1 for the instance
+#: dict. Not the slots themselves: they hold their class, and what is remembered must not keep it alive.
+Plan = tuple[tuple[str, int], ...]
 
 
-def fields_of(value: object, cls: type) -> dict[str, Any] | None:
-    """The fields of a dataclass, attrs or Pydantic instance; None for any other object."""
-    try:
-        plan = _plans[cls]
-    except KeyError:
-        plan = _planned(cls)
-        _plans[cls] = plan
-    except TypeError:
-        return None  # a metaclass that forbids hashing its classes
-    if plan is None:
-        return None
+def fields_of(value: object, cls: type, plan: Plan) -> dict[str, Any]:
+    """The fields of an instance, those that are set."""
+    bases = _mro(cls)
     held = _dict_of(value, cls)
     fields: dict[str, Any] = {}
-    for name, slot in plan:
-        if slot is not None:
+    for name, place in plan:
+        if place < 0:
+            if name in held:
+                fields[name] = held[name]
+            continue
+        slot = _namespace(bases[place]).get(name) if place < len(bases) else None
+        if type(slot) is MemberDescriptorType:
             try:
                 fields[name] = slot.__get__(value, cls)
             except AttributeError:
                 continue  # not set
-        elif name in held:
-            fields[name] = held[name]
     return fields
 
 
-def _planned(cls: type) -> _Plan | None:
+def plan_of(cls: type) -> Plan | None:
+    """How instances of a dataclass, an attrs class or a Pydantic model are read; None for any other class."""
     names = _declared(cls)
     if names is None:
         return None
     spaces = [_namespace(base) for base in _mro(cls)]
-    plan: list[tuple[str, MemberDescriptorType | None]] = []
+    plan: list[tuple[str, int]] = []
     for name in names[:_MAX_FIELDS]:
-        found = next((space[name] for space in spaces if name in space), None)
-        plan.append((name, found if type(found) is MemberDescriptorType else None))
+        place = next((place for place, space in enumerate(spaces) if name in space), -1)
+        is_slot = place >= 0 and type(spaces[place][name]) is MemberDescriptorType
+        plan.append((name, place if is_slot else -1))
     return tuple(plan)
 
 
@@ -105,11 +100,17 @@ def _dict_of(value: object, cls: type) -> dict[str, Any]:
     return {}
 
 
+def may_have_shape(cls: type) -> bool:
+    """Whether `shape_of` is worth a call."""
+    try:
+        module = _module(cls)
+    except AttributeError:
+        return False  # somebody deleted it
+    return type(module) is str and module.startswith(("numpy", "pandas"))
+
+
 def shape_of(value: Any, cls: type) -> str | None:
     """`shape (3, 4) of float64` for an array or table of NumPy or pandas; None for any other object."""
-    module = _module(cls)
-    if type(module) is not str or not module.startswith(("numpy", "pandas")):
-        return None
     try:
         numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
         if numpy is not None and cls is numpy.ndarray:

@@ -5,12 +5,14 @@ that no `__repr__`, `__str__`, `__len__`, `__iter__`, `__class__` or `__getattr_
 other object is `<module.Class>`, with its fields when its class declares them (`objects.py`). Every walk
 has a depth, a breadth, a text length and a number of bytes.
 
-Threads: stateless. Containers that other threads change meanwhile are read in one step each.
+Threads: stateless but for caches that any thread may fill. Containers that other threads change meanwhile
+are read in one step each.
 """
 
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +21,7 @@ from typing import Any, Final
 
 import orjson
 
-from transport_kit.reporting.objects import fields_of, shape_of
+from transport_kit.reporting.objects import Plan, fields_of, may_have_shape, plan_of, shape_of
 from transport_kit.reporting.scrub import FILTERED, scrub_text
 
 __all__ = ["bounded", "class_name", "clean", "cut", "Limits", "MINIMUM", "module_of", "qualname_of", "Room"]
@@ -67,6 +69,8 @@ class Limits:
 
 
 _SEQUENCES: Final = (list, tuple, set, frozenset)
+# Id of a class -> a weak reference to it, its name, how its fields are read, whether it may have a shape.
+_classes: dict[int, tuple[weakref.ref[type], str, Plan | None, bool]] = {}
 _KEYS: Final = Limits(text=_KEY_LENGTH, breadth=0, depth=0)
 
 
@@ -139,13 +143,18 @@ def bounded(value: Any, room: Room, limits: Limits, depth: int = 0) -> Any:
 
 
 def _object(value: Any, cls: type, room: Room, limits: Limits, depth: int) -> Any:
-    name = f"<{class_name(cls)}>"
-    if depth < limits.depth:
-        fields = fields_of(value, cls)
-        if fields is not None and room.left > len(name) + 2 * MINIMUM:
-            return _mapping({_CLASS_KEY: name, **fields}, room, limits, depth)
-    shape = shape_of(value, cls)
-    return _plain(name if shape is None else f"<{class_name(cls)} {shape}>", room)
+    # By id, for a class's own hash is its metaclass's code; the reference says whether it still is that one.
+    known = _classes.get(id(cls))
+    if known is None or known[0]() is not cls:
+        known = (weakref.ref(cls), f"<{class_name(cls)}>", plan_of(cls), may_have_shape(cls))
+        if len(_classes) >= _CACHED_KEYS:
+            _classes.clear()
+        _classes[id(cls)] = known
+    _, name, plan, shaped = known
+    if plan is not None and depth < limits.depth and room.left > len(name) + 2 * MINIMUM:
+        return _mapping({_CLASS_KEY: name, **fields_of(value, cls, plan)}, room, limits, depth)
+    shape = shape_of(value, cls) if shaped else None
+    return _plain(name if shape is None else f"{name[:-1]} {shape}>", room)
 
 
 def _text(text: str, room: Room, limits: Limits) -> str:
