@@ -216,12 +216,16 @@ def test_what_is_no_segment_is_not_read(make: Make, seg: Path, tmp_path: Path, k
 
 def test_drafts_and_orphaned_ack_logs_are_cleared(make: Make, seg: Path) -> None:
     """A writer died before its segment was in place; a drainer between the two removals."""
-    spool = make()
+    clock = Clock()
+    spool = make(clock=clock)
     (seg / f".{NAME}").write_bytes(b"half")
     (seg / str(NAME).replace(".log", ".ack")).write_bytes(b"x")
     locked = seg / f".{NAME}2"
     with locked.open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
+        assert spool.claim(1, 0.0) == []
+        assert len(list(seg.iterdir())) == 2, "a draft is left to its maker for a while"
+        clock.now += 10
         assert spool.claim(1, 0.0) == []
         assert [path.name for path in seg.iterdir()] == [locked.name]
 

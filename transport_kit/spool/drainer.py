@@ -37,6 +37,8 @@ RETRY_AFTER: Final = 1.0
 #: may take. Without work it is looked at whenever it changed.
 SCAN_EVERY: Final = 0.25
 SCAN_SHARE: Final = 20.0
+#: Seconds for which a draft is left to its maker, who may be about to lock it.
+DRAFT_FOR: Final = 5.0
 _ORDERED: Final = int(Priority.SESSION)
 _HIGHEST_FIRST: Final = tuple(sorted((int(priority) for priority in Priority), reverse=True))
 
@@ -94,6 +96,7 @@ class Drainer:
         self.evicted = self.expired = self.damaged = self.torn = self.buried = 0
         self._scanned = float("-inf")
         self._scan_took = 0.0
+        self._drafts: dict[str, float] = {}  # when first seen
         self._changed_at = -1
         self._changed_seen = float("-inf")
 
@@ -129,15 +132,18 @@ class Drainer:
             # A person removed it, or took it away: whoever does that knows what it held.
             if not self.tails[text].entries:
                 self.drop(self.tails[text])
+        self._drafts = {text: seen for text, seen in self._drafts.items() if text in present}
         self._scanned = now
         self._scan_took = self._clock() - now
 
     def _clear_leftover(self, text: str, present: set[str]) -> None:
         """Remove a draft whose maker died, and an ack log whose segment is gone."""
         system, within = self._directory.system, self._directory.segments
-        if text.endswith(".ack"):
+        if not text.startswith("."):
             if text.removesuffix(".ack") + ".log" not in present:
                 self._unlink(text)
+            return
+        if self._clock() < self._drafts.setdefault(text, self._clock()) + DRAFT_FOR:
             return
         try:
             fd = system.open_file(text, within)

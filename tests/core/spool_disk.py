@@ -1,0 +1,322 @@
+"""A disk in memory, and an operating system on it that fails and dies at any system call."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transport_kit.spool.system import System
+
+_devices = itertools.count(1000)
+
+
+class Died(BaseException):
+    """The process was killed inside a system call."""
+
+
+@dataclass(eq=False)
+class Node:
+    """A file or directory; it lives as long as a name or a descriptor does."""
+
+    number: int
+    device: int
+    mode: int
+    data: bytearray = field(default_factory=bytearray)
+    names: dict[str, Node] = field(default_factory=dict)
+    links: int = 1
+    mtime_ns: int = 0
+    flocked: Description | None = None
+    locked: DiskSystem | None = None
+
+    @property
+    def st_mode(self) -> int:
+        return self.mode
+
+    @property
+    def st_ino(self) -> int:
+        return self.number
+
+    @property
+    def st_dev(self) -> int:
+        return self.device
+
+    @property
+    def st_nlink(self) -> int:
+        return self.links
+
+    @property
+    def st_uid(self) -> int:
+        return 7
+
+    @property
+    def st_size(self) -> int:
+        return len(self.data)
+
+    @property
+    def st_mtime_ns(self) -> int:
+        return self.mtime_ns
+
+
+@dataclass(eq=False)
+class Description:
+    """An open file."""
+
+    node: Node
+    writable: bool
+
+
+@dataclass
+class Frozen:
+    """What `fstat` saw."""
+
+    st_mode: int
+    st_ino: int
+    st_dev: int
+    st_nlink: int
+    st_uid: int
+    st_size: int
+    st_mtime_ns: int
+
+
+class Disk:
+    """All files; `capacity` bounds their bytes, `failing` names calls that fail, with which error."""
+
+    def __init__(self) -> None:
+        self.device = next(_devices)
+        self._numbers = itertools.count(1)
+        self._ticks = itertools.count(1)
+        self.root = self.node(stat.S_IFDIR | 0o700)
+        self.capacity = 1 << 40
+        self.failing: dict[str, int] = {}
+        self.random = itertools.count(1)
+
+    def node(self, mode: int) -> Node:
+        return Node(next(self._numbers), self.device, mode, mtime_ns=next(self._ticks))
+
+    def touch(self, node: Node) -> None:
+        node.mtime_ns = next(self._ticks)
+
+    def used(self) -> int:
+        return sum(len(node.data) for node in self._all(self.root))
+
+    def _all(self, node: Node) -> list[Node]:
+        found = [node]
+        for inner in node.names.values():
+            found += self._all(inner)
+        return found
+
+    def find(self, path: str) -> Node | None:
+        node: Node | None = self.root
+        for part in path.strip("/").split("/"):
+            node = None if node is None else node.names.get(part)
+        return node
+
+
+class DiskSystem(System):
+    """One process on a disk. It dies at its `dies_at`-th system call, in the middle of a write perhaps."""
+
+    def __init__(self, disk: Disk, pid: int) -> None:
+        self.disk = disk
+        self.pid = pid
+        self.open_files: dict[int, Description] = {}
+        self._fds = itertools.count(3)
+        self.calls = 0
+        self.dies_at: int | None = None
+        self.dead = False
+
+    # -- failing and dying -----------------------------------------------------------------------------
+
+    def _call(self, name: str) -> None:
+        if self.dead:
+            raise Died
+        self.calls += 1
+        if self.dies_at is not None and self.calls >= self.dies_at:
+            self.die()
+            raise Died
+        error = self.disk.failing.get(name)
+        if error is not None:
+            raise OSError(error, os.strerror(error))
+
+    def die(self) -> None:
+        """SIGKILL: the kernel closes everything."""
+        for fd in list(self.open_files):
+            self._close(fd)
+        self.dead = True
+
+    def _close(self, fd: int) -> None:
+        opened = self.open_files.pop(fd)
+        if opened.node.flocked is opened:
+            opened.node.flocked = None
+        if opened.node.locked is self:
+            opened.node.locked = None
+
+    def _file(self, fd: int) -> Description:
+        try:
+            return self.open_files[fd]
+        except KeyError:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+
+    def _within(self, fd: int) -> Node:
+        return self._file(fd).node
+
+    def _give(self, node: Node, writable: bool) -> int:
+        fd = next(self._fds)
+        self.open_files[fd] = Description(node, writable)
+        return fd
+
+    # -- the calls -------------------------------------------------------------------------------------
+
+    def open_directory(self, path: str, *, within: int | None = None) -> int:
+        self._call("open")
+        node = self.disk.find(path) if within is None else self._within(within).names.get(path)
+        if node is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return self._give(node, False)
+
+    def make_directory(self, path: str, *, within: int | None = None) -> None:
+        self._call("mkdir")
+        parent = self.disk.root if within is None else self._within(within)
+        name = path.strip("/")
+        if name in parent.names:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        parent.names[name] = self.disk.node(stat.S_IFDIR | 0o700)
+
+    def create(self, name: str, within: int) -> int:
+        self._call("create")
+        parent = self._within(within)
+        if name in parent.names:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        node = parent.names[name] = self.disk.node(stat.S_IFREG | 0o600)
+        self.disk.touch(parent)
+        return self._give(node, True)
+
+    def append_to(self, name: str, within: int) -> int:
+        self._call("create")
+        parent = self._within(within)
+        node = parent.names.get(name)
+        if node is None:
+            node = parent.names[name] = self.disk.node(stat.S_IFREG | 0o600)
+            self.disk.touch(parent)
+        return self._give(node, True)
+
+    def open_file(self, name: str, within: int) -> int:
+        self._call("open")
+        node = self._within(within).names.get(name)
+        if node is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return self._give(node, False)
+
+    def close(self, fd: int) -> None:
+        self._call("close")
+        self._file(fd)
+        self._close(fd)
+
+    def write(self, fd: int, parts: Sequence[bytes]) -> int:
+        opened = self._file(fd)
+        whole = b"".join(parts)
+        try:
+            self._call("write")
+        except Died:
+            # Killed in the middle: half of it is there, as no more than a page is copied at once.
+            if self.calls % 2:
+                opened.node.data += whole[: len(whole) // 2]
+            raise
+        room = self.disk.capacity - self.disk.used()
+        if room <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        opened.node.data += whole[:room]
+        self.disk.touch(opened.node)
+        return min(len(whole), room)
+
+    def read(self, fd: int, size: int, offset: int) -> bytes:
+        self._call("read")
+        return bytes(self._file(fd).node.data[offset : offset + size])
+
+    def status(self, fd: int) -> Frozen:
+        self._call("stat")
+        return self._frozen(self._file(fd).node)
+
+    def status_of(self, name: str, within: int) -> Frozen:
+        self._call("stat")
+        node = self._within(within).names.get(name)
+        if node is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return self._frozen(node)
+
+    def _frozen(self, node: Node) -> Frozen:
+        return Frozen(
+            node.st_mode, node.st_ino, node.st_dev, node.st_nlink, node.st_uid, node.st_size, node.st_mtime_ns
+        )
+
+    def names(self, fd: int) -> list[str]:
+        self._call("names")
+        return list(self._within(fd).names)
+
+    def link(self, old: str, new: str, within: int) -> None:
+        self._call("link")
+        parent = self._within(within)
+        if old not in parent.names:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if new in parent.names:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        parent.names[new] = parent.names[old]
+        self.disk.touch(parent)
+
+    def rename(self, old: str, new: str, within: int) -> None:
+        self._call("rename")
+        parent = self._within(within)
+        parent.names[new] = parent.names.pop(old)
+        self.disk.touch(parent)
+
+    def unlink(self, name: str, within: int) -> None:
+        self._call("unlink")
+        parent = self._within(within)
+        if parent.names.pop(name, None) is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        self.disk.touch(parent)
+
+    def try_flock(self, fd: int) -> bool:
+        self._call("flock")
+        opened = self._file(fd)
+        if opened.node.flocked not in (None, opened):
+            return False
+        opened.node.flocked = opened
+        return True
+
+    def try_lockf(self, fd: int) -> bool:
+        self._call("lockf")
+        node = self._file(fd).node
+        if node.locked not in (None, self):
+            return False
+        node.locked = self
+        return True
+
+    def lockf_holder(self, fd: int) -> int | None:
+        self._call("lockf")
+        holder = self._file(fd).node.locked
+        return None if holder in (None, self) else holder.pid  # type: ignore[union-attr]
+
+    def sync(self, fd: int) -> None:
+        self._call("sync")
+
+    def sync_directory(self, fd: int) -> None:
+        self._call("sync")
+
+    def process(self) -> int:
+        return self.pid
+
+    def user(self) -> int:
+        return 7
+
+    def random(self, size: int) -> bytes:
+        return next(self.disk.random).to_bytes(size, "big")
+
+    def boot(self) -> str:
+        return "boot"
+
+    def filesystem(self, fd: int) -> str:
+        return "ext4"

@@ -1,0 +1,266 @@
+"""Processes that share a spool on a disk that fails, and that die at any system call: the invariants hold.
+
+The model: what was accepted on the disk is delivered, or was hit by damage and counted; nothing arrives
+that was not put; and nothing arrives more often than dead drainers explain.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tests.core.spool_disk import Died, Disk, DiskSystem
+from tests.core.spool_support import event, log_entry, session
+from tests.core.worker_support import Clock
+from transport_kit.queue import Claim
+from transport_kit.sealing import SealedEnvelope
+from transport_kit.spool import FileSpool
+
+IDENTITY = "0123456789abcdef"
+#: Claims that one process holds at most, like a worker's senders.
+IN_HAND = 4
+#: What is put, by name; and what a process does, the usual more often.
+KINDS: dict[str, Callable[[int], SealedEnvelope]] = {
+    "event": event,
+    "large": lambda number: event(number, "x" * 9000),
+    "session": session,
+    "log": log_entry,
+}
+WORK = [
+    *KINDS,
+    "event",
+    "event",
+    "claim",
+    "claim",
+    "claim",
+    "claim",
+    *["ack"] * 6,
+    "release",
+    "later",
+    "bury",
+]
+
+
+class Process:
+    """One process with a spool of its own, and what it holds."""
+
+    def __init__(self, disk: Disk, pid: int, clock: Clock) -> None:
+        self.system = DiskSystem(disk, pid)
+        self.spool = FileSpool(
+            "/spool",
+            IDENTITY,
+            system=self.system,
+            clock=clock,
+            wall=lambda: clock.now + 1e9,
+            segment_bytes=64 * 1024,
+            max_bytes=1 << 30,
+            strict=False,
+        )
+        self.claims: list[Claim] = []
+
+
+class SpoolMachine(RuleBasedStateMachine):
+    """See the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.disk = Disk()
+        self.clock = Clock()
+        self.pids = 100
+        self.processes: list[Process] = []
+        self.numbers = 0
+        self.put: set[bytes] = set()
+        self.accepted: set[bytes] = set()
+        self.delivered: Counter[bytes] = Counter()
+        self.buried: set[bytes] = set()
+        self.repeats = 0  # that dead drainers and lost ack logs explain
+        self.acks_unsure = False
+        self.hits = 0
+
+    # -- processes -------------------------------------------------------------------------------------
+
+    def process(self, which: int) -> Process:
+        while len(self.processes) < 2:
+            self.begin()
+        return self.processes[which % len(self.processes)]
+
+    def begin(self) -> Process:
+        self.pids += 1
+        process = Process(self.disk, self.pids, self.clock)
+        self.processes.append(process)
+        return process
+
+    def end(self, process: Process) -> None:
+        """It is dead: what it had in hand may come again."""
+        self.repeats += len(process.claims) + IN_HAND
+        if process in self.processes:
+            self.processes.remove(process)
+
+    # -- what happens ----------------------------------------------------------------------------------
+
+    @rule(steps=st.lists(st.tuples(st.integers(0, 2), st.sampled_from(WORK)), min_size=5, max_size=25))
+    def work(self, steps: list[tuple[int, str]]) -> None:
+        """What processes do all day, in any order."""
+        for which, step in steps:
+            process = self.process(which)
+            try:
+                if step in KINDS:
+                    self.puts(process, step)
+                elif step == "claim":
+                    self.claims(process)
+                elif process.claims:
+                    self.settles(process, step)
+            except Died:
+                self.end(process)
+            self.clock.now += 0.1
+
+    def puts(self, process: Process, kind: str) -> None:
+        self.numbers += 1
+        sealed = KINDS[kind](self.numbers)
+        body = sealed.serialize()
+        self.put.add(body)
+        before = process.spool.facts().fell_back
+        if process.spool.put(sealed).accepted and process.spool.facts().fell_back == before:
+            self.accepted.add(body)
+
+    def claims(self, process: Process) -> None:
+        process.claims += process.spool.claim(IN_HAND - len(process.claims), 0.0)
+        for claim in process.claims:
+            assert claim.sealed.unpacked().serialize() in self.put
+
+    def settles(self, process: Process, how: str) -> None:
+        claim = process.claims.pop(0)
+        body = claim.sealed.unpacked().serialize()
+        self.repeats += 1  # until the settling has come to its end
+        if how == "ack":
+            self.delivered[body] += 1
+            process.spool.ack([claim])
+        elif how == "bury":
+            self.buried.add(body)
+            process.spool.bury(claim, "poison")
+        else:
+            process.spool.release([claim], 0.0 if how == "release" else self.clock.now + 5)
+        self.repeats -= 1
+
+    @rule(which=st.integers(0, 2))
+    def kills(self, which: int) -> None:
+        process = self.process(which)
+        process.system.die()
+        self.end(process)
+
+    @rule(which=st.integers(0, 2), calls=st.integers(1, 60))
+    def will_die(self, which: int, calls: int) -> None:
+        system = self.process(which).system
+        system.dies_at = system.calls + calls
+
+    @rule(which=st.integers(0, 2))
+    def closes(self, which: int) -> None:
+        process = self.process(which)
+        try:
+            process.spool.close()
+        except Died:
+            pass
+        self.end(process)
+        if not process.system.dead:
+            process.system.die()
+
+    @rule(seconds=st.sampled_from([0.3, 1.0, 6.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule(
+        call=st.sampled_from(["write", "create", "open", "read", "link", "unlink", "names", "stat"]),
+        error=st.sampled_from([errno.EIO, errno.EACCES, errno.ENOSPC]),
+    )
+    def begins_to_fail(self, call: str, error: int) -> None:
+        self.disk.failing = {call: error}
+        # An ack that can't be written is forgotten with the process.
+        self.acks_unsure = True
+
+    @rule(room=st.integers(0, 30_000))
+    def is_nearly_full(self, room: int) -> None:
+        self.disk.capacity = self.disk.used() + room
+        self.acks_unsure = True
+
+    @rule()
+    def is_well_again(self) -> None:
+        self.disk.failing = {}
+        self.disk.capacity = 1 << 40
+
+    @precondition(lambda self: self.hits < 3)
+    @rule(data=st.data())
+    def is_hit(self, data: st.DataObject) -> None:
+        folder = self.disk.find(f"/spool/{IDENTITY}/seg")
+        files = [] if folder is None else [node for node in folder.names.values() if len(node.data) > 40]
+        if not files:
+            return
+        node = data.draw(st.sampled_from(sorted(files, key=lambda node: node.number)), label="file")
+        at = data.draw(st.integers(0, len(node.data) - 1), label="at")
+        node.data[at] ^= data.draw(st.integers(1, 255), label="mask")
+        self.hits += 1
+        self.acks_unsure = True  # it may have been an ack log
+
+    # -- what always holds -----------------------------------------------------------------------------
+
+    @invariant()
+    def nothing_comes_that_was_not_put(self) -> None:
+        assert self.delivered.keys() <= self.put
+
+    @invariant()
+    def one_drains(self) -> None:
+        assert sum(process.spool.facts().draining for process in self.processes) <= 1
+
+    def teardown(self) -> None:
+        self.is_well_again()
+        for process in list(self.processes):
+            process.system.die()
+            self.end(process)
+        self.clock.now += 10
+        last = self.begin()
+        for _ in range(len(self.put) * 3 + 50):
+            claims = last.spool.claim(IN_HAND, 0.0)
+            for claim in claims:
+                self.delivered[claim.sealed.unpacked().serialize()] += 1
+            last.spool.ack(claims)
+            self.clock.now += 0.5
+        assert last.spool.stats().waiting == 0
+        missing = self.accepted - self.delivered.keys() - self.buried
+        assert len(missing) <= 2 * self.hits, f"{len(missing)} lost"
+        if not self.acks_unsure:
+            assert sum(count - 1 for count in self.delivered.values()) <= self.repeats
+        folder = self.disk.find(f"/spool/{IDENTITY}/seg")
+        if folder is not None and not self.hits:
+            self.clock.now += 10
+            last.spool.claim(0, 0.0)
+            assert [name for name in folder.names if name.endswith(".log")] == []
+        last.spool.close()
+
+
+class TestSpool(SpoolMachine.TestCase):  # type: ignore[valid-type, misc]
+    """Short, for every run."""
+
+    settings = settings(
+        max_examples=100,
+        stateful_step_count=30,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
+class TestSpoolForLong(SpoolMachine.TestCase):  # type: ignore[valid-type, misc]
+    """Twenty thousand steps and more."""
+
+    settings = settings(
+        max_examples=3000,
+        stateful_step_count=60,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )

@@ -1,0 +1,270 @@
+"""The SIGKILL campaign: processes that share a spool are killed at random moments; nothing accepted is lost.
+
+Run as a program: `python tests/process/spool_campaign.py --trials 1000 [--seed N]`. Each trial forks
+writers that capture through whole transports, kills some of them, and lets a last process deliver what is
+left. A writer notes an id in a file of its own after it was accepted, with one write; the receiver notes
+what it answered with 200. Exit status 1 if an accepted id never arrived, if something arrived that nobody
+sent, or if there are more duplicates than dead drainers can have had in hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from transport_kit.dsn import Dsn
+from transport_kit.http import HttpTransport
+from transport_kit.options import TransportOptions
+from transport_kit.spool import FileSpool, identity_of
+from transport_kit.spool.system import System
+from transport_kit.testing import FaultServer
+
+MAX_SENDERS = 4
+WRITERS = 3
+#: Seconds in which the last process must have delivered everything.
+PATIENCE = 20.0
+KINDS = ("writer", "drainer", "all", "short", "fork", "threads", "full")
+
+
+class Short(System):
+    """Every tenth record comes short."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def write(self, fd: int, parts: Sequence[bytes]) -> int:
+        if self._random.random() < 0.1:
+            whole = b"".join(parts)
+            return os.write(fd, whole[: self._random.randrange(len(whole))])
+        return super().write(fd, parts)
+
+
+@dataclass
+class Tally:
+    """What a campaign came to."""
+
+    trials: Counter[str] = field(default_factory=Counter)
+    accepted: int = 0
+    lost: int = 0
+    duplicates: int = 0
+    unknown: int = 0
+    kills: int = 0
+    drainer_kills: int = 0
+    longest: float = 0.0
+    failures: list[str] = field(default_factory=list)
+
+
+def transport_on(dsn: str, path: Path, system: System | None = None) -> HttpTransport:
+    """A transport as an app has it, on a spool that may have another operating system below it."""
+    parsed = Dsn.parse(dsn)
+    identity = identity_of(parsed)
+
+    def make_queue() -> FileSpool:
+        return FileSpool(
+            str(path), identity, system=system, segment_bytes=64 * 1024, max_bytes=1 << 30, strict=False
+        )
+
+    options = TransportOptions(max_senders=MAX_SENDERS, backoff_base=0.01, backoff_max=0.05)
+    return HttpTransport(parsed, options, make_queue=make_queue)
+
+
+def write(dsn: str, path: Path, notes: Path, trial: int, writer: int, kind: str) -> None:
+    """Capture until killed, noting what was accepted."""
+    transport = transport_on(dsn, path, Short(trial) if kind == "short" else None)
+    spool = transport._life.queue
+    assert isinstance(spool, FileSpool)
+    fd = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    if kind == "fork" and writer == 0:
+        transport.capture_event({"event_id": f"{trial:08x}{writer:04x}{0xFFFFFF:020x}"})
+        if ctypes.PyDLL(None).fork() == 0:
+            # Nobody told us: this child holds descriptors of segments, and does nothing with them.
+            ctypes.PyDLL(None).sleep(1)
+            os._exit(0)
+
+    def run(thread: int) -> None:
+        number = thread << 16
+        padding = "x" * (4000 if kind == "full" else 300)
+        while True:
+            number += 1
+            event_id = f"{trial:08x}{writer:04x}{number:020x}"
+            before = spool.facts().fell_back
+            taken = transport.capture_event({"event_id": event_id, "extra": {"padding": padding}})
+            # What had to be taken into memory is lost with the process, and says so in health.
+            if taken and spool.facts().fell_back == before:
+                os.write(fd, event_id.encode() + b"\n")
+            time.sleep(0.0005)
+
+    threads = [threading.Thread(target=run, args=(n,), daemon=True) for n in range(1, 4)]
+    for thread in threads if kind == "threads" else []:
+        thread.start()
+    run(0)
+
+
+def forked(work: Callable[[], None]) -> int:
+    """A child that does one thing and ends without cleaning up after its parent."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException as error:
+            print(f"a child failed: {error!r}", file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+
+def finish(dsn: str, path: Path) -> None:
+    """Deliver all that is left."""
+    transport = transport_on(dsn, path)
+    transport.start()
+    deadline = time.monotonic() + PATIENCE
+    left = transport.flush(PATIENCE, until="delivered")
+    # A flush asks what is known; what nobody has looked at yet is known a look later.
+    while (files := list(path.glob("*/seg/*.log"))) and time.monotonic() < deadline:
+        left = transport.flush(0.05, until="delivered")
+    transport.close(1.0)
+    if files or not left.ok:
+        print(f"left behind: {len(files)} segments, {left}", file=sys.stderr)
+        os._exit(2)
+
+
+def drainer_of(path: Path) -> int | None:
+    """Who drains, by the kernel's word."""
+    for lock in path.glob("*/drain.lock"):
+        fd = os.open(lock, os.O_RDWR)
+        try:
+            return System().lockf_holder(fd)
+        finally:
+            os.close(fd)
+    return None
+
+
+def trial(number: int, dsn: str, root: Path, rng: random.Random, tally: Tally, small: Path | None) -> Path:
+    """One trial; returns where the notes are."""
+    kind = KINDS[number % len(KINDS)]
+    if kind == "full" and small is None:
+        kind = "all"
+    tally.trials[kind] += 1
+    path = (small if kind == "full" and small is not None else root) / f"spool-{number}"
+    notes = root / f"notes-{number}"
+    notes.mkdir()
+
+    def start(writer: int) -> int:
+        return forked(lambda: write(dsn, path, notes / str(writer), number, writer, kind))
+
+    writers = {writer: start(writer) for writer in range(WRITERS)}
+    spare = WRITERS
+    for _ in range(2):
+        time.sleep(rng.uniform(0.02, 0.12))
+        drainer = drainer_of(path)
+        if kind == "drainer" and drainer in writers.values():
+            victims = [writer for writer, pid in writers.items() if pid == drainer]
+        elif kind in ("all", "full"):
+            victims = list(writers)
+        else:
+            victims = [rng.choice(list(writers))]
+        for writer in victims:
+            pid = writers.pop(writer)
+            tally.kills += 1
+            tally.drainer_kills += pid == drainer_of(path)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            writers[spare] = start(spare)
+            spare += 1
+    for pid in writers.values():
+        tally.drainer_kills += pid == drainer_of(path)
+        tally.kills += 1
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    began = time.monotonic()
+    _, status = os.waitpid(forked(lambda: finish(dsn, path)), 0)
+    tally.longest = max(tally.longest, time.monotonic() - began)
+    if status:
+        tally.failures.append(f"trial {number} ({kind}): the last process failed with status {status}")
+    shutil.rmtree(path)
+    return notes
+
+
+def serve(ready: int, stop: int, answers: Path) -> None:
+    """The receiver, in a process without forks."""
+    with FaultServer() as server:
+        os.write(ready, server.dsn.encode())
+        os.read(stop, 1)
+        time.sleep(0.1)
+        answers.write_text(json.dumps(server.event_ids()))
+
+
+def campaign(trials: int, seed: int, seconds: float) -> Tally:
+    """Run trials until there are enough, or time is up."""
+    rng = random.Random(seed)
+    tally = Tally()
+    root = Path(tempfile.mkdtemp(prefix="spool-campaign-"))
+    small = root / "small"
+    small.mkdir(mode=0o700)
+    mounted = os.system(f"mount -t tmpfs -o size=2m,mode=700 tmpfs {small} 2>/dev/null") == 0
+    ready, stop = os.pipe(), os.pipe()
+    receiver = forked(lambda: serve(ready[1], stop[0], root / "answers"))
+    try:
+        dsn = os.read(ready[0], 4096).decode()
+        deadline = time.monotonic() + seconds
+        noted: set[str] = set()
+        for number in range(trials):
+            if time.monotonic() > deadline:
+                break
+            notes = trial(number, dsn, root, rng, tally, small if mounted else None)
+            for file in notes.iterdir():
+                noted.update(line for line in file.read_text().split("\n") if len(line) == 32)
+        os.write(stop[1], b"x")
+        os.waitpid(receiver, 0)
+        arrived = Counter(json.loads((root / "answers").read_text()))
+        tally.accepted = len(noted)
+        tally.lost = len(noted - arrived.keys())
+        tally.duplicates = sum(count - 1 for count in arrived.values())
+        tally.unknown = sum(1 for event_id in arrived if int(event_id[:8], 16) >= trials)
+    finally:
+        if mounted:
+            os.system(f"umount {small}")
+        shutil.rmtree(root, ignore_errors=True)
+    if tally.lost:
+        tally.failures.append(f"{tally.lost} accepted envelopes never arrived")
+    if tally.unknown:
+        tally.failures.append(f"{tally.unknown} arrived that nobody sent")
+    if tally.duplicates > MAX_SENDERS * tally.drainer_kills:
+        tally.failures.append(f"{tally.duplicates} duplicates after {tally.drainer_kills} dead drainers")
+    return tally
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--seconds", type=float, default=3600.0, help="begin no trial after this long")
+    arguments = parser.parse_args()
+    tally = campaign(arguments.trials, arguments.seed, arguments.seconds)
+    print(
+        f"seed {arguments.seed}: {dict(tally.trials)}; {tally.accepted} accepted, {tally.lost} lost, "
+        f"{tally.duplicates} duplicates, {tally.kills} kills of which {tally.drainer_kills} drained, "
+        f"longest end {tally.longest:.2f} s"
+    )
+    for failure in tally.failures:
+        print(f"FAILED: {failure}")
+    return 1 if tally.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
