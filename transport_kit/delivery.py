@@ -225,16 +225,26 @@ class Delivery:
         self.senders.act(True)
         try:
             while (left := limit - self._clock()) > 0 and self._books.state is not WorkerState.CLOSED:
-                with self._lock.rlock:
-                    permitted = self.breaker.permits(self._clock())
-                claims = self._queue.claim(1, 0.0) if permitted else []
-                if not claims or not self._book(claims[0]):
+                task = self._next_here()
+                if task is None:
                     return
-                failure = self._perform(claims[0], left)
+                failure = self._perform(task, left)
                 if failure is not None and not isinstance(failure, Exception):
                     raise failure  # the caller's own: its interrupt, its exit
         finally:
             self.senders.act(False)
+
+    def _next_here(self) -> _Task | None:
+        """What may be delivered at once, booked; a report only when nothing else is."""
+        with self._lock.rlock:
+            now = self._clock()
+            if not self.breaker.permits(now):
+                return None
+            due = not self._queue.shared and self._books.report_due(now)
+        claims = self._queue.claim(1, 0.0)
+        if claims:
+            return claims[0] if self._book(claims[0]) else None
+        return _Report.DUE if due and self._book_report() else None
 
     # -- settling --------------------------------------------------------------------------------------
 

@@ -899,6 +899,16 @@ def test_without_threads_the_caller_s_time_is_bounded_and_the_breaker_obeyed() -
         assert worker.facts().queue.waiting == 5
 
 
+def test_without_threads_a_flush_sends_the_losses_in_the_caller(reporting: Reporting) -> None:
+    """It would wait its whole time for somebody to send them."""
+    with running(reporting) as worker:
+        reporting.worker = worker
+        NoThreads(worker)
+        worker.lose(LossReason.BEFORE_SEND, ONE_LOST)
+        assert _timed(lambda: worker.flush(SOON)) < 2.0
+        assert reporting.reports == [{("before_send", "error"): 1}]
+
+
 def test_without_threads_a_look_delivers_nothing() -> None:
     """Health is a snapshot: no I/O, whatever waits."""
     deliver = Deliverer()
