@@ -155,7 +155,7 @@ class Pipeline:
             return None
         if kind == "event":
             if event["level"] not in _NO_ERROR:
-                scope.unit.errored = True
+                scope.unit.note_error()
             rate = self.options.sample_rate
             if rate < 1.0 and self._draw() >= rate:
                 self._lose(LossReason.SAMPLE_RATE, kind, files)

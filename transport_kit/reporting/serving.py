@@ -214,6 +214,10 @@ class ServedRequest(Unit):
 
     # -- what events ask -------------------------------------------------------------------------------
 
+    def note_error(self) -> None:
+        """See `Unit.note_error`."""
+        self.errored = True
+
     def header(self, name: str) -> str | None:
         """See `Unit.header`."""
         return None if self._header is None else self._header(name)

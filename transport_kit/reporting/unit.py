@@ -34,7 +34,7 @@ class Unit:
     """The work outside of any request: what a script, a shell or a thread of its own does.
 
     Attributes:
-        errored: Whether an event of level `error` or `fatal` was captured in it.
+        errored: Whether an event of level `error` or `fatal` was captured in it; of requests only.
         crashed: Whether an exception escaped from it.
         finished: Whether it has ended; what still runs in its context outlives it.
         transaction: The transaction that runs; None when it is not sampled, or has ended.
@@ -64,6 +64,9 @@ class Unit:
         """The breadcrumbs, oldest first; the caller's own copies."""
         ring = self._breadcrumbs
         return [] if ring is None else [crumb.copy() for crumb in ring.copy()]
+
+    def note_error(self) -> None:
+        """An event of level `error` or `fatal` was captured. A process has no outcome that this would be."""
 
     @property
     def trace(self) -> Trace | None:
