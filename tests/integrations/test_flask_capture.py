@@ -15,7 +15,7 @@ from typing import Any
 
 import flask_login
 import pytest
-from flask import Blueprint, Flask, Response, abort, g, request, send_file, stream_with_context
+from flask import Blueprint, Flask, Request, Response, abort, g, request, send_file, stream_with_context
 from werkzeug.exceptions import ClientDisconnected, HTTPException
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client, create_environ, run_wsgi_app
@@ -486,8 +486,13 @@ def test_a_user_set_by_hand_wins(site: Site, sink: Any) -> None:
 
 def test_a_host_that_flask_refuses_is_what_the_event_shows(site: Site, sink: Any) -> None:
     """`request.url` raises for it, and the event is there to explain why."""
+
+    class Strict(Request):
+        trusted_hosts = ["shop.example"]  # noqa: RUF012 - Werkzeug's declaration
+
     app = site()
-    app.config["TRUSTED_HOSTS"] = ["shop.example"]
+    app.request_class = Strict
+    app.add_url_rule("/", view_func=lambda: request.url)
 
     @app.errorhandler(400)
     def refused(error: HTTPException) -> str:

@@ -137,6 +137,7 @@ def test_what_was_refused_without_a_reason_is_said_too() -> None:
 
 def test_flush_delivers_what_was_captured_while_the_app_was_loaded(server: FaultServer) -> None:
     """In a process of its own the queue holds nothing else, but for a spool."""
+    server.delay = 0.3
     runner = shell(dsn=server.dsn)
     assert get_kit(runner.app).transport.capture_envelope(Envelope.event({"message": "loading"}))
     status, found = run(runner, "flush", "--json")
