@@ -298,7 +298,7 @@ class DiskSystem(System):
     def lockf_holder(self, fd: int) -> int | None:
         self._call("lockf")
         holder = self._file(fd).node.locked
-        return None if holder in (None, self) else holder.pid  # type: ignore[union-attr]
+        return None if holder in (None, self) else holder.pid
 
     def sync(self, fd: int) -> None:
         self._call("sync")

@@ -133,10 +133,10 @@ def finish(dsn: str, path: Path) -> None:
     transport = transport_on(dsn, path)
     transport.start()
     deadline = time.monotonic() + PATIENCE
-    left = transport.flush(PATIENCE, until="delivered")
     # A flush asks what is known; what nobody has looked at yet is known a look later.
     while (files := list(path.glob("*/seg/*.log"))) and time.monotonic() < deadline:
-        left = transport.flush(0.05, until="delivered")
+        transport.flush(0.05, until="delivered")
+    left = transport.flush(1.0, until="delivered")
     transport.close(1.0)
     if files or not left.ok:
         print(f"left behind: {len(files)} segments, {left}", file=sys.stderr)

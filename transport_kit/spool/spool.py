@@ -272,6 +272,8 @@ class FileSpool:
             clock=self._clock,
             wall_ns=lambda: int(self._wall() * 1e9),
         )
+        # What the last drainer knew: until the first look, a flush has nothing else to go by.
+        life.status = read_status(directory)
 
     def _try_to_open(self, life: _Life) -> bool:
         try:

@@ -292,14 +292,16 @@ class Writer:
     def _look(self) -> None:
         """Look at the total now and then: the drainer keeps it, and may be dead."""
         due = self._looked + max(LOOK_EVERY, self._look_took * LOOK_SHARE)
-        if self._total + self._written > self._limit or self._clock() >= due:
-            self._is_over()
+        # What we wrote ourselves may be too much already, whatever the time; that is once a segment.
+        over = self._total + self._written > self._limit
+        if over or self._clock() >= due:
+            self._is_over(now=over)
 
-    def _is_over(self) -> bool:
-        now = self._clock()
-        if now < self._looked + max(LOOK_AGAIN, self._look_took * LOOK_SHARE):
+    def _is_over(self, *, now: bool = False) -> bool:
+        began = self._clock()
+        if not now and began < self._looked + max(LOOK_AGAIN, self._look_took * LOOK_SHARE):
             return self._over
-        self._looked = now
+        self._looked = began
         total = 0
         try:
             for name in self._system.names(self._directory.segments):
@@ -309,7 +311,7 @@ class Writer:
                     pass  # delivered meanwhile
         except OSError:
             total = 0  # what can't be looked at can't be judged; the write will tell
-        self._look_took = self._clock() - now
+        self._look_took = self._clock() - began
         self._total = total
         self._written = 0
         self._over = total > self._limit

@@ -1,0 +1,270 @@
+"""The bounds of a spool: bytes, number, age; who is sacrificed, who never, and how a clock may jump."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.core.spool_support import NOW_MS, event, log_entry, record, session
+from tests.core.worker_support import Clock
+from transport_kit.ledger import LossReason
+from transport_kit.sealing import SealedEnvelope
+from transport_kit.spool import FileSpool
+from transport_kit.spool.ages import JUMP, Ages
+from transport_kit.spool.dead import bury, count
+from transport_kit.spool.directory import open_directory
+from transport_kit.spool.segments import SegmentName, segment_header
+from transport_kit.spool.status import SpoolStatus, publish, read_status
+from transport_kit.spool.system import System
+from transport_kit.spool.writer import Full, Writer
+
+IDENTITY = "0123456789abcdef"
+DAY = 86_400.0
+Make = Callable[..., FileSpool]
+
+
+class Wall:
+    """Epoch seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = NOW_MS / 1000
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(name="clock")
+def _clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(name="wall")
+def _wall() -> Wall:
+    return Wall()
+
+
+@pytest.fixture(name="make")
+def _make(tmp_path: Path, clock: Clock, wall: Wall) -> Iterator[Make]:
+    """Makes spools on one directory; closed again after the test."""
+    made: list[FileSpool] = []
+
+    def make(**options: object) -> FileSpool:
+        spool = FileSpool(str(tmp_path / "spool"), IDENTITY, clock=clock, wall=wall, **options)  # type: ignore[arg-type]
+        made.append(spool)
+        return spool
+
+    yield make
+    for spool in made:
+        spool.close()
+
+
+@pytest.fixture(name="seg")
+def _seg(tmp_path: Path) -> Path:
+    return tmp_path / "spool" / IDENTITY / "seg"
+
+
+def place(
+    seg: Path, rank: int, order: int, envelopes: list[SealedEnvelope], created_ms: int = NOW_MS
+) -> Path:
+    """A segment of a dead process; `order` is its age."""
+    salt = bytes([rank, order] * 4)
+    name = SegmentName(rank, created_ms * 1_000_000 + order, 42, salt)
+    path = seg / str(name)
+    path.write_bytes(
+        segment_header(name) + b"".join(record(each, salt=salt, created_ms=created_ms) for each in envelopes)
+    )
+    return path
+
+
+def drained(spool: FileSpool) -> list[str | None]:
+    found = []
+    while claims := spool.claim(1, 0.0):
+        found += [claim.sealed.event_id for claim in claims]
+        spool.ack(claims)
+    return found
+
+
+def ids(*numbers: int) -> list[str]:
+    return [f"{number:032x}" for number in numbers]
+
+
+def test_what_is_over_the_bytes_goes_lowest_class_and_oldest_first(make: Make, seg: Path) -> None:
+    """Errors outlive logs, however old; each loss is counted by category."""
+    spool = make(max_bytes=40_000)
+    old_error = place(seg, 4, 0, [event(1, "x" * 9000)])
+    logs = [place(seg, 1, order, [log_entry(order) for _ in range(40)]) for order in (1, 2, 3, 4)]
+    spool.claim(0, 0.0)
+    assert old_error.exists()
+    assert [path.exists() for path in logs] == [False, False, True, True]
+    assert {category: n for _, category, n in spool.take_losses()}["log_item"] == 80
+    assert spool.facts().status is not None
+    assert spool.facts().status.evicted == 80  # type: ignore[union-attr]
+
+
+def test_what_is_in_flight_or_written_to_is_never_sacrificed(make: Make, seg: Path) -> None:
+    """It may be on the wire: it would be both delivered and lost. And its writer could lose more."""
+    spool = make(max_bytes=20_000)
+    claimed = place(seg, 4, 0, [event(1, "x" * 15_000)])
+    assert len(spool.claim(1, 0.0)) == 1
+    live = place(seg, 1, 1, [event(2, "x" * 15_000)])
+    with live.open("ab") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        spool._life.upkeep._next = 0.0  # type: ignore[union-attr]
+        spool.claim(0, 0.0)
+        assert claimed.exists()
+        assert live.exists()
+
+
+def test_what_waits_for_its_next_attempt_can_be_sacrificed(make: Make, seg: Path, clock: Clock) -> None:
+    """During an outage that is what there is; a session's lane is free again then."""
+    spool = make(max_bytes=4_000)
+    place(seg, 3, 0, [session(1)] * 2)
+    spool.release(spool.claim(1, 0.0), clock.now + 3600)
+    place(seg, 3, 1, [session(n) for n in range(2, 34)])
+    clock.now += 10
+    spool.claim(0, 0.0)
+    assert sum(n for _, _, n in spool.take_losses()) >= 2
+    assert spool.stats().claimed == 0
+
+
+def test_a_number_of_envelopes_is_a_bound_too(make: Make, seg: Path) -> None:
+    """Whole segments go, so it is kept to the segment."""
+    spool = make(max_count=10)
+    for order in range(4):
+        place(seg, 4, order, [event(order * 10 + n) for n in range(5)])
+    spool.claim(0, 0.0)
+    assert len(drained(spool)) == 10
+    assert spool.take_losses() == ((LossReason.CACHE_OVERFLOW.value, "error", 10),)
+
+
+def test_what_is_too_old_is_given_up_and_counted(make: Make, seg: Path) -> None:
+    """A week-old error helps nobody; whole segments of them are not even read."""
+    spool = make()
+    old = NOW_MS - int(8 * DAY * 1000)
+    whole = place(seg, 1, 0, [log_entry(1)], created_ms=old)
+    os.utime(whole, ns=(old * 1_000_000, old * 1_000_000))
+    place(seg, 4, 0, [event(1), event(2)], created_ms=old)  # written to until now
+    place(seg, 4, 1, [event(3)])
+    assert drained(spool) == ids(3)
+    assert not whole.exists()
+    assert sorted(spool.take_losses())[0] == (LossReason.CACHE_OVERFLOW.value, "error", 2)
+
+
+def test_a_jump_of_the_clock_costs_nothing(make: Make, seg: Path, clock: Clock, wall: Wall) -> None:
+    """Somebody set the clock: ages mean nothing until all that was stamped before is that old."""
+    spool = make()
+    spool.claim(0, 0.0)
+    place(seg, 4, 0, [event(1)])
+    wall.now += 400 * DAY
+    clock.now += 1
+    assert drained(spool) == ids(1)
+    assert spool.take_losses() == ()
+
+
+def test_ages_are_believed_again_after_a_while() -> None:
+    """And a jump while nobody drained is seen, too, if the kernel is still the same."""
+    clock, wall = Clock(), Wall()
+    ages = Ages(7 * DAY, clock=clock, wall=wall, before=None, boot="b")
+    assert ages.oldest_ms == int((wall.now - 7 * DAY) * 1000)
+    wall.now += JUMP * 2
+    assert ages.look() == 0
+    for passing in (1.0, 6 * DAY):
+        clock.now += passing
+        wall.now += passing
+        assert ages.look() == 0
+    clock.now += DAY
+    wall.now += DAY
+    assert ages.look() == int((wall.now - 7 * DAY) * 1000)
+    before = SpoolStatus(boot="b", at=clock.now, wall=wall.now - 3 * DAY)
+    assert Ages(DAY, clock=clock, wall=wall, before=before, boot="b").oldest_ms == 0
+    assert Ages(DAY, clock=clock, wall=wall, before=before, boot="c").oldest_ms > 0
+
+
+def test_writers_refuse_when_nobody_evicts(make: Make, seg: Path, clock: Clock) -> None:
+    """The drainer is dead, and the disk is not ours to fill."""
+    writer = make(drain=False, max_bytes=300_000)
+    accepted = sum(writer.put(event(n, "x" * 9000)).accepted for n in range(100))
+    assert 20 < accepted < 60
+    assert sum(path.stat().st_size for path in seg.glob("*.log")) <= 300_000 * 9 / 8 + 40_000
+    for path in seg.glob("*.log"):
+        path.unlink()
+    clock.now += 1
+    assert writer.put(event(1)).accepted
+
+
+def test_a_record_that_no_reader_would_take_is_not_written(tmp_path: Path) -> None:
+    """Heads and bodies have a limit, which readers hold writers to."""
+    directory = open_directory(System(), str(tmp_path / "s"), IDENTITY)
+    writer = Writer(directory, segment_bytes=1 << 20, max_bytes=1 << 30)
+    with pytest.raises(OSError, match="large"):
+        writer.append(0, 4, b"x" * (1 << 21), (), 0)
+    writer.close()
+    directory.close()
+    assert issubclass(Full, Exception)
+
+
+def test_dead_letters_are_bounded_and_their_names_are_ours(tmp_path: Path) -> None:
+    """An event id is what somebody sent; it becomes a file name only if it is one."""
+    directory = open_directory(System(), str(tmp_path / "s"), IDENTITY)
+
+    def letter(event_id: str | None, size: int = 300) -> bool:
+        return bury(
+            directory,
+            b"x" * size,
+            event_id=event_id,
+            reason="poison",
+            attempts=3,
+            created_ms=1,
+            buried_ms=2,
+            quantities=(("error", 1),),
+            max_bytes=2000,
+        )
+
+    assert letter("../../../etc/passwd")
+    assert letter(None)
+    for number in range(6):
+        assert letter(f"{number:032x}")
+    assert count(directory) == 4
+    names = os.listdir(tmp_path / "s" / IDENTITY / "dead")
+    assert f"{5:032x}.json" in names
+    assert not [name for name in names if "passwd" in name or name.startswith(".")]
+    assert not letter(None, 3000)
+    directory.close()
+    assert count(directory) == 0
+    assert not letter(None)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{", b'{"pid": "x"}', b'{"pending": -1}', b'{"oldest": true}', b"\xff" * 70_000],
+)
+def test_a_status_that_can_not_be_believed_is_none(tmp_path: Path, content: bytes) -> None:
+    """Advisory, and read like any hostile file."""
+    directory = open_directory(System(), str(tmp_path / "s"), IDENTITY)
+    (tmp_path / "s" / IDENTITY / "status.json").write_bytes(content)
+    assert read_status(directory) is None
+    status = SpoolStatus(pid=1, pending=3, oldest=1.5, boot="x")
+    assert publish(directory, status)
+    assert read_status(directory) == status
+    directory.close()
+    assert not publish(directory, status)
+
+
+def test_ten_thousand_segments_are_begun_with_at_once(make: Make, seg: Path, clock: Clock) -> None:
+    """A long outage ends: the first delivery does not wait until everything has been looked at."""
+    import time
+
+    spool = make()
+    for order in range(10_000):
+        salt = order.to_bytes(8, "big")
+        name = SegmentName(4, NOW_MS * 1_000_000 + order, 42, salt)
+        (seg / str(name)).write_bytes(segment_header(name) + record(event(order), salt=salt))
+    began = time.monotonic()
+    (claim,) = spool.claim(1, 0.0)
+    took = time.monotonic() - began
+    assert claim.sealed.event_id == ids(0)[0]
+    assert took < 2.0, f"{took:.2f} s"
