@@ -320,7 +320,7 @@ def test_slow_texts_stop_being_asked() -> None:
     class Slow(Exception):
         def __str__(self) -> str:
             nonlocal now
-            now += 0.06
+            now += 0.012
             return "slow"
 
     error: BaseException = Slow()

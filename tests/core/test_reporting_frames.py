@@ -458,3 +458,26 @@ def test_names_that_are_no_identifiers_are_counted_and_hidden_alike() -> None:
 def test_an_empty_traceback_gives_no_frames() -> None:
     """An exception that was made and never raised."""
     assert reader().frames(None, 250, Room(100)) == []
+
+
+def test_a_traceback_begins_where_the_app_was_entered() -> None:
+    """Our middleware is in the traceback of every request; an error of our own still has its frames."""
+
+    def entered(module: str, inner: str) -> BaseException:
+        ours: dict[str, Any] = {"__name__": module}
+        exec(compile("def call(app):\n    app()\n", "/srv/middleware.py", "exec"), ours)
+        theirs: dict[str, Any] = {"__name__": inner}
+        exec(compile("def app():\n    raise ValueError\n", "/srv/app.py", "exec"), theirs)
+        try:
+            ours["call"](theirs["app"])
+        except ValueError as error:
+            # Without the frame of this test.
+            return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+        raise AssertionError("nothing was raised")
+
+    def functions(error: BaseException) -> list[str]:
+        return [frame["function"] for frame in reader().frames(error.__traceback__, 250, Room(10_000))]
+
+    assert functions(entered("transport_kit_flask.layer", "shop")) == ["app"]
+    assert functions(entered("transport_kit_flask.layer", "transport_kit.kit")) == ["app"]
+    assert functions(entered("transport_kitchen", "shop")) == ["call", "app"]

@@ -50,7 +50,7 @@ _WALKED: Final = (int, float, list, tuple, dict, set, frozenset)
 #: Modules whose values have short texts that cost nothing to make.
 _PLAIN_MODULES: Final = frozenset({"datetime", "decimal", "fractions", "ipaddress", "pathlib", "uuid"})
 # Seconds that the app's `__str__` methods may take in all; one that is slow can't be stopped, the next can.
-_TEXT_SECONDS: Final = 0.1
+_TEXT_SECONDS: Final = 0.02
 
 _PLAIN_TEXT: Final[object] = BaseException.__str__
 _KEY_TEXT: Final[object] = KeyError.__str__

@@ -71,9 +71,11 @@ class FrameReader:
     def frames(self, trace: TracebackType | None, limit: int, room: Room) -> list[dict[str, Any]]:
         """At most `limit` frames, oldest first: the first fifth and the last four of what there is.
 
-        Variables are read from the failing frame outwards, while `room` lasts, each frame's within its own
-        2 KiB.
+        Begins where the app was entered: this library's own frames before that are left out. Variables are
+        read from the failing frame outwards, while `room` lasts, each frame's within its own 2 KiB.
         """
+        while trace is not None and trace.tb_next is not None and self._is_ours(trace.tb_frame):
+            trace = trace.tb_next
         oldest: list[TracebackType] = []
         newest: deque[TracebackType] = deque(maxlen=limit - limit // 5)
         while trace is not None:
@@ -86,6 +88,10 @@ class FrameReader:
         result.extend(self._frame(step, room) for step in reversed(oldest))
         result.reverse()
         return result
+
+    def _is_ours(self, frame: FrameType) -> bool:
+        module = dict.get(frame.f_globals, "__name__")
+        return type(module) is str and _begins(module, _OURS)
 
     def _frame(self, step: TracebackType, room: Room) -> dict[str, Any]:
         frame = step.tb_frame
