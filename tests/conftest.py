@@ -1,0 +1,19 @@
+"""What every test gets: a process's scope as a new process has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextvars import Context
+
+import pytest
+
+from transport_kit import Scope
+
+
+@pytest.fixture(autouse=True)
+def _fresh_process_scope() -> Iterator[None]:
+    """What a test sets outside of any request goes to the process's scope, and must end with the test."""
+    yield
+    # In an empty context the current scope is the process's; it is begun anew and stays the same object.
+    scope = Context().run(Scope.current)
+    type(scope).__init__(scope)
