@@ -29,8 +29,7 @@ _HOOKS = {
     ("lifecycle.py", "_on_sigterm"): "SIGTERM",
     ("lifecycle.py", "_at_exit"): "atexit",
     ("util.py", "_run_finalizers"): "Finalize",
-    ("transport.py", "_off_loop"): "lifespan",
-    ("transport.py", "aclose"): "lifespan",
+    ("offloop.py", "off_loop"): "lifespan",
 }
 
 
