@@ -91,10 +91,11 @@ def write(dsn: str, path: Path, notes: Path, trial: int, writer: int, kind: str)
     fd = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     if kind == "fork" and writer == 0:
         transport.capture_event({"event_id": f"{trial:08x}{writer:04x}{0xFFFFFF:020x}"})
+        os.setpgrp()
         if ctypes.PyDLL(None).fork() == 0:
-            # Nobody told us: this child holds descriptors of segments, and does nothing with them.
-            ctypes.PyDLL(None).sleep(1)
-            os._exit(0)
+            # Nobody told us: this child holds descriptors of segments, and does nothing with them until
+            # its group is killed. It may hang in the interpreter just as well.
+            ctypes.PyDLL(None).pause()
 
     def run(thread: int) -> None:
         number = thread << 16
@@ -168,7 +169,7 @@ def trial(number: int, dsn: str, root: Path, rng: random.Random, tally: Tally, s
         return forked(lambda: write(dsn, path, notes / str(writer), number, writer, kind))
 
     writers = {writer: start(writer) for writer in range(WRITERS)}
-    spare = WRITERS
+    first, spare = writers[0], WRITERS
     for _ in range(2):
         time.sleep(rng.uniform(0.02, 0.12))
         drainer = drainer_of(path)
@@ -192,7 +193,11 @@ def trial(number: int, dsn: str, root: Path, rng: random.Random, tally: Tally, s
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     began = time.monotonic()
-    _, status = os.waitpid(forked(lambda: finish(dsn, path)), 0)
+    last = forked(lambda: finish(dsn, path))
+    if kind == "fork":
+        time.sleep(0.3)  # everything is delivered while that child holds the locks, and removed after
+        os.killpg(first, signal.SIGKILL)
+    _, status = os.waitpid(last, 0)
     tally.longest = max(tally.longest, time.monotonic() - began)
     if status:
         tally.failures.append(f"trial {number} ({kind}): the last process failed with status {status}")
