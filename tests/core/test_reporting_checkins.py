@@ -175,3 +175,25 @@ def test_a_check_in_that_cannot_be_made_is_counted(
     assert ran == [1]
     assert kept.lost() == {"internal_sdk_error": {"monitor": 2}}
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_runs_that_overlap_keep_their_own_ends(kept: Kept) -> None:
+    """Of two calls at once the one that began first fails: its own run has failed, not the other's."""
+
+    @reporter_for(kept).monitor("overlapping")
+    async def job(first: bool, both: asyncio.Barrier, over: asyncio.Event) -> None:
+        await both.wait()
+        if first:
+            over.set()
+            raise ValueError("first")
+        await over.wait()
+        await asyncio.sleep(0)
+
+    async def main() -> None:
+        both, over = asyncio.Barrier(2), asyncio.Event()
+        await asyncio.gather(job(True, both, over), job(False, both, over), return_exceptions=True)
+
+    asyncio.run(main())
+    begun = [check_in["check_in_id"] for check_in in kept.check_ins()[:2]]
+    ended = {check_in["check_in_id"]: check_in["status"] for check_in in kept.check_ins()[2:]}
+    assert ended == {begun[0]: "error", begun[1]: "ok"}

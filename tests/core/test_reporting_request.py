@@ -141,3 +141,26 @@ def test_text_that_is_no_unicode_is_sent_nevertheless() -> None:
     )
     found = request_interface(request, send_pii=True)
     assert b"udcff" in orjson.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("limit", "length", "declared", "sent"),
+    [
+        ("never", 1, None, False),
+        ("small", 1000, None, True),
+        ("small", 1001, None, False),
+        ("small", 10, "1001", False),
+        ("small", 10, "nonsense", True),
+        ("medium", 10_000, None, True),
+        ("medium", 8193, "10001", False),
+        ("always", 8193, "99999999", True),
+    ],
+)
+def test_bodies_over_the_limit_are_left_out(
+    limit: str, length: int, declared: str | None, sent: bool
+) -> None:
+    """A body that was read in part is as long as its header says."""
+    headers = () if declared is None else (("Content-Length", declared),)
+    info = RequestInfo(method="POST", data="x" * length, headers=headers)
+    assert ("data" in request_interface(info, send_pii=True, bodies=limit)) is sent
+    assert "data" not in request_interface(info, send_pii=False, bodies=limit)
