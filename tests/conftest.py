@@ -8,12 +8,15 @@ from contextvars import Context
 import pytest
 
 from transport_kit import Scope
+from transport_kit.reporting.scope import _current
 
 
 @pytest.fixture(autouse=True)
 def _fresh_process_scope() -> Iterator[None]:
     """What a test sets outside of any request goes to the process's scope, and must end with the test."""
-    yield
     # In an empty context the current scope is the process's; it is begun anew and stays the same object.
     scope = Context().run(Scope.current)
+    token = _current.set(scope)
+    yield
+    _current.reset(token)
     type(scope).__init__(scope)

@@ -293,6 +293,7 @@ def test_attachments_travel_with_their_event(kept: Kept, tmp_path: Any) -> None:
         )
         for _ in range(50):
             served.scope.add_attachment(b"x", filename="")
+        assert len(served.scope.attachments) == 30
     event, transaction = kept.envelopes
     assert [item.type for item in event] == ["event", "attachment", "attachment"]
     files = {item.headers["filename"]: item for item in event if item.type == "attachment"}
@@ -302,7 +303,6 @@ def test_attachments_travel_with_their_event(kept: Kept, tmp_path: Any) -> None:
         "text/plain",
     )
     assert [item.type for item in transaction] == ["transaction"]
-    assert len(served.scope.attachments) == 30
 
 
 def test_a_file_that_is_too_big_costs_itself_only(tmp_path: Any) -> None:
@@ -435,3 +435,18 @@ def test_a_chain_of_scopes_is_not_kept_without_end() -> None:
         walked = walked._parent
     assert chain <= 32
     assert len(scope.id) < 32 * 17
+
+
+def test_a_finished_request_is_freed_at_once(kept: Kept) -> None:
+    """Its body may be megabytes: it must not wait for the garbage collector."""
+    reporter = reporter_for(kept, traces_sample_rate=1.0, release="a@1")
+    gc.disable()
+    try:
+        served = reporter.request(named=named).begin()
+        reporter.capture_message("m")
+        served.finish()
+        ref = weakref.ref(served)
+        del served
+        assert ref() is None
+    finally:
+        gc.enable()

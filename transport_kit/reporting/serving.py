@@ -44,7 +44,7 @@ class ServedRequest(Unit):
     Use it as a context manager, or call `begin` and `finish`. Neither raises.
 
     Attributes:
-        scope: The fresh scope of this request, from `begin` on.
+        scope: The fresh scope of this request, from `begin` to `finish`.
         status: The response's HTTP status, set by the integration before `finish`; None when unknown.
     """
 
@@ -140,6 +140,8 @@ class ServedRequest(Unit):
             self.finished = True
             token, self._token = self._token, None
             leave_scope(token)
+            # The scope knows its unit: without this, request and body would wait for the collector.
+            del self.scope
 
     def capture(self, error: BaseException, *, handled: bool = False) -> str | None:
         """Report an exception of this request, such as one that the framework turned into a response.
