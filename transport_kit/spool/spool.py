@@ -463,6 +463,8 @@ class FileSpool:
         now = self._clock()
         if life.why is not None and now >= life.try_again:
             self._recover_locked(life)
+        if life.writer is not None:
+            life.writer.prepare()
         if life.drainer is None:
             if now >= life.candidacy_at + CANDIDACY:
                 self._run_for_it(life, now)

@@ -36,6 +36,8 @@ LOOK_AGAIN: Final = 0.25
 LOOK_SHARE: Final = 20.0
 #: Share of `max_bytes` beyond it that writers leave the drainer to evict before they refuse.
 SLACK: Final = 1 / 8
+#: Filled to this share, a segment's successor is made ahead.
+SPARE_FROM: Final = 1 / 4
 _TRIES: Final = 3
 
 
@@ -118,6 +120,8 @@ class Writer:
         self._pid = self._system.process()
         # Replaced by whoever holds `_rolling`, and set to None by whoever found one broken; read by all.
         self._current: list[_Open | None] = [None] * len(Priority)
+        # The next of each class, made ahead by `prepare`, taken by whoever holds `_rolling`.
+        self._spare: list[_Open | None] = [None] * len(Priority)
         # All that are open, for `close` and for a forked child. Items are set and deleted atomically.
         self._open: dict[SegmentName, _Open] = {}
         # Records written, per segment, until the drainer has seen the segment's end: for figures only.
@@ -220,8 +224,9 @@ class Writer:
             known = self._current[rank]
             if known is not None and known is not segment:
                 return known, False
+            fresh, self._spare[rank] = self._spare[rank], None
             try:
-                fresh = self._begin(rank)
+                fresh = fresh or self._begin(rank)
             except OSError:
                 if segment is None:
                     raise
@@ -233,6 +238,16 @@ class Writer:
             self._retire(segment)
         self._look()
         return fresh, False
+
+    def prepare(self) -> None:
+        """Make the next segment of each class that is being filled: a capture then need not. One caller."""
+        for rank, segment in enumerate(self._current):
+            if segment is None or segment.size < self._segment_bytes * SPARE_FROM or self._spare[rank]:
+                continue
+            try:
+                self._spare[rank] = self._begin(rank)
+            except OSError:
+                return  # the capture that needs it will find out
 
     def _begin(self, rank: int) -> _Open:
         """A new segment: named at random, locked, and only then where readers look."""

@@ -1,0 +1,402 @@
+"""Single failures at single places, on a disk in memory: each costs what it must and no more."""
+
+from __future__ import annotations
+
+import errno
+import threading
+
+import pytest
+
+from tests.core.spool_disk import Disk, DiskSystem
+from tests.core.spool_support import NOW_MS, event, log_entry, session
+from tests.core.worker_support import Clock
+from transport_kit.spool import FileSpool
+from transport_kit.spool.directory import identity_of, open_directory, store_credentials
+from transport_kit.spool.segments import Kind
+from transport_kit.spool.writer import Full
+
+IDENTITY = "0123456789abcdef"
+
+
+class Place:
+    """A disk and the processes on it."""
+
+    def __init__(self) -> None:
+        self.disk = Disk()
+        self.clock = Clock()
+        self.pids = 10
+
+    def spool(self, **options: object) -> FileSpool:
+        self.pids += 1
+        return FileSpool(
+            "/spool",
+            IDENTITY,
+            system=DiskSystem(self.disk, self.pids),
+            clock=self.clock,
+            wall=lambda: NOW_MS / 1000 + self.clock.now - 1000,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def segments(self) -> list[str]:
+        folder = self.disk.find(f"/spool/{IDENTITY}/seg")
+        return [] if folder is None else [name for name in folder.names if name.endswith(".log")]
+
+    def die(self, spool: FileSpool) -> None:
+        system = spool._system
+        assert isinstance(system, DiskSystem)
+        system.die()
+
+
+@pytest.fixture(name="place")
+def _place() -> Place:
+    return Place()
+
+
+def drained(spool: FileSpool) -> list[str | None]:
+    found = []
+    while claims := spool.claim(1, 0.0):
+        found += [claim.sealed.event_id for claim in claims]
+        spool.ack(claims)
+    return found
+
+
+def ids(*numbers: int) -> list[str]:
+    return [f"{number:032x}" for number in numbers]
+
+
+def test_an_app_leaves_the_drain_to_a_forwarder_that_comes(place: Place) -> None:
+    """With a forwarder app processes only write; what is in their hands they bring to an end first."""
+    app = place.spool()
+    for number in range(3):
+        app.put(event(number))
+    (in_hand,) = app.claim(1, 0.0)
+    forwarder = place.spool(forwarder=True)
+    assert forwarder.claim(1, 0.0) == []
+    place.clock.now += 2
+    assert app.claim(1, 0.0) == []
+    assert app.facts().draining, "it still has one in hand"
+    app._life.drainer.absorb((("queue_overflow", "error", 4),))  # type: ignore[union-attr]
+    app.ack([in_hand])
+    assert app.claim(1, 0.0) == []
+    assert not app.facts().draining
+    place.clock.now += 2
+    assert drained(forwarder) == ids(1, 2)
+    assert forwarder.take_losses() == (("queue_overflow", "error", 4),)
+    place.clock.now += 2
+    assert app.claim(1, 0.0) == []
+    assert app.facts().drainer == forwarder._system.process()
+    place.die(forwarder)
+    app.put(event(5))
+    place.clock.now += 2
+    assert drained(app) == ids(5), "it comes back when the forwarder is gone"
+
+
+def test_a_segment_that_can_not_be_read_is_tried_again(place: Place) -> None:
+    """An error of the disk may pass; until then the rest goes on."""
+    spool = place.spool()
+    spool.put(event(1))
+    spool.claim(0, 0.0)
+    place.disk.failing = {"read": errno.EIO}
+    assert spool.claim(1, 0.0) == []
+    place.disk.failing = {}
+    assert spool.claim(1, 0.0) == []
+    place.clock.now += 2
+    assert drained(spool) == ids(1)
+
+
+def test_what_can_not_be_read_again_waits(place: Place) -> None:
+    """Released, it is not kept in memory; the disk must give it once more, now or later."""
+    spool = place.spool()
+    spool.put(event(1))
+    (claim,) = spool.claim(1, 0.0)
+    spool.release([claim])
+    place.disk.failing = {"read": errno.EIO}
+    spool._life.drainer.tails[place.segments()[0]]._reader._window = b""  # type: ignore[union-attr]
+    assert spool.claim(1, 0.0) == []
+    place.disk.failing = {}
+    place.clock.now += 2
+    (claim,) = spool.claim(1, 0.0)
+    spool.release([claim])
+    node = place.disk.find(f"/spool/{IDENTITY}/seg/{place.segments()[0]}")
+    assert node is not None
+    node.data[-4] ^= 1
+    spool._life.drainer.tails[place.segments()[0]]._reader._window = b""  # type: ignore[union-attr]
+    place.clock.now += 2
+    assert spool.claim(1, 0.0) == []
+    assert spool.take_losses() == (("internal_sdk_error", "error", 1),)
+
+
+def test_a_segment_that_can_not_be_removed_is_removed_later(place: Place) -> None:
+    """A read-only moment must not make it be delivered again."""
+    first = place.spool()
+    first.put(event(1))
+    place.die(first)
+    spool = place.spool()
+    place.disk.failing = {"unlink": errno.EROFS}
+    assert drained(spool) == ids(1)
+    assert len(place.segments()) == 1
+    place.disk.failing = {}
+    place.clock.now += 2
+    assert drained(spool) == []
+    assert place.segments() == []
+
+
+def test_what_can_not_be_evicted_is_not_given_up(place: Place) -> None:
+    """Nothing is counted as lost that is still there."""
+    first = place.spool()
+    for number in range(3):
+        first.put(event(number, "x" * 9000))
+    place.die(first)
+    spool = place.spool(max_bytes=1000)
+    place.disk.failing = {"unlink": errno.EACCES}
+    spool.claim(0, 0.0)
+    assert spool.take_losses() == ()
+    place.disk.failing = {}
+    assert drained(spool) == ids(0, 1, 2)
+
+
+def test_a_directory_that_can_not_be_listed_is_trouble_and_passes(place: Place) -> None:
+    """A claim never raises for a disk."""
+    spool = place.spool()
+    spool.put(event(1))
+    place.disk.failing = {"names": errno.EIO}
+    assert spool.claim(1, 0.0) == []
+    assert spool.facts().trouble is not None
+    place.disk.failing = {}
+    place.clock.now += 2
+    assert drained(spool) == ids(1)
+
+
+@pytest.mark.parametrize("call", ["open", "mkdir", "create", "write", "link", "stat"])
+def test_whatever_fails_at_the_start_means_memory_and_not_an_exception(place: Place, call: str) -> None:
+    """The app comes up; what it captures is held until the directory is there."""
+    place.disk.failing = {call: errno.EACCES}
+    spool = place.spool()
+    assert spool.put(event(1)).accepted
+    assert spool.facts().in_memory == 1
+    place.disk.failing = {}
+    place.clock.now += 1
+    spool.claim(0, 0.0)
+    assert spool.facts().in_memory == 0
+    assert spool.facts().trouble is None
+    assert drained(spool) == ids(1)
+    assert spool.close() == []
+
+
+def test_a_directory_to_put_right_is_trouble_for_a_child(place: Place) -> None:
+    """Only the first queue of a transport raises; a forked child's has to live with it."""
+    place.spool().close()
+    node = place.disk.find(f"/spool/{IDENTITY}")
+    assert node is not None
+    node.mode |= 0o050
+    spool = place.spool(strict=False)
+    assert spool.put(event(1)).accepted
+    assert "chmod 700" in str(spool.facts().trouble)
+    assert "memory" in " ".join(spool.describe()["problems"])
+
+
+def test_nobody_drains_is_said(place: Place) -> None:
+    """Envelopes pile up, and a health page must say why."""
+    spool = place.spool()
+    spool.put(event(1))
+    spool.claim(1, 0.0)
+    assert spool.describe()["problems"] == []
+    writer = place.spool(drain=False)
+    assert writer.describe()["problems"] == []
+
+
+def test_descriptors_that_somebody_closed_are_not_written_to(place: Place) -> None:
+    """A daemoniser closes all there are: the record goes to a new segment."""
+    spool = place.spool()
+    spool.put(event(1))
+    system = spool._system
+    assert isinstance(system, DiskSystem)
+    writer = spool._life.writer
+    assert writer is not None
+    (opened,) = writer._open.values()
+    system._close(opened.fd)
+    assert spool.put(event(2)).accepted
+    assert spool.facts().in_memory == 0
+    assert drained(spool) == ids(1, 2)
+
+
+def test_a_failed_sync_accepts_nothing_on_the_disk(place: Place) -> None:
+    """After it the kernel has forgotten which pages were lost: another file, another time."""
+    spool = place.spool(durability="host")
+    spool.put(event(1))
+    place.disk.failing = {"sync": errno.EIO}
+    assert spool.put(event(2)).accepted
+    assert spool.facts().in_memory == 1
+    place.disk.failing = {}
+    place.clock.now += 1
+    assert spool.put(event(3)).accepted
+    assert {1, 3} <= {int(str(found), 16) for found in drained(spool)}
+
+
+def test_a_fork_that_nobody_saw_begins_anew(place: Place) -> None:
+    """Another process id: the parent's descriptors are let go of, its envelopes are its own."""
+    spool = place.spool()
+    spool.put(event(1))
+    system = spool._system
+    assert isinstance(system, DiskSystem)
+    system.pid += 1000
+    assert spool.put(event(2)).accepted
+    assert spool.stats().last_id == 1
+    assert sorted(name.split("-")[2] for name in place.segments()) == ["1011", "11"]
+    assert sorted(filter(None, drained(spool))) == ids(1, 2)
+
+
+def test_a_roll_that_fails_leaves_the_old_segment_in_use(place: Place) -> None:
+    """Out of inodes, not of room: there is a file to write to."""
+    spool = place.spool(segment_bytes=16 * 1024)
+    for number in range(2):
+        spool.put(event(number, "x" * 9000))
+    place.disk.failing = {"create": errno.ENOSPC}
+    assert spool.put(event(2)).accepted
+    assert spool.facts().in_memory == 0
+    assert len(place.segments()) == 1
+
+
+def test_a_busy_process_has_its_next_segment_ready(place: Place) -> None:
+    """Making a file takes longer than writing a record: the claiming thread does it, not a capture."""
+    spool = place.spool(segment_bytes=32 * 1024)
+    system = spool._system
+    assert isinstance(system, DiskSystem)
+    for number in range(2):
+        spool.put(event(number, "x" * 9000))
+    spool.claim(0, 0.0)
+    assert len(place.segments()) == 2
+    for number in range(2, 4):
+        spool.put(event(number, "x" * 9000))
+    place.disk.failing = {"create": errno.ENOSPC}
+    assert spool.put(event(4)).accepted
+    assert spool._life.writer._current[4].size < 9000  # type: ignore[union-attr]
+    spool.claim(0, 0.0)
+    place.disk.failing = {}
+    assert sorted(filter(None, drained(spool))) == ids(0, 1, 2, 3, 4)
+    spool.close()
+    drained(place.spool())
+    assert place.segments() == []
+
+
+def test_who_can_not_roll_at_once_does_not_wait(place: Place) -> None:
+    """Another thread is at it, or this one was interrupted there: a segment for one record."""
+    spool = place.spool()
+    writer = spool._life.writer
+    assert writer is not None
+    with writer._rolling:
+        assert spool.put(event(1)).accepted
+        assert spool.put(event(2)).accepted
+    assert len(place.segments()) == 2
+    assert writer._open == {}
+    assert drained(spool) == ids(1, 2)
+
+
+def test_interrupted_inside_its_lock_the_spool_does_not_wait_for_itself(place: Place) -> None:
+    """A signal handler may settle, claim or close while this thread is in a claim."""
+    spool = place.spool()
+    for number in range(3):
+        spool.put(event(number))
+    claims = spool.claim(3, 0.0)
+    with spool.lock.rlock:
+        assert spool.claim(1, 0.0) == []
+        spool.ack(claims[:1])
+        spool.release(claims[1:2])
+        assert spool.stats().claimed == 3
+    spool.lock.drain()
+    assert spool.stats().claimed == 1
+    with spool.lock.rlock:
+        assert spool.close() == []
+    spool.lock.drain()
+    assert sorted(filter(None, drained(place.spool()))) == ids(1, 2)
+
+
+def test_losses_that_find_no_place_stay_with_who_counted_them(place: Place) -> None:
+    """They are told later, or by that process itself."""
+    spool = place.spool(drain=False)
+    report = (("queue_overflow", "error", 1),)
+    place.disk.failing = {"create": errno.EIO}
+    assert not spool.put_losses(report)
+    place.disk.failing = {}
+    assert spool.put_losses(report)
+    spool.close()
+    assert not spool.put_losses(report)
+
+
+def test_closing_with_losses_on_a_full_disk_ends_all_the_same(place: Place) -> None:
+    """Counts are not worth an exception at the end."""
+    spool = place.spool()
+    spool.put(event(1))
+    spool.claim(0, 0.0)
+    spool._life.drainer.absorb((("queue_overflow", "error", 1),))  # type: ignore[union-attr]
+    place.disk.capacity = 0
+    spool.close()
+    assert spool.claim(1, 0.0) == []
+
+
+def test_credentials_that_can_not_be_stored_leave_nothing(place: Place) -> None:
+    """Half a DSN is worse than none."""
+    system = DiskSystem(place.disk, 5)
+    directory = open_directory(system, "/spool", IDENTITY)
+    place.disk.failing = {"rename": errno.EIO}
+    with pytest.raises(OSError, match="Input"):
+        store_credentials(directory, "https://key@host/1")
+    folder = place.disk.find(f"/spool/{IDENTITY}")
+    assert folder is not None
+    assert [name for name in folder.names if "dsn" in name] == []
+    place.disk.failing = {"rename": errno.EIO}
+    failing = place.spool(credentials="https://key@host/1")
+    assert failing.facts().trouble is not None
+    assert identity_of is not None
+
+
+def test_a_full_spool_keeps_memory_waiting(place: Place) -> None:
+    """What was held in memory goes to the disk when there is room."""
+    spool = place.spool(max_bytes=100_000, drain=False)
+    place.disk.failing = {"write": errno.EIO}
+    spool.put(event(1))
+    place.disk.failing = {}
+    writer = spool._life.writer
+    assert writer is not None
+    writer._over, writer._looked = True, place.clock.now + 0.9
+    place.clock.now += 1.0
+    spool.claim(0, 0.0)
+    assert spool.facts().trouble == "it is full"
+    place.clock.now += 2.0
+    spool.claim(0, 0.0)
+    assert spool.facts().trouble is None
+    writer._over, writer._looked = True, place.clock.now
+    with pytest.raises(Full):
+        writer.append(Kind.ENVELOPE, 4, b"", (), 0)
+
+
+def test_the_lanes_of_all_classes_are_read_ahead_and_survive_an_eviction(place: Place) -> None:
+    """What was read ahead of a segment that was given up must not come out."""
+    first = place.spool()
+    for number in range(3):
+        first.put(log_entry(number))
+        first.put(session(number))
+    place.die(first)
+    spool = place.spool(max_bytes=1 << 30)
+    (claim,) = spool.claim(1, 0.0)
+    assert claim.sealed.ordered
+    spool._life.upkeep._max_bytes = 10  # type: ignore[union-attr]
+    place.clock.now += 2
+    spool.claim(0, 0.0)
+    assert spool.claim(5, 0.0) == []
+    spool.ack([claim])
+    assert dict((c, n) for _, c, n in spool.take_losses())["log_item"] == 3  # noqa: C402
+
+
+def test_a_claim_that_waits_looks_again_when_something_is_put() -> None:
+    """At rest the drainer looks four times a second; its own process's captures don't wait for that."""
+    place = Place()
+    spool = FileSpool("/spool", IDENTITY, system=DiskSystem(place.disk, 1))
+    found: list[object] = []
+    waiter = threading.Thread(target=lambda: found.extend(spool.claim(1, 10.0)))
+    waiter.start()
+    waiter.join(0.6)
+    spool.put(event(1))
+    waiter.join(5)
+    assert len(found) == 1
+    spool.close()
