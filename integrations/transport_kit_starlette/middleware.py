@@ -1,7 +1,7 @@
 """`TransportMiddleware`: one ASGI layer around an app. It translates, starts and stops; the kit decides.
 
-Owns the translation of ASGI: which request is one of ours, what an escaped exception was about, and the
-moment before the server is told that the app has shut down. Reads no body and changes no message.
+Owns the translation of ASGI: which request is one of ours, where each other one begins and ends, and the
+life of the transport (`life.py`). Reads no body and changes no message.
 
 Threads: runs on the event loop's thread. Capturing there is building and queueing an event, no I/O;
 closing and flushing wait on a thread of their own.
@@ -9,31 +9,24 @@ closing and flushing wait on a thread of their own.
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from typing import Final
-from urllib.parse import quote
 
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocketDisconnect
 
-from transport_kit import Kit, RequestInfo, new_scope
-from transport_kit_starlette.routes import KIT_KEY, header, respond
+from transport_kit import Kit, ServedRequest
+from transport_kit_starlette.facts import Facts, Tee
+from transport_kit_starlette.life import live, start
+from transport_kit_starlette.names import below
+from transport_kit_starlette.routes import KIT_KEY, respond
 
 __all__ = ["TransportMiddleware"]
 
-logger = logging.getLogger("transport_kit")
-
-_MECHANISMS: Final = {"http": "auto.http.starlette", "websocket": "auto.websocket.starlette"}
-_LIFESPAN: Final = "auto.lifespan.starlette"
-#: After each of these the server may end the event loop.
-_LAST_MESSAGES: Final = frozenset(
-    {"lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed"}
-)
-#: Bytes of a body that are kept, and only with `send_default_pii`; no event holds more.
-_BODY_KEPT: Final = 8 * 1024 + 1
+#: Per type of scope: the operation, and how its exceptions are caught.
+_KINDS: Final = {
+    "http": ("http.server", "auto.http.starlette"),
+    "websocket": ("websocket.server", "auto.websocket.starlette"),
+}
 
 
 class TransportMiddleware:
@@ -48,9 +41,10 @@ class TransportMiddleware:
       body that is being streamed, a websocket, and the app's own startup and shutdown. A client that went
       away is not an error: `ClientDisconnect`, `WebSocketDisconnect` and an `OSError` that the server's
       `send` raised are not captured. Cancellation never is.
+    - Each request and each websocket has a scope of its own, and is a transaction when it is sampled.
     - The transport starts with the lifespan, or the first request where none comes (mounted, or a server
-      without it), and is closed before the server learns that shutdown is complete. A second start of the
-      app makes a new one.
+      without it), and is closed before the server learns that shutdown is complete. Where the app knows no
+      lifespan, it is answered here. A second start of the app makes a new transport.
 
     Args:
         app: The ASGI app to wrap; by position only, so that type checkers let `add_middleware` pass options.
@@ -82,139 +76,60 @@ class TransportMiddleware:
         self._started_in = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = scope["type"]
-        if kind != "http" and kind != "websocket":
-            if kind == "lifespan":
-                await self._lifespan(scope, receive, send)
+        kind = _KINDS.get(scope["type"])
+        if kind is None:
+            if scope["type"] == "lifespan":
+                self._started_in = os.getpid()
+                await live(self.app, self.kit, scope, receive, send)
             else:
                 await self.app(scope, receive, send)
             return
         # Kept from here: a Mount further in changes them in this very dict.
         path, root_path = scope["path"], scope.get("root_path", "")
-        if kind == "http":
-            leaf = self._match(_below(path, root_path) if root_path else path)
+        if scope["type"] == "http":
+            leaf = self._match(below(path, root_path) if root_path else path)
             if leaf is not None:
                 await respond(self.kit, leaf, scope, send)
                 return
         if self._started_in != os.getpid():
-            self._start()
+            self._started_in = os.getpid()
+            start(self.kit)
         scope[KIT_KEY] = self.kit
+        tee = None
         if self._keeps_bodies:
-            receive = _Tee(receive)
-        with new_scope():
-            try:
-                await self.app(scope, receive, send)
-            except Exception as error:
-                if self._captures and not _is_disconnect(error, send):
-                    self._capture(error, scope, path, root_path, receive)
-                raise
-
-    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def close_before_last(message: Message) -> None:
-            if message["type"] in _LAST_MESSAGES:
-                # The app sends `failed` while it handles what failed: captured now, or never delivered.
-                error = sys.exc_info()[1]
-                if self._captures and isinstance(error, Exception) and message["type"].endswith("failed"):
-                    self.kit.capture_exception(error, mechanism=_LIFESPAN, handled=False)
-                await self._close()
-            await send(message)
-
-        self._start()
-        await self.app(scope, receive, close_before_last)
-
-    def _start(self) -> None:
-        self._started_in = os.getpid()
+            receive = tee = Tee(receive)
+        facts = Facts(self.app, scope, path, root_path, send, tee)
+        op, mechanism = kind
+        served = self.kit.reporter.request(
+            facts.describe,
+            named=facts.named,
+            header=facts.header,
+            user=facts.user,
+            expected=facts.is_disconnect if self._captures else _anything,
+            op=op,
+            mechanism=mechanism,
+        ).begin()
+        if served.transaction is not None:
+            send = _noting_status(send, served)
         try:
-            self.kit.start()
-        except Exception:
-            logger.exception("the transport could not be started")
-
-    async def _close(self) -> None:
-        try:
-            await self.kit.aclose()
-        except Exception:
-            logger.exception("the transport could not be closed")
-
-    def _capture(self, error: Exception, scope: Scope, path: str, root_path: str, receive: Receive) -> None:
-        try:
-            request = _request_info(scope, path, root_path, receive)
-        except Exception:
-            # A scope that breaks the ASGI specification: the exception is still worth its report.
-            logger.warning("the request of an event could not be read", exc_info=True)
-            request = None
-        self.kit.capture_exception(
-            error,
-            mechanism=_MECHANISMS[scope["type"]],
-            handled=False,
-            request=request,
-            transaction=_whole(path, root_path),
-        )
+            await self.app(scope, receive, send)
+        except BaseException as error:
+            served.finish(error)
+            raise
+        served.finish()
 
 
-class _Tee:
-    """Hands on what `receive` brings, and keeps the beginning of the body."""
+def _noting_status(send: Send, served: ServedRequest) -> Send:
+    """`send`, telling a transaction what the client is told. Nothing else asks for it."""
 
-    __slots__ = ("_receive", "body")
+    async def note(message: Message) -> None:
+        status = message.get("status")
+        if status is not None:
+            served.status = status
+        await send(message)
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self.body = b""
-
-    async def __call__(self) -> Message:
-        message = await self._receive()
-        if message["type"] == "http.request" and len(self.body) < _BODY_KEPT:
-            self.body += message.get("body", b"")[: _BODY_KEPT - len(self.body)]
-        return message
+    return note
 
 
-def _below(path: str, root_path: str) -> str:
-    """The path below the mount point. Some servers put `root_path` in front of `path`, some leave it out."""
-    if path.startswith(root_path) and path[len(root_path) : len(root_path) + 1] in ("", "/"):
-        return path[len(root_path) :]
-    return path
-
-
-def _whole(path: str, root_path: str) -> str:
-    """The path as the client knows it, whether or not the server put `root_path` in front."""
-    return root_path + _below(path, root_path)
-
-
-def _request_info(scope: Scope, path: str, root_path: str, receive: Receive) -> RequestInfo:
-    server, client = scope.get("server"), scope.get("client")
-    env = {}
-    if server:
-        env = {"SERVER_NAME": str(server[0]), "SERVER_PORT": str(server[1])}
-    host = header(scope, b"host") or ":".join(env.values())
-    return RequestInfo(
-        method=scope.get("method", "GET"),  # a websocket begins with a GET (RFC 6455 section 4.1)
-        url=f"{scope.get('scheme', 'http')}://{host}{quote(_whole(path, root_path))}",
-        query_string=scope.get("query_string", b"").decode("latin-1"),
-        headers=tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]),
-        data=receive.body if isinstance(receive, _Tee) and receive.body else None,
-        env=env,
-        remote_addr=client[0] if client else None,
-    )
-
-
-def _is_disconnect(error: BaseException, send: Send) -> bool:
-    """Whether the exception only says that the client went away."""
-    if isinstance(error, ClientDisconnect | WebSocketDisconnect):
-        return True
-    if isinstance(error, BaseExceptionGroup):
-        return all(_is_disconnect(one, send) for one in error.exceptions)
-    # ASGI lets a server's `send` raise OSError then; an OSError from anywhere else is the app's own.
-    return isinstance(error, OSError) and _came_through(send, error)
-
-
-def _came_through(send: Send, error: BaseException) -> bool:
-    """Whether `send`, a function, a method or an object, is among the frames that the exception left."""
-    codes = {
-        getattr(function, "__code__", None)
-        for function in (send, getattr(send, "__func__", None), type(send).__call__)
-    }
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code in codes:
-            return True
-        trace = trace.tb_next
-    return False
+def _anything(error: BaseException) -> bool:
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -44,7 +45,8 @@ class Lived(FunctionTransport):
         type(self).lives.append(self)
 
     def keep(self, envelope: Any) -> None:
-        self.happened.append("captured")
+        # Sessions are counted too, and are not what these tests are about.
+        self.happened += ["captured" for item in envelope.items if item.type == "event"]
 
     def start(self) -> None:
         self.happened.append("started")
@@ -157,17 +159,44 @@ def test_a_failed_message_without_an_exception_closes_all_the_same(lived: type[L
     assert lived.lives[0].happened == ["started", "closed"]
 
 
-def test_an_app_without_lifespan_raises_as_before_and_serves(lived: type[Lived], client: Any) -> None:
-    """That is how a bare ASGI function says that it has none; it is not an error to report."""
+@pytest.mark.parametrize("answer", ["raises", "returns"])
+def test_for_an_app_without_lifespan_the_server_is_answered_and_the_transport_closed(
+    answer: str, lived: type[Lived], client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bare ASGI function raises, or returns, and uvicorn's workers would give no other sign of the end."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "http"
+        if scope["type"] != "http":
+            assert answer == "returns"
+            return
         await PlainTextResponse("hello")(scope, receive, send)
 
+    happened: list[str] = []
     middleware = TransportMiddleware(app, dsn=lived)
-    assert isinstance(asyncio.run(whole_life(middleware, [])), AssertionError)
+    lived.lives[0].happened = happened
+    with caplog.at_level(logging.INFO, "transport_kit"):
+        assert asyncio.run(whole_life(middleware, happened)) is None
+    assert happened == ["started", "lifespan.startup.complete", "closed", "lifespan.shutdown.complete"]
+    assert ["AssertionError" in record.getMessage() for record in caplog.records] == [True][
+        : answer == "raises"
+    ]
     assert client(middleware).body == b"hello"
-    assert lived.lives[0].happened == ["started"]
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_an_app_that_fails_after_it_spoke_of_its_lifespan_raises_as_without_us(
+    asks: bool, lived: type[Lived]
+) -> None:
+    """It knows the lifespan, and the server decides what its failure means."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await (receive() if asks else send({"type": "lifespan.startup.complete"}))
+        raise ValueError("no database")
+
+    happened: list[str] = []
+    error = asyncio.run(whole_life(TransportMiddleware(app, dsn=lived), happened))
+    assert isinstance(error, ValueError)
+    assert happened == ([] if asks else ["lifespan.startup.complete"])
 
 
 def test_a_second_start_of_the_same_app_makes_a_new_transport(lived: type[Lived]) -> None:
@@ -314,9 +343,13 @@ def test_an_error_under_uvicorn_reaches_the_receiver_though_the_server_stops_at_
         served = serve(site(receiver.dsn), lifespan="on")
         assert error_of(f"{served.url}/fail?a=1") == 500
         served.stop()
-        (request,) = receiver.accepted
-        (item,) = request.envelope.items
-        event = json.loads(item.get_bytes())
+        request = receiver.accepted[0]
+        (event,) = (
+            json.loads(item.get_bytes())
+            for one in receiver.accepted
+            for item in one.envelope.items
+            if item.type == "event"
+        )
     assert request.headers["content-encoding"] == "gzip"
     assert event["exception"]["values"][-1]["value"] == "late"
     assert event["request"]["url"] == f"{served.url}/fail"

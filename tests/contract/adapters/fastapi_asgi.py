@@ -12,7 +12,6 @@ from fastapi.responses import PlainTextResponse
 
 from tests.contract.adapters import LOGGER, Adapter, ShopError
 from tests.contract.adapters.asgi import AsgiApp
-from tests.contract.adapters.starlette_asgi import NOT_YET
 from transport_kit import Kit, Scope
 from transport_kit_starlette import TransportMiddleware, get_kit
 
@@ -68,4 +67,4 @@ def make(dsn: Any, *, nested: bool = False, **options: Any) -> Iterator[AsgiApp]
     yield AsgiApp(app, lambda: kit)
 
 
-ADAPTER = Adapter("fastapi", make, route=("/tagged/{number}", "route"), not_yet=NOT_YET)
+ADAPTER = Adapter("fastapi", make, route=("/tagged/{number}", "route"))

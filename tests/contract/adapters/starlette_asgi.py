@@ -68,10 +68,4 @@ def make(dsn: Any, *, nested: bool = False, **options: Any) -> Iterator[AsgiApp]
     yield AsgiApp(app, lambda: kit)
 
 
-_NOT_YET = "the middleware does not use Reporter.request yet"
-NOT_YET = {
-    "test_an_error_that_is_logged_and_escapes_is_captured_once": _NOT_YET,
-    "test_an_error_that_the_app_handles_is_the_apps_to_report": _NOT_YET,
-    "test_errors_of_one_route_share_a_name": _NOT_YET,
-}
-ADAPTER = Adapter("starlette", make, route=("/tagged/{number}", "route"), not_yet=NOT_YET)
+ADAPTER = Adapter("starlette", make, route=("/tagged/{number}", "route"))

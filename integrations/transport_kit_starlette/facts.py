@@ -1,0 +1,140 @@
+"""What is known of an ASGI request without asking anyone; each answer is made when it is asked for.
+
+Owns the translation of a scope into plain values, and which exceptions only say that the client went away.
+Reads no body and calls no method of the app's objects; how a request is named is in `names.py`.
+
+Threads: one request's, on whichever thread asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import quote
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
+
+from transport_kit import RequestInfo
+from transport_kit_starlette.names import below, route_of
+from transport_kit_starlette.routes import header
+
+__all__ = ["BODY_KEPT", "Facts", "Tee"]
+
+#: Bytes of a body that are kept, and only with `send_default_pii`; no event holds more.
+BODY_KEPT: Final = 8 * 1024 + 1
+
+
+class Facts:
+    """One request as the reporter asks for it.
+
+    Args:
+        app: The app further in, whose routes name the request where the scope doesn't.
+        scope: The scope, whose `path` and `root_path` are kept as they are now: a Mount further in changes
+            them in this very dict.
+        send: The server's own.
+        tee: What keeps the beginning of the body; None when nothing does.
+    """
+
+    __slots__ = ("_app", "_outer", "_path", "_root_path", "_scope", "_send", "_tee")
+
+    def __init__(
+        self, app: ASGIApp, scope: Scope, path: str, root_path: str, send: Send, tee: Tee | None
+    ) -> None:
+        self._app = app
+        self._outer: object = scope.get("app")
+        self._scope = scope
+        self._path = path
+        self._root_path = root_path
+        self._send = send
+        self._tee = tee
+
+    def named(self) -> tuple[str, str]:
+        """The mount's prefix and the route; the path until there is a route, and when none fits."""
+        route = route_of(self._scope, self._path, self._root_path, (self._app, self._outer))
+        if route:
+            return self._root_path + route, "route"
+        return self._whole_path(), "url"
+
+    def header(self, name: str) -> str | None:
+        """A header by its lower-case name."""
+        return header(self._scope, name.encode("latin-1"))
+
+    def describe(self) -> RequestInfo:
+        """The request as plain values; the body only as far as the app has read it."""
+        scope = self._scope
+        server, client = scope.get("server"), scope.get("client")
+        env = {}
+        if server:
+            env = {"SERVER_NAME": str(server[0]), "SERVER_PORT": str(server[1])}
+        host = header(scope, b"host") or ":".join(env.values())
+        return RequestInfo(
+            method=scope.get("method", "GET"),  # a websocket begins with a GET (RFC 6455 section 4.1)
+            url=f"{scope.get('scheme', 'http')}://{host}{quote(self._whole_path())}",
+            query_string=scope.get("query_string", b"").decode("latin-1"),
+            headers=tuple(
+                (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
+            ),
+            data=(self._tee.body or None) if self._tee is not None else None,
+            env=env,
+            remote_addr=client[0] if client else None,
+        )
+
+    def user(self) -> Mapping[str, object] | None:
+        """The user that an authentication middleware has left in the scope, as far as it is in memory.
+
+        Looked up in the object's own dict: a property, or an expired attribute of a model, would ask a
+        database.
+        """
+        user = self._scope.get("user")
+        known: Mapping[str, Any] = user if isinstance(user, dict) else getattr(user, "__dict__", {})
+        found = {
+            name: str(known[name])
+            for name in ("id", "username", "email")
+            if isinstance(known.get(name), str | int)
+        }
+        return found or None
+
+    def is_disconnect(self, error: BaseException) -> bool:
+        """Whether the exception only says that the client went away."""
+        if isinstance(error, ClientDisconnect | WebSocketDisconnect):
+            return True
+        if isinstance(error, BaseExceptionGroup):
+            return all(self.is_disconnect(one) for one in error.exceptions)
+        # ASGI lets a server's `send` raise OSError then; an OSError from anywhere else is the app's own.
+        return isinstance(error, OSError) and _came_through(self._send, error)
+
+    def _whole_path(self) -> str:
+        """As the client knows it, whether or not the server put `root_path` in front."""
+        return self._root_path + below(self._path, self._root_path)
+
+
+class Tee:
+    """Hands on what `receive` brings, and keeps the beginning of the body."""
+
+    __slots__ = ("_receive", "body")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.body = b""
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request" and len(self.body) < BODY_KEPT:
+            self.body += message.get("body", b"")[: BODY_KEPT - len(self.body)]
+        return message
+
+
+def _came_through(send: Send, error: BaseException) -> bool:
+    """Whether `send`, a function, a method or an object, is among the frames that the exception left."""
+    codes = {
+        getattr(function, "__code__", None)
+        for function in (send, getattr(send, "__func__", None), type(send).__call__)
+    }
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code in codes:
+            return True
+        trace = trace.tb_next
+    return False
