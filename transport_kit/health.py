@@ -103,6 +103,11 @@ class Health:
         return tuple(reasons)
 
     @property
+    def discarded(self) -> dict[str, int]:
+        """Quantity per reason, over all categories."""
+        return {reason: sum(totals.values()) for reason, totals in self.discarded_by_category.items()}
+
+    @property
     def status(self) -> str:
         """`fail` when nothing can be delivered without an intervention, `warn` when something is amiss."""
         if self.problem is not None or self.state == "closed" or self._unattended:

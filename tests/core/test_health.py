@@ -211,3 +211,14 @@ def test_health_takes_less_than_100_microseconds(busy: Callable[[], Health]) -> 
         best = min(best, (time.perf_counter() - began) / 10)
     assert best < 100e-6
     assert busy().pending == {"error": 1000}
+
+
+def test_discarded_sums_each_reason_over_its_categories() -> None:
+    """Monitoring asks how much was lost and why before it asks what."""
+    health = Health(
+        pid=1,
+        state="running",
+        kind="HttpTransport",
+        discarded_by_category={"queue_overflow": {"error": 2, "span": 3}, "send_error": {"error": 1}},
+    )
+    assert health.discarded == {"queue_overflow": 5, "send_error": 1}
