@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.core.reporting_support import Kept, raised, reporter_for
@@ -308,6 +308,8 @@ def cyclic(value: Any) -> Any:
     return held
 
 
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
+@example(value=[("x" * 1_000_000, None)] * 5)
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(value=graphs)
 def test_any_object_graph_becomes_a_valid_event_in_time(value: Any) -> None:

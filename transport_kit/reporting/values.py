@@ -203,7 +203,13 @@ def _sequence(value: Any, room: Room, limits: Limits, depth: int) -> list[Any]:
     length = kind.__len__(value)
     # Taken in one step: other threads may change the container meanwhile.
     elements = value[: limits.breadth] if cls is list else list(islice(kind.__iter__(value), limits.breadth))
-    if length == 2 and limits.hides is not None and type(elements[0]) is str and limits.hides(elements[0]):
+    if (
+        length == 2
+        and limits.hides is not None
+        and type(elements[0]) is str
+        and len(elements[0]) <= _NAME_LENGTH  # searching more than a name takes the time of the whole walk
+        and limits.hides(elements[0])
+    ):
         elements[1] = FILTERED  # a header or form field as a pair
     room.left -= 2
     result: list[Any] = []
