@@ -11,18 +11,28 @@ from __future__ import annotations
 import errno
 import hashlib
 import re
+import stat
 from dataclasses import dataclass
 from typing import Final
 
 from transport_kit.dsn import Dsn
-from transport_kit.errors import OptionsError
+from transport_kit.errors import InvalidDsn, OptionsError
 from transport_kit.spool.system import NETWORK_FILESYSTEMS, System
 
-__all__ = ["Directory", "identity_of", "open_directory", "store_credentials"]
+__all__ = [
+    "Directory",
+    "identities_in",
+    "identity_of",
+    "open_directory",
+    "read_credentials",
+    "store_credentials",
+]
 
 FORMAT: Final = b"transport-kit spool 1\n"
 _FORMAT_NAME: Final = "format"
 _IDENTITY: Final = re.compile(r"[0-9a-f]{16}")
+_CREDENTIALS: Final = "dsn"
+_LONGEST_DSN: Final = 8192
 
 
 def identity_of(dsn: Dsn) -> str:
@@ -54,11 +64,14 @@ class Directory:
                 self.system.close(fd)
 
 
-def open_directory(system: System, path: str, identity: str, *, force: bool = False) -> Directory:
+def open_directory(
+    system: System, path: str, identity: str, *, force: bool = False, make: bool = True
+) -> Directory:
     """Make what is missing below `path`'s parent, check it, open it.
 
     Args:
         force: Take a network filesystem all the same.
+        make: Otherwise what is missing is an error.
 
     Raises:
         OptionsError: The directory is not one to trust with data; a person has to change something.
@@ -66,21 +79,21 @@ def open_directory(system: System, path: str, identity: str, *, force: bool = Fa
     """
     if not _IDENTITY.fullmatch(identity):
         raise OptionsError("queue", "an identity is 16 hex digits")
-    root = _open(system, path, None)
+    root = _open(system, path, None, make=make)
     try:
         kind = system.filesystem(root)
         if kind in NETWORK_FILESYSTEMS and not force:
             raise OptionsError(
                 "queue", f"{path} is on {kind}, whose locks can't be relied on; spool_force takes it anyway"
             )
-        _check_format(system, root, path)
-        inner = _open(system, identity, root)
+        _check_format(system, root, path, make=make)
+        inner = _open(system, identity, root, make=make)
     finally:
         system.close(root)
     segments = dead = -1
     try:
-        segments = _open(system, "seg", inner)
-        dead = _open(system, "dead", inner)
+        segments = _open(system, "seg", inner, make=make)
+        dead = _open(system, "dead", inner, make=make)
         status = system.status(inner)
     except BaseException:
         for fd in (inner, segments, dead):
@@ -88,6 +101,54 @@ def open_directory(system: System, path: str, identity: str, *, force: bool = Fa
                 system.close(fd)
         raise
     return Directory(system, (status.st_dev, status.st_ino), inner, segments, dead)
+
+
+def identities_in(system: System, path: str) -> list[str]:
+    """The identities that a spool holds; makes and locks nothing.
+
+    Raises:
+        OptionsError: It is not one to trust, or no spool of this version.
+        OSError: It can't be read now; `FileNotFoundError`: it is not there, or is being made.
+    """
+    root = _open(system, path, None, make=False)
+    try:
+        _check_format(system, root, path, make=False)
+        return sorted(
+            name
+            for name in system.names(root)
+            if _IDENTITY.fullmatch(name) and system.is_directory(system.status_of(name, root))
+        )
+    finally:
+        system.close(root)
+
+
+def read_credentials(directory: Directory, identity: str) -> Dsn | None:
+    """The DSN that an app left for a forwarder; None when there is none.
+
+    Raises:
+        OptionsError: What is there can't be believed: open to others, no DSN, or that of another identity.
+        OSError: It can't be read now.
+    """
+    system = directory.system
+    try:
+        fd = system.open_file(_CREDENTIALS, directory.identity)
+    except FileNotFoundError:
+        return None
+    try:
+        status = system.status(fd)
+        ours = system.is_file(status) and status.st_uid == system.user()
+        if not ours or stat.S_IMODE(status.st_mode) & 0o077:
+            raise OptionsError("dsn", f"the credentials of {identity} are not a file of ours alone")
+        data = system.read(fd, _LONGEST_DSN, 0)
+    finally:
+        system.close(fd)
+    try:
+        dsn = Dsn.parse(data.decode("utf-8").strip())
+    except (InvalidDsn, UnicodeDecodeError):
+        raise OptionsError("dsn", f"the credentials of {identity} are not a DSN") from None
+    if identity_of(dsn) != identity:
+        raise OptionsError("dsn", f"the credentials of {identity} belong to another identity")
+    return dsn
 
 
 def store_credentials(directory: Directory, text: str) -> None:
@@ -101,17 +162,19 @@ def store_credentials(directory: Directory, text: str) -> None:
     fd = system.create(draft, directory.identity)
     try:
         system.close_after(fd, text.encode() + b"\n")
-        system.rename(draft, "dsn", directory.identity)
+        system.rename(draft, _CREDENTIALS, directory.identity)
     except OSError:
         system.unlink(draft, directory.identity)
         raise
 
 
-def _open(system: System, path: str, within: int | None) -> int:
+def _open(system: System, path: str, within: int | None, *, make: bool = True) -> int:
     try:
         try:
             fd = system.open_directory(path, within=within)
         except FileNotFoundError:
+            if not make:
+                raise
             try:
                 system.make_directory(path, within=within)
             except FileExistsError:
@@ -133,11 +196,13 @@ def _open(system: System, path: str, within: int | None) -> int:
     return fd
 
 
-def _check_format(system: System, root: int, path: str) -> None:
+def _check_format(system: System, root: int, path: str, *, make: bool = True) -> None:
     """Written once under its name, whole: a crash leaves no half of it."""
     try:
         fd = system.open_file(_FORMAT_NAME, root)
     except FileNotFoundError:
+        if not make:
+            raise
         draft = f".format-{system.random(8).hex()}"
         system.close_after(system.create(draft, root), FORMAT)
         try:

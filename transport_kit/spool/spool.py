@@ -11,13 +11,10 @@ during I/O. `claim`, and what settles, do I/O under `lock`, which only they and 
 
 from __future__ import annotations
 
-import itertools
 import os
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from transport_kit.errors import OptionsError
@@ -26,9 +23,10 @@ from transport_kit.log import log
 from transport_kit.queue import Claim, MemoryQueue, Put, QueueStats
 from transport_kit.sealing import Priority, SealedEnvelope
 from transport_kit.spool.ages import Ages
-from transport_kit.spool.directory import Directory, open_directory, store_credentials
+from transport_kit.spool.directory import open_directory, store_credentials
 from transport_kit.spool.drainer import Drainer
 from transport_kit.spool.election import Election
+from transport_kit.spool.life import Life, SpoolFacts
 from transport_kit.spool.records import envelope_record, losses_record, rank_of
 from transport_kit.spool.segments import Kind
 from transport_kit.spool.status import SpoolStatus, read_status
@@ -36,7 +34,6 @@ from transport_kit.spool.system import System
 from transport_kit.spool.tail import Entry
 from transport_kit.spool.upkeep import Upkeep
 from transport_kit.spool.writer import Full, Writer
-from transport_kit.statelock import StateLock
 
 __all__ = ["FileSpool", "SpoolFacts"]
 
@@ -57,77 +54,6 @@ SMALLEST_RECORD: Final = 128
 _LOSSES_RANK: Final = int(Priority.TRANSACTION)
 _ACCEPTED: Final = Put(True)
 _REFUSED: Final = Put(False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpoolFacts:
-    """What a process knows of its spool, without looking at the disk.
-
-    Attributes:
-        path: Of the spool.
-        draining: Whether this process drains.
-        drainer: The process that does; 0 when its number is unknown, None when none was seen.
-        trouble: Why envelopes go to memory instead, or None.
-        in_memory: Envelopes that wait there now.
-        fell_back: Envelopes that were taken into memory so far.
-        status: What the drainer published last, or None.
-        status_age: Seconds since, when it can be told.
-    """
-
-    path: str
-    draining: bool
-    drainer: int | None
-    trouble: str | None
-    in_memory: int
-    fell_back: int
-    status: SpoolStatus | None
-    status_age: float | None
-
-
-class _Life:
-    """All that belongs to one process. Fields without a word change only while holding `lock`."""
-
-    def __init__(self, spool: FileSpool) -> None:
-        self.pid = spool._system.process()
-        # The next life, by the process it is for. `setdefault` decides among threads that come at once.
-        self.heirs: dict[int, _Life] = {}
-        self.parent: _Life | None = None
-        self.lock = StateLock()
-        self.memory = MemoryQueue(spool._memory_items, spool._memory_bytes, clock=spool._clock)
-        self.ids = itertools.count(1)
-        self.directory: Directory | None = None
-        # Read by every put; replaced as a whole.
-        self.writer: Writer | None = None
-        self.election: Election | None = None
-        self.drainer: Drainer | None = None
-        self.upkeep: Upkeep | None = None
-        # Claims of envelopes in memory, by our id.
-        self.from_memory: dict[int, Claim] = {}
-        self.leaving = False  # a forwarder came
-        self.yield_at = 0.0
-        self.working = False  # the last look found something
-        self.status_read = float("-inf")
-        # Set by any thread, each in one step. `trouble` keeps puts from trying; `why` is what is known of
-        # the last failure until something was written again.
-        self.trouble: str | None = None
-        self.why: str | None = None
-        self.try_again = 0.0
-        self.closed = False
-        self.hasten = False
-        self.fell_back = 0
-        self.puts = 0
-        self.puts_at_status = 0
-        self.candidacy_at = float("-inf")
-        self.status: SpoolStatus | None = None
-        self.holder: int | None = None
-        self.figures = (0, 0)  # waiting and in hand, as far as the drainer has read
-        # Guards the three below, for a moment at a time and never during I/O. Re-entrant.
-        self.signal = threading.Condition()
-        self.wakes = 0
-        self.pokes = 0
-        self.parked = False
-        # Only ever tried: puts and claims both run for the drain.
-        self.electing = threading.Lock()
 
 
 # For forks: every spool of this process.
@@ -214,7 +140,7 @@ class FileSpool:
         self._wall = wall
         self._system = system or System()
         _abandon_all()  # of a parent, when a fork went unseen: does nothing to the spools of this process
-        self._life = _Life(self)
+        self._life = self._new_life()
         # Held by claims and what settles, during I/O; never by a capture.
         self.lock = self._life.lock
         _spools.add(self)
@@ -232,18 +158,22 @@ class FileSpool:
 
     # -- one process and the next ----------------------------------------------------------------------
 
-    def _current(self) -> _Life:
+    def _current(self) -> Life:
         life = self._life
         if life.pid != self._system.process():
             # A fork. The hook has closed what we inherited, unless the fork was made in C.
             self._abandon()
-            fresh = _Life(self)
+            fresh = self._new_life()
             fresh.parent = life  # kept: finalising it here could find a lock of its held
             self._life = life = life.heirs.setdefault(fresh.pid, fresh)
             self.lock = life.lock
             if life is fresh:
                 self._try_to_open(life)
         return life
+
+    def _new_life(self) -> Life:
+        memory = MemoryQueue(self._memory_items, self._memory_bytes, clock=self._clock)
+        return Life(self._system.process(), memory)
 
     def _abandon(self) -> None:
         """In a forked child: let go of what is the parent's. Takes no lock."""
@@ -254,7 +184,7 @@ class FileSpool:
         if writer is not None:
             writer.abandon()
 
-    def _open(self, life: _Life) -> None:
+    def _open(self, life: Life) -> None:
         directory = open_directory(self._system, self.path, self.identity, force=self._force)
         try:
             if self._credentials is not None:
@@ -275,7 +205,7 @@ class FileSpool:
         # What the last drainer knew: until the first look, a flush has nothing else to go by.
         life.status = read_status(directory)
 
-    def _try_to_open(self, life: _Life) -> bool:
+    def _try_to_open(self, life: Life) -> bool:
         try:
             self._open(life)
         except (OSError, OptionsError) as error:
@@ -315,7 +245,7 @@ class FileSpool:
             self._poke(life)
         return put
 
-    def _after_put(self, life: _Life) -> None:
+    def _after_put(self, life: Life) -> None:
         life.puts += 1
         if life.why is not None:
             life.trouble = None
@@ -350,7 +280,7 @@ class FileSpool:
 
     # -- the election ----------------------------------------------------------------------------------
 
-    def _run_for_it(self, life: _Life, now: float) -> None:
+    def _run_for_it(self, life: Life, now: float) -> None:
         """See whether this process drains from now on; a few system calls, and no waiting."""
         life.candidacy_at = now
         election = life.election
@@ -371,7 +301,7 @@ class FileSpool:
         if won:
             self._poke(life)
 
-    def _take_over(self, life: _Life) -> None:
+    def _take_over(self, life: Life) -> None:
         directory = life.directory
         assert directory is not None
         boot = self._system.boot()
@@ -396,7 +326,7 @@ class FileSpool:
             boot=boot,
         )
 
-    def _step_down(self, life: _Life) -> None:
+    def _step_down(self, life: Life) -> None:
         """A forwarder came: leave it to that one, as soon as nothing is in our hands."""
         drainer, election = life.drainer, life.election
         assert drainer is not None
@@ -440,7 +370,7 @@ class FileSpool:
                     return []
             pause = LOOK_FIRST if life.pokes != pokes else min(pause * 2, LOOK_LAST)
 
-    def _next_look(self, life: _Life, now: float, pause: float) -> tuple[float, bool]:
+    def _next_look(self, life: Life, now: float, pause: float) -> tuple[float, bool]:
         """When to look again, and whether a put must say so because that is far off."""
         drainer = life.drainer
         if drainer is not None:
@@ -451,7 +381,7 @@ class FileSpool:
         until = max(now + LOOK_FIRST, life.candidacy_at + CANDIDACY)
         return (now + RECOVERY, True) if life.why is not None else (until, False)
 
-    def _look(self, life: _Life, limit: int) -> list[Claim]:
+    def _look(self, life: Life, limit: int) -> list[Claim]:
         if life.lock.held():
             return []  # interrupted inside a critical section of ours
         with life.lock.rlock:
@@ -459,7 +389,7 @@ class FileSpool:
         life.lock.drain()
         return claims
 
-    def _look_locked(self, life: _Life, limit: int) -> list[Claim]:
+    def _look_locked(self, life: Life, limit: int) -> list[Claim]:
         now = self._clock()
         if life.why is not None and now >= life.try_again:
             self._recover_locked(life)
@@ -482,7 +412,7 @@ class FileSpool:
                 claims.append(claim)
         return claims
 
-    def _drain_locked(self, life: _Life, drainer: Drainer, limit: int, now: float) -> list[Claim]:
+    def _drain_locked(self, life: Life, drainer: Drainer, limit: int, now: float) -> list[Claim]:
         assert life.upkeep is not None
         if life.hasten:
             life.hasten = False
@@ -517,11 +447,11 @@ class FileSpool:
             if entry.sealed is not None
         ]
 
-    def _count_locked(self, life: _Life, drainer: Drainer) -> None:
+    def _count_locked(self, life: Life, drainer: Drainer) -> None:
         in_hand = len(drainer.claimed)
         life.figures = (max(0, drainer.tally.pending - in_hand), in_hand)
 
-    def _read_status(self, life: _Life, now: float) -> None:
+    def _read_status(self, life: Life, now: float) -> None:
         life.status_read = now
         if life.directory is None:
             return
@@ -532,7 +462,7 @@ class FileSpool:
 
     # -- settling --------------------------------------------------------------------------------------
 
-    def _settle(self, action: Callable[[_Life, Drainer | None], None]) -> None:
+    def _settle(self, action: Callable[[Life, Drainer | None], None]) -> None:
         life = self._current()
 
         def settle() -> None:
@@ -551,7 +481,7 @@ class FileSpool:
         """Settled: forget them."""
         settled = list(claims)
 
-        def act(life: _Life, drainer: Drainer | None) -> None:
+        def act(life: Life, drainer: Drainer | None) -> None:
             for claim in settled:
                 inner = life.from_memory.pop(claim.id, None)
                 if inner is not None:
@@ -565,7 +495,7 @@ class FileSpool:
         """Not delivered: to be claimed again, by whoever drains then."""
         returned = list(claims)
 
-        def act(life: _Life, drainer: Drainer | None) -> None:
+        def act(life: Life, drainer: Drainer | None) -> None:
             for claim in returned:
                 inner = life.from_memory.pop(claim.id, None)
                 if inner is not None:
@@ -581,7 +511,7 @@ class FileSpool:
     def bury(self, claim: Claim, reason: str) -> None:
         """To the dead letters, which a person may look at and replay."""
 
-        def act(life: _Life, drainer: Drainer | None) -> None:
+        def act(life: Life, drainer: Drainer | None) -> None:
             inner = life.from_memory.pop(claim.id, None)
             if inner is not None:
                 life.memory.ack([inner])
@@ -592,7 +522,7 @@ class FileSpool:
 
     # -- memory, while the directory can't be used -----------------------------------------------------
 
-    def _recover_locked(self, life: _Life) -> None:
+    def _recover_locked(self, life: Life) -> None:
         """Try the directory again, and move there what had to be taken into memory."""
         life.try_again = self._clock() + RECOVERY
         if life.writer is None and not self._try_to_open(life):
@@ -600,7 +530,7 @@ class FileSpool:
         life.trouble = None
         self._move_to_disk_locked(life)
 
-    def _move_to_disk_locked(self, life: _Life) -> None:
+    def _move_to_disk_locked(self, life: Life) -> None:
         writer = life.writer
         while writer is not None and life.trouble is None:
             claims = life.memory.claim(1, 0.0)
@@ -620,21 +550,21 @@ class FileSpool:
             life.puts += 1
             self._is_well(life)
 
-    def _have_trouble(self, life: _Life, why: str) -> None:
+    def _have_trouble(self, life: Life, why: str) -> None:
         life.try_again = self._clock() + RECOVERY
         known, life.why = life.why is not None, why
         life.trouble = why
         if not known:
             log.warning("the spool can't be used and envelopes are kept in memory meanwhile: %s", why)
 
-    def _is_well(self, life: _Life) -> None:
+    def _is_well(self, life: Life) -> None:
         if life.why is not None:
             life.why = None
             log.info("the spool can be used again")
 
     # -- waking, saying, ending ------------------------------------------------------------------------
 
-    def _poke(self, life: _Life) -> None:
+    def _poke(self, life: Life) -> None:
         with life.signal:
             life.pokes += 1
             life.signal.notify_all()
@@ -754,7 +684,7 @@ class FileSpool:
             life.lock.drain()
         return left
 
-    def _end_locked(self, life: _Life) -> None:
+    def _end_locked(self, life: Life) -> None:
         if life.drainer is not None:
             losses = tuple((reason, category, n) for (reason, category), n in life.drainer.losses.items())
             if losses and life.writer is not None:

@@ -179,7 +179,12 @@ class Upkeep:
             torn=drainer.torn,
             foreign=sum(tail.foreign for tail in tails),
         )
-        changed = figures.pending != self.status.pending or figures.size != self.status.size
+        before = self.status
+        changed = (figures.pending, figures.size, figures.complete) != (
+            before.pending,
+            before.size,
+            before.complete,
+        )
         if now >= self._published + (PUBLISH_EVERY if changed else REPEAT_EVERY):
             publish(self._directory, figures)
             self._published = now

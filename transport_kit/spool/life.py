@@ -1,0 +1,93 @@
+"""What belongs to one process of a spool, and what is said of it.
+
+Owns the fields and who may change them; no behaviour. A forked child gets a new one and never touches its
+parent's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from dataclasses import dataclass
+
+from transport_kit.queue import Claim, MemoryQueue
+from transport_kit.spool.directory import Directory
+from transport_kit.spool.drainer import Drainer
+from transport_kit.spool.election import Election
+from transport_kit.spool.status import SpoolStatus
+from transport_kit.spool.upkeep import Upkeep
+from transport_kit.spool.writer import Writer
+from transport_kit.statelock import StateLock
+
+__all__ = ["Life", "SpoolFacts"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolFacts:
+    """What a process knows of its spool, without looking at the disk.
+
+    Attributes:
+        path: Of the spool.
+        draining: Whether this process drains.
+        drainer: The process that does; 0 when its number is unknown, None when none was seen.
+        trouble: Why envelopes go to memory instead, or None.
+        in_memory: Envelopes that wait there now.
+        fell_back: Envelopes that were taken into memory so far.
+        status: What the drainer published last, or None.
+        status_age: Seconds since, when it can be told.
+    """
+
+    path: str
+    draining: bool
+    drainer: int | None
+    trouble: str | None
+    in_memory: int
+    fell_back: int
+    status: SpoolStatus | None
+    status_age: float | None
+
+
+class Life:
+    """All that belongs to one process. Fields without a word change only while holding `lock`."""
+
+    def __init__(self, pid: int, memory: MemoryQueue) -> None:
+        self.pid = pid
+        # The next life, by the process it is for. `setdefault` decides among threads that come at once.
+        self.heirs: dict[int, Life] = {}
+        self.parent: Life | None = None
+        self.lock = StateLock()
+        self.memory = memory
+        self.ids = itertools.count(1)
+        self.directory: Directory | None = None
+        # Read by every put; replaced as a whole.
+        self.writer: Writer | None = None
+        self.election: Election | None = None
+        self.drainer: Drainer | None = None
+        self.upkeep: Upkeep | None = None
+        # Claims of envelopes in memory, by our id.
+        self.from_memory: dict[int, Claim] = {}
+        self.leaving = False  # a forwarder came
+        self.yield_at = 0.0
+        self.working = False  # the last look found something
+        self.status_read = float("-inf")
+        # Set by any thread, each in one step. `trouble` keeps puts from trying; `why` is what is known of
+        # the last failure until something was written again.
+        self.trouble: str | None = None
+        self.why: str | None = None
+        self.try_again = 0.0
+        self.closed = False
+        self.hasten = False
+        self.fell_back = 0
+        self.puts = 0
+        self.puts_at_status = 0
+        self.candidacy_at = float("-inf")
+        self.status: SpoolStatus | None = None
+        self.holder: int | None = None
+        self.figures = (0, 0)  # waiting and in hand, as far as the drainer has read
+        # Guards the three below, for a moment at a time and never during I/O. Re-entrant.
+        self.signal = threading.Condition()
+        self.wakes = 0
+        self.pokes = 0
+        self.parked = False
+        # Only ever tried: puts and claims both run for the drain.
+        self.electing = threading.Lock()
