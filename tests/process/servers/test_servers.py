@@ -1,7 +1,7 @@
 """Real servers, SIGTERM right after an error: the event arrives, once, and the exit is on time.
 
-Each test starts a server as a child process, as a process manager does. What ends a transport differs from
-server to server; `HOOKS` is what docs/operations.md says.
+Each test starts a server as a child process, as a process manager does. All of them end a transport by the
+lifespan, also that of an app which knows none: docs/operations.md.
 """
 
 from __future__ import annotations
@@ -17,13 +17,6 @@ from transport_kit.testing import FaultServer
 
 SHUTDOWN_TIMEOUT = 2.0
 WORKERS = {"uvicorn-2": 2}
-#: What ends the transport where the app knows no lifespan, and so none comes.
-HOOKS = {
-    "uvicorn": ("SIGTERM",),
-    "gunicorn": ("SIGTERM",),
-    "hypercorn": ("Finalize",),
-    "granian": ("Finalize",),
-}
 every_server = pytest.mark.parametrize("name", SERVERS)
 
 
@@ -116,11 +109,10 @@ def test_a_receiver_that_hangs_costs_the_shutdown_timeout_and_no_more(
     assert_in_time(ended, timeout=0.5)
 
 
-@pytest.mark.parametrize("name", HOOKS)
-def test_an_app_without_lifespan_is_seen_to_its_end_by_another_hook(
-    name: str, receiver: FaultServer, tmp_path: Path
-) -> None:
-    """Mounted apps and plain ASGI apps get no lifespan, and lose nothing for it."""
+@every_server
+def test_an_app_without_lifespan_loses_nothing(name: str, receiver: FaultServer, tmp_path: Path) -> None:
+    """The server is answered in its place: uvicorn's workers end by the signal itself, after the loop's end,
+    and nothing else would tell the transport."""
     receiver.hold()
     with running(name, tmp_path, receiver.dsn, app="bare") as server:
         server.wait_until_listening()
@@ -128,19 +120,5 @@ def test_an_app_without_lifespan_is_seen_to_its_end_by_another_hook(
         raise_errors(server, 20)
         ended = server.terminate(on_hook=receiver.release)
     assert messages(receiver) == expected(20), ended.said
-    assert ended.hooks == HOOKS[name]
+    assert set(ended.hooks) == {"lifespan"}
     assert_in_time(ended)
-
-
-@pytest.mark.xfail(strict=True, reason="uvicorn's workers end by the signal itself, after the loop's end")
-def test_an_app_without_lifespan_in_uvicorns_workers_loses_nothing(
-    receiver: FaultServer, tmp_path: Path
-) -> None:
-    """The one place with no hook: only a lifespan answered for the app can see this end."""
-    receiver.hold()
-    with running("uvicorn-2", tmp_path, receiver.dsn, app="bare") as server:
-        server.wait_until_listening()
-        assert server.get("/up") == 200
-        raise_errors(server, 20)
-        ended = server.terminate(on_hook=receiver.release)
-    assert messages(receiver) == expected(20), ended.said
