@@ -3,7 +3,9 @@
 `app.add_middleware(TransportMiddleware, dsn=DSN)`, added last, is all that most apps need.
 """
 
+from transport_kit_starlette.handlers import report_server_errors
+from transport_kit_starlette.life import lifespan
 from transport_kit_starlette.middleware import TransportMiddleware
 from transport_kit_starlette.routes import get_kit, transport_routes
 
-__all__ = ["get_kit", "transport_routes", "TransportMiddleware"]
+__all__ = ["get_kit", "lifespan", "report_server_errors", "transport_routes", "TransportMiddleware"]

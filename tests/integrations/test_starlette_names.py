@@ -1,0 +1,283 @@
+"""What a request is called: the route as the app wrote it, below the mounts that lead to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import fastapi
+import pytest
+from starlette.applications import Starlette
+from starlette.convertors import Convertor
+from starlette.endpoints import HTTPEndpoint
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Host, Mount, Route, Router, WebSocketRoute
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocket
+
+from transport_kit_starlette import TransportMiddleware, get_kit
+
+
+class CartError(Exception):
+    """The app's own."""
+
+
+async def fail(request: Request) -> Response:
+    raise CartError("bad cart")
+
+
+class Failing(HTTPEndpoint):
+    """An endpoint of the kind that answers several methods."""
+
+    async def get(self, request: Request) -> Response:
+        raise CartError("bad cart")
+
+
+async def bare(scope: Any, receive: Any, send: Any) -> None:
+    raise CartError("no route here")
+
+
+class Copying:
+    """A middleware that hands a copy of the scope further in, as some do."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(dict(scope), receive, send)
+
+
+class Hiding(Copying):
+    """And one that keeps to itself what it wraps."""
+
+    def __init__(self, app: Any) -> None:
+        self._inner = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._inner(dict(scope), receive, send)
+
+
+class Passing(BaseHTTPMiddleware):
+    """The kind of middleware that runs the app in another task."""
+
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        return await call_next(request)
+
+
+def routes() -> list[Any]:
+    carts = Route("/carts/{number:int}", fail)
+    return [
+        carts,
+        Route("/post", fail, methods=["POST"]),
+        Route("/post", fail, methods=["PUT"]),
+        Route("/class/{name}", Failing),
+        Mount("/shop", routes=[carts, Mount("/inner", routes=[Route("/", fail)])]),
+        Mount("/tenants/{tenant}", app=Starlette(routes=[carts], middleware=[Middleware(Passing)])),
+        Mount("/wrapped", app=Copying(Router([carts]))),
+        Mount("/bare", app=bare),
+        Host("api.shop.example", app=Router([Route("/v1", fail)])),
+        Mount("/", routes=[Route("/last", fail)]),
+    ]
+
+
+def name(sink: Any) -> tuple[str, str]:
+    event = sink.event
+    return event["transaction"], event["transaction_info"]["source"]
+
+
+NAMES = [
+    ("/carts/7", "/carts/{number:int}"),
+    ("/class/x", "/class/{name}"),
+    ("/shop/carts/7", "/shop/carts/{number:int}"),
+    ("/shop/inner/", "/shop/inner/"),
+    ("/tenants/acme/carts/7", "/tenants/{tenant}/carts/{number:int}"),
+    ("/wrapped/carts/7", "/wrapped/carts/{number:int}"),
+    ("/bare/anything/12", "/bare"),
+    ("/last", "/last"),
+]
+LAYERS: list[tuple[Any, ...]] = [(), (Copying,), (Hiding,), (Passing, Copying)]
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize(("path", "route"), NAMES)
+def test_a_request_is_called_by_its_mounts_and_its_route(
+    path: str, route: str, layers: tuple[Any, ...], sink: Any, client: Any
+) -> None:
+    """A name with a number in it makes every cart a problem of its own, whatever layers are in between."""
+    middleware = [Middleware(TransportMiddleware, dsn=sink), *map(Middleware, layers)]
+    client(Starlette(routes=routes(), middleware=middleware), path)
+    assert name(sink) == (route, "route")
+
+
+@pytest.mark.parametrize("wrap", [lambda app: app, Copying])
+@pytest.mark.parametrize(("path", "route"), NAMES)
+def test_it_is_called_the_same_when_the_middleware_is_wrapped_around_the_app(
+    path: str, route: str, wrap: Callable[[Any], Any], sink: Any, client: Any
+) -> None:
+    """Then no `app` is in the scope yet, and the innermost one is when it is asked for."""
+    client(TransportMiddleware(wrap(Starlette(routes=routes())), dsn=sink), path)
+    assert name(sink) == (route, "route")
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/proxy/shop/carts/1", "/proxy/shop/carts/{number:int}"),
+        ("/proxy/carts/1", "/proxy/carts/{number:int}"),
+        ("/carts/1", "/proxy/carts/{number:int}"),
+    ],
+)
+def test_the_servers_prefix_is_part_of_the_name(path: str, route: str, sink: Any, client: Any) -> None:
+    """As in Flask; servers differ in whether `path` holds it."""
+    app = Starlette(routes=routes(), middleware=[Middleware(TransportMiddleware, dsn=sink)])
+    client(app, path, root_path="/proxy")
+    assert name(sink) == (route, "route")
+
+
+def test_a_host_route_adds_nothing(sink: Any, client: Any) -> None:
+    """The host is in the request's URL."""
+    app = Starlette(routes=routes(), middleware=[Middleware(TransportMiddleware, dsn=sink)])
+    client(app, "/v1", headers=[(b"host", b"api.shop.example")])
+    assert name(sink) == ("/v1", "route")
+
+
+def rejecting(app: Any) -> Any:
+    """A middleware that fails before any route is looked for."""
+    return bare
+
+
+@pytest.mark.parametrize("path", ["/missing", "/carts/seven", "/shop"])
+def test_what_fits_no_route_is_called_by_its_path(path: str, sink: Any, client: Any) -> None:
+    """There is nothing better, and the source says so."""
+    middleware = [Middleware(TransportMiddleware, dsn=sink), Middleware(rejecting)]
+    client(Starlette(routes=routes()[:5], middleware=middleware), path)
+    assert name(sink) == (path, "url")
+
+
+def test_an_app_without_routes_is_called_by_the_path(sink: Any, client: Any) -> None:
+    """Quart, Litestar and Django have routes of their own kinds."""
+    client(TransportMiddleware(bare, dsn=sink), "/x/1", root_path="/proxy")
+    assert name(sink) == ("/proxy/x/1", "url")
+
+
+def test_a_method_that_the_route_does_not_know_has_its_name(sink: Any, client: Any) -> None:
+    """Routers answer 405 by the first route that fits but for the method."""
+
+    class Strict(Copying):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await self.app(scope, receive, send)
+            raise CartError("after")
+
+    middleware = [Middleware(TransportMiddleware, dsn=sink), Middleware(Strict), Middleware(Copying)]
+    seen = client(Starlette(routes=routes()[:3], middleware=middleware), "/post", method="DELETE")
+    assert seen.status == 405
+    assert name(sink) == ("/post", "route")
+
+
+def test_a_websocket_is_called_by_its_route(sink: Any) -> None:
+    """Rooms have names too."""
+
+    async def chat(socket: WebSocket) -> None:
+        await socket.accept()
+        raise CartError("chat")
+
+    app = Starlette(
+        routes=[Mount("/chat", routes=[WebSocketRoute("/{room}", chat)])],
+        middleware=[Middleware(TransportMiddleware, dsn=sink)],
+    )
+    with TestClient(app) as browser, pytest.raises(CartError):  # noqa: SIM117 - the socket raises
+        with browser.websocket_connect("/chat/7") as socket:
+            socket.receive_text()
+    assert name(sink) == ("/chat/{room}", "route")
+
+
+class Broken(Convertor[str]):
+    """A convertor that fails when it is asked outside of its request."""
+
+    regex = "x+"
+    asked = 0
+
+    def convert(self, value: str) -> str:
+        self.asked += 1
+        if self.asked > 1:
+            raise RuntimeError("asked twice")
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+@pytest.mark.parametrize("scope_has_route", [True, False])
+def test_an_apps_own_convertor_that_fails_costs_the_name_and_not_the_event(
+    scope_has_route: bool, sink: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the routes have to be asked again, they are the app's code."""
+    monkeypatch.setitem(__import__("starlette.convertors").convertors.CONVERTOR_TYPES, "broken", Broken())
+    layers = [] if scope_has_route else [Middleware(Copying)]
+    app = Starlette(
+        routes=[Mount("/shop", routes=[Route("/{name:broken}", fail)])],
+        middleware=[Middleware(TransportMiddleware, dsn=sink), *layers],
+    )
+    client(app, "/shop/xx")
+    assert name(sink)[0] in ("/shop/{name:broken}", "/shop/xx")
+    assert sink.exception["value"] == "bad cart"
+
+
+def fastapi_site(sink: Any) -> fastapi.FastAPI:
+    app = fastapi.FastAPI()
+    inner = fastapi.APIRouter(prefix="/carts")
+    outer = fastapi.APIRouter(prefix="/shop")
+    sub = fastapi.FastAPI()
+
+    for router in (app, inner, sub):
+
+        @router.get("/{number}/{rest:path}")
+        async def cart(number: int, rest: str) -> None:
+            raise CartError(rest)
+
+    inner.add_route("/plain", fail)
+    outer.include_router(inner)
+    app.include_router(outer, prefix="/api")
+    app.mount("/sub", sub)
+    app.router.routes.insert(0, app.router.routes.pop())
+    app.router.routes.insert(0, app.router.routes.pop())
+    app.add_middleware(TransportMiddleware, dsn=sink)
+    return app
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/7/x", "/{number}/{rest:path}"),
+        ("/api/shop/carts/7/x", "/api/shop/carts/{number}/{rest:path}"),
+        ("/api/shop/plain", "/api/shop/plain"),
+        ("/sub/7/x", "/sub/{number}/{rest:path}"),
+    ],
+)
+def test_fastapis_routers_and_mounts_are_in_the_name(path: str, route: str, sink: Any, client: Any) -> None:
+    """The newest FastAPI keeps included routers as they are: the route alone doesn't know its prefixes."""
+    client(fastapi_site(sink), path)
+    assert name(sink) == (route, "route")
+
+
+def test_a_sampler_is_told_the_name_that_the_event_will_have(sink: Any, client: Any) -> None:
+    """It is asked before any router has run, and decides by the route all the same."""
+    told: list[Any] = []
+
+    def sampler(facts: dict[str, Any]) -> float:
+        told.append((facts["name"], facts["source"]))
+        return 0.0
+
+    async def page(request: Request) -> Response:
+        get_kit(request).capture_exception(CartError("by hand"))
+        return PlainTextResponse("ok")
+
+    app = Starlette(
+        routes=[Route("/carts/{number}", page)],
+        middleware=[Middleware(TransportMiddleware, dsn=sink, traces_sampler=sampler)],
+    )
+    assert client(app, "/carts/7").status == 200
+    assert [name(sink)] == told == [("/carts/{number}", "route")]
