@@ -17,7 +17,7 @@ from transport_kit.options import ENV_PREFIX, TransportOptions, resolve
 from transport_kit.queue import Queue
 from transport_kit.transport import FunctionTransport, NullTransport, Transport
 
-__all__ = ["DSN_VARIABLE", "Target", "build_transport", "make_transport"]
+__all__ = ["DSN_VARIABLE", "Target", "build_transport", "make_transport", "spool_arguments"]
 
 #: The environment variable that names the DSN when no target is given.
 DSN_VARIABLE = ENV_PREFIX + "DSN"
@@ -78,6 +78,20 @@ def _over_http(kind: type[BaseHttpTransport], dsn: Dsn, options: TransportOption
     return kind(dsn, options, make_queue=_spool_maker(dsn, options, options.spool_path))
 
 
+def spool_arguments(options: TransportOptions) -> dict[str, Any]:
+    """What the options say of a spool, as arguments of `FileSpool`."""
+    return {
+        "max_bytes": options.spool_max_bytes,
+        "max_count": options.spool_max_count,
+        "max_age": options.spool_max_age,
+        "segment_bytes": options.spool_segment_bytes,
+        "durability": options.spool_durability,
+        "memory_items": options.max_queue_items,
+        "memory_bytes": options.max_queue_bytes,
+        "force": options.spool_force,
+    }
+
+
 def _spool_maker(dsn: Dsn, options: TransportOptions, path: str) -> Callable[[], Queue]:
     """Makes a process's queue. What a person has to put right is an error for the first, and only trouble
     for that of a forked child: nobody expects an exception there."""
@@ -93,14 +107,7 @@ def _spool_maker(dsn: Dsn, options: TransportOptions, path: str) -> Callable[[],
         return FileSpool(
             path,
             identity_of(dsn),
-            max_bytes=options.spool_max_bytes,
-            max_count=options.spool_max_count,
-            max_age=options.spool_max_age,
-            segment_bytes=options.spool_segment_bytes,
-            durability=options.spool_durability,
-            memory_items=options.max_queue_items,
-            memory_bytes=options.max_queue_bytes,
-            force=options.spool_force,
+            **spool_arguments(options),
             drain=options.spool_drain,
             credentials=dsn.reveal() if options.spool_credentials else None,
             strict=strict,

@@ -1,0 +1,518 @@
+"""The forwarder: drains spools from a process of its own, so that app processes only write.
+
+Owns which identities of a directory it serves, how fast it replays a backlog after an outage, and an end
+that leaves no request half done. Delivering is the transport's, with the same worker as in an app; the
+spool prefers a forwarder to all other processes (`spool/election.py`).
+
+Threads: `run` belongs to one thread; `stop` and `reload` may be called from any, and from signal handlers;
+`health`, `healths` and `served` are snapshots for any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from transport_kit.dsn import Dsn
+from transport_kit.errors import OptionsError
+from transport_kit.exchange import ExchangeError, Response
+from transport_kit.factory import spool_arguments
+from transport_kit.health import Health
+from transport_kit.http import HttpTransport
+from transport_kit.log import log
+from transport_kit.options import TransportOptions
+from transport_kit.queue import Claim
+from transport_kit.spool import FileSpool
+from transport_kit.spool.directory import identities_in, identity_of, open_directory, read_credentials
+from transport_kit.spool.system import System
+from transport_kit.transport import Transport
+
+__all__ = ["Event", "Forwarder", "ForwarderView", "Pace", "Rate", "Summary"]
+
+#: Seconds between two envelopes after an outage, and how many in a row have to arrive to end that.
+REPLAY_INTERVAL: Final = 0.1
+REPLAY_RUN: Final = 50
+#: Seconds between two looks for new identities; while it waits for something to end.
+LOOK_EVERY: Final = 1.0
+PULSE: Final = 0.02
+#: Seconds that `run(once=True)` goes on while nothing is delivered.
+PATIENCE: Final = 10.0
+
+#: What is told of a run: a word, and facts without secrets.
+Event = Callable[[str, Mapping[str, Any]], None]
+
+
+class Rate:
+    """An upper bound for all that share it.
+
+    Args:
+        per_second: Envelopes; None for no bound.
+
+    Threads: any. The bound holds on average: two that ask at the same moment may both go, and then wait.
+    """
+
+    def __init__(self, per_second: float | None) -> None:
+        self._interval = 0.0 if per_second is None else 1.0 / per_second
+        self._lock = threading.Lock()
+        self._next = 0.0  # guarded by `_lock`
+
+    def wait(self, now: float) -> float:
+        """Seconds until one may go; 0 or less: now."""
+        return self._next - now
+
+    def took(self, now: float) -> None:
+        """One goes."""
+        with self._lock:
+            self._next = max(self._next, now) + self._interval
+
+
+class Pace:
+    """How fast one server is sent to: at the bound of all, and slowly after it could not be reached.
+
+    A server that comes back finds every client with a backlog. So after a failure envelopes go one by
+    one, `interval` apart, until `run` of them in a row were answered.
+
+    Args:
+        rate: The bound that is shared with others.
+        interval: Seconds.
+        run: Envelopes.
+
+    Threads: any.
+    """
+
+    def __init__(self, rate: Rate, *, interval: float = REPLAY_INTERVAL, run: int = REPLAY_RUN) -> None:
+        self._rate = rate
+        self._replay = Rate(1.0 / interval)
+        self._run = run
+        self._lock = threading.Lock()
+        self._left = 0  # guarded by `_lock`: successes until full speed
+
+    @property
+    def slow(self) -> bool:
+        """Whether it replays one by one."""
+        return self._left > 0
+
+    def wait(self, now: float) -> float:
+        """Seconds until the next envelope may go; 0 or less: now."""
+        wait = self._rate.wait(now)
+        return max(wait, self._replay.wait(now)) if self.slow else wait
+
+    def took(self, now: float) -> None:
+        """One goes."""
+        self._rate.took(now)
+        self._replay.took(now)
+
+    def succeeded(self) -> None:
+        """The server answered."""
+        with self._lock:
+            self._left = max(0, self._left - 1)
+
+    def failed(self) -> None:
+        """It could not be reached, or said that it can't work."""
+        with self._lock:
+            self._left = self._run
+
+
+class _PacedSpool(FileSpool):
+    """Hands out envelopes at a pace, and none once the end has come.
+
+    The pace is kept where envelopes are claimed, so that none waits in a sender's hands: those are what a
+    kill makes duplicates of.
+    """
+
+    def __init__(self, *arguments: Any, pace: Pace, **options: Any) -> None:
+        self._pace = pace
+        self.ending = False
+        super().__init__(*arguments, **options)
+
+    def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
+        wait = self._pace.wait(time.monotonic())
+        if limit and (self.ending or wait > 0):
+            # It still looks after the spool: its bounds, the election, the figures.
+            return super().claim(0, timeout if self.ending else min(wait, timeout))
+        claims = super().claim(limit, timeout)
+        if claims and self.ending:
+            self.release(claims)
+            return []
+        for _ in claims:
+            self._pace.took(time.monotonic())
+        return claims
+
+
+class _PacedTransport(HttpTransport):
+    """Tells its pace how the server answers."""
+
+    def __init__(self, dsn: Dsn, options: TransportOptions, path: str, pace: Pace) -> None:
+        self.pace = pace
+        # Made with the transport; a forwarder does not fork.
+        self.spool: _PacedSpool
+
+        def make_queue() -> FileSpool:
+            self.spool = _PacedSpool(
+                path, identity_of(dsn), **spool_arguments(options), forwarder=True, pace=pace
+            )
+            return self.spool
+
+        super().__init__(dsn, options, make_queue=make_queue)
+
+    def _request(
+        self, method: str, url: str, body: bytes, headers: dict[str, str], *, timeout: float
+    ) -> Response:
+        try:
+            response = super()._request(method, url, body, headers, timeout=timeout)
+        except ExchangeError:
+            self.pace.failed()
+            raise
+        if response.status in self.options.retry_statuses:
+            self.pace.failed()
+        else:
+            self.pace.succeeded()
+        return response
+
+    @property
+    def empty(self) -> bool:
+        """Whether the spool is known to hold nothing that waits, by this process, which drains it."""
+        facts, stats = self.spool.facts(), self.spool.stats()
+        status = facts.status
+        return (
+            facts.draining
+            and not stats.waiting + stats.claimed
+            and status is not None
+            and status.pid == os.getpid()
+            and status.complete
+            and status.pending == 0
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run came to: quantities per category, and identities with envelopes that were left.
+
+    Attributes:
+        delivered: To servers.
+        discarded: Per reason and category.
+        left: Why something was left, by identity.
+    """
+
+    delivered: Mapping[str, int]
+    discarded: Mapping[str, Mapping[str, int]]
+    left: Mapping[str, str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was left."""
+        return not self.left
+
+
+class Forwarder:
+    """Delivers what the spools in a directory hold, each to its own DSN.
+
+    Args:
+        path: The spool's directory; may come into being later.
+        options: Of every transport it makes.
+        dsns: Called at the start and for each reload: the DSNs given. For other identities what apps
+            stored with `spool_credentials` is used; one without either waits.
+        max_rate: Envelopes a second, all identities together.
+        interval, run: See `Pace`.
+        patience: Seconds that `run(once=True)` goes on while nothing is delivered.
+        told: Called with what happens.
+
+    Raises:
+        OptionsError: An option is out of range.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        options: TransportOptions,
+        *,
+        dsns: Callable[[], Iterable[Dsn]] = tuple,
+        max_rate: float | None = None,
+        interval: float = REPLAY_INTERVAL,
+        run: int = REPLAY_RUN,
+        patience: float = PATIENCE,
+        told: Event = lambda word, facts: None,
+    ) -> None:
+        self.path = path
+        self._options = options
+        self._dsns = dsns
+        self._rate = Rate(max_rate)
+        self._interval = interval
+        self._run = run
+        self._patience = patience
+        self._told = told
+        self._system = System()
+        # By identity. Written by the thread of `run` only, and replaced as a whole; read by any.
+        self._served: dict[str, _PacedTransport] = {}
+        self._waiting: dict[str, str] = {}
+        self._given: dict[str, Dsn] = {}
+        # A byte in the pipe for each signal: an Event's lock could be held by the thread they interrupt.
+        self._read_end, self._write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._stops = 0
+        self._reload = False
+
+    def close(self) -> None:
+        """Let go of what a run needs. After the run."""
+        read_end, write_end = self._read_end, self._write_end
+        self._read_end = self._write_end = -1
+        for fd in (read_end, write_end):
+            if fd >= 0:
+                os.close(fd)
+
+    # -- from signal handlers --------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """End the run when the requests in flight are answered; asked twice, at once."""
+        self._stops += 1
+        self._poke()
+
+    def reload(self) -> None:
+        """Read DSNs, stored credentials and certificates anew."""
+        self._reload = True
+        self._poke()
+
+    def _poke(self) -> None:
+        try:
+            os.write(self._write_end, b"!")
+        except OSError:
+            pass  # full: it is awake; or closed: the run is over
+
+    def _wait(self, seconds: float) -> None:
+        ready, _, _ = select.select([self._read_end], [], [], seconds)
+        if ready:
+            os.read(self._read_end, 4096)
+
+    # -- the run ---------------------------------------------------------------------------------------
+
+    def run(self, *, once: bool = False) -> Summary:
+        """Deliver until `stop`; with `once` until nothing waits, or nothing can be delivered.
+
+        Raises:
+            OptionsError: The directory is not one to trust, or is missing with `once`; a DSN given can't
+                be used.
+        """
+        self._given = {identity_of(dsn): dsn for dsn in self._dsns()}
+        self._look(first=True, once=once)
+        stuck_since: dict[str, float] = {}
+        looked = time.monotonic()
+        while not self._stops:
+            if once and self._has_done_its_best(stuck_since):
+                break
+            self._wait(PULSE if once else LOOK_EVERY)
+            if self._reload:
+                self._reload = False
+                self._read_again()
+            elif time.monotonic() >= looked + LOOK_EVERY:
+                looked = time.monotonic()
+                self._look()
+        return self._end(once)
+
+    def _end(self, once: bool) -> Summary:
+        left = dict(self._waiting)
+        if once:
+            left |= {name: _why_left(each) for name, each in self._served.items() if not each.empty}
+        served = self._served
+        self._settle(served.values())
+        delivered: dict[str, int] = {}
+        discarded: dict[str, dict[str, int]] = {}
+        for each in served.values():
+            health = each.health()
+            _add(delivered, health.delivered)
+            for reason, counts in health.discarded_by_category.items():
+                _add(discarded.setdefault(reason, {}), counts)
+        return Summary(delivered, discarded, left if once else {})
+
+    def _settle(self, transports: Iterable[_PacedTransport]) -> None:
+        """Claim no more, wait for the requests in flight, and close."""
+        ending = list(transports)
+        for each in ending:
+            each.spool.ending = True
+            each.spool.wake()
+        stops = self._stops
+        deadline = time.monotonic() + self._options.shutdown_timeout
+        while any(each.spool.stats().claimed for each in ending):
+            left = deadline - time.monotonic()
+            if left <= 0 or self._stops > max(stops, 1):
+                log.warning("requests in flight were given up; what they carry is sent again later")
+                break
+            self._wait(min(PULSE, left))
+        for each in ending:
+            each.close(0.0)
+
+    def _has_done_its_best(self, stuck_since: dict[str, float]) -> bool:
+        now = time.monotonic()
+        for identity, each in self._served.items():
+            if each.empty:
+                continue
+            health = each.health()
+            if each.spool.facts().draining and not health.failing and health.problem is None:
+                stuck_since.pop(identity, None)
+                return False
+            if now - stuck_since.setdefault(identity, now) < self._patience:
+                return False
+        return True
+
+    # -- identities ------------------------------------------------------------------------------------
+
+    def _look(self, *, first: bool = False, once: bool = False) -> None:
+        """Take on what is there and not served yet."""
+        try:
+            names = identities_in(self._system, self.path)
+        except OptionsError:
+            if first:
+                raise
+            names = []  # what is served stays so; its descriptors are open
+        except OSError as error:
+            if once and not self._given:
+                raise OptionsError(
+                    "DIR", f"{self.path} is no spool: {error.strerror}", "command line"
+                ) from None
+            names = []
+        waiting: dict[str, str] = {}
+        served = dict(self._served)
+        for identity in dict.fromkeys((*self._given, *names)):
+            if identity in served:
+                continue
+            try:
+                dsn = self._given.get(identity) or self._stored(identity)
+                if dsn is None:
+                    waiting[identity] = "no DSN is given for it, and none is stored (spool_credentials)"
+                else:
+                    served[identity] = self._serve(identity, dsn)
+            except (OptionsError, OSError) as error:
+                if first and isinstance(error, OptionsError) and identity in self._given:
+                    raise
+                waiting[identity] = error.strerror or "" if isinstance(error, OSError) else str(error)
+        for identity, why in waiting.items():
+            if self._waiting.get(identity) != why:
+                log.warning("the spool of %s waits: %s", identity, why)
+                self._told("waiting", {"identity": identity, "why": why})
+        self._served, self._waiting = served, waiting
+
+    def _stored(self, identity: str) -> Dsn | None:
+        directory = open_directory(
+            self._system, self.path, identity, force=self._options.spool_force, make=False
+        )
+        try:
+            return read_credentials(directory, identity)
+        finally:
+            directory.close()
+
+    def _serve(self, identity: str, dsn: Dsn) -> _PacedTransport:
+        pace = Pace(self._rate, interval=self._interval, run=self._run)
+        transport = _PacedTransport(dsn, self._options, self.path, pace)
+        transport.start()
+        self._told("serving", {"identity": identity, "dsn": str(dsn)})
+        return transport
+
+    def _read_again(self) -> None:
+        """On a mistake in what is given all stays as it is."""
+        try:
+            given = {identity_of(dsn): dsn for dsn in self._dsns()}
+        except (OptionsError, OSError) as error:
+            log.error("not reloaded: %s", error)
+            self._told("not reloaded", {"why": str(error)})
+            return
+        served, self._served = self._served, {}
+        self._settle(served.values())
+        self._given, self._waiting = given, {}
+        self._told("reloaded", {})
+        self._look()
+
+    # -- saying ----------------------------------------------------------------------------------------
+
+    @property
+    def served(self) -> Mapping[str, Dsn]:
+        """The DSNs of the identities that are served."""
+        return {identity: each.dsn for identity, each in self._served.items()}
+
+    @property
+    def waiting(self) -> Mapping[str, str]:
+        """Why other identities wait."""
+        return self._waiting
+
+    def healths(self) -> dict[str, Health]:
+        """Each identity's own."""
+        return {identity: each.health() for identity, each in self._served.items()}
+
+    def health(self) -> Health:
+        """All in one: sums, the worst of all, and each identity's figures. `fail` when nothing works."""
+        healths = self.healths()
+        problems = [f"{identity} waits: {why}" for identity, why in self._waiting.items()]
+        if not healths and not problems:
+            problems.append("there is nothing to forward yet")
+        for identity, each in healths.items():
+            problems += [f"{identity}: {reason}" for reason in each.reasons]
+        failing = healths and all(each.status == "fail" for each in healths.values())
+        each_one = healths.values()
+        captured: dict[str, int] = {}
+        delivered: dict[str, int] = {}
+        discarded: dict[str, dict[str, int]] = {}
+        pending: dict[str, int] = {}
+        for each in each_one:
+            _add(captured, each.captured)
+            _add(delivered, each.delivered)
+            _add(pending, each.pending)
+            for reason, counts in each.discarded_by_category.items():
+                _add(discarded.setdefault(reason, {}), counts)
+        return Health(
+            pid=os.getpid(),
+            state="draining" if self._stops else "running",
+            kind=type(self).__name__,
+            worker_alive=all(each.worker_alive for each in each_one) if healths else None,
+            senders=sum(each.senders for each in each_one),
+            waiting=sum(each.waiting for each in each_one),
+            claimed=sum(each.claimed for each in each_one),
+            queue_capacity=sum(each.queue_capacity for each in each_one),
+            queue_bytes=sum(each.queue_bytes for each in each_one),
+            queue_bytes_capacity=sum(each.queue_bytes_capacity for each in each_one),
+            oldest_pending_age=max(_known(each.oldest_pending_age for each in each_one), default=None),
+            last_success_age=min(_known(each.last_success_age for each in each_one), default=None),
+            breaker="closed" if all(each.breaker == "closed" for each in each_one) else "open",
+            next_probe_in=min(_known(each.next_probe_in for each in each_one), default=None),
+            captured=captured,
+            delivered=delivered,
+            discarded_by_category=discarded,
+            pending=pending,
+            last_drop_age=min(_known(each.last_drop_age for each in each_one), default=None),
+            spool={
+                "path": self.path,
+                "identities": {identity: each.spool for identity, each in healths.items()},
+                "waiting": dict(self._waiting),
+                "problems": problems,
+            },
+            problem="no identity can be delivered" if failing else None,
+        )
+
+
+class ForwarderView(Transport):
+    """A forwarder in a transport's clothes: for routes that answer with a transport's health."""
+
+    def __init__(self, forwarder: Forwarder) -> None:
+        super().__init__()
+        self._forwarder = forwarder
+
+    def health(self) -> Health:
+        return self._forwarder.health()
+
+
+def _why_left(transport: _PacedTransport) -> str:
+    facts = transport.spool.facts()
+    if not facts.draining:
+        return "another process drains it"
+    health = transport.health()
+    return "; ".join(health.reasons) or "envelopes wait"
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _add(totals: dict[str, int], more: Mapping[str, int]) -> None:
+    for name, n in more.items():
+        totals[name] = totals.get(name, 0) + n
