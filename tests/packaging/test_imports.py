@@ -29,8 +29,8 @@ LAYERS = (
     {"reporting", "routes"},
     {"kit"},
     {"celery", "gunicorn", "rq", "serverless"},
-    {"receiver", "testing"},
-    {"cli", "forwarder"},
+    {"forwarder", "monitor", "receiver", "testing"},
+    {"cli"},
     {"__init__", "__main__"},
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}

@@ -24,7 +24,7 @@ class _WrongCall(click.ClickException):
     exit_code = 2
 
 
-_NAMES = ("check", "receiver", "send")
+_NAMES = ("check", "forward", "receiver", "send")
 
 
 class _Commands(click.Group):
@@ -68,5 +68,6 @@ def main() -> None:
       transport-kit receiver                 a local server to send to, with a page
       transport-kit check DSN                does anything arrive there?
       transport-kit send DSN --message hi    send one message
+      transport-kit forward DIR              deliver what apps put into a spool
       transport-kit COMMAND --help           what a command can do
     """

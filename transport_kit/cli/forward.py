@@ -1,0 +1,280 @@
+"""`transport-kit forward`: drain the spools of a directory, from a shell, systemd or a container.
+
+Owns the options, what is printed, and the signals. Draining is `transport_kit.forwarder`'s, health and
+metrics over HTTP are `transport_kit.monitor`'s.
+
+Threads: main thread only; signal handlers only call what may be called there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from transport_kit.cli._connection import MaskedCommand, one_line
+from transport_kit.dsn import Dsn
+from transport_kit.errors import InvalidDsn, OptionsError
+from transport_kit.factory import DSN_VARIABLE
+from transport_kit.options import ENV_PREFIX, TransportOptions, resolve
+
+if TYPE_CHECKING:
+    from transport_kit.forwarder import Forwarder
+
+__all__ = ["command"]
+
+#: Seconds for the requests in flight at the end: within the ten that containers are given.
+SHUTDOWN_TIMEOUT: Final = 8.0
+_LONGEST_FILE: Final = 1024 * 1024
+
+
+@click.command(name="forward", cls=MaskedCommand)
+@click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--dsn",
+    "dsns",
+    multiple=True,
+    envvar=DSN_VARIABLE,
+    metavar="DSN",
+    help=f"Deliver what was captured for this DSN. Repeatable; {DSN_VARIABLE} keeps it out of ps.",
+)
+@click.option(
+    "--dsn-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Read DSNs from this file, one a line; SIGHUP reads it anew.",
+)
+@click.option(
+    "--max-rate",
+    type=click.FloatRange(0.01, 1_000_000),
+    metavar="N",
+    help="Send at most N envelopes a second, all DSNs together.",
+)
+@click.option("--once", is_flag=True, help="End when nothing waits any more, or nothing can be delivered.")
+@click.option(
+    "--metrics",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Serve /metrics for Prometheus. 0: a free port; the port of --health: both there.",
+)
+@click.option(
+    "--health", type=click.IntRange(0, 65535), metavar="PORT", help="Serve /health, /ready and /live."
+)
+@click.option(
+    "--listen",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Where --metrics and --health listen.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+def command(
+    directory: Path,
+    dsns: tuple[str, ...],
+    dsn_file: Path | None,
+    max_rate: float | None,
+    once: bool,
+    metrics: int | None,
+    health: int | None,
+    listen: str,
+    as_json: bool,
+) -> None:
+    """Delivers what apps put into the spool DIR, so that they only write.
+
+    Envelopes go to the DSN they were captured for: one of --dsn or --dsn-file, or the one that the app
+    stored with spool_credentials. What has neither waits, and is said. Other options of the transport are
+    read from TRANSPORT_KIT_* as in an app.
+
+    After an outage envelopes are sent 100 ms apart until 50 in a row are answered. SIGTERM and Ctrl-C
+    finish the requests in flight, a second one does not; SIGHUP reads DSNs, stored credentials and
+    certificates anew.
+
+    Exit status: 0 after a signal, and with --once when nothing is left; 1 when something is; 2 when the
+    call or the directory can't be used.
+
+    \b
+    Examples:
+      transport-kit forward /var/spool/shop
+      transport-kit forward /var/spool/shop --dsn-file /etc/shop/dsns --health 8125 --metrics 8125
+      transport-kit forward /var/spool/shop --once --max-rate 20
+    """
+    from transport_kit.forwarder import Forwarder, ForwarderView
+
+    values: dict[str, object] = {"queue": f"file://{directory.absolute()}", "handle_sigterm": False}
+    if ENV_PREFIX + "SHUTDOWN_TIMEOUT" not in os.environ:
+        values["shutdown_timeout"] = SHUTDOWN_TIMEOUT
+    (options,) = resolve(values, (TransportOptions,), source="command line")
+    printer = _Json() if as_json else _Lines()
+    forwarder = Forwarder(
+        str(directory.absolute()),
+        options,
+        dsns=lambda: _given(dsns, dsn_file),
+        max_rate=max_rate,
+        told=printer.tell,
+    )
+    view = ForwarderView(forwarder)
+    with (
+        contextlib.closing(forwarder),
+        _log_lines(printer),
+        _signals(forwarder),
+        contextlib.ExitStack() as monitors,
+    ):
+        if health is not None or metrics is not None:
+            _monitor(monitors, forwarder, view, listen, health, metrics, printer)
+        summary = forwarder.run(once=once)
+    facts = {
+        "delivered": summary.delivered,
+        "discarded": summary.discarded,
+        "left": summary.left,
+    }
+    printer.tell("ended", facts)
+    raise SystemExit(0 if summary.ok else 1)
+
+
+def _monitor(
+    monitors: contextlib.ExitStack,
+    forwarder: Forwarder,
+    view: Any,
+    listen: str,
+    health: int | None,
+    metrics: int | None,
+    printer: _Printer,
+) -> None:
+    from transport_kit.monitor import Monitor, metrics_writer
+
+    writer = None if metrics is None else metrics_writer(forwarder.healths)
+    together = health == metrics and health != 0
+    if health is not None:
+        served = monitors.enter_context(
+            Monitor(listen, health, subject=view, metrics=writer if together else None)
+        )
+        printer.tell("health", {"url": f"{served.url}/health"})
+        if together:
+            printer.tell("metrics", {"url": f"{served.url}/metrics"})
+    if metrics is not None and not together:
+        served = monitors.enter_context(Monitor(listen, metrics, metrics=writer))
+        printer.tell("metrics", {"url": f"{served.url}/metrics"})
+
+
+def _given(dsns: tuple[str, ...], file: Path | None) -> list[Dsn]:
+    """The DSNs of the call.
+
+    Raises:
+        OptionsError: One can't be used; the text says which and never shows it.
+    """
+    found = [(text, f"--dsn, number {number}") for number, text in enumerate(dsns, 1)]
+    if file is not None:
+        try:
+            with file.open(encoding="utf-8") as lines:
+                text = lines.read(_LONGEST_FILE + 1)
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "is not UTF-8"
+            raise OptionsError("dsn_file", f"{file}: {why}", "command line") from None
+        if len(text) > _LONGEST_FILE:
+            raise OptionsError("dsn_file", f"{file} is larger than 1 MiB", "command line")
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip() and not line.lstrip().startswith("#"):
+                found.append((line.strip(), f"{file}, line {number}"))
+    parsed = []
+    for text, where in found:
+        try:
+            parsed.append(Dsn.parse(text))
+        except InvalidDsn as error:
+            raise OptionsError("dsn", str(error), where) from None
+    return parsed
+
+
+@contextlib.contextmanager
+def _signals(forwarder: Forwarder) -> Iterator[None]:
+    def end(_number: int, _frame: FrameType | None) -> None:
+        forwarder.stop()
+
+    def reload(_number: int, _frame: FrameType | None) -> None:
+        forwarder.reload()
+
+    handlers = {signal.SIGINT: end, signal.SIGTERM: end, signal.SIGHUP: reload}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# -- printing ------------------------------------------------------------------------------------------
+
+
+class _Printer:
+    """Says what happens, as it happens. What is printed holds no key."""
+
+    def tell(self, word: str, facts: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+    def log(self, level: str, text: str) -> None:
+        raise NotImplementedError
+
+
+class _Json(_Printer):
+    def tell(self, word: str, facts: Mapping[str, Any]) -> None:
+        self._print({"event": word, **facts})
+
+    def log(self, level: str, text: str) -> None:
+        self._print({"event": "log", "level": level, "text": text})
+
+    def _print(self, facts: Mapping[str, Any]) -> None:
+        _echo(json.dumps({"at": round(time.time(), 3), **facts}))
+
+
+class _Lines(_Printer):
+    def tell(self, word: str, facts: Mapping[str, Any]) -> None:
+        if word == "ended":
+            _echo(f"ended: delivered {_totals(facts['delivered'])}")
+            for reason, counts in sorted(facts["discarded"].items()):
+                _echo(f"  discarded: {reason} {_totals(counts)}")
+            for identity, why in sorted(facts["left"].items()):
+                _echo(one_line(f"  left: {identity}: {why}"))
+        elif word != "waiting":  # the log says it
+            _echo(one_line(" ".join((word, *(str(value) for value in facts.values())))))
+
+    def log(self, level: str, text: str) -> None:
+        _echo(one_line(f"{level.lower()}: {text}"), err=True)
+
+
+@contextlib.contextmanager
+def _log_lines(printer: _Printer) -> Iterator[None]:
+    """Prints the library's own log lines."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            printer.log(record.levelname, record.getMessage())
+
+    logger = logging.getLogger("transport_kit")
+    handler, level = Handler(logging.INFO), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _totals(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{category} {n}" for category, n in sorted(counts.items())) or "nothing"
+
+
+def _echo(line: str, *, err: bool = False) -> None:
+    try:
+        click.echo(line, err=err)
+        (sys.stderr if err else sys.stdout).flush()
+    except OSError:
+        pass  # the reader of a pipe is gone; delivering goes on
