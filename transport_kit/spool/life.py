@@ -83,7 +83,6 @@ class Life:
         self.candidacy_at = float("-inf")
         self.status: SpoolStatus | None = None
         self.holder: int | None = None
-        self.figures = (0, 0)  # waiting and in hand, as far as the drainer has read
         # Guards the three below, for a moment at a time and never during I/O. Re-entrant.
         self.signal = threading.Condition()
         self.wakes = 0

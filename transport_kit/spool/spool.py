@@ -338,7 +338,6 @@ class FileSpool:
         life.drainer = life.upkeep = None
         if losses:
             self.put_losses(losses)
-        life.figures = (0, 0)
         election.resign()
 
     # -- claiming --------------------------------------------------------------------------------------
@@ -434,7 +433,6 @@ class FileSpool:
         life.working = bool(entries)
         if not entries and limit:
             life.upkeep.sync_backlog()
-        self._count_locked(life, drainer)
         wall = self._wall()
         return [
             Claim(
@@ -446,10 +444,6 @@ class FileSpool:
             for entry in entries
             if entry.sealed is not None
         ]
-
-    def _count_locked(self, life: Life, drainer: Drainer) -> None:
-        in_hand = len(drainer.claimed)
-        life.figures = (max(0, drainer.tally.pending - in_hand), in_hand)
 
     def _read_status(self, life: Life, now: float) -> None:
         life.status_read = now
@@ -467,8 +461,6 @@ class FileSpool:
 
         def settle() -> None:
             action(life, life.drainer)
-            if life.drainer is not None:
-                self._count_locked(life, life.drainer)
 
         if life.lock.held():
             life.lock.later(settle)
@@ -584,15 +576,16 @@ class FileSpool:
         life = self._current()
         inner = life.memory.stats()
         drainer, writer, status = life.drainer, life.writer, life.status
-        claimed = 0
+        waiting = claimed = 0
         size = inner.size
         oldest = None if inner.oldest_put_at is None else inner.oldest_put_at
         if drainer is not None:
-            waiting, claimed = life.figures
-            if writer is not None:
-                waiting += writer.unseen(drainer.seen)
+            # First what was not seen yet: what is seen meanwhile is then counted twice, and not missed.
+            waiting = 0 if writer is None else writer.unseen(drainer.seen)
+            claimed = len(drainer.claimed)
+            waiting += max(0, drainer.tally.pending - claimed)
             status = life.upkeep.status if life.upkeep is not None else None
-        else:
+        elif not life.closed:
             waiting = life.puts - life.puts_at_status + (0 if status is None else status.pending)
         if status is not None:
             size += status.size
@@ -693,7 +686,7 @@ class FileSpool:
                 except (OSError, Full):
                     pass  # counts of what is lost, and nowhere to leave them
             life.drainer.close()
-            life.figures = (0, 0)
+            life.drainer = life.upkeep = None
         if life.election is not None:
             life.election.resign()
         if life.writer is not None:

@@ -211,8 +211,9 @@ class Tail:
             self.settle()
 
     def _see(self) -> None:
-        self.seen += 1
+        # In this order: `FileSpool.stats` looks without the lock, and may count twice but never miss one.
         self._tally.pending += 1
+        self.seen += 1
 
     def settle(self) -> None:
         """One envelope of it needs nothing more."""
