@@ -19,7 +19,7 @@ RUN := $(VENV)/.stamp-run
 DEV := $(VENV)/.stamp-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test coverage demo lint types wheel docs chaos clean
+.PHONY: help venv test coverage demo lint types wheel docs bench chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ wheel: $(DEV) ## Build wheel and sdist, and use the wheel in an environment of i
 
 docs: $(DEV) ## Hold the documentation against the code: options, snippets, links
 	@$(BIN)/python -m pytest -q tests/packaging/test_docs.py
+
+bench: $(DEV) ## Print the figures of docs/performance.md
+	@$(BIN)/python -m tests.benchmarks.figures
 
 chaos: $(DEV) ## Run the long campaigns (minutes)
 	@$(BIN)/python -m pytest -q -m chaos --timeout 1800 $(TESTS)

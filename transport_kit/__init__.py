@@ -23,7 +23,17 @@ from transport_kit.ledger import LossReason
 from transport_kit.limits import RateLimits
 from transport_kit.options import IntegrationOptions, ReporterOptions, TransportOptions
 from transport_kit.queue import Claim, MemoryQueue, Put, Queue, QueueStats
-from transport_kit.reporting import Reporter, RequestInfo, Scope, ServedRequest, new_scope
+from transport_kit.reporting import (
+    Monitor,
+    Reporter,
+    RequestInfo,
+    Scope,
+    ServedRequest,
+    Span,
+    TransportHandler,
+    attachment,
+    new_scope,
+)
 from transport_kit.retry import Backoff, CircuitBreaker
 from transport_kit.routes import LEAVES, Answer, Leaf
 from transport_kit.sealing import Priority, SealedEnvelope, SealedItem
@@ -34,6 +44,7 @@ from transport_kit.worker import BackgroundWorker, Outcome
 __all__ = [
     "__version__",
     "Answer",
+    "attachment",
     "BackgroundWorker",
     "Backoff",
     "BaseHttpTransport",
@@ -57,6 +68,7 @@ __all__ = [
     "make_transport",
     "MemoryQueue",
     "MissingExtra",
+    "Monitor",
     "new_scope",
     "NullTransport",
     "OptionsError",
@@ -75,7 +87,9 @@ __all__ = [
     "SealedItem",
     "SealError",
     "ServedRequest",
+    "Span",
     "Transport",
+    "TransportHandler",
     "TransportKitError",
     "TransportOptions",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import importlib
 import time
 import weakref
 from typing import Any
@@ -132,7 +133,7 @@ def test_what_is_remembered_of_classes_is_bounded() -> None:
 
 def test_attrs_classes_are_told_by_their_fields() -> None:
     """With an instance dict and without; hidden ones stay hidden."""
-    attrs = pytest.importorskip("attrs")
+    attrs = importlib.import_module("attrs")
 
     @attrs.define  # type: ignore[untyped-decorator,unused-ignore]
     class Slotted:
@@ -153,7 +154,7 @@ def test_attrs_classes_are_told_by_their_fields() -> None:
 
 def test_pydantic_models_are_told_by_their_fields() -> None:
     """As FastAPI hands them to every view."""
-    pydantic = pytest.importorskip("pydantic")
+    pydantic = importlib.import_module("pydantic")
 
     class Login(pydantic.BaseModel):  # type: ignore[misc,name-defined]
         user: str
@@ -177,7 +178,7 @@ def test_pydantic_models_are_told_by_their_fields() -> None:
 
 def test_arrays_and_tables_are_told_by_their_shape() -> None:
     """Their values would take the whole event, and say nothing."""
-    numpy, pandas = pytest.importorskip("numpy"), pytest.importorskip("pandas")
+    numpy, pandas = importlib.import_module("numpy"), importlib.import_module("pandas")
     assert shown(numpy.zeros((3, 4))) == "<numpy.ndarray shape (3, 4) of float64>"
     assert shown(numpy.float64(1.5)) == 1.5
     assert shown(numpy.int64(3)) == "<numpy.int64>"
@@ -195,14 +196,14 @@ def test_arrays_and_tables_are_told_by_their_shape() -> None:
 
 def test_a_table_that_is_half_built_is_told_by_its_class() -> None:
     """An error in a constructor has such an object among its variables."""
-    pandas = pytest.importorskip("pandas")
+    pandas = importlib.import_module("pandas")
     assert "DataFrame" in shown(pandas.DataFrame.__new__(pandas.DataFrame))
 
 
 def test_lazy_objects_are_not_evaluated() -> None:
     """A queryset is a query; a local of another request raises."""
-    functional = pytest.importorskip("django.utils.functional")
-    local = pytest.importorskip("werkzeug.local")
+    functional = importlib.import_module("django.utils.functional")
+    local = importlib.import_module("werkzeug.local")
 
     def never() -> Any:
         raise AssertionError("evaluated")
@@ -215,7 +216,7 @@ def test_lazy_objects_are_not_evaluated() -> None:
 
 def test_a_queryset_sends_no_query() -> None:
     """Evaluated while an error is reported, it would fail again, or lock the broken transaction."""
-    django = pytest.importorskip("django")
+    django = importlib.import_module("django")
     from django.conf import settings as django_settings
 
     if not django_settings.configured:

@@ -1,0 +1,196 @@
+"""The figures of docs/performance.md: each in a process of its own, against a receiver in another one.
+
+Run: make bench (about a minute), or python -m tests.benchmarks.figures [NAME ...] [--runs N]
+
+The receiver is `FaultServer`, in Python: it bounds the throughput, so compare figures of one run only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+#: Seconds that a figure may take at the most.
+LIMIT = 60.0
+
+
+def event(number: int) -> dict[str, Any]:
+    """About 10 kB as JSON: 20 frames with context lines."""
+    frames = [
+        {
+            "filename": f"shop/module_{i}.py",
+            "abs_path": f"/srv/app/shop/module_{i}.py",
+            "module": f"shop.module_{i}",
+            "function": "checkout",
+            "lineno": 40 + i,
+            "pre_context": [f"    line {line} of {i} before {number * 7919 % 10007}" for line in range(5)],
+            "context_line": f"    return self.total(request, cart_{i}, {number})",
+            "post_context": [f"    line {line} of {i} after" for line in range(5)],
+            "in_app": i % 3 == 0,
+        }
+        for i in range(20)
+    ]
+    return {
+        "event_id": f"{number:032x}",
+        "platform": "python",
+        "level": "error",
+        "exception": {"values": [{"type": "CartError", "value": "x", "stacktrace": {"frames": frames}}]},
+    }
+
+
+def resident_kb(key: str = "VmRSS") -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1])
+    raise LookupError(key)
+
+
+def capture(dsn: str) -> dict[str, float]:
+    """What a capture costs its thread: 80 at a time, so that the queue is never full."""
+    from transport_kit import Envelope, make_transport
+
+    spent = []
+    with make_transport(dsn) as transport:
+        for burst in range(10):
+            envelopes = [Envelope.event(event(burst * 80 + i)) for i in range(80)]
+            for envelope in envelopes:
+                began = time.perf_counter_ns()
+                transport.capture_envelope(envelope)
+                spent.append(time.perf_counter_ns() - began)
+            assert transport.flush(10)
+    spent.sort()
+    return {"p50 µs": spent[len(spent) // 2] / 1e3, "p99 µs": spent[len(spent) * 99 // 100] / 1e3}
+
+
+def burst(dsn: str) -> dict[str, float]:
+    """10 000 events at once with default options: how many arrive, and what it takes in memory."""
+    from transport_kit import make_transport
+
+    with make_transport(dsn) as transport:
+        transport.capture_event(event(0))
+        assert transport.flush(10)
+        before = resident_kb()
+        for number in range(1, 10_001):
+            transport.capture_event(event(number))
+        after = resident_kb()
+        transport.flush(LIMIT)
+        delivered = transport.health().delivered["error"] - 1
+    return {"delivered": delivered, "RSS growth MB": (after - before) / 1024}
+
+
+def throughput(dsn: str) -> dict[str, float]:
+    """Fed as fast as the queue takes it, for two seconds."""
+    return _throughput(dsn, seconds=2.0)
+
+
+def throughput_50ms(dsn: str) -> dict[str, float]:
+    """The same with 50 ms from request to answer, as a real server has."""
+    return _throughput(dsn, seconds=4.0)
+
+
+def _throughput(dsn: str, seconds: float) -> dict[str, float]:
+    from transport_kit import make_transport
+
+    events = [event(number) for number in range(64)]
+    with make_transport(dsn, max_queue_items=500) as transport:
+        transport.capture_event(events[0])
+        assert transport.flush(10)
+        began, cpu, number = time.monotonic(), time.process_time(), 0
+        while time.monotonic() - began < seconds:
+            if transport.pending >= 400:
+                transport.flush(0.001)
+                continue
+            number += 1
+            transport.capture_event({**events[number % 64], "event_id": f"{number:032x}"})
+        transport.flush(LIMIT)
+        took, cpu = time.monotonic() - began, time.process_time() - cpu
+        delivered = transport.health().delivered["error"] - 1
+    return {"events/s": delivered / took, "CPU s per 1000": cpu * 1000 / delivered}
+
+
+def importing(dsn: str) -> dict[str, float]:
+    """`import transport_kit`, which imports neither urllib3 nor ssl."""
+    began = time.perf_counter()
+    import transport_kit
+
+    assert transport_kit.__version__
+    return {"ms": (time.perf_counter() - began) * 1e3}
+
+
+FIGURES: dict[str, tuple[Callable[[str], dict[str, float]], float]] = {
+    "capture": (capture, 0.0),
+    "burst": (burst, 0.0),
+    "throughput": (throughput, 0.0),
+    "throughput_50ms": (throughput_50ms, 0.05),
+    "importing": (importing, 0.0),
+}
+
+_RECEIVER = """
+import sys
+from transport_kit.testing import FaultServer
+with FaultServer() as server:
+    server.delay = float(sys.argv[1])
+    print(server.dsn, flush=True)
+    sys.stdin.read()
+"""
+
+
+def measure(name: str) -> dict[str, float]:
+    """One figure in a fresh process, with a fresh receiver."""
+    receiver = subprocess.Popen(
+        [sys.executable, "-c", _RECEIVER, str(FIGURES[name][1])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        assert receiver.stdout is not None
+        dsn = receiver.stdout.readline().strip()
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.benchmarks.figures", "--child", name, dsn],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=LIMIT + 30,
+        )
+        if done.returncode:
+            raise SystemExit(f"{name} failed:\n{done.stderr}")
+        result: dict[str, float] = json.loads(done.stdout)
+        return result
+    finally:
+        receiver.communicate("")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(FIGURES))
+    parser.add_argument("--runs", type=int, default=3, help="runs of each figure (3)")
+    parser.add_argument("--child", nargs=2, metavar=("NAME", "DSN"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        print(json.dumps(FIGURES[given.child[0]][0](given.child[1])))
+        return
+    unknown = set(given.names) - set(FIGURES)
+    if unknown:
+        parser.error(f"unknown figure {min(unknown)}; known are {', '.join(FIGURES)}")
+    print("| figure | median | smallest | largest |\n| --- | --- | --- | --- |")
+    for name in given.names or FIGURES:
+        runs = [measure(name) for _ in range(max(1, given.runs))]
+        for label in runs[0]:
+            values = sorted(run[label] for run in runs)
+            cells = " | ".join(f"{v:.4g}" for v in (statistics.median(values), values[0], values[-1]))
+            print(f"| {name}: {label} | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
