@@ -285,6 +285,9 @@ class BackgroundWorker:
             self._end_left = seconds
         if self._books.state is not WorkerState.CLOSED:
             self._wait_at_end(self._end_left)
+        if self._queue.durable:
+            # What is stored is not left behind; what could only be held in memory is.
+            return int(self._queue.describe().get("in_memory", 0))
         return self.pending
 
     def _wait_at_end(self, left: float) -> None:
