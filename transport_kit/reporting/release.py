@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -96,6 +94,10 @@ def _commit(folder: Path) -> str | None:
 
 def _version(folder: Path) -> str | None:
     """`name@version` of the project whose `pyproject.toml` lies in `folder`."""
+    # Imported here: 20 ms that only an app without a release and without a repository needs.
+    import tomllib
+    from importlib import metadata
+
     project = tomllib.loads(_text(folder / "pyproject.toml")).get("project")
     if not isinstance(project, dict) or not isinstance(project.get("name"), str):
         return None
