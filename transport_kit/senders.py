@@ -160,6 +160,9 @@ class Senders(Generic[T]):
             sys.settrace(threading.gettrace())
         if threading.getprofile() is not None:
             sys.setprofile(threading.getprofile())
+        self._serve()
+
+    def _serve(self) -> None:
         with self._lock.rlock:
             self._called = False
             if self._count >= self._maximum:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import _thread
+import sys
 import threading
 import time
 from collections.abc import Callable
+from types import FrameType
 
 import pytest
 
@@ -838,6 +840,42 @@ def test_a_thread_that_was_never_started_is_forgotten() -> None:
             assert worker._senders._call_locked()
         assert worker.facts().senders == 1
         assert flushed(worker) == (1, 0)
+
+
+def test_a_sender_that_comes_too_late_leaves_again() -> None:
+    """Its call was void, and others have come since: there are never more than allowed."""
+    deliver = Deliverer()
+    deliver.hold()
+    with running(deliver, quick(max_senders=1)) as worker:
+        worker.submit(event())
+        assert deliver.wait_for(1)
+        worker._senders._start_thread(worker._senders._run, ())
+        worker.submit(event())
+        assert worker.flush(0.1).pending == 2
+        assert worker.facts().senders == 1
+        assert len(deliver.began) == 1
+        deliver.let_go()
+        assert flushed(worker) == (2, 0)
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="would take the tracer's place")
+def test_a_sender_obeys_a_tracer_and_a_profiler() -> None:
+    """A debugger's breakpoint in a deliverer has to be hit, and coverage has to see it."""
+    seen: set[str] = set()
+
+    def note(frame: FrameType, what: str, argument: object) -> None:
+        seen.add(f"{what} {frame.f_code.co_name}")
+
+    threading.settrace(note)
+    threading.setprofile(note)
+    try:
+        with running(Deliverer()) as worker:
+            worker.submit(event())
+            assert flushed(worker) == (1, 0)
+    finally:
+        threading.settrace(None)
+        threading.setprofile(None)
+    assert {"call __call__", "return __call__"} <= seen
 
 
 class NoThreads:
