@@ -30,10 +30,14 @@ class Sink:
     def __call__(self, envelope: Envelope) -> None:
         self.envelopes.append(envelope)
 
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The payloads of all items of a type."""
+        items = [item for envelope in tuple(self.envelopes) for item in envelope.items]
+        return [json.loads(item.get_bytes()) for item in items if item.type == kind]
+
     @property
     def events(self) -> list[dict[str, Any]]:
-        items = [item for envelope in self.envelopes for item in envelope.items]
-        return [json.loads(item.get_bytes()) for item in items if item.type == "event"]
+        return self.of("event")
 
     @property
     def event(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import fastapi
 import pytest
 from starlette.applications import Starlette
+from starlette.authentication import SimpleUser, UnauthenticatedUser
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -21,7 +22,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from transport_kit import Kit, NullTransport, Scope
-from transport_kit_starlette import TransportMiddleware, get_kit
+from transport_kit_starlette import TransportMiddleware, get_kit, transport_routes
 from transport_kit_starlette.facts import Tee
 
 Message = MutableMapping[str, Any]
@@ -81,6 +82,72 @@ def test_it_works_on_fastapi(sink: Any, client: Any) -> None:
     assert sink.exception["value"] == "cart 7"
     assert client(app, "/cart/seven").status == 422
     assert len(sink.events) == 1
+
+
+def shop() -> fastapi.FastAPI:
+    """Everything that may fail before and after a route of FastAPI. The annotations of dependencies are texts
+    here, which FastAPI can't resolve to local names: so they are defaults."""
+    app = fastapi.FastAPI()
+
+    def database() -> str:
+        raise CartError("dependency")
+
+    def nested(name: str = fastapi.Depends(database)) -> str:
+        return name
+
+    async def session() -> AsyncIterator[str]:
+        yield "session"
+        raise CartError("after the route")
+
+    @app.get("/depends")
+    async def depends(name: str = fastapi.Depends(nested)) -> str:
+        return name
+
+    @app.get("/yields")
+    async def yields(name: str = fastapi.Depends(session)) -> str:
+        return name
+
+    @app.get("/number/{number}")
+    async def number(number: int) -> int:
+        return number
+
+    @app.get("/answer", response_model=int)
+    async def answer() -> str:
+        return "not a number"
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("path", "captured"),
+    [
+        ("/depends", "CartError"),
+        ("/yields", "CartError"),
+        ("/answer", "ResponseValidationError"),
+        ("/number/seven", None),
+    ],
+)
+def test_fastapis_dependencies_and_validation_fail_as_they_should(
+    path: str, captured: str | None, sink: Any, client: Any
+) -> None:
+    """A request that is wrong is answered with 422; an answer that is wrong, or a dependency, is a bug."""
+    plain = client(shop(), path)
+    app = shop()
+    app.add_middleware(TransportMiddleware, dsn=sink)
+    seen = client(app, path)
+    assert seen.messages == plain.messages
+    assert [event["exception"]["values"][-1]["type"] for event in sink.events] == [captured] * bool(captured)
+    assert [event["transaction"] for event in sink.events] == [path] * bool(captured)
+
+
+def test_nothing_of_ours_is_in_the_openapi_schema(sink: Any, client: Any) -> None:
+    """The app's documentation is for the app's users."""
+    plain, app = shop(), shop()
+    app.add_middleware(TransportMiddleware, dsn=sink)
+    app.router.routes.extend(transport_routes())
+    app.mount("/internal", Starlette(routes=transport_routes()))
+    assert client(app, "/openapi.json").body == client(plain, "/openapi.json").body
+    assert [client(app, path).status for path in ("/transport/live", "/live", "/internal/live")] == [200] * 3
 
 
 def test_it_works_on_a_bare_asgi_function(sink: Any, client: Any) -> None:
@@ -220,6 +287,135 @@ def test_a_disconnect_is_not_an_error_alone_or_in_a_group(
     """Task groups wrap what their tasks raise."""
     assert client(TransportMiddleware(failing(error), dsn=sink)).error is error
     assert len(sink.events) == captured
+
+
+def test_what_a_task_group_raises_is_one_event_with_all_of_it(sink: Any, client: Any) -> None:
+    """Two calls side by side that both fail are one failed request."""
+
+    async def page(request: Request) -> Response:
+        async def call(name: str) -> None:
+            raise CartError(name)
+
+        async with asyncio.TaskGroup() as calls:
+            calls.create_task(call("stock"))
+            calls.create_task(call("price"))
+        return Response()
+
+    seen = client(site(sink, Route("/", page), middleware=(Middleware(Passing),)))
+    assert isinstance(seen.error, ExceptionGroup)
+    values = sink.event["exception"]["values"]
+    assert {value["value"] for value in values if value["type"] == "CartError"} == {"stock", "price"}
+    assert "ExceptionGroup" in {value["type"] for value in values}
+
+
+def test_a_cancelled_request_is_no_error_and_ends_as_cancelled(sink: Any, client: Any) -> None:
+    """Servers cancel the request of a client that has gone; its transaction says so, its session is fine."""
+    app = TransportMiddleware(
+        failing(asyncio.CancelledError()), dsn=sink, traces_sample_rate=1.0, release="shop@1"
+    )
+    assert isinstance(client(app, "/cart").error, asyncio.CancelledError)
+    app.kit.transport.flush()
+    assert sink.events == []
+    (transaction,) = sink.of("transaction")
+    assert transaction["contexts"]["trace"]["status"] == "cancelled"
+    (sessions,) = sink.of("sessions")
+    assert [bucket["exited"] for bucket in sessions["aggregates"]] == [1]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/plain", "ok"), ("/missing", "not_found"), ("/fail", "internal_error")]
+)
+def test_a_sampled_request_is_a_transaction_with_its_route_and_status(
+    path: str, status: str, sink: Any, client: Any
+) -> None:
+    """And the caller's trace goes on; no message is changed for it."""
+    trace = "0123456789abcdef0123456789abcdef"
+    headers = [(b"host", b"shop.example"), (b"sentry-trace", f"{trace}-0123456789abcdef-1".encode())]
+    plain = client(Starlette(routes=pages()), path, headers=headers)
+    seen = client(site(sink, *pages(), traces_sample_rate=0.0), path, headers=headers)
+    assert seen.messages == plain.messages
+    (transaction,) = sink.of("transaction")
+    assert transaction["transaction"] == path
+    assert transaction["transaction_info"] == {"source": "url" if path == "/missing" else "route"}
+    context = transaction["contexts"]["trace"]
+    assert (context["op"], context["status"]) == ("http.server", status)
+    assert (context["trace_id"], context["parent_span_id"]) == (trace, "0123456789abcdef")
+    assert [event["contexts"]["trace"]["trace_id"] for event in sink.events] == [trace] * (path == "/fail")
+
+
+def test_a_websocket_is_a_transaction_of_its_own_kind(sink: Any) -> None:
+    """It has no status to be told of."""
+
+    async def echo(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.send_text(await socket.receive_text())
+        await socket.close()
+
+    app = site(sink, WebSocketRoute("/chat", echo), traces_sample_rate=1.0)
+    with TestClient(app) as browser, browser.websocket_connect("/chat") as socket:
+        socket.send_text("hello")
+        assert socket.receive_text() == "hello"
+    (transaction,) = sink.of("transaction")
+    assert transaction["transaction"] == "/chat"
+    assert transaction["contexts"]["trace"]["op"] == "websocket.server"
+    assert transaction["contexts"]["trace"]["status"] == "ok"
+
+
+def test_requests_are_counted_as_sessions_of_the_release(sink: Any, client: Any) -> None:
+    """How many went well is what an error rate is made of; probes of our own routes are no requests."""
+    app = site(sink, *pages(), release="shop@1")
+    for path in ("/plain", "/plain", "/fail", "/missing", "/transport/live"):
+        client(app, path)
+    with TestClient(app):
+        pass  # its end sends what was counted
+    (sessions,) = sink.of("sessions")
+    counted = [bucket.get(kind, 0) for kind in ("exited", "crashed") for bucket in sessions["aggregates"]]
+    assert sum(counted) == 4
+    assert sessions["attrs"]["release"] == "shop@1"
+
+
+class Loaded:
+    """A user as an authentication backend leaves it, with more than anybody may ask for."""
+
+    def __init__(self) -> None:
+        self.id = 7
+        self.username = "ada"
+        self.password = "caramel"
+
+    @property
+    def email(self) -> str:
+        raise AssertionError("this would ask the database")
+
+
+@pytest.mark.parametrize(
+    ("user", "sent"),
+    [
+        (Loaded(), {"id": "7", "username": "ada"}),
+        (SimpleUser("ada"), {"username": "ada"}),
+        ({"id": "7", "email": "ada@shop.example", "token": "x"}, {"id": "7", "email": "ada@shop.example"}),
+        (UnauthenticatedUser(), {}),
+        (None, {}),
+        ("ada", {}),
+    ],
+)
+def test_the_user_that_a_backend_has_loaded_is_sent_with_pii_only(
+    user: object, sent: dict[str, str], sink: Any, client: Any
+) -> None:
+    """Looked up in memory, without a call of the user's own code."""
+
+    class Authenticating:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            scope["user"] = user
+            await self.app(scope, receive, send)
+
+    for pii in (False, True):
+        client(site(sink, Route("/", fail), middleware=(Middleware(Authenticating),), send_default_pii=pii))
+    without, with_pii = ((event.get("user") or {}) for event in sink.events)
+    assert without == {}
+    assert {key: value for key, value in with_pii.items() if key != "ip_address"} == sent
 
 
 def test_capture_errors_off_leaves_routes_and_life_cycle(sink: Any, client: Any) -> None:

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
+import fastapi
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -27,7 +28,7 @@ from starlette.testclient import TestClient
 
 from transport_kit import FlushReport, FunctionTransport, Kit, TransportOptions
 from transport_kit.testing import FaultServer
-from transport_kit_starlette import TransportMiddleware
+from transport_kit_starlette import TransportMiddleware, lifespan
 
 Message = MutableMapping[str, Any]
 ROOT = Path(__file__).parents[2]
@@ -234,7 +235,7 @@ FORKED = """
 import asyncio, os, sys
 from starlette.responses import PlainTextResponse
 from transport_kit import FunctionTransport
-from transport_kit_starlette import TransportMiddleware
+from transport_kit_starlette import TransportMiddleware, lifespan
 
 class Lived(FunctionTransport):
     started = []
@@ -307,6 +308,74 @@ def test_the_users_own_lifespan_and_state_are_as_without_us(sink: Any) -> None:
     )
     with TestClient(app) as browser:
         assert browser.get("/").text == "hello"
+
+
+def shop_lifespan(happened: list[str], *, fails: str = "") -> Any:
+    """The app's own, which writes down its ends and fails in one of them."""
+
+    @contextlib.asynccontextmanager
+    async def shop(app: Starlette) -> AsyncIterator[dict[str, Any]]:
+        happened.append("shop up")
+        if fails == "startup":
+            raise ValueError("no database")
+        yield {"greeting": "hello"}
+        happened.append("shop down")
+        if fails == "shutdown":
+            raise ValueError("no database")
+
+    return shop
+
+
+async def greet(request: Request) -> Response:
+    return PlainTextResponse(request.state.greeting)
+
+
+def test_a_composed_lifespan_keeps_the_apps_state_within_the_life_of_the_transport(
+    lived: type[Lived],
+) -> None:
+    """For an app without our middleware; what the shop reports in its shutdown must still go out."""
+    kit = Kit({"dsn": lived}, source="test", environ={})
+    happened = lived.lives[0].happened
+    app = Starlette(routes=[Route("/", greet)], lifespan=lifespan(shop_lifespan(happened), kit=kit))
+    with TestClient(app) as browser:
+        assert browser.get("/").text == "hello"
+        assert kit.capture_exception(ValueError("by hand")) is not None
+    assert happened == ["started", "shop up", "captured", "shop down", "closed"]
+
+
+@pytest.mark.parametrize("fails", ["startup", "shutdown"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_composed_lifespan_that_fails_is_reported_once_and_fails(
+    fails: str, wrapped: bool, lived: type[Lived]
+) -> None:
+    """The server must learn of it as without us, and the event must be out by then; also beside the
+    middleware."""
+    kit = Kit({"dsn": lived}, source="test", environ={})
+    happened = lived.lives[0].happened
+    app: Any = Starlette(lifespan=lifespan(shop_lifespan(happened, fails=fails), kit=kit))
+    error = asyncio.run(whole_life(TransportMiddleware(app, kit=kit) if wrapped else app, happened))
+    assert isinstance(error, ValueError)
+    assert happened.count("captured") == 1
+    assert happened.index("captured") < happened.index("closed")
+    assert happened[-1] == f"lifespan.{fails}.failed"
+
+
+def test_a_composed_lifespan_reports_nothing_when_capturing_is_off(lived: type[Lived]) -> None:
+    """And fails all the same."""
+    kit = Kit({"dsn": lived, "capture_errors": False}, source="test", environ={})
+    app = Starlette(lifespan=lifespan(shop_lifespan([], fails="startup"), kit=kit))
+    assert isinstance(asyncio.run(whole_life(app, [])), ValueError)
+    assert lived.lives[0].happened == ["started", "closed"]
+
+
+def test_an_app_with_no_lifespan_of_its_own_is_composed_too_and_may_start_again(lived: type[Lived]) -> None:
+    """`lifespan(kit=kit)` is the kit's alone; on FastAPI as on Starlette."""
+    kit = Kit({"dsn": lived}, source="test", environ={})
+    app = fastapi.FastAPI(lifespan=lifespan(kit=kit))
+    for _ in range(2):
+        with TestClient(app) as browser:
+            assert browser.get("/missing").status_code == 404
+    assert [life.happened for life in lived.lives] == [["started", "closed"]] * 2
 
 
 def test_a_transport_handed_in_is_flushed_at_the_end_and_stays_open(lived: type[Lived]) -> None:
