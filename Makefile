@@ -4,6 +4,7 @@
 # VENV=.venv          where it is made; constraints.txt says which versions, the machine's own pip settings where from
 # APP=flask           what `make demo` runs: django, flask, fastapi or starlette
 # ONCE=1              `make demo` ends by itself
+# CELL=django-6.0     the one cell of noxfile.py that `make test-all` runs
 # TESTS=tests/core    what `make test` and `make coverage` run
 
 PYTHON ?= python3
@@ -19,10 +20,10 @@ RUN := $(VENV)/.stamp-run
 DEV := $(VENV)/.stamp-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test coverage demo lint types wheel docs bench chaos clean
+.PHONY: help venv test test-all coverage demo lint types wheel docs bench chaos clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Asked before anything is made, so that a machine that lacks something gets a sentence and not a traceback.
 $(BIN)/python:
@@ -57,6 +58,11 @@ demo: $(if $(filter fastapi,$(APP)),$(DEV),$(RUN)) ## See one error arrive: rece
 
 test: $(DEV) ## Run the suite
 	@$(BIN)/python -m pytest -q -m 'not chaos' $(TESTS)
+
+# What `nox` needs is settled with everything else in constraints.txt.
+test-all: $(DEV) ## Run each integration with its oldest and newest framework
+	@$(PIP) nox
+	@$(BIN)/python -m nox $(if $(CELL),--session $(CELL))
 
 coverage: $(DEV) ## Run the suite, and fail below 95 % of branches in transport_kit/
 	@$(BIN)/python -m coverage erase
