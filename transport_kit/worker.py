@@ -228,6 +228,8 @@ class BackgroundWorker:
         """In a shared queue stored is settled; `delivered` waits for whoever drains it."""
         with self._lock.rlock:
             self._lock.drain_locked()
+            if self._books.state is WorkerState.NEW and self._held():
+                self._books.state = WorkerState.RUNNING  # a backlog from before: see that someone drains
             self._delivery.hasten_locked()
         self._senders.leave(deadline)
         if until != "delivered":

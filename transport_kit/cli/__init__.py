@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from transport_kit.cli._text import MaskedGroup
 from transport_kit.errors import OptionsError, TransportKitError
 from transport_kit.version import VERSION
 
@@ -24,10 +25,10 @@ class _WrongCall(click.ClickException):
     exit_code = 2
 
 
-_NAMES = ("check", "forward", "receiver", "send")
+_NAMES = ("check", "forward", "receiver", "send", "spool")
 
 
-class _Commands(click.Group):
+class _Commands(MaskedGroup):
     """Loads subcommands when they are asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -69,5 +70,6 @@ def main() -> None:
       transport-kit check DSN                does anything arrive there?
       transport-kit send DSN --message hi    send one message
       transport-kit forward DIR              deliver what apps put into a spool
+      transport-kit spool status DIR         what waits in a spool, and for whom
       transport-kit COMMAND --help           what a command can do
     """

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from transport_kit.cli._advice import advice_for_answer, advice_for_error, is_page, redirect_target
+from transport_kit.cli._text import MaskedCommand, masked, one_line
 from transport_kit.connections import ConnectionPool
 from transport_kit.dsn import Dsn
 from transport_kit.envelope import Envelope
@@ -61,30 +61,9 @@ SHOWN_BODY: Final = 200
 #: Seconds that a wait goes on beyond the time that what it waits for has.
 GRACE: Final = 0.5
 PORTS: Final = {"http": 80, "https": 443}
-_USERINFO = re.compile(r"//[^/\s@]*@")
 
 
 # -- the command line ----------------------------------------------------------------------------------
-
-
-def masked(text: str) -> str:
-    """The text without what stands before an @ in URLs: a usage error must not show a key."""
-    return _USERINFO.sub("//***@", text)
-
-
-def one_line(text: str) -> str:
-    """The text as one line that can't steer a terminal."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-class MaskedCommand(click.Command):
-    """A command whose usage errors quote arguments without the keys in them."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except click.UsageError as error:
-            raise click.UsageError(masked(error.format_message()), error.ctx) from None
 
 
 def dsn_argument(command: _Command) -> _Command:

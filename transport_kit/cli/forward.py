@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from transport_kit.cli._connection import MaskedCommand, one_line
+from transport_kit.cli._text import MaskedCommand, one_line
 from transport_kit.dsn import Dsn
 from transport_kit.errors import InvalidDsn, OptionsError
 from transport_kit.factory import DSN_VARIABLE

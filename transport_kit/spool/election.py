@@ -12,9 +12,11 @@ Threads: the owner calls one method at a time. The registry is a dict whose item
 
 from __future__ import annotations
 
+import contextlib
+
 from transport_kit.spool.directory import Directory
 
-__all__ = ["Election"]
+__all__ = ["Election", "holders"]
 
 # By directory: the one object of this process that may touch its lock files.
 _owners: dict[tuple[int, int], Election] = {}
@@ -86,3 +88,28 @@ class Election:
                 self._system.close(fd)
         if _owners.get(self._directory.key) is self:
             _owners.pop(self._directory.key, None)
+
+
+def holders(directory: Directory) -> tuple[int | None, int | None]:
+    """The process that drains and the forwarder, asked from outside; None for none, 0 when unknown.
+
+    Raises:
+        OSError: A lock file can't be opened.
+    """
+    system = directory.system
+    owner = _owners.get(directory.key)
+    if owner is not None and owner._pid == system.process():
+        # Closing another descriptor of the files would end its locks.
+        forwarder = owner._pid if owner._forwarding else None
+        return owner.holder, forwarder
+    found: list[int | None] = []
+    for name in ("drain.lock", "forward.lock"):
+        pid = None
+        with contextlib.suppress(FileNotFoundError):
+            fd = system.open_file(name, directory.identity)
+            try:
+                pid = system.lockf_holder(fd)
+            finally:
+                system.close(fd)
+        found.append(pid)
+    return found[0], found[1]

@@ -33,7 +33,9 @@ __all__ = [
     "Record",
     "Salt",
     "SegmentName",
+    "explain",
     "is_foreign",
+    "is_header_of",
     "record_prefix",
     "segment_header",
 ]
@@ -123,6 +125,11 @@ def is_foreign(header: bytes) -> bool:
     (check,) = struct.unpack_from("<I", header, HEADER_BYTES - 4)
     magic, version = start[:8], start[8]
     return magic == _SEGMENT_MAGIC and check == zlib.crc32(start) and version != VERSION
+
+
+def is_header_of(header: bytes, name: SegmentName) -> bool:
+    """Whether a segment's header is whole, and says what its name says; nothing depends on it."""
+    return header == segment_header(name)
 
 
 def record_prefix(
@@ -303,3 +310,28 @@ class Reader:
         self._window = self._read(min(WINDOW, self.size - at), at)
         self._window_at = at
         return self._window[:size]
+
+
+def explain(read: Callable[[int, int], bytes], salt: bytes, gap: Gap) -> str:
+    """Why there is no record at a gap's beginning, for whoever looks at the file. Decides nothing."""
+    start = read(min(FIXED_BYTES, gap.end - gap.offset), gap.offset)
+    mark = Salt.of(salt).mark
+    there = gap.end - gap.offset
+    if len(start) < FIXED_BYTES:
+        return f"{there} bytes, less than any record: a write came short, or is under way"
+    if not start.startswith(_MAGIC):
+        return f"{there} bytes that do not begin as a record does (F5 54 4B 72)"
+    if not start.startswith(mark):
+        return "a record with the mark of another segment"
+    _, _, version, _, rank, zero, head_length, body_length, _ = _FIXED.unpack_from(start)
+    whole = FIXED_BYTES + head_length + body_length
+    if gap.torn:
+        return (
+            f"a record of {whole} bytes of which {there} are there: never written to its end and never"
+            " accepted, or being written now"
+        )
+    if version != VERSION or zero or rank > max(Priority) or head_length > MAX_HEAD_BYTES:
+        return "a record whose first bytes make no sense: version, class or length of the head"
+    if gap.head is None:
+        return "the checksum of a record's head does not fit: its first 36 bytes or its head are damaged"
+    return "the checksum of a record's body does not fit: its body is damaged"

@@ -1,0 +1,46 @@
+"""Texts that are shown: without keys, and without what steers a terminal.
+
+Owns no output. Imports nothing but click, as every command needs it, the ones that don't connect too.
+"""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+__all__ = ["MaskedCommand", "MaskedGroup", "masked", "one_line"]
+
+_USERINFO = re.compile(r"//[^/\s@]*@")
+
+
+def masked(text: str) -> str:
+    """The text without what stands before an @ in URLs: a usage error must not show a key."""
+    return _USERINFO.sub("//***@", text)
+
+
+def one_line(text: str) -> str:
+    """The text as one line that can't steer a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+class MaskedCommand(click.Command):
+    """A command whose usage errors quote arguments without the keys in them."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            raise click.UsageError(masked(error.format_message()), error.ctx) from None
+
+
+class MaskedGroup(click.Group):
+    """A group whose usage errors quote what was typed, a DSN without a command perhaps, without keys."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise click.UsageError(masked(error.format_message()), error.ctx) from None

@@ -1,0 +1,560 @@
+"""`transport-kit spool`: look into a spool, check it, and deal with its dead letters.
+
+Owns the subcommands, and what they print: tables for people, one JSON object for machines. Reading and
+changing the files is `transport_kit.spool.inspection`'s. Works beside writers and a drainer.
+
+What is shown was sent by anyone: it can't steer a terminal, and is never read as markup. Keys are left out:
+those of stored DSNs wherever they stand, and whatever stands where a key would.
+
+Threads: main thread only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from transport_kit.cli._connection import interruptible
+from transport_kit.cli._text import MaskedCommand, MaskedGroup, masked, one_line
+from transport_kit.errors import InvalidEnvelope, OptionsError, SealError
+
+if TYPE_CHECKING:
+    from transport_kit.sealing import SealedEnvelope
+    from transport_kit.spool.inspection import Inspection, Letter, Progressed, SegmentFacts, Waiting
+
+__all__ = ["command"]
+
+#: Envelopes that `ls` shows to a person.
+SHOWN: Final = 50
+#: Bytes from which on reading is worth a progress bar.
+LONG: Final = 32 * 1024 * 1024
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_AGE: Final = re.compile(r"([0-9]{1,9})([smhdw])")
+_KEYS: Final = frozenset({"dsn", "public_key", "secret_key", "sentry_key", "sentry_secret"})
+_DEEPEST: Final = 60
+_CLASSES: Final = ("replay", "log", "transaction", "session", "error")
+
+
+class _Age(click.ParamType[float]):
+    """A length of time such as 90s, 15m, 12h, 7d or 2w, in seconds."""
+
+    name = "age"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        match = _AGE.fullmatch(str(value))
+        if match is None:
+            self.fail("must be a number and s, m, h, d or w, such as 7d", param, ctx)
+        return float(match[1]) * _UNITS[match[2]]
+
+
+_directory = click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+_ids = click.argument("ids", metavar="[ID]...", nargs=-1)
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+_yes = click.option("--yes", "-y", is_flag=True, help="Don't ask.")
+
+
+@click.group(name="spool", cls=MaskedGroup)
+def command() -> None:
+    """Looks into a spool, checks it, and deals with its dead letters.
+
+    DIR is the directory of queue="file:///DIR". Everything works while apps write and deliver. An ID is an
+    event id, or what `ls` shows for envelopes that have none.
+
+    Exit status: 0 when all is well, 1 when it is not (damage, an ID that is not there, something that could
+    not be done), 2 when the call or the directory can't be used, 130 after Ctrl-C.
+
+    \b
+    Examples:
+      transport-kit spool status /var/spool/shop
+      transport-kit spool ls /var/spool/shop --json
+      transport-kit spool show 9ec79c33ec9942ab8353589fcb2e04dc /var/spool/shop
+      transport-kit spool verify /var/spool/shop
+      transport-kit spool replay /var/spool/shop
+      transport-kit spool purge --older-than 30d /var/spool/shop
+    """
+
+
+@command.command(cls=MaskedCommand)
+@_directory
+@_as_json
+def status(directory: Path, as_json: bool) -> None:
+    """How much waits, since when, who delivers it."""
+    found: list[dict[str, Any]] = []
+    with _opened(directory) as inspections, _progress(inspections) as progressed:
+        found += [_status(each, progressed) for each in inspections]
+    if as_json:
+        _print_json({"path": str(directory), "identities": found})
+        return
+    if not found:
+        click.echo("nothing was ever put into it")
+    for facts in found:
+        click.echo(f"{facts['identity']}  {facts['dsn'] or 'no DSN is stored'}")
+        published = facts["published"] or {}
+        for name, text in (
+            ("waiting", f"{facts['waiting']} envelopes, {_size(facts['bytes'])}, {facts['segments']} files"),
+            ("oldest", "none" if facts["oldest_age"] is None else _age(facts["oldest_age"])),
+            ("drained by", _who(facts["drainer"], facts["forwarder"])),
+            ("dead letters", str(facts["dead_letters"])),
+            *(
+                (name, str(published[name]))
+                for name in ("evicted", "expired", "damaged", "torn", "foreign")
+                if published.get(name)
+            ),
+        ):
+            click.echo(f"  {name:<13} {one_line(text)}")
+
+
+def _status(inspection: Inspection, progressed: Progressed) -> dict[str, Any]:
+    segments = inspection.segments()
+    waiting, oldest = 0, None
+    for each in inspection.waiting(progressed):
+        waiting += 1
+        oldest = each.created_ms if oldest is None else min(oldest, each.created_ms)
+    drainer, forwarder = inspection.holders()
+    published = inspection.status()
+    return {
+        "identity": inspection.identity,
+        "dsn": inspection.credentials()[0],
+        "waiting": waiting,
+        "bytes": sum(size for _, size in segments),
+        "segments": len(segments),
+        "oldest_age": None if oldest is None else round(max(0.0, time.time() - oldest / 1000), 3),
+        "drainer": drainer,
+        "forwarder": forwarder,
+        "dead_letters": len(inspection.letters()),
+        "published": None
+        if published is None
+        else {
+            "age": round(max(0.0, time.time() - published.wall), 3),
+            "pid": published.pid,
+            "pending": published.pending,
+            "bytes": published.size,
+            "evicted": published.evicted,
+            "expired": published.expired,
+            "damaged": published.damaged,
+            "torn": published.torn,
+            "foreign": published.foreign,
+        },
+    }
+
+
+@command.command(cls=MaskedCommand)
+@_directory
+@click.option(
+    "--limit", type=click.IntRange(1), metavar="N", help=f"At most N.  [default: {SHOWN}; JSON: all]"
+)
+@_as_json
+def ls(directory: Path, limit: int | None, as_json: bool) -> None:
+    """What waits, in the order of classes, the oldest of each first."""
+    most = limit or (None if as_json else SHOWN)
+    rows: list[dict[str, Any]] = []
+    total = 0
+    with _opened(directory) as inspections, _progress(inspections) as progressed:
+        for each in inspections:
+            for waiting in each.waiting(progressed):
+                total += 1
+                if most is None or len(rows) < most:
+                    rows.append(_row(waiting))
+    if as_json:
+        _print_json({"total": total, "envelopes": rows})
+        return
+    _table(
+        ("id", "class", "holds", "size", "age", "attempts", ""),
+        (
+            (
+                row["id"],
+                row["class"],
+                _quantities(row["quantities"]),
+                _size(row["bytes"]),
+                _age(row["age"]),
+                str(row["attempts"]),
+                "under way" if row["under_way"] else "",
+            )
+            for row in rows
+        ),
+    )
+    click.echo(f"{total} wait" if total == len(rows) else f"{total} wait, {len(rows)} are shown; see --limit")
+
+
+def _row(waiting: Waiting) -> dict[str, Any]:
+    return {
+        "id": waiting.event_id or waiting.reference,
+        "identity": waiting.identity,
+        "class": _CLASSES[waiting.segment.rank],
+        "quantities": dict(waiting.quantities),
+        "bytes": waiting.size,
+        "age": round(max(0.0, time.time() - waiting.created_ms / 1000), 3),
+        "attempts": waiting.attempts,
+        "under_way": waiting.under_way,
+        "file": str(waiting.segment),
+        "offset": waiting.offset,
+    }
+
+
+@command.command(cls=MaskedCommand)
+@click.argument("id", metavar="ID")
+@_directory
+@_as_json
+def show(id: str, directory: Path, as_json: bool) -> None:
+    """One envelope that waits, or a dead letter, without keys."""
+    wanted = _normal(id)
+    with _opened(directory) as inspections, _progress(inspections) as progressed:
+        found = next((each for each in _envelopes(inspections, wanted, progressed)), None)
+        if found is None:
+            raise click.ClickException(
+                one_line(f"{masked(id)} is not there: delivered, given up, or never taken")
+            )
+        facts, sealed, secrets = found
+    shown = {**facts, **_contents(sealed, secrets)}
+    if as_json:
+        _print_json(shown)
+        return
+    for name, value in facts.items():
+        click.echo(one_line(f"{name:<10} {_quantities(value) if isinstance(value, Mapping) else value}"))
+    click.echo(f"headers    {json.dumps(shown['headers'])}")
+    for item in shown["items"]:
+        click.echo(one_line(f"\nitem {item['type']}, {item['bytes']} bytes"))
+        click.echo(json.dumps(item["payload"], indent=2) if item["payload"] is not None else "(no JSON)")
+
+
+def _envelopes(
+    inspections: Iterable[Inspection], wanted: str, progressed: Progressed
+) -> Iterator[tuple[dict[str, Any], SealedEnvelope, tuple[str, ...]]]:
+    for each in inspections:
+        secrets = each.credentials()[1]
+        for letter in each.letters():
+            if _normal(letter.name) == wanted:
+                with contextlib.suppress(OSError, InvalidEnvelope, SealError):
+                    yield {"state": "dead", **_letter_row(letter)}, each.read_letter(letter), secrets
+        for waiting in each.waiting(progressed):
+            if wanted in (_normal(waiting.event_id or ""), waiting.reference):
+                sealed = each.load(waiting)
+                if sealed is not None:
+                    yield {"state": "waiting", **_row(waiting)}, sealed, secrets
+
+
+def _contents(sealed: SealedEnvelope, secrets: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "headers": _without_keys(_parsed(sealed.header), secrets),
+        "items": [
+            {
+                "type": _without_keys(item.type, secrets),
+                "bytes": len(item.payload),
+                "headers": _without_keys(_parsed(item.header), secrets),
+                "payload": _without_keys(_parsed(item.payload), secrets),
+            }
+            for item in sealed.items
+        ],
+    }
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _without_keys(value: Any, secrets: tuple[str, ...], depth: int = 0) -> Any:
+    """The value with *** in the place of keys; cut where it is deeper than anyone reads."""
+    if isinstance(value, str):
+        for secret in secrets:
+            value = re.sub(re.escape(secret), "***", value, flags=re.IGNORECASE)
+        return masked(value)
+    if depth >= _DEEPEST and isinstance(value, dict | list):
+        return "..."
+    if isinstance(value, list):
+        return [_without_keys(each, secrets, depth + 1) for each in value]
+    if isinstance(value, dict):
+        return {
+            _without_keys(name, secrets): "***"
+            if name.lower() in _KEYS
+            else _without_keys(each, secrets, depth + 1)
+            for name, each in value.items()
+        }
+    return value
+
+
+@command.command(cls=MaskedCommand)
+@_directory
+@_as_json
+def verify(directory: Path, as_json: bool) -> None:
+    """Reads every record, checksums included, and says what is wrong where.
+
+    Damage costs the envelopes it hit and no other. A record that was never written to its end is no
+    damage: it was never accepted.
+    """
+    segments: list[tuple[str, SegmentFacts]] = []
+    with _opened(directory) as inspections, _progress(inspections) as progressed:
+        segments += [(each.identity, facts) for each in inspections for facts in each.verify(progressed)]
+    flaws = [(identity, flaw) for identity, facts in segments for flaw in facts.flaws]
+    losses = sum(flaw.loss for _, flaw in flaws)
+    records = sum(facts.records for _, facts in segments)
+    if as_json:
+        _print_json(
+            {
+                "ok": not losses,
+                "segments": len(segments),
+                "records": records,
+                "settled": sum(facts.settled for _, facts in segments),
+                "flaws": [
+                    {
+                        "identity": identity,
+                        "file": flaw.file,
+                        "offset": flaw.offset,
+                        "end": flaw.end,
+                        "loss": flaw.loss,
+                        "text": one_line(flaw.text),
+                    }
+                    for identity, flaw in flaws
+                ],
+            }
+        )
+    else:
+        for identity, flaw in flaws:
+            click.echo(f"{identity}/seg/{flaw.file}")
+            kind = "damage" if flaw.loss else "note"
+            click.echo(one_line(f"  byte {flaw.offset} to {flaw.end}: {kind}: {flaw.text}"))
+        verdict = "no damage" if not losses else f"{losses} damaged"
+        click.echo(f"{records} whole records in {len(segments)} files, {verdict}")
+    raise SystemExit(1 if losses else 0)
+
+
+# -- dead letters --------------------------------------------------------------------------------------
+
+
+@command.command(name="dead", cls=MaskedCommand)
+@_directory
+@_as_json
+def dead_letters(directory: Path, as_json: bool) -> None:
+    """Envelopes that are not sent again unless somebody says so: see replay."""
+    with _opened(directory) as inspections:
+        rows = [_letter_row(letter) for each in inspections for letter in each.letters()]
+    if as_json:
+        _print_json({"dead": rows})
+        return
+    _table(
+        ("id", "reason", "holds", "size", "buried", "attempts"),
+        (
+            (
+                row["id"],
+                row["reason"],
+                _quantities(row["quantities"]),
+                _size(row["bytes"]),
+                _age(row["buried_age"]),
+                str(row["attempts"]),
+            )
+            for row in rows
+        ),
+    )
+    click.echo(f"{len(rows)} dead")
+
+
+def _letter_row(letter: Letter) -> dict[str, Any]:
+    return {
+        "id": letter.name,
+        "identity": letter.identity,
+        "reason": masked(letter.reason),
+        "quantities": dict(letter.quantities),
+        "bytes": letter.size,
+        "buried_age": round(max(0.0, time.time() - letter.buried_ms / 1000), 3),
+        "attempts": letter.attempts,
+    }
+
+
+@command.command(cls=MaskedCommand)
+@_ids
+@_directory
+@_as_json
+def replay(ids: tuple[str, ...], directory: Path, as_json: bool) -> None:
+    """Puts dead letters, all or those named, back among what waits."""
+    from transport_kit.options import TransportOptions, resolve
+
+    (options,) = resolve({}, (TransportOptions,))
+    replayed: list[str] = []
+    failed: dict[str, str] = {}
+    with _opened(directory) as inspections:
+        chosen = _chosen(inspections, ids, failed)
+        for each, letters in chosen:
+            with each.writing(max_bytes=options.spool_max_bytes) as put:
+                for letter in letters:
+                    # Written first: who is killed in between sends it twice, and loses nothing.
+                    try:
+                        put(each.read_letter(letter))
+                        each.remove_letter(letter)
+                    except (OSError, InvalidEnvelope, SealError) as error:
+                        failed[letter.name] = _words(error)
+                    else:
+                        replayed.append(letter.name)
+    _say_changes(as_json, "replayed", replayed, failed)
+
+
+@command.command(cls=MaskedCommand)
+@_directory
+@click.option("--older-than", type=_Age(), metavar="AGE", help="Only what is older, such as 12h or 30d.")
+@click.option(
+    "--waiting", is_flag=True, help="Also what still waits, a whole file at a time; it is counted as lost."
+)
+@_yes
+@_as_json
+def purge(directory: Path, older_than: float | None, waiting: bool, yes: bool, as_json: bool) -> None:
+    """Removes dead letters for good; with --waiting also what waits and nobody is at.
+
+    A file that an app is writing, or that the drainer reads, stays. Envelopes in a file are as old as the
+    last write to it.
+    """
+    before_ms = int((time.time() - older_than) * 1000) if older_than is not None else 1 << 62
+    purged: list[str] = []
+    failed: dict[str, str] = {}
+    dropped = 0
+    with _opened(directory) as inspections:
+        letters = [
+            (each, letter)
+            for each in inspections
+            for letter in each.letters()
+            if letter.buried_ms < before_ms
+        ]
+        if not yes:
+            what = f"{len(letters)} dead letters{' and what waits' if waiting else ''}"
+            if not sys.stdin.isatty():
+                raise click.UsageError(f"this would remove {what} for good: say --yes")
+            click.confirm(f"Remove {what} for good?", abort=True)
+        for each, letter in letters:
+            try:
+                each.remove_letter(letter)
+            except OSError as error:
+                failed[letter.name] = _words(error)
+            else:
+                purged.append(letter.name)
+        for each in inspections if waiting else ():
+            for name, _ in each.segments():
+                try:
+                    dropped += each.drop(name, before_ms) or 0
+                except OSError as error:
+                    failed[str(name)] = _words(error)
+    _say_changes(as_json, "purged", purged, failed, **({"waiting": dropped} if waiting else {}))
+
+
+def _chosen(
+    inspections: list[Inspection], ids: tuple[str, ...], failed: dict[str, str]
+) -> list[tuple[Inspection, list[Letter]]]:
+    wanted = {_normal(id): id for id in ids}
+    chosen = []
+    for each in inspections:
+        letters = [letter for letter in each.letters() if not ids or _normal(letter.name) in wanted]
+        chosen.append((each, letters))
+    found = {_normal(letter.name) for _, letters in chosen for letter in letters}
+    failed.update({masked(id): "is no dead letter" for normal, id in wanted.items() if normal not in found})
+    return chosen
+
+
+def _say_changes(as_json: bool, word: str, done: list[str], failed: Mapping[str, str], **more: int) -> None:
+    if as_json:
+        _print_json({"ok": not failed, word: done, **more, "failed": dict(failed)})
+    else:
+        click.echo(f"{word} {len(done)} dead letters" + "".join(f", {n} {name}" for name, n in more.items()))
+        for name, why in failed.items():
+            click.echo(one_line(f"  not {name}: {why}"))
+    raise SystemExit(1 if failed else 0)
+
+
+# -- what all share ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[list[Inspection]]:
+    """All identities of a spool."""
+    from transport_kit.spool.directory import identities_in
+    from transport_kit.spool.inspection import Inspection
+    from transport_kit.spool.system import System
+
+    path = str(directory.absolute())
+    with contextlib.ExitStack() as stack, interruptible():
+        found = []
+        try:
+            for identity in identities_in(System(), path):
+                with contextlib.suppress(FileNotFoundError):  # it is being made
+                    found.append(stack.enter_context(Inspection(path, identity)))
+        except OSError as error:
+            raise OptionsError("DIR", f"{path} is no spool: {_words(error)}", "command line") from None
+        yield found
+
+
+@contextlib.contextmanager
+def _progress(inspections: Iterable[Inspection]) -> Iterator[Progressed]:
+    """A bar on a terminal's stderr when there is much to read."""
+    total = sum(size for each in inspections for _, size in each.segments())
+    if total < LONG or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading", total=total)
+        yield lambda size: bar.advance(task, size)
+
+
+def _print_json(facts: Mapping[str, Any]) -> None:
+    click.echo(json.dumps(facts, indent=2))
+
+
+def _table(names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    """A table on a terminal, lines with tabs in a pipe."""
+    lines = [tuple(one_line(cell) for cell in row) for row in rows]
+    if not sys.stdout.isatty():
+        for line in lines:
+            click.echo("\t".join(line).rstrip("\t"))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name, no_wrap=name == "id", justify="right" if name in ("size", "age") else "left")
+    for line in lines:
+        table.add_row(*(Text(cell) for cell in line))  # never read as markup
+    Console().print(table)
+
+
+def _normal(id: str) -> str:
+    """An event id however it is written."""
+    return id if ":" in id else id.replace("-", "").lower()
+
+
+def _words(error: Exception) -> str:
+    return error.strerror or "can't be read" if isinstance(error, OSError) else str(error)
+
+
+def _who(drainer: int | None, forwarder: int | None) -> str:
+    if drainer is None:
+        return "nobody"
+    kind = "forwarder" if forwarder == drainer else "app process"
+    return f"{kind} {drainer}" if drainer else "a process"
+
+
+def _quantities(quantities: Mapping[str, int]) -> str:
+    return ", ".join(f"{category} {n}" for category, n in quantities.items())
+
+
+def _size(size: int) -> str:
+    if size < 1024:
+        return f"{size} bytes"
+    power = 1 if size < 1024**2 else 2 if size < 1024**3 else 3
+    return f"{size / 1024**power:.1f} {('', 'KiB', 'MiB', 'GiB')[power]}"
+
+
+def _age(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return str(datetime.timedelta(seconds=int(seconds)))
