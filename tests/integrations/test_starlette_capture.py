@@ -225,6 +225,20 @@ def test_what_the_app_handles_is_not_captured(sink: Any, client: Any) -> None:
     assert sink.events == []
 
 
+@pytest.mark.parametrize("key", [Exception, 500])
+def test_a_handler_that_draws_the_page_of_a_500_changes_nothing(key: Any, sink: Any, client: Any) -> None:
+    """Starlette raises on what such a handler has answered: it is as unhandled as before."""
+
+    async def page(request: Request, error: Exception) -> Response:
+        return PlainTextResponse("sorry", status_code=500)
+
+    app = site(sink, Route("/cart", fail))
+    app.add_exception_handler(key, page)
+    seen = client(app, "/cart")
+    assert (seen.body, type(seen.error)) == (b"sorry", CartError)
+    assert sink.exception["mechanism"]["handled"] is False
+
+
 @pytest.mark.parametrize(
     "error", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(1), GeneratorExit()]
 )
