@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import Any
 from transport_kit.dsn import Dsn
 from transport_kit.errors import OptionsError, TransportKitError
 from transport_kit.factory import DSN_VARIABLE, build_transport
+from transport_kit.health import Health
 from transport_kit.options import (
     ENV_PREFIX,
     IntegrationOptions,
@@ -177,6 +179,25 @@ class Kit:
             transaction_source=transaction_source,
         )
 
+    def send_test(self, error: Exception, timeout: float) -> dict[str, Any]:
+        """Report `error` as the app would, wait up to `timeout` seconds, and say what became of it.
+
+        Returns plain values: `ok`, `event_id`, `pending`, `problem` (None when it was delivered), `seconds`.
+        """
+        before = self.transport.health()
+        began = time.monotonic()
+        event_id = self.capture_exception(error, mechanism="command")
+        report = self.transport.flush(timeout, until="delivered")
+        seconds = time.monotonic() - began
+        problem = _what_became_of_it(event_id, before, self.transport.health())
+        return {
+            "ok": problem is None,
+            "event_id": event_id,
+            "pending": report.pending,
+            "problem": problem,
+            "seconds": round(seconds, 3),
+        }
+
     # -- routes ----------------------------------------------------------------------------------------
 
     def match(self, path: str) -> Leaf | None:
@@ -314,3 +335,22 @@ def _salvaged(
             kept_environment[key] = text
     (options,) = resolve(kept, (IntegrationOptions,), source=source, environ=kept_environment)
     return options
+
+
+def _what_became_of_it(event_id: str | None, before: Health, after: Health) -> str | None:
+    """Why an event did not arrive; None when it did."""
+    if after.problem is not None:
+        return after.problem
+    for reason, totals in after.discarded_by_category.items():
+        if totals.get("error", 0) > before.discarded_by_category.get(reason, {}).get("error", 0):
+            return f"discarded: {reason}{_last(after)}"
+    if event_id is None:
+        return "the event was not accepted"
+    if after.delivered.get("error", 0) > before.delivered.get("error", 0):
+        return None
+    return f"still waiting{_last(after)}"
+
+
+def _last(health: Health) -> str:
+    error = health.last_error
+    return "" if error is None else f" ({error.kind}{'' if error.status is None else f' {error.status}'})"

@@ -524,7 +524,9 @@ def resolve(
     for key, value in values.items():
         name = str(key).lower()
         if name not in known:
-            raise OptionsError(str(key), _unknown(name, known), source)
+            # Only an integration takes the DSN in the same mapping.
+            near = (*known, "dsn") if IntegrationOptions in classes else known
+            raise OptionsError(str(key), _unknown(name, near), source)
         if name in sources:
             raise OptionsError(str(key), "given twice, in upper and in lower case", source)
         chosen[known[name]][name] = value
@@ -535,7 +537,7 @@ def resolve(
             continue
         name = key[len(ENV_PREFIX) :].lower()
         if name not in everywhere:
-            raise OptionsError(key, _unknown(name, everywhere, ENV_PREFIX), "environment")
+            raise OptionsError(key, _unknown(name, (*everywhere, "dsn"), ENV_PREFIX), "environment")
         if name not in known or name in sources:
             continue
         kind: _Kind = everywhere[name].metadata["kind"]

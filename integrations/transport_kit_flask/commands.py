@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -20,26 +19,10 @@ import click
 from flask import current_app
 from flask.cli import AppGroup
 
-from transport_kit import Health, Kit
+from transport_kit import Kit
 
 __all__ = ["transport_group"]
 
-#: Options that say how to reach the server, and what events say of the app; the check has its own others.
-_CHECKED: Final = {
-    "transport": (
-        "ca_certs",
-        "client_cert",
-        "client_key",
-        "compression",
-        "compression_level",
-        "keep_alive",
-        "no_proxy",
-        "proxy",
-        "proxy_headers",
-        "trust_env",
-    ),
-    "reporter": ("dist", "environment", "release", "server_name"),
-}
 #: Seconds that somebody who waits at a terminal is given by default.
 _PATIENCE: Final = 10.0
 
@@ -73,21 +56,19 @@ def check(timeout: float | None, as_json: bool) -> None:
     The steps are those of `transport-kit check`, taken with the app's proxy and certificates.
     """
     kit = _kit()
-    dsn = kit.transport.dsn
-    if dsn is None:
-        problem = kit.problem or "there is no DSN: set TRANSPORT_KIT_DSN"
-        _say(as_json, {"ok": False, "dsn": None, "steps": [], "problem": problem}, problem)
-        raise SystemExit(1)
     try:
-        from transport_kit.cli.check import command
+        from transport_kit.cli.check import check_app
     except ModuleNotFoundError as missing:
         raise click.UsageError(
             f"check needs the package {missing.name}: pip install 'transport-kit[cli]'"
         ) from missing
-    given = {name: getattr(kit.transport.options, name) for name in _CHECKED["transport"]}
-    given |= {name: getattr(kit.reporter.options, name) for name in _CHECKED["reporter"]}
-    assert command.callback is not None
-    command.callback(dsn=dsn.reveal(), timeout=timeout or _PATIENCE, as_json=as_json, **given)
+    status = check_app(
+        kit,
+        timeout=timeout or _PATIENCE,
+        as_json=as_json,
+        no_dsn="there is no DSN: set TRANSPORT_KIT_DSN",
+    )
+    raise SystemExit(status)
 
 
 @transport_group.command("send-test")
@@ -96,23 +77,12 @@ def check(timeout: float | None, as_json: bool) -> None:
 def send_test(timeout: float | None, as_json: bool) -> None:
     """Report an exception as the app would, and say what became of it."""
     kit = _kit()
-    before = kit.transport.health()
-    began = time.monotonic()
     try:
         raise TestError("flask transport send-test: this event shows that errors arrive")
     except TestError as error:
-        event_id = kit.capture_exception(error, mechanism="command")
-    report = kit.transport.flush(timeout or _PATIENCE)
-    seconds = time.monotonic() - began
-    problem = _what_became_of_it(event_id, before, kit.transport.health())
-    facts = {
-        "ok": problem is None,
-        "event_id": event_id,
-        "pending": report.pending,
-        "problem": problem,
-        "seconds": round(seconds, 3),
-    }
-    delivered = f"event {event_id} was delivered in {seconds * 1000:.0f} ms"
+        facts = kit.send_test(error, timeout or _PATIENCE)
+    problem = facts["problem"]
+    delivered = f"event {facts['event_id']} was delivered in {facts['seconds'] * 1000:.0f} ms"
     _say(as_json, facts, delivered if problem is None else f"not delivered: {problem}")
     raise SystemExit(0 if problem is None else 1)
 
@@ -141,22 +111,3 @@ def health(as_json: bool) -> None:
 
 def _say(as_json: bool, facts: Mapping[str, Any], text: str) -> None:
     click.echo(json.dumps(facts, indent=2) if as_json else text)
-
-
-def _what_became_of_it(event_id: str | None, before: Health, after: Health) -> str | None:
-    """Why the event did not arrive; None when it did."""
-    if after.problem is not None:
-        return after.problem
-    for reason, totals in after.discarded_by_category.items():
-        if totals.get("error", 0) > before.discarded_by_category.get(reason, {}).get("error", 0):
-            return f"discarded: {reason}{_last(after)}"
-    if event_id is None:
-        return "the event was not accepted"
-    if after.delivered.get("error", 0) > before.delivered.get("error", 0):
-        return None
-    return f"still waiting{_last(after)}"
-
-
-def _last(health: Health) -> str:
-    error = health.last_error
-    return "" if error is None else f" ({error.kind}{'' if error.status is None else f' {error.status}'})"

@@ -78,6 +78,15 @@ def test_an_unknown_command_is_a_wrong_call() -> None:
         assert "No such command" in result.output
 
 
+@pytest.mark.parametrize("before", [(), ("spool",)])
+def test_a_dsn_in_the_place_of_a_command_is_quoted_without_its_key(before: tuple[str, ...]) -> None:
+    """Forgetting the command is the most likely mistake, and terminals are recorded."""
+    result = CliRunner().invoke(main, [*before, "https://0123456789abcdef@sentry.example/1"])
+    assert result.exit_code == 2
+    assert "https://***@sentry.example/1" in result.output
+    assert "0123456789abcdef" not in result.output
+
+
 def test_help_needs_no_other_extra() -> None:
     """Loading the commands for their one-line help must not import the server, nor the HTTP client."""
     code = (

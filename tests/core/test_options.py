@@ -411,3 +411,15 @@ def test_any_variable_is_read_or_refused_by_name(name: str, text: str) -> None:
         assert len(built_options) == 3
     else:
         assert refused.source in (f"environment {variable}", "arguments")
+
+
+def test_a_mistyped_dsn_is_recognised_where_one_may_be_given() -> None:
+    """The most important name, and no field of any class."""
+    classes = (TransportOptions, ReporterOptions, IntegrationOptions)
+    with pytest.raises(OptionsError, match="did you mean dsn"):
+        resolve({"dns": "x"}, classes, environ={})
+    with pytest.raises(OptionsError, match="did you mean TRANSPORT_KIT_DSN"):
+        resolve({}, classes, environ={"TRANSPORT_KIT_DNS": "x"})
+    with pytest.raises(OptionsError) as caught:
+        resolve({"dns": "x"}, (TransportOptions,), environ={})
+    assert "dsn" not in caught.value.problem

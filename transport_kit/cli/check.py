@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import socket
 import ssl
 import time
@@ -39,10 +40,25 @@ from transport_kit.cli._output import Step, output_for
 from transport_kit.dsn import Dsn
 from transport_kit.errors import InvalidDsn, OptionsError
 from transport_kit.exchange import ExchangeError, describe
+from transport_kit.kit import Kit
 from transport_kit.options import ReporterOptions
 
-__all__ = ["command"]
+__all__ = ["check_app", "command"]
 
+#: Options of an app that say how to reach the server, and what events say of the app.
+_OF_TRANSPORT = (
+    "ca_certs",
+    "client_cert",
+    "client_key",
+    "compression",
+    "compression_level",
+    "keep_alive",
+    "no_proxy",
+    "proxy",
+    "proxy_headers",
+    "trust_env",
+)
+_OF_REPORTER = ("dist", "environment", "release", "server_name")
 #: Days before a certificate's end from which on the check says so.
 EXPIRES_SOON = 14
 _MESSAGE = "transport-kit check: this event shows that deliveries arrive"
@@ -77,6 +93,29 @@ def command(dsn: str, timeout: float, as_json: bool, **connection: Any) -> None:
     Completion in the shell:
       eval "$(_TRANSPORT_KIT_COMPLETE=bash_source transport-kit)"     also zsh_source, fish_source
     """
+    raise SystemExit(_steps(dsn, connection, timeout, as_json))
+
+
+def check_app(kit: Kit, *, timeout: float, as_json: bool, no_dsn: str) -> int:
+    """The same for an app's kit, with the app's own options; prints, and returns the exit status.
+
+    Args:
+        timeout: Seconds for each step.
+        no_dsn: What is said when the app has none.
+    """
+    dsn = kit.transport.dsn
+    problem = kit.problem
+    if problem is not None or dsn is None:
+        problem = problem or no_dsn
+        facts: dict[str, Any] = {"ok": False, "dsn": None, "steps": [], "problem": problem}
+        click.echo(json.dumps(facts, indent=2) if as_json else problem)
+        return 1
+    given = {name: getattr(kit.transport.options, name) for name in _OF_TRANSPORT}
+    given |= {name: getattr(kit.reporter.options, name) for name in _OF_REPORTER}
+    return _steps(dsn.reveal(), given, timeout, as_json)
+
+
+def _steps(dsn: str, connection: Mapping[str, object], timeout: float, as_json: bool) -> int:
     check = _Check(dsn, connection, timeout)
     with interruptible(), contextlib.closing(check), output_for(as_json) as output:
         ok = True
@@ -89,7 +128,7 @@ def command(dsn: str, timeout: float, as_json: bool, **connection: Any) -> None:
             ok = step.state == "ok"
             output.show(step)
         output.end(ok, check.shown_dsn)
-    raise SystemExit(0 if ok else 1)
+    return 0 if ok else 1
 
 
 @dataclass(frozen=True, slots=True)

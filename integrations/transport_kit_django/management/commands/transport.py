@@ -11,32 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from transport_kit import Health, Kit
+from transport_kit import Kit
 from transport_kit_django.conf import SETTING, get_kit
 
 __all__ = ["Command"]
-
-#: Options that say how to reach the server, and what events say of the site; the check has its own others.
-_CHECKED: Final = {
-    "transport": (
-        "ca_certs",
-        "client_cert",
-        "client_key",
-        "compression",
-        "compression_level",
-        "keep_alive",
-        "no_proxy",
-        "proxy",
-        "proxy_headers",
-        "trust_env",
-    ),
-    "reporter": ("dist", "environment", "release", "server_name"),
-}
 
 
 class TestError(Exception):
@@ -77,7 +59,8 @@ class Command(BaseCommand):
     def handle(self, *, action: str, **options: Any) -> None:
         """Django's hook."""
         kit = get_kit()
-        as_json, timeout = options["json"], options.get("timeout")
+        as_json = options["json"]
+        timeout: Any = options.get("timeout")
         if action == "health":
             self._health(kit, as_json)
         elif action == "flush":
@@ -111,77 +94,29 @@ class Command(BaseCommand):
         if not report.ok:
             raise SystemExit(1)
 
-    def _send_test(self, kit: Kit, as_json: bool, timeout: float | None) -> None:
-        before = kit.transport.health()
-        began = time.monotonic()
+    def _send_test(self, kit: Kit, as_json: bool, timeout: float) -> None:
         try:
             raise TestError("manage.py transport send-test: this event shows that errors arrive")
         except TestError as error:
-            event_id = kit.capture_exception(error, mechanism="command")
-        report = kit.transport.flush(timeout)
-        seconds = time.monotonic() - began
-        problem = _what_became_of_it(event_id, before, kit.transport.health())
-        facts = {
-            "ok": problem is None,
-            "event_id": event_id,
-            "pending": report.pending,
-            "problem": problem,
-            "seconds": round(seconds, 3),
-        }
-        self._say(
-            as_json,
-            facts,
-            f"event {event_id} was delivered in {seconds * 1000:.0f} ms"
-            if problem is None
-            else f"not delivered: {problem}",
-        )
+            facts = kit.send_test(error, timeout)
+        problem = facts["problem"]
+        delivered = f"event {facts['event_id']} was delivered in {facts['seconds'] * 1000:.0f} ms"
+        self._say(as_json, facts, delivered if problem is None else f"not delivered: {problem}")
         if problem is not None:
             raise SystemExit(1)
 
-    def _check(self, kit: Kit, as_json: bool, timeout: float | None) -> None:
-        problem = kit.problem
-        dsn = kit.transport.dsn
-        if problem is None and dsn is None:
-            problem = f'there is no DSN: set {SETTING}["DSN"] or TRANSPORT_KIT_DSN'
-        if problem is not None or dsn is None:
-            self._say(as_json, {"ok": False, "dsn": None, "steps": [], "problem": problem}, str(problem))
-            raise SystemExit(1)
+    def _check(self, kit: Kit, as_json: bool, timeout: float) -> None:
         try:
-            from transport_kit.cli.check import command
+            from transport_kit.cli.check import check_app
         except ModuleNotFoundError as missing:
             raise CommandError(
                 f"check needs the package {missing.name}: pip install 'transport-kit[cli]'", returncode=2
             ) from missing
-        given = {name: getattr(kit.transport.options, name) for name in _CHECKED["transport"]}
-        given |= {name: getattr(kit.reporter.options, name) for name in _CHECKED["reporter"]}
-        assert command.callback is not None
+        no_dsn = f'there is no DSN: set {SETTING}["DSN"] or TRANSPORT_KIT_DSN'
         with contextlib.redirect_stdout(cast(Any, self.stdout)):
-            try:
-                command.callback(dsn=dsn.reveal(), timeout=timeout, as_json=as_json, **given)
-            except SystemExit as end:
-                if end.code:
-                    raise
+            status = check_app(kit, timeout=timeout, as_json=as_json, no_dsn=no_dsn)
+        if status:
+            raise SystemExit(status)
 
     def _say(self, as_json: bool, facts: dict[str, Any], text: str) -> None:
         self.stdout.write(json.dumps(facts, indent=2) if as_json else text)
-
-
-def _what_became_of_it(event_id: str | None, before: Health, after: Health) -> str | None:
-    """Why the event did not arrive, or None when it did."""
-    if after.problem is not None:
-        return after.problem
-    for reason, totals in after.discarded_by_category.items():
-        if totals.get("error", 0) > before.discarded_by_category.get(reason, {}).get("error", 0):
-            return f"discarded: {reason}{_last(after)}"
-    if event_id is None:
-        return "the event was not accepted"
-    if after.delivered.get("error", 0) > before.delivered.get("error", 0):
-        return None
-    return f"still waiting{_last(after)}"
-
-
-def _last(health: Health) -> str:
-    error = health.last_error
-    if error is None:
-        return ""
-    return f" ({error.kind}{'' if error.status is None else f' {error.status}'})"
