@@ -581,7 +581,7 @@ def test_what_was_left_out_of_a_refused_envelope_has_its_own_reason() -> None:
         worker.flush(SOON)
         discarded = worker.facts().totals.discarded
         assert discarded["send_error"] == {"transaction": 1}
-        assert discarded["ratelimit_backoff"]["span"] == 3
+        assert {category: n for category, n in discarded["ratelimit_backoff"].items() if n} == {"span": 3}
 
 
 # -- client reports ------------------------------------------------------------------------------------
@@ -675,6 +675,30 @@ def test_a_report_nobody_took_comes_again_with_the_next_flush() -> None:
         assert reporting.reports == [{("before_send", "error"): 1}, {("before_send", "error"): 2}]
 
 
+def test_a_flush_is_noticed_by_a_watcher_on_its_way_to_the_queue(reporting: Reporting) -> None:
+    """It had looked what is due just before the flush, and then waits for an envelope that never comes."""
+    entered, go = threading.Event(), threading.Event()
+
+    class Slow(MemoryQueue):
+        def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
+            entered.set()
+            go.wait(SOON)
+            return super().claim(limit, timeout)
+
+    with running(reporting, quick(), Slow(10, 1 << 30)) as worker:
+        reporting.worker = worker
+        worker.start()
+        assert entered.wait(SOON)
+        worker.lose(LossReason.BEFORE_SEND, ONE_LOST)
+        flusher = threading.Thread(target=worker.flush, args=(SOON,))
+        flusher.start()
+        assert until(lambda: worker._books.tickets)
+        go.set()
+        flusher.join(2.0)
+        assert not flusher.is_alive()
+        assert reporting.reports == [{("before_send", "error"): 1}]
+
+
 @pytest.mark.parametrize("reason", [reason for reason in LossReason if not reason.reported])
 def test_our_own_reasons_are_not_reported(reason: LossReason, reporting: Reporting) -> None:
     """The server knows no such reason, or knows already."""
@@ -740,6 +764,21 @@ def test_senders_grow_while_all_are_busy_and_leave_when_nobody_needs_them() -> N
         assert worker.flush(SOON).ok
         assert deliver.at_once == 8
         assert until(lambda: worker.facts().senders == 1)
+
+
+def test_at_the_end_all_senders_leave_at_once() -> None:
+    """Also those that linger in case they are needed."""
+    deliver = Deliverer()
+    deliver.hold()
+    with running(deliver, quick(max_senders=4)) as worker:
+        for n in range(1, 5):
+            worker.submit(event())
+            assert deliver.wait_for(n)
+        deliver.let_go()
+        assert worker.flush(SOON).ok
+        assert until(lambda: worker._senders._followers == 3)
+        worker.kill()
+        assert _timed(lambda: until(lambda: not worker.is_alive())) < 0.5
 
 
 def test_one_sender_does_for_what_comes_one_at_a_time() -> None:

@@ -244,6 +244,26 @@ def test_2_a_capture_left_aside_while_a_flush_goes_to_wait_is_taken_in() -> None
         flusher.join(SOON)
 
 
+def test_2_a_capture_that_interrupts_the_last_look_for_work_finds_a_sender() -> None:
+    """Nothing waits, says the section; the capture that came inside it relies on its end."""
+    deliver = Deliverer()
+    with running(deliver) as worker:
+        plain = worker._delivery.needed_locked
+        left: list[bool] = []
+
+        def needed_locked() -> bool:
+            needed = plain()
+            if not left:
+                left.append(worker.submit(SMALL))
+            return needed
+
+        worker._delivery.needed_locked = needed_locked  # type: ignore[method-assign]
+        worker.lose(LossReason.CLOSED, (("error", 1),))
+        assert left == [True]
+        assert deliver.wait_for(1)
+        assert worker.flush(SOON).ok
+
+
 def test_2_the_side_deque_is_bounded_like_the_queue() -> None:
     """A handler that captures without end inside a section."""
     queue = memory(quick(max_queue_items=3))

@@ -171,7 +171,8 @@ def held(queue: MemoryQueue) -> Counter[str]:
 
 def accounted(totals: LedgerSnapshot, pending: Counter[str]) -> None:
     """Invariant 1, category by category."""
-    for category in {*totals.captured, *totals.claimed_from_shared, *pending}:
+    settled = {category for counts in totals.discarded.values() for category in counts}
+    for category in {*totals.captured, *totals.claimed_from_shared, *totals.delivered, *settled, *pending}:
         came = totals.captured.get(category, 0) + totals.claimed_from_shared.get(category, 0)
         went = (
             totals.settled(category)
