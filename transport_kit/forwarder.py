@@ -29,6 +29,7 @@ from transport_kit.options import TransportOptions
 from transport_kit.queue import Claim
 from transport_kit.spool import FileSpool
 from transport_kit.spool.directory import identities_in, identity_of, open_directory, read_credentials
+from transport_kit.spool.inspection import Inspection
 from transport_kit.spool.system import System
 from transport_kit.transport import Transport
 
@@ -313,8 +314,9 @@ class Forwarder:
         return self._end(once)
 
     def _end(self, once: bool) -> Summary:
-        left = dict(self._waiting)
+        left: dict[str, str] = {}
         if once:
+            left = {name: why for name, why in self._waiting.items() if self._holds(name)}
             left |= {name: _why_left(each) for name, each in self._served.items() if not each.empty}
         served = self._served
         self._settle(served.values())
@@ -325,7 +327,15 @@ class Forwarder:
             _add(delivered, health.delivered)
             for reason, counts in health.discarded_by_category.items():
                 _add(discarded.setdefault(reason, {}), counts)
-        return Summary(delivered, discarded, left if once else {})
+        return Summary(delivered, discarded, left)
+
+    def _holds(self, identity: str) -> bool:
+        """Whether something waits that is not served; also when that can't be found out."""
+        try:
+            with Inspection(self.path, identity, self._system) as inspection:
+                return next(inspection.waiting(), None) is not None
+        except (OptionsError, OSError):
+            return True
 
     def _settle(self, transports: Iterable[_PacedTransport]) -> None:
         """Claim no more, wait for the requests in flight, and close."""

@@ -1,0 +1,239 @@
+"""`transport-kit forward` as a process: deaths, signals, and the apps that only write meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transport_kit import Dsn, make_transport
+from transport_kit.spool import identity_of
+from transport_kit.testing import FaultServer
+
+SOON = 20.0
+MAX_SENDERS = 8
+WRITER = """
+import sys
+from transport_kit import make_transport
+dsn, path, begin, end = sys.argv[1:5]
+transport = make_transport(dsn, queue="file://" + path, spool_credentials=True)
+for number in range(int(begin), int(end)):
+    assert transport.capture_event({"event_id": f"{number:032x}"})
+    if number % 50 == 49:
+        print(number, flush=True)
+        sys.stdin.readline()
+print("accepted", flush=True)
+sys.stdin.read()
+transport.close(0.0)
+"""
+
+
+class Forwarder:
+    """The command as a child; what it prints, line by line."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        clean = {name: text for name, text in os.environ.items() if not name.startswith("TRANSPORT_KIT_")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "transport_kit", "forward", *arguments, "--json"],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**clean, **environment},
+        )
+
+    def until(self, word: str) -> dict[str, Any]:
+        """Its next line of that kind."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            facts: dict[str, Any] = json.loads(line)
+            if facts["event"] == word:
+                return facts
+        raise AssertionError(f"it ended without saying {word}")
+
+    def end(self, number: int | None = None) -> int:
+        if number is not None:
+            self.process.send_signal(number)
+        return self.process.wait(SOON)
+
+
+@pytest.fixture(name="forward")
+def _forward() -> Iterator[Callable[..., Forwarder]]:
+    """Starts forwarders; those that are left are killed."""
+    started: list[Forwarder] = []
+
+    def forward(*arguments: object, **environment: str) -> Forwarder:
+        started.append(Forwarder(*map(str, arguments), **environment))
+        return started[-1]
+
+    yield forward
+    for each in started:
+        each.process.kill()
+        each.process.communicate()
+
+
+def fill(server: FaultServer, path: Path, begin: int, end: int) -> None:
+    """Put events into a spool, and send none."""
+    transport = make_transport(server.dsn, queue=f"file://{path}", spool_drain=False, spool_credentials=True)
+    for number in range(begin, end):
+        assert transport.capture_event({"event_id": f"{number:032x}"})
+    transport.close(0.0)
+
+
+def ids(end: int) -> set[str]:
+    return {f"{number:032x}" for number in range(end)}
+
+
+def all_arrive(server: FaultServer, wanted: set[str]) -> bool:
+    while not wanted <= set(found := server.event_ids()):
+        if not server.wait_for(len(found) + 1, SOON):
+            return False
+    return True
+
+
+def test_nothing_is_lost_when_forwarders_are_killed_while_four_processes_write(
+    tmp_path: Path, forward: Callable[..., Forwarder]
+) -> None:
+    """The figure that a spool is there for; each kill may repeat what its senders held, and no more."""
+    path = tmp_path / "spool"
+    kills = 2
+    with FaultServer() as server:
+        fill(server, path, 0, 1)
+        forwarder = forward(path)
+        assert server.wait_for(1, SOON)
+        server.delay = 0.005
+        writers = [
+            subprocess.Popen(
+                [sys.executable, "-c", WRITER, server.dsn, str(path), str(begin), str(begin + 200)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for begin in (200, 400, 600, 800)
+        ]
+        for step in range(4):
+            for writer in writers:
+                assert writer.stdout is not None
+                assert writer.stdout.readline().strip().isdigit()
+            if step < kills:
+                forwarder.end(signal.SIGKILL)
+                forwarder = forward(path)
+            for writer in writers:
+                assert writer.stdin is not None
+                writer.stdin.write("\n")
+                writer.stdin.flush()
+        wanted = {f"{number:032x}" for number in (0, *range(200, 1000))}
+        assert all_arrive(server, wanted)
+        for writer in writers:
+            writer.communicate(timeout=SOON)
+            assert writer.returncode == 0
+        assert forwarder.end(signal.SIGTERM) == 0
+        counts = Counter(server.event_ids())
+        assert set(counts) == wanted
+        # Between two forwarders an app process may have drained, and handed over.
+        assert sum(counts.values()) - len(counts) <= kills * MAX_SENDERS
+
+
+def test_sigterm_finishes_the_request_in_flight(tmp_path: Path, forward: Callable[..., Forwarder]) -> None:
+    """A deployment repeats nothing: what was sent is answered and noted before the end."""
+    path = tmp_path / "spool"
+    with FaultServer() as server:
+        server.hold()
+        fill(server, path, 0, 1)
+        forwarder = forward(path, TRANSPORT_KIT_MAX_SENDERS="1")
+        assert server.wait_for_requests(1, SOON)
+        fill(server, path, 1, 5)
+        forwarder.process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            forwarder.process.wait(0.3)
+        server.release()
+        assert forwarder.until("ended")["delivered"] == {"error": 1}
+        assert forwarder.end() == 0
+        assert server.event_ids() == [f"{0:032x}"]
+        assert forward(path, "--once").end() == 0
+        assert sorted(server.event_ids()) == sorted(ids(5))
+
+
+def test_a_second_sigterm_does_not_wait(tmp_path: Path, forward: Callable[..., Forwarder]) -> None:
+    """For a server that hangs, and a person who has seen it."""
+    with FaultServer() as server:
+        server.hold()
+        fill(server, tmp_path / "spool", 0, 1)
+        forwarder = forward(tmp_path / "spool")
+        assert server.wait_for_requests(1, SOON)
+        forwarder.process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            forwarder.process.wait(0.3)
+        assert forwarder.end(signal.SIGTERM) == 0
+
+
+def test_sighup_reads_the_dsns_anew(tmp_path: Path, forward: Callable[..., Forwarder]) -> None:
+    """A DSN is added without a restart; a mistake in the file leaves all as it was."""
+    path, file = tmp_path / "spool", tmp_path / "dsns"
+    with FaultServer() as server:
+        identity = identity_of(Dsn.parse(server.dsn))
+        transport = make_transport(server.dsn, queue=f"file://{path}", spool_drain=False)
+        transport.capture_event({"event_id": f"{0:032x}"})
+        transport.close(0.0)
+        file.write_text("# none yet\n")
+        forwarder = forward(path, "--dsn-file", file)
+        waiting = forwarder.until("waiting")
+        assert waiting["identity"] == identity
+        assert "no DSN" in waiting["why"]
+        file.write_text("https://nonsense\n")
+        forwarder.process.send_signal(signal.SIGHUP)
+        assert "line 1" in forwarder.until("not reloaded")["why"]
+        file.write_text(f"\n{server.dsn}\n")
+        forwarder.process.send_signal(signal.SIGHUP)
+        assert forwarder.until("serving")["identity"] == identity
+        assert server.wait_for(1, SOON)
+        assert forwarder.end(signal.SIGINT) == 0
+
+
+def test_once_says_what_it_could_not_deliver(tmp_path: Path, forward: Callable[..., Forwarder]) -> None:
+    """For cron: everything, or status 1 and why."""
+    path = tmp_path / "spool"
+    with FaultServer() as server:
+        fill(server, path, 0, 20)
+        done = forward(path, "--once")
+        ended = done.until("ended")
+        assert (done.end(), ended["delivered"], ended["left"]) == (0, {"error": 20}, {})
+        assert set(server.event_ids()) == ids(20)
+        transport = make_transport(server.dsn.replace("/1", "/2"), queue=f"file://{path}", spool_drain=False)
+        transport.capture_event({"message": "x"})
+        transport.close(0.0)
+        left = forward(path, "--once")
+        (why,) = left.until("ended")["left"].values()
+        assert left.end() == 1
+        assert "no DSN" in why
+    missing = forward(tmp_path / "nowhere", "--once")
+    assert missing.end() == 2
+
+
+def test_app_processes_only_write_while_a_forwarder_runs(
+    tmp_path: Path, forward: Callable[..., Forwarder]
+) -> None:
+    """The point of it: their CPU is theirs."""
+    path = tmp_path / "spool"
+    with FaultServer() as server:
+        fill(server, path, 0, 1)
+        forwarder = forward(path)
+        assert server.wait_for(1, SOON)
+        transport = make_transport(server.dsn, queue=f"file://{path}")
+        for number in range(1, 100):
+            assert transport.capture_event({"event_id": f"{number:032x}"})
+        assert all_arrive(server, ids(100))
+        assert transport.health().delivered == {}
+        spool = transport.health().spool
+        assert spool is not None
+        assert not spool["draining"]
+        assert spool["problems"] == []
+        transport.close(0.0)
+        forwarder.process.terminate()
+        assert forwarder.until("ended")["delivered"] == {"error": 100}
