@@ -42,7 +42,7 @@ def route_of(scope: Scope, path: str, root_path: str, apps: Iterable[object]) ->
     before = {
         key: scope[key] for key in ("type", "method", "scheme", "headers", "query_string") if key in scope
     }
-    before |= {"path": path, "root_path": root_path, "path_params": {}}
+    before |= {"path": path, "root_path": root_path}
     try:
         for app in apps:
             routes = _routes(app)
@@ -89,13 +89,11 @@ def _search(routes: Iterable[Any], scope: dict[str, Any]) -> str | None:
     """As routers do it: the first route that fits, or else the first that would with another method."""
     partial: str | None = None
     for route in routes:
-        # A copy: routers of FastAPI keep notes in the scope that they are asked about.
-        seen = scope.copy()
-        match, child = route.matches(seen)
+        match, child = route.matches(scope)
         if match is Match.FULL:
-            return _written(route, seen | child)
+            return _written(route, scope | child)
         if match is Match.PARTIAL and partial is None:
-            partial = _written(route, seen | child)
+            partial = _written(route, scope | child)
     return partial
 
 

@@ -407,6 +407,7 @@ class Loaded:
         (Loaded(), {"id": "7", "username": "ada"}),
         (SimpleUser("ada"), {"username": "ada"}),
         ({"id": "7", "email": "ada@shop.example", "token": "x"}, {"id": "7", "email": "ada@shop.example"}),
+        ({"id": object(), "username": "ada"}, {"username": "ada"}),
         (UnauthenticatedUser(), {}),
         (None, {}),
         ("ada", {}),

@@ -8,7 +8,7 @@ from typing import Any
 import fastapi
 import pytest
 from starlette.applications import Starlette
-from starlette.convertors import Convertor
+from starlette.convertors import CONVERTOR_TYPES, Convertor
 from starlette.endpoints import HTTPEndpoint
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
@@ -71,8 +71,6 @@ def routes() -> list[Any]:
     carts = Route("/carts/{number:int}", fail)
     return [
         carts,
-        Route("/post", fail, methods=["POST"]),
-        Route("/post", fail, methods=["PUT"]),
         Route("/class/{name}", Failing),
         Mount("/shop", routes=[carts, Mount("/inner", routes=[Route("/", fail)])]),
         Mount("/tenants/{tenant}", app=Starlette(routes=[carts], middleware=[Middleware(Passing)])),
@@ -137,9 +135,11 @@ def test_the_servers_prefix_is_part_of_the_name(path: str, route: str, sink: Any
     assert name(sink) == (route, "route")
 
 
-def test_a_host_route_adds_nothing(sink: Any, client: Any) -> None:
+@pytest.mark.parametrize("layers", [(), (Copying,)])
+def test_a_host_route_adds_nothing(layers: tuple[Any, ...], sink: Any, client: Any) -> None:
     """The host is in the request's URL."""
-    app = Starlette(routes=routes(), middleware=[Middleware(TransportMiddleware, dsn=sink)])
+    middleware = [Middleware(TransportMiddleware, dsn=sink), *map(Middleware, layers)]
+    app = Starlette(routes=routes(), middleware=middleware)
     client(app, "/v1", headers=[(b"host", b"api.shop.example")])
     assert name(sink) == ("/v1", "route")
 
@@ -153,7 +153,7 @@ def rejecting(app: Any) -> Any:
 def test_what_fits_no_route_is_called_by_its_path(path: str, sink: Any, client: Any) -> None:
     """There is nothing better, and the source says so."""
     middleware = [Middleware(TransportMiddleware, dsn=sink), Middleware(rejecting)]
-    client(Starlette(routes=routes()[:5], middleware=middleware), path)
+    client(Starlette(routes=routes()[:3], middleware=middleware), path)
     assert name(sink) == (path, "url")
 
 
@@ -163,18 +163,40 @@ def test_an_app_without_routes_is_called_by_the_path(sink: Any, client: Any) -> 
     assert name(sink) == ("/proxy/x/1", "url")
 
 
-def test_a_method_that_the_route_does_not_know_has_its_name(sink: Any, client: Any) -> None:
-    """Routers answer 405 by the first route that fits but for the method."""
+def test_an_app_that_seems_to_wrap_itself_is_called_by_the_path(sink: Any, client: Any) -> None:
+    """Some objects have every attribute that one asks for; the search ends."""
+
+    class Endless:
+        @property
+        def app(self) -> Any:
+            return self
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            raise CartError("endless")
+
+    client(TransportMiddleware(Endless(), dsn=sink), "/x")
+    assert name(sink) == ("/x", "url")
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "route"), [("GET", 500, "/{kind}/x"), ("DELETE", 405, "/carts/{number}")]
+)
+def test_of_routes_that_fit_the_method_decides_and_then_the_order(
+    method: str, status: int, route: str, sink: Any, client: Any
+) -> None:
+    """As routers do it: a 405 is answered by the first route that fits but for the method."""
 
     class Strict(Copying):
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            await self.app(scope, receive, send)
-            raise CartError("after")
+            await self.app(dict(scope), receive, send)
+            raise CartError("after a 405")
 
-    middleware = [Middleware(TransportMiddleware, dsn=sink), Middleware(Strict), Middleware(Copying)]
-    seen = client(Starlette(routes=routes()[:3], middleware=middleware), "/post", method="DELETE")
-    assert seen.status == 405
-    assert name(sink) == ("/post", "route")
+    app = Starlette(
+        routes=[Route("/carts/{number}", fail, methods=["POST"]), Route("/{kind}/x", fail)],
+        middleware=[Middleware(TransportMiddleware, dsn=sink), Middleware(Strict)],
+    )
+    assert client(app, "/carts/x", method=method).status == status
+    assert name(sink) == (route, "route")
 
 
 def test_a_websocket_is_called_by_its_route(sink: Any) -> None:
@@ -210,20 +232,24 @@ class Broken(Convertor[str]):
         return value
 
 
-@pytest.mark.parametrize("scope_has_route", [True, False])
+@pytest.mark.parametrize("layers", [(), (Copying,)])
 def test_an_apps_own_convertor_that_fails_costs_the_name_and_not_the_event(
-    scope_has_route: bool, sink: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+    layers: tuple[Any, ...], sink: Any, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the routes have to be asked again, they are the app's code."""
-    monkeypatch.setitem(__import__("starlette.convertors").convertors.CONVERTOR_TYPES, "broken", Broken())
-    layers = [] if scope_has_route else [Middleware(Copying)]
+    """Where the routes have to be asked again, they are the app's code; what the scope says is left."""
+    monkeypatch.setitem(CONVERTOR_TYPES, "broken", Broken())
+    left: list[bool] = []
+
+    async def page(request: Request) -> Response:
+        left.append("route" in request.scope and not layers)
+        raise CartError("bad cart")
+
     app = Starlette(
-        routes=[Mount("/shop", routes=[Route("/{name:broken}", fail)])],
-        middleware=[Middleware(TransportMiddleware, dsn=sink), *layers],
+        routes=[Mount("/shop", routes=[Route("/{name:broken}", page)])],
+        middleware=[Middleware(TransportMiddleware, dsn=sink), *map(Middleware, layers)],
     )
     client(app, "/shop/xx")
-    assert name(sink)[0] in ("/shop/{name:broken}", "/shop/xx")
-    assert sink.exception["value"] == "bad cart"
+    assert name(sink) == (("/shop/{name:broken}", "route") if left[0] else ("/shop/xx", "url"))
 
 
 def fastapi_site(sink: Any) -> fastapi.FastAPI:
