@@ -3,6 +3,10 @@
 Owns the threads: when one starts, which one watches, when one leaves. Knows nothing of what they do;
 the worker says whether there is work, looks for it, and performs it.
 
+Growth is not paced. Measured on 2 cores with a deliverer of 60 us CPU and a loopback round trip, 1, 2, 4
+and 8 senders deliver 8 000 to 9 100 a second at the same 95 ms CPU per 1 000; with answers after 5 ms, 1
+delivers 186 and 8 deliver 1 465. So more senders than needed cost nothing, and too few cost much.
+
 Threads: `_run` is the only code that executes on a sender. `leave` is called by any thread after each of
 its critical sections, from signal handlers and `__del__` too; names that end in `_locked` want the lock.
 
