@@ -1,0 +1,406 @@
+"""`transport-kit spool`: what it shows of a spool, of damage and of dead letters, and what it never shows."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import transport_kit.cli.spool as cli_spool
+from tests.core.cli_support import run, run_json
+from tests.core.spool_support import event, log_entry, session
+from transport_kit import Dsn, Envelope
+from transport_kit.sealing import SealedEnvelope
+from transport_kit.spool import FileSpool, identity_of
+from transport_kit.spool.inspection import Inspection
+
+KEY = "0123456789abcdef0123456789abcdef"
+DSN = Dsn.parse(f"https://{KEY}@sentry.example/42")
+IDENTITY = identity_of(DSN)
+
+
+@pytest.fixture(name="path")
+def _path(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+def spool(path: Path, *, drain: bool = False) -> FileSpool:
+    return FileSpool(str(path), IDENTITY, drain=drain, credentials=DSN.reveal())
+
+
+def fill(path: Path, *envelopes: SealedEnvelope) -> None:
+    queue = spool(path)
+    for sealed in envelopes:
+        assert queue.put(sealed).accepted
+    queue.close()
+
+
+def bury(path: Path, *envelopes: SealedEnvelope, reason: str = "poison") -> None:
+    """Through the drainer, as it happens."""
+    fill(path, *envelopes)
+    queue = spool(path, drain=True)
+    for _ in envelopes:
+        (claim,) = queue.claim(1, 5.0)
+        queue.bury(claim, reason)
+    queue.close()
+
+
+def segments(path: Path) -> list[Path]:
+    return sorted((path / IDENTITY / "seg").glob("*.log"))
+
+
+def letters(path: Path) -> list[Path]:
+    return sorted((path / IDENTITY / "dead").glob("*.envelope"))
+
+
+def test_status_says_how_much_waits_and_who_drains(path: Path) -> None:
+    """The first question in an incident."""
+    fill(path, event(1), event(2), session(3))
+    found = run_json("spool", "status", str(path))
+    (facts,) = found["identities"]
+    assert (facts["identity"], facts["waiting"], facts["segments"]) == (IDENTITY, 3, 2)
+    assert (facts["drainer"], facts["forwarder"], facts["published"]) == (None, None, None)
+    assert facts["dsn"] == str(DSN)
+    assert 0 <= facts["oldest_age"] < 60
+    text = run("spool", "status", str(path)).output
+    assert "waiting       3 envelopes" in text
+    assert "drained by    nobody" in text
+    assert KEY not in text + json.dumps(found)
+
+
+def test_status_works_beside_a_drainer_and_shows_what_it_published(path: Path) -> None:
+    """Looking must not take the drain from the process that has it."""
+    fill(path, event(1), event(2))
+    queue = spool(path, drain=True)
+    (claim,) = queue.claim(1, 5.0)
+    (facts,) = run_json("spool", "status", str(path))["identities"]
+    assert facts["drainer"] == os.getpid()
+    assert facts["published"]["pid"] == os.getpid()
+    assert f"app process {os.getpid()}" in run("spool", "status", str(path)).output
+    (under_way, waiting) = run_json("spool", "ls", str(path))["envelopes"]
+    assert (under_way["under_way"], waiting["under_way"]) == (True, False)
+    assert under_way["attempts"] == 1
+    queue.ack([claim])
+    assert queue.facts().draining
+    assert run_json("spool", "ls", str(path))["total"] == 1
+    queue.close()
+
+
+def test_status_of_a_spool_that_nothing_was_put_into(path: Path) -> None:
+    """It is one, and empty."""
+    spool(path).close()
+    (path / IDENTITY / "seg").rmdir()
+    assert run("spool", "status", str(path)).output == "nothing was ever put into it\n"
+
+
+def test_ls_lists_by_class_and_age(path: Path) -> None:
+    """As they go out; an envelope without an id gets a name that show takes."""
+    fill(path, log_entry(9), event(1), event(2))
+    found = run_json("spool", "ls", str(path))
+    assert [row["class"] for row in found["envelopes"]] == ["error", "error", "log"]
+    assert [row["id"] for row in found["envelopes"][:2]] == [f"{1:032x}", f"{2:032x}"]
+    reference = found["envelopes"][2]["id"]
+    assert ":" in reference
+    shown = run_json("spool", "show", reference, str(path))
+    assert shown["items"][0]["type"] == "log"
+    limited = run("spool", "ls", "--limit", "1", str(path)).output
+    assert "3 wait, 1 are shown" in limited
+    assert f"{1:032x}\terror\terror 1" in limited
+    assert "3 wait\n" in run("spool", "ls", str(path)).output
+
+
+def test_show_prints_an_envelope_without_keys(path: Path) -> None:
+    """Envelope headers carry the DSN's key by design, and messages by accident."""
+    envelope = Envelope.event({"event_id": f"{7:032x}", "message": f"to {DSN.reveal()} with {KEY.upper()}"})
+    envelope.headers["trace"] = {"public_key": KEY, "trace_id": "a" * 32}
+    envelope.headers["dsn"] = DSN.reveal()
+    envelope.add_attachment(b"\x1b[2Jbytes", filename="x")
+    fill(path, envelope.seal())
+    for id in (f"{7:032x}", str(f"{7:032X}"), "00000000-0000-0000-0000-000000000007"):
+        found = run_json("spool", "show", id, str(path))
+        assert found["state"] == "waiting"
+        assert found["headers"]["trace"] == {"public_key": "***", "trace_id": "a" * 32}
+        assert found["headers"]["dsn"] == "***"
+        assert found["items"][0]["payload"]["message"] == "to https://***@sentry.example/42 with ***"
+        assert found["items"][1]["payload"] is None
+        assert KEY not in json.dumps(found).lower()
+    text = run("spool", "show", f"{7:032x}", str(path)).output
+    assert KEY not in text.lower()
+    assert "(no JSON)" in text
+    assert "\x1b" not in text
+
+
+def test_show_survives_what_is_nested_deeper_than_anyone_reads(path: Path) -> None:
+    """Depth is an attacker's choice."""
+    deep: Any = "x"
+    for _ in range(100):
+        deep = [deep]
+    fill(path, event(1, extra={"deep": deep}))
+    found = run_json("spool", "show", f"{1:032x}", str(path))
+    assert "..." in json.dumps(found["items"][0]["payload"])
+
+
+def test_an_id_that_is_not_there_is_status_1(path: Path) -> None:
+    """And is quoted without a key."""
+    fill(path, event(1))
+    result = run("spool", "show", f"https://{KEY}@host/1", str(path))
+    assert result.exit_code == 1
+    assert "is not there" in result.output
+    assert KEY not in result.output
+
+
+@pytest.mark.parametrize("what", ["missing", "file", "open", "other"])
+def test_what_is_no_spool_is_a_wrong_call(path: Path, what: str) -> None:
+    """And nothing is made where there was nothing."""
+    if what == "file":
+        path.write_text("x")
+    elif what != "missing":
+        path.mkdir(mode=0o755 if what == "open" else 0o700)
+    for name in ("status", "ls", "verify", "dead", "replay"):
+        assert run("spool", name, str(path)).exit_code == 2
+    assert not path.exists() or path.is_file() or list(path.iterdir()) == []
+
+
+# -- damage --------------------------------------------------------------------------------------------
+
+
+def test_verify_finds_nothing_wrong_with_a_sound_spool(path: Path) -> None:
+    """Settled records are told apart."""
+    fill(path, event(1), event(2))
+    found = run_json("spool", "verify", str(path))
+    assert (found["ok"], found["records"], found["flaws"], found["exit_code"]) == (True, 2, [], 0)
+    assert "2 whole records in 1 files, no damage" in run("spool", "verify", str(path)).output
+
+
+@pytest.mark.parametrize(
+    ("at", "loss", "said"),
+    [
+        ("body", True, f"body is damaged; its head is intact: event {2:032x}, error 1"),
+        ("head", True, "the checksum of a record's head does not fit"),
+        ("magic", True, "do not begin as a record does"),
+        ("mark", True, "the mark of another segment"),
+        ("version", True, "make no sense"),
+        ("header", False, "costs nothing"),
+    ],
+)
+def test_verify_explains_damage_by_offset(path: Path, at: str, loss: bool, said: str) -> None:
+    """What was hit, what it costs, and where to look with a hex editor."""
+    fill(path, event(1), event(2), event(3))
+    (file,) = segments(path)
+    rows = run_json("spool", "ls", str(path))["envelopes"]
+    offset = {row["id"]: row["offset"] for row in rows}[f"{2:032x}"]
+    ends = {row["id"]: row["offset"] for row in rows}[f"{3:032x}"]
+    spot = {
+        "body": ends - 2,
+        "head": offset + 40,
+        "magic": offset,
+        "mark": offset + 5,
+        "version": offset + 8,
+        "header": 3,
+    }[at]
+    data = bytearray(file.read_bytes())
+    data[spot] ^= 0xFF
+    file.write_bytes(data)
+    found = run_json("spool", "verify", str(path))
+    (flaw,) = found["flaws"]
+    assert said in flaw["text"]
+    assert (found["ok"], flaw["loss"], found["exit_code"]) == (not loss, loss, int(loss))
+    assert (flaw["offset"], flaw["end"]) == ((offset, ends) if loss else (0, 32))
+    assert f"byte {flaw['offset']} to {flaw['end']}" in run("spool", "verify", str(path)).output
+    assert run_json("spool", "ls", str(path))["total"] >= 2
+
+
+@pytest.mark.parametrize(("left", "said"), [(100, "never written to its end"), (20, "a write came short")])
+def test_a_record_that_was_never_finished_is_no_damage(path: Path, left: int, said: str) -> None:
+    """It was never accepted: nobody was told that it was."""
+    fill(path, event(1), event(2))
+    (file,) = segments(path)
+    offset = run_json("spool", "ls", str(path))["envelopes"][1]["offset"]
+    file.write_bytes(file.read_bytes()[: offset + left])
+    found = run_json("spool", "verify", str(path))
+    assert found["ok"]
+    assert found["records"] == 1
+    assert said in found["flaws"][0]["text"]
+
+
+def test_verify_names_files_that_are_not_what_they_should_be(path: Path) -> None:
+    """A FIFO blocks no one, a link leads nowhere, a later version is left alone."""
+    fill(path, event(1))
+    (file,) = segments(path)
+    later = bytearray(file.read_bytes())
+    other = file.with_name(file.name.replace(file.name[-20:-4], "f" * 16))
+    os.mkfifo(other)
+    link = file.with_name(file.name.replace(file.name[-20:-4], "e" * 16))
+    link.symlink_to("/etc/passwd")
+    flaws = run_json("spool", "verify", str(path))["flaws"]
+    assert len(flaws) == 2
+    assert all(flaw["loss"] for flaw in flaws)
+    import struct
+    import zlib
+
+    later[8] = 2
+    later[28:32] = struct.pack("<I", zlib.crc32(bytes(later[:28])))
+    file.write_bytes(later)
+    flaws = run_json("spool", "verify", str(path))["flaws"]
+    assert any("another version" in flaw["text"] and not flaw["loss"] for flaw in flaws)
+    assert run_json("spool", "ls", str(path))["total"] == 0
+
+
+# -- dead letters --------------------------------------------------------------------------------------
+
+
+def test_dead_letters_are_listed_shown_and_replayed(path: Path) -> None:
+    """A person looks, and decides."""
+    bury(path, event(1), event(2))
+    found = run_json("spool", "dead", str(path))["dead"]
+    assert {row["id"] for row in found} == {f"{1:032x}", f"{2:032x}"}
+    assert found[0]["reason"] == "poison"
+    assert found[0]["quantities"] == {"error": 1}
+    assert "2 dead" in run("spool", "dead", str(path)).output
+    assert run_json("spool", "show", f"{1:032x}", str(path))["state"] == "dead"
+    some = run_json("spool", "replay", f"{1:032X}", "9" * 32, str(path))
+    assert (some["replayed"], some["failed"], some["exit_code"]) == (
+        [f"{1:032x}"],
+        {"9" * 32: "is no dead letter"},
+        1,
+    )
+    rest = run("spool", "replay", str(path))
+    assert (rest.exit_code, rest.output) == (0, "replayed 1 dead letters\n")
+    assert letters(path) == []
+    assert run_json("spool", "ls", str(path))["total"] == 2
+    queue = spool(path, drain=True)
+    assert {claim.sealed.event_id for claim in queue.claim(2, 5.0)} == {f"{1:032x}", f"{2:032x}"}
+    queue.close()
+
+
+def test_a_dead_letter_that_is_no_envelope_stays_where_it_is(path: Path) -> None:
+    """Anything may lie on a disk; facts about it too."""
+    bury(path, event(1))
+    (file,) = letters(path)
+    file.write_bytes(b"nonsense")
+    file.with_suffix(".json").write_text('["\\u001b[2J"]')
+    (path / IDENTITY / "dead" / "evil name.envelope").write_bytes(b"{}")
+    (row,) = run_json("spool", "dead", str(path))["dead"]
+    assert (row["reason"], row["attempts"]) == ("unknown", 0)
+    found = run_json("spool", "replay", str(path))
+    assert found["exit_code"] == 1
+    assert list(found["failed"]) == [f"{1:032x}"]
+    assert f"not {1:032x}" in run("spool", "replay", str(path)).output
+    assert letters(path)
+    assert run("spool", "show", f"{1:032x}", str(path)).exit_code == 1
+    file.with_suffix(".json").write_text('{"reason": 1, "quantities": {"error": -1}, "attempts": "x"}')
+    assert run_json("spool", "dead", str(path))["dead"][0]["quantities"] == {"error": 0}
+
+
+def test_replay_into_a_full_spool_keeps_the_letter(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can't be written is not removed."""
+    bury(path, event(1))
+
+    def full(*_: object, **__: object) -> None:
+        from transport_kit.spool.writer import Full
+
+        raise Full
+
+    monkeypatch.setattr("transport_kit.spool.inspection.Writer.append", full)
+    found = run_json("spool", "replay", str(path))
+    assert found["failed"] == {f"{1:032x}": "the spool is full"}
+    assert letters(path)
+
+
+def test_purge_removes_dead_letters_of_an_age_and_asks_first(path: Path) -> None:
+    """For good, so it is said twice: by the command and by --yes."""
+    bury(path, event(1), event(2))
+    assert run("spool", "purge", str(path)).exit_code == 2
+    young = run_json("spool", "purge", "--older-than", "1h", "--yes", str(path))
+    assert (young["purged"], len(letters(path))) == ([], 2)
+    (first, _) = letters(path)
+    facts = json.loads(first.with_suffix(".json").read_text())
+    facts["buried_ms"] = int((time.time() - 7200) * 1000)
+    first.with_suffix(".json").write_text(json.dumps(facts))
+    assert len(run_json("spool", "purge", "--older-than", "1h", "-y", str(path))["purged"]) == 1
+    assert run("spool", "purge", "-y", str(path)).output == "purged 1 dead letters\n"
+    assert list((path / IDENTITY / "dead").iterdir()) == []
+    assert "such as 7d" in run("spool", "purge", "--older-than", "soon", str(path)).output
+
+
+def test_purge_of_what_waits_leaves_what_somebody_is_at_and_counts_the_rest(path: Path) -> None:
+    """The drainer reports as lost what a person removed."""
+    fill(path, event(1), event(2), event(3))
+    writer = spool(path)
+    writer.put(event(4))
+    found = run_json("spool", "purge", "--waiting", "--older-than", "1h", "-y", str(path))
+    assert found["waiting"] == 0
+    assert len(segments(path)) == 2
+    found = run_json("spool", "purge", "--waiting", "-y", str(path))
+    assert found["waiting"] == 3
+    assert run_json("spool", "ls", str(path))["total"] == 1
+    drainer = spool(path, drain=True)
+    assert [claim.sealed.event_id for claim in drainer.claim(1, 5.0)] == [f"{4:032x}"]
+    assert {(r, c): n for r, c, n in drainer.take_losses()} == {("cache_overflow", "error"): 3}
+    writer.close()
+    drainer.close()
+
+
+# -- at a terminal -------------------------------------------------------------------------------------
+
+
+def test_a_terminal_gets_tables_and_is_not_steered(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reason is text from anywhere; rich's markup in it stays text."""
+    bury(path, event(1), reason="[red]\x1b[2Jboom[/red]")
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    shown = Terminal()
+    monkeypatch.setattr(cli_spool.sys, "stdout", shown)
+    monkeypatch.setattr("rich.console.Console.__init__", _wide(Console.__init__, shown))
+    cli_spool._table(("id", "reason"), [("1", "[red]\x1b[2Jboom[/red]")])
+    assert "[red] [2Jboom[/red]" in shown.getvalue()
+    assert "\x1b[2J" not in shown.getvalue()
+
+
+def _wide(original: Any, file: io.StringIO) -> Any:
+    def init(self: Console, **options: Any) -> None:
+        original(self, **{**options, "file": file, "width": 200})
+
+    return init
+
+
+def test_much_to_read_shows_its_progress(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large backlog takes a while; on stderr, so that a pipe stays clean."""
+    fill(path, event(1))
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(cli_spool, "LONG", 1)
+    shown = Terminal()
+    monkeypatch.setattr(cli_spool.sys, "stderr", shown)
+    with Inspection(str(path), IDENTITY) as inspection, cli_spool._progress([inspection]) as progressed:
+        assert len(list(inspection.waiting(progressed))) == 1
+    assert "reading" in shown.getvalue()
+
+
+def test_sizes_and_ages_are_written_for_people() -> None:
+    """Three digits say enough."""
+    assert [cli_spool._size(n) for n in (1, 2048, 3 << 20, 5 << 30)] == [
+        "1 bytes",
+        "2.0 KiB",
+        "3.0 MiB",
+        "5.0 GiB",
+    ]
+    assert [cli_spool._age(n) for n in (5, 3700)] == ["5 s", "1:01:40"]
+    assert [cli_spool._who(*pair) for pair in ((None, None), (0, None), (5, 5), (5, None))] == [
+        "nobody",
+        "a process",
+        "forwarder 5",
+        "app process 5",
+    ]
