@@ -1,0 +1,449 @@
+"""The forwarder in process: pace, identities, credentials, health, metrics, and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from transport_kit import Dsn, make_transport
+from transport_kit.errors import OptionsError
+from transport_kit.forwarder import Forwarder, ForwarderView, Pace, Rate, Summary
+from transport_kit.monitor import MOST_REQUESTS, Monitor, metrics_writer
+from transport_kit.options import TransportOptions
+from transport_kit.spool import FileSpool, identity_of
+from transport_kit.testing import FaultServer
+
+SOON = 20.0
+
+
+@pytest.fixture(name="server")
+def _server() -> Iterator[FaultServer]:
+    """Where to deliver."""
+    with FaultServer() as server:
+        yield server
+
+
+@pytest.fixture(name="path")
+def _path(tmp_path: Path) -> str:
+    return str(tmp_path / "spool")
+
+
+def options(path: str, **values: object) -> TransportOptions:
+    given = {"queue": f"file://{path}", "handle_sigterm": False, "backoff_base": 0.01, "backoff_max": 0.05}
+    return TransportOptions.from_mapping({**given, **values}, source="test")
+
+
+def fill(dsn: str, path: str, begin: int, end: int, *, credentials: bool = True) -> None:
+    transport = make_transport(dsn, queue=f"file://{path}", spool_drain=False, spool_credentials=credentials)
+    for number in range(begin, end):
+        assert transport.capture_event({"event_id": f"{number:032x}"})
+    transport.close(0.0)
+
+
+class Running:
+    """A forwarder on a thread of its own."""
+
+    def __init__(self, forwarder: Forwarder) -> None:
+        self.forwarder = forwarder
+        self.summary: Summary | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self.summary = self.forwarder.run()
+
+    def end(self) -> Summary:
+        self.forwarder.stop()
+        self._thread.join(SOON)
+        assert self.summary is not None
+        return self.summary
+
+
+@pytest.fixture(name="running")
+def _running() -> Iterator[Callable[[Forwarder], Running]]:
+    """Runs forwarders; all are stopped."""
+    with contextlib.ExitStack() as stack:
+
+        def run(forwarder: Forwarder) -> Running:
+            stack.callback(forwarder.close)
+            running = Running(forwarder)
+            stack.callback(running.end)
+            return running
+
+        yield run
+
+
+def once(forwarder: Forwarder) -> Summary:
+    with contextlib.closing(forwarder):
+        return forwarder.run(once=True)
+
+
+# -- pace ----------------------------------------------------------------------------------------------
+
+
+def test_a_rate_spaces_what_goes() -> None:
+    """Time that passed unused is not saved up for a burst."""
+    rate = Rate(10)
+    assert rate.wait(100.0) <= 0
+    rate.took(100.0)
+    assert rate.wait(100.0) == pytest.approx(0.1)
+    rate.took(200.0)
+    assert rate.wait(200.0) == pytest.approx(0.1)
+    unbound = Rate(None)
+    unbound.took(5.0)
+    assert unbound.wait(5.0) <= 0
+
+
+def test_a_pace_is_slow_after_a_failure_until_a_run_of_successes() -> None:
+    """A server that comes back finds every client with a backlog."""
+    pace = Pace(Rate(None), interval=0.1, run=3)
+    pace.took(10.0)
+    assert pace.wait(10.0) <= 0
+    pace.failed()
+    pace.took(20.0)
+    assert pace.slow
+    assert pace.wait(20.0) == pytest.approx(0.1)
+    pace.succeeded()
+    pace.succeeded()
+    pace.failed()  # in a row: it begins anew
+    for _ in range(3):
+        assert pace.slow
+        pace.succeeded()
+    assert not pace.slow
+    assert pace.wait(20.0) <= 0
+    bound = Rate(1)
+    bound.took(30.0)
+    assert Pace(bound).wait(30.0) == pytest.approx(1.0)
+
+
+def test_a_backlog_goes_out_one_by_one_after_an_outage(server: FaultServer, path: str) -> None:
+    """And faster again once enough in a row were answered; other senders don't get around it."""
+    fill(server.dsn, path, 0, 12)
+    server.answer(503, times=1)
+    began = time.monotonic()
+    summary = once(Forwarder(path, options(path), interval=0.05, run=6))
+    assert summary.delivered == {"error": 12}
+    # Six intervals lie before the sixth success at least; what is under way with the first is a few.
+    assert time.monotonic() - began >= 3 * 0.05
+    assert sorted(server.event_ids()) == [f"{number:032x}" for number in range(12)]
+
+
+def test_an_upper_bound_holds_for_all_identities_together(server: FaultServer, path: str) -> None:
+    """It protects the network that they share."""
+    fill(server.dsn, path, 0, 4)
+    fill(server.dsn.replace("/1", "/2"), path, 4, 8)
+    began = time.monotonic()
+    assert once(Forwarder(path, options(path), max_rate=50)).ok
+    assert time.monotonic() - began >= 6 / 50
+    assert len(server.event_ids()) == 8
+
+
+# -- identities ----------------------------------------------------------------------------------------
+
+
+def test_each_identity_is_delivered_to_its_own_dsn(server: FaultServer, path: str) -> None:
+    """One directory for several apps."""
+    fill(server.dsn, path, 0, 1)
+    other = server.dsn.replace("/1", "/77")
+    fill(other, path, 1, 2, credentials=False)
+    told: list[str] = []
+    forwarder = Forwarder(
+        path,
+        options(path),
+        dsns=lambda: [Dsn.parse(other)],
+        told=lambda word, facts: told.append(f"{word} {dict(facts)}"),
+    )
+    assert once(forwarder).ok
+    assert {(request.path, request.envelope.headers["event_id"]) for request in server.accepted} == {
+        ("/api/1/envelope/", f"{0:032x}"),
+        ("/api/77/envelope/", f"{1:032x}"),
+    }
+    assert len(told) == 2
+    assert Dsn.parse(server.dsn).public_key not in "".join(told)
+
+
+def test_what_comes_later_is_taken_on_and_what_is_unknown_waits(
+    server: FaultServer, path: str, running: Callable[[Forwarder], Running]
+) -> None:
+    """A sidecar starts before its app; the directory itself may come later."""
+    forwarder = Forwarder(path, options(path))
+    run = running(forwarder)
+    assert forwarder.health().status == "warn"
+    fill(server.dsn, path, 0, 3, credentials=False)
+    identity = identity_of(Dsn.parse(server.dsn))
+    waited = threading.Event()
+    deadline = time.monotonic() + SOON
+    while identity not in forwarder.waiting and time.monotonic() < deadline:
+        waited.wait(0.02)
+    assert "no DSN" in forwarder.waiting[identity]
+    assert any("no DSN" in reason for reason in forwarder.health().reasons)
+    fill(server.dsn, path, 3, 4)
+    assert server.wait_for(4, SOON)
+    assert dict(forwarder.served) == {identity: Dsn.parse(server.dsn)}
+    assert forwarder.waiting == {}
+    assert run.end().delivered == {"error": 4}
+
+
+@pytest.mark.parametrize("what", ["nonsense", "another", "open", "link", "fifo", "bytes"])
+def test_stored_credentials_that_cant_be_believed_are_not_used(
+    server: FaultServer, path: str, what: str
+) -> None:
+    """Whoever can write a DSN there could have all events sent to themselves."""
+    fill(server.dsn, path, 0, 1)
+    file = Path(path) / identity_of(Dsn.parse(server.dsn)) / "dsn"
+    if what == "nonsense":
+        file.write_text("x" * 20_000)
+    elif what == "another":
+        file.write_text(server.dsn.replace("/1", "/2"))
+    elif what == "bytes":
+        file.write_bytes(b"\xff\xfe")
+    elif what == "open":
+        file.chmod(0o644)
+    else:
+        file.unlink()
+        if what == "link":
+            file.symlink_to("/etc/passwd")
+        else:
+            os.mkfifo(file, 0o600)
+    summary = once(Forwarder(path, options(path)))
+    (why,) = summary.left.values()
+    assert why
+    assert Dsn.parse(server.dsn).public_key not in why
+    assert server.requests == []
+
+
+def test_an_unknown_identity_without_envelopes_leaves_nothing(path: str) -> None:
+    """An app that was configured away."""
+    dsn = "https://0123456789abcdef0123456789abcdef@sentry.example/1"
+    fill(dsn, path, 0, 0, credentials=False)
+    assert once(Forwarder(path, options(path))).ok
+
+
+def test_a_directory_that_is_not_to_be_trusted_is_an_error_at_the_start(path: str) -> None:
+    """Said to whoever starts it, not found in a log."""
+    os.mkdir(path, 0o755)
+    for dsns in ((), (Dsn.parse("https://0123456789abcdef0123456789abcdef@sentry.example/1"),)):
+        forwarder = Forwarder(path, options(path), dsns=lambda dsns=dsns: dsns)
+        with contextlib.closing(forwarder), pytest.raises(OptionsError, match="chmod 700"):
+            forwarder.run(once=True)
+    os.chmod(path, 0o700)
+    with pytest.raises(OptionsError, match="is no spool"):
+        once(Forwarder(path, options(path)))
+
+
+def test_once_gives_up_on_a_server_that_is_not_there(server: FaultServer, path: str) -> None:
+    """And leaves what waits where it is."""
+    fill(server.dsn, path, 0, 2)
+    server.down()
+    summary = once(Forwarder(path, options(path), patience=0.2))
+    (why,) = summary.left.values()
+    assert "deliveries fail: connect" in why
+    server.up()
+    assert once(Forwarder(path, options(path))).delivered == {"error": 2}
+
+
+def test_a_second_forwarder_stands_by(
+    server: FaultServer, path: str, running: Callable[[Forwarder], Running]
+) -> None:
+    """Started twice by mistake, or on purpose: one delivers."""
+    fill(server.dsn, path, 0, 1)
+    running(Forwarder(path, options(path)))
+    assert server.wait_for(1, SOON)
+    # In one process only one may have the locks, which is what another process would see.
+    summary = once(Forwarder(path, options(path), patience=0.1))
+    (why,) = summary.left.values()
+    assert why == "another process drains it"
+
+
+def test_a_reload_keeps_what_it_has_when_the_new_cant_be_used(
+    server: FaultServer, path: str, running: Callable[[Forwarder], Running]
+) -> None:
+    """And otherwise begins anew with what is given."""
+    fill(server.dsn, path, 0, 1)
+    words: list[str] = []
+    word = threading.Condition()
+
+    def told(what: str, _: object) -> None:
+        with word:
+            words.append(what)
+            word.notify_all()
+
+    wrong = False
+
+    def dsns() -> list[Dsn]:
+        if wrong:
+            raise OptionsError("dsn", "is wrong")
+        return []
+
+    forwarder = Forwarder(path, options(path), dsns=dsns, told=told)
+    run = running(forwarder)
+    assert server.wait_for(1, SOON)
+    wrong = True
+    forwarder.reload()
+    with word:
+        assert word.wait_for(lambda: "not reloaded" in words, SOON)
+    assert forwarder.served
+    wrong = False
+    forwarder.reload()
+    with word:
+        assert word.wait_for(lambda: words.count("serving") == 2, SOON)
+    fill(server.dsn, path, 1, 2)
+    assert server.wait_for(2, SOON)
+    assert run.end().left == {}
+
+
+def test_an_end_that_takes_too_long_gives_up_the_request(
+    server: FaultServer, path: str, running: Callable[[Forwarder], Running]
+) -> None:
+    """A server that hangs must not hold up a deployment; what it carries is sent again later."""
+    fill(server.dsn, path, 0, 1)
+    server.hold()
+    run = running(Forwarder(path, options(path, shutdown_timeout=0.1)))
+    assert server.wait_for_requests(1, SOON)
+    began = time.monotonic()
+    assert run.end().delivered == {}
+    assert time.monotonic() - began < 5
+    server.release()
+    assert once(Forwarder(path, options(path))).delivered == {"error": 1}
+    forwarder = Forwarder(path, options(path))
+    forwarder.close()
+    forwarder.stop()  # a signal that comes last finds nobody, and does no harm
+
+
+def test_nothing_is_claimed_once_the_end_has_come(server: FaultServer, path: str) -> None:
+    """What a claim brought home too late goes back untouched."""
+    from transport_kit.forwarder import _PacedSpool
+
+    fill(server.dsn, path, 0, 1)
+    queue = _PacedSpool(
+        path, identity_of(Dsn.parse(server.dsn)), forwarder=True, pace=Pace(Rate(None), interval=0.1)
+    )
+
+    original = FileSpool.claim
+
+    def claim(self: FileSpool, limit: int = 1, timeout: float = 0.0) -> object:
+        found = original(self, limit, timeout)
+        queue.ending = True
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileSpool, "claim", claim)
+        assert queue.claim(1, 5.0) == []
+    queue.wake(hasten=True)
+    assert queue.claim(1, 0.0) == []
+    queue.ending = False
+    (again,) = queue.claim(1, 5.0)
+    queue.ack([again])
+    queue.close()
+
+
+# -- health and metrics --------------------------------------------------------------------------------
+
+
+def get(monitor: Monitor, target: str, method: str = "GET", **headers: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", monitor.port, timeout=5)
+    with contextlib.closing(connection):
+        connection.request(method, target, headers=headers)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+
+def test_health_and_metrics_tell_of_all_identities_without_keys(
+    server: FaultServer, path: str, running: Callable[[Forwarder], Running]
+) -> None:
+    """The same health+json as an app's, and what Prometheus reads."""
+    fill(server.dsn, path, 0, 3)
+    forwarder = Forwarder(path, options(path))
+    running(forwarder)
+    assert server.wait_for(3, SOON)
+    identity = identity_of(Dsn.parse(server.dsn))
+    with Monitor(
+        "127.0.0.1", 0, subject=ForwarderView(forwarder), metrics=metrics_writer(forwarder.healths)
+    ) as monitor:
+        status, body = get(monitor, "/health")
+        found = json.loads(body)
+        assert status == 200
+        assert found["checks"]["items:delivered"][0]["observedValue"] == {"error": 3}
+        spool = found["checks"]["spool:state"][0]["observedValue"]
+        assert spool["identities"][identity]["draining"]
+        assert get(monitor, "/live")[0] == get(monitor, "/ready")[0] == 200
+        assert "<table>" in get(monitor, "/health", Accept="text/html")[1]
+        text = get(monitor, "/metrics")[1]
+        assert f'transport_kit_delivered_total{{category="error",identity="{identity}"}} 3.0' in text
+        assert f'transport_kit_draining{{identity="{identity}"}} 1.0' in text
+        assert Dsn.parse(server.dsn).public_key not in text + body
+        assert get(monitor, "/metrics", "HEAD") == (200, "")
+        assert get(monitor, "/metrics", "POST")[0] == 405
+        assert get(monitor, "/flush", "POST")[0] == 404
+        assert get(monitor, "/")[0] == 404
+        server.answer(401, headers={"x-sentry-rate-limits": "60:transaction:key"})
+        fill(server.dsn, path, 3, 4)
+        assert server.wait_for_requests(4, SOON)
+        deadline = time.monotonic() + SOON
+        waited = threading.Event()
+        while forwarder.health().status != "fail" and time.monotonic() < deadline:
+            waited.wait(0.02)
+        assert get(monitor, "/health")[0] == 503
+        text = get(monitor, "/metrics")[1]
+        labels = f'category="error",identity="{identity}",reason="send_error"'
+        assert f"transport_kit_discarded_total{{{labels}}} 1.0" in text
+        assert f'transport_kit_limited_seconds{{category="transaction",identity="{identity}"}}' in text
+        assert f'transport_kit_health{{identity="{identity}",status="fail"}} 1.0' in text
+
+
+def test_a_page_in_a_browser_cant_read_it_by_a_name_that_leads_to_loopback(path: str) -> None:
+    """DNS rebinding; the port is guessable."""
+    forwarder = Forwarder(path, options(path))
+    with contextlib.closing(forwarder), Monitor("127.0.0.1", 0, subject=ForwarderView(forwarder)) as monitor:
+        assert get(monitor, "/health", Host="evil.example")[0] == 421
+        assert get(monitor, "/health", Host="[")[0] == 421
+        assert get(monitor, "/health", Host="localhost:1")[0] == 200
+        assert get(monitor, "/metrics")[0] == 404
+
+
+def test_strangers_on_other_addresses_see_the_status_only(path: str) -> None:
+    """A probe of the container needs no more."""
+    forwarder = Forwarder(path, options(path))
+    with contextlib.closing(forwarder), Monitor("0.0.0.0", 0, subject=ForwarderView(forwarder)) as monitor:
+        assert get(monitor, "/health", Host="10.0.0.1")[1] == '{"status": "warn"}'
+
+
+def test_a_monitor_says_why_it_cant_listen() -> None:
+    """One line for whoever starts it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(OptionsError, match="Address already in use"):
+            Monitor("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(OptionsError, match="must be an IP address"):
+        Monitor("localhost", 0)
+    with Monitor("::1", 0) as monitor:
+        assert monitor.url.startswith("http://[::1]:")
+
+
+def test_a_monitor_serves_a_handful_at_a_time_and_survives_those_that_hang() -> None:
+    """Sockets that say nothing must not fill the process with threads."""
+    with Monitor("127.0.0.1", 0) as monitor, contextlib.ExitStack() as stack:
+        for _ in range(MOST_REQUESTS):
+            stack.enter_context(socket.create_connection(("127.0.0.1", monitor.port)))
+        refused = stack.enter_context(socket.create_connection(("127.0.0.1", monitor.port), timeout=SOON))
+        with contextlib.suppress(ConnectionResetError):
+            refused.sendall(b"GET /live HTTP/1.0\r\n\r\n")
+            assert refused.recv(100) == b""
+
+
+def test_metrics_without_their_package_name_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An extra that is missing is said when it is asked for."""
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(ModuleNotFoundError, match=r"transport-kit\[prometheus\]"):
+        metrics_writer(dict)
