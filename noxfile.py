@@ -23,7 +23,6 @@ CHECKS = {
     "mypy",
     "nox",
     "ruff",
-    "sentry-relay",
     "types-pysocks",
 }
 
