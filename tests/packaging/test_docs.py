@@ -7,8 +7,10 @@ import dataclasses
 import re
 from pathlib import Path
 
+import click
 import pytest
 
+from transport_kit.cli import main
 from transport_kit.ledger import LossReason
 from transport_kit.options import IntegrationOptions, ReporterOptions, TransportOptions
 
@@ -81,3 +83,24 @@ def test_the_project_speaks_of_itself_alone() -> None:
         text = path.read_text(encoding="utf-8", errors="replace")
         found += [f"{path}: {word}" for word in (*registries, f"{ROOT}/") if word in text]
     assert found == []
+
+
+def test_every_command_and_its_options_are_in_the_reference() -> None:
+    """What `--help` lists and the page does not is found by nobody who reads."""
+    page = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    context = click.Context(main)
+    for name in main.list_commands(context):
+        section = page.split(f"## transport-kit {name}\n")[1].split("\n## ")[0]
+        command = main.get_command(context, name)
+        assert command is not None
+        commands = [command]
+        if isinstance(command, click.Group):
+            for inner in command.commands.values():
+                assert f"`{inner.name} " in section, f"{name} {inner.name}"
+                commands.append(inner)
+        elif name == "send":
+            section += page.split("## transport-kit check\n")[1].split("\n## ")[0]
+        for each in commands:
+            for option in each.params:
+                if isinstance(option, click.Option) and option.name != "as_json":
+                    assert any(text in section for text in option.opts), f"{name}: {option.opts}"
