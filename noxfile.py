@@ -90,7 +90,7 @@ CELLS = {
     "django-6.0": Cell("3.12", ("django==6.0.*",), DJANGO + CONTRACT),
     "flask-3.0": Cell("3.11", ("flask==3.0.*", "werkzeug==3.0.*"), FLASK + CONTRACT),
     "flask-newest": Cell("3.13", ("flask",), FLASK + CONTRACT, free=("*",)),
-    "core-oldest": Cell("3.11", ("urllib3==2.2.*", "orjson==3.10.*"), ("tests/core",)),
+    "core-oldest": Cell("3.11", ("urllib3==2.5.*", "orjson==3.10.*"), ("tests/core",)),
 }
 
 
