@@ -263,8 +263,8 @@ def test_ten_thousand_segments_are_begun_with_at_once(make: Make, seg: Path, clo
         salt = order.to_bytes(8, "big")
         name = SegmentName(4, NOW_MS * 1_000_000 + order, 42, salt)
         (seg / str(name)).write_bytes(segment_header(name) + record(event(order), salt=salt))
-    began = time.monotonic()
+    began = time.thread_time()  # whatever else this machine does
     (claim,) = spool.claim(1, 0.0)
-    took = time.monotonic() - began
+    took = time.thread_time() - began
     assert claim.sealed.event_id == ids(0)[0]
-    assert took < 2.0, f"{took:.2f} s"
+    assert took < 1.0, f"{took:.2f} s"

@@ -97,21 +97,20 @@ def read_progress(data: bytes, salt: bytes) -> dict[int, Progress]:
 class AckLog:
     """Appends to one segment's log; opened at the first entry."""
 
-    __slots__ = ("_fd", "_name", "_seed", "_system", "_within")
+    __slots__ = ("_fd", "_segment", "_system", "_within")
 
     def __init__(self, system: System, within: int, name: SegmentName) -> None:
         self._system = system
         self._within = within
-        self._name = ack_name(name)
-        self._seed = zlib.crc32(name.salt)
+        self._segment = name
         self._fd = -1
 
     def append(self, op: Op, offset: int) -> bool:
         """Whether it was written."""
         try:
             if self._fd < 0:
-                self._fd = self._system.append_to(self._name, self._within)
-            entry = _entry(op, offset, self._seed)
+                self._fd = self._system.append_to(ack_name(self._segment), self._within)
+            entry = _entry(op, offset, zlib.crc32(self._segment.salt))
             return self._system.write(self._fd, (entry,)) == len(entry)
         except OSError:
             return False
@@ -125,6 +124,6 @@ class AckLog:
         """The segment is gone."""
         self.close()
         try:
-            self._system.unlink(self._name, self._within)
+            self._system.unlink(ack_name(self._segment), self._within)
         except OSError:
             pass  # never written, or removed later with the other leftovers

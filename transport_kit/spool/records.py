@@ -29,7 +29,9 @@ __all__ = [
 
 #: Larger quantities are no honest count.
 MAX_QUANTITY: Final = 2**53
-# Beyond this many parts one write could take them in two.
+# Up to this many bytes one copy costs less than a checksum per part; and beyond this many parts one write
+# could take them in two.
+_COPIED: Final = 64 * 1024
 _MOST_PARTS: Final = 500
 
 
@@ -54,7 +56,7 @@ def envelope_record(sealed: SealedEnvelope) -> tuple[bytes, list[bytes], int]:
         pending = b"\n"
     parts.append(pending)
     length += len(pending)
-    if len(parts) > _MOST_PARTS:
+    if length <= _COPIED or len(parts) > _MOST_PARTS:
         parts = [b"".join(parts)]
     return orjson.dumps((sealed.event_id, len(header), shapes)), parts, length
 

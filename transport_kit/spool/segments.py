@@ -142,8 +142,7 @@ def record_prefix(
         length: Their bytes.
     """
     fixed = _FIXED.pack(_MAGIC, salt.mark[4:], VERSION, kind, rank, 0, len(head), length, created_ms)
-    head_check = zlib.crc32(head, zlib.crc32(fixed, salt.seed))
-    body_check = head_check
+    head_check = body_check = zlib.crc32(fixed + head, salt.seed)
     for part in body:
         body_check = zlib.crc32(part, body_check)
     return b"".join((fixed, _CHECKS.pack(head_check, body_check), head))

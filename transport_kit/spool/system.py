@@ -16,7 +16,7 @@ import stat
 import struct
 import sys
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 __all__ = ["NETWORK_FILESYSTEMS", "Stat", "System"]
 
@@ -73,6 +73,18 @@ class Stat(Protocol):
 class System:
     """The real one. Names inside a directory are given with the directory's descriptor."""
 
+    if TYPE_CHECKING:
+
+        def write(self, fd: int, parts: Sequence[bytes]) -> int:
+            """Append the parts at once; how many bytes were written."""
+
+        def process(self) -> int:
+            """This process."""
+    else:
+        # Every put pays for these: the kernel's own, without a frame of ours.
+        write = staticmethod(os.writev)
+        process = staticmethod(os.getpid)
+
     def open_directory(self, path: str, *, within: int | None = None) -> int:
         """A descriptor of a directory; a symbolic link in its place is ELOOP or ENOTDIR."""
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=within)
@@ -96,10 +108,6 @@ class System:
 
     def close(self, fd: int) -> None:
         os.close(fd)
-
-    def write(self, fd: int, parts: Sequence[bytes]) -> int:
-        """Append the parts at once; how many bytes were written."""
-        return os.writev(fd, parts)
 
     def close_after(self, fd: int, data: bytes) -> None:
         """Write a small file's whole content and close it; OSError when not all of it fits."""
@@ -160,9 +168,6 @@ class System:
 
     def sync_directory(self, fd: int) -> None:
         os.fsync(fd)
-
-    def process(self) -> int:
-        return os.getpid()
 
     def user(self) -> int:
         return os.geteuid()

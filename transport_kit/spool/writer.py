@@ -100,6 +100,29 @@ class Writer:
         wall_ns: Wall clock; only for names and ages.
     """
 
+    __slots__ = (
+        "_clock",
+        "_counts",
+        "_current",
+        "_directory",
+        "_full",
+        "_host",
+        "_limit",
+        "_look_took",
+        "_looked",
+        "_open",
+        "_over",
+        "_pid",
+        "_rolling",
+        "_segment_bytes",
+        "_spare",
+        "_system",
+        "_total",
+        "_wall_ns",
+        "_write",
+        "_written",
+    )
+
     def __init__(
         self,
         directory: Directory,
@@ -112,6 +135,7 @@ class Writer:
     ) -> None:
         self._directory = directory
         self._system = directory.system
+        self._write = directory.system.write
         self._segment_bytes = segment_bytes
         self._limit = max_bytes + int(max_bytes * SLACK)
         self._host = host
@@ -122,6 +146,8 @@ class Writer:
         self._current: list[_Open | None] = [None] * len(Priority)
         # The next of each class, made ahead by `prepare`, taken by whoever holds `_rolling`.
         self._spare: list[_Open | None] = [None] * len(Priority)
+        # Retired by a put, to be closed by whoever comes first.
+        self._full: list[_Open] = []
         # All that are open, for `close` and for a forked child. Items are set and deleted atomically.
         self._open: dict[SegmentName, _Open] = {}
         # Records written, per segment, until the drainer has seen the segment's end: for figures only.
@@ -155,15 +181,32 @@ class Writer:
             raise Full
         if created_ms is None:
             created_ms = self._wall_ns() // 1_000_000
+        # In one piece: at rest, with cold caches, each further call costs a capture some microseconds.
         for _ in range(_TRIES):
-            segment, once = self._segment(rank)
+            segment, once = self._current[rank], False
+            if segment is None or segment.size >= self._segment_bytes:
+                segment, once = self._segment(rank)
             segment.users.append(None)
             try:
                 if segment.retired:
                     continue
                 prefix = record_prefix(segment.salt, kind, rank, created_ms, head, parts, length)
-                if self._write(segment, prefix, parts, len(prefix) + length):
-                    return
+                try:
+                    written = self._write(segment.fd, (prefix, *parts))
+                except OSError as error:
+                    if self._is_lost(segment, error):
+                        continue
+                    raise
+                segment.size += written
+                self._written += written
+                segment.ticket = ticket = next(segment.tickets)
+                if written != len(prefix) + length:
+                    self._drop(segment)  # what is there is a gap for readers
+                    continue
+                if self._host:
+                    self._sync(segment, ticket)
+                self._counts[segment.text] = ticket
+                return
             finally:
                 segment.users.pop()
                 if once:
@@ -172,27 +215,14 @@ class Writer:
                     self._close_if_last(segment)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _write(self, segment: _Open, prefix: bytes, parts: Sequence[bytes], size: int) -> bool:
-        """Whether the record is whole on the file. What a short write left behind is a gap for readers."""
-        try:
-            written = self._system.write(segment.fd, (prefix, *parts))
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                self._drop(segment)
-            if error.errno == errno.EBADF:
-                # Someone closed our descriptors under us: the number is not ours any more.
-                segment.last.clear()
-                return False
-            raise
-        segment.size += written
-        segment.ticket = ticket = next(segment.tickets)
-        self._written += written
-        if written != size:
+    def _is_lost(self, segment: _Open, error: OSError) -> bool:
+        """After a write that failed: whether only this descriptor is at fault, and another may do."""
+        if error.errno != errno.ENOSPC:
             self._drop(segment)
+        if error.errno != errno.EBADF:
             return False
-        if self._host:
-            self._sync(segment, ticket)
-        self._counts[segment.text] = segment.ticket
+        # Someone closed our descriptors under us: the number is not ours any more.
+        segment.last.clear()
         return True
 
     def _sync(self, segment: _Open, ticket: int) -> None:
@@ -212,10 +242,8 @@ class Writer:
     # -- segments --------------------------------------------------------------------------------------
 
     def _segment(self, rank: int) -> tuple[_Open, bool]:
-        """Where to write, and whether it is for one record only."""
+        """Where to write instead of a full segment or none, and whether it is for one record only."""
         segment = self._current[rank]
-        if segment is not None and segment.size < self._segment_bytes:
-            return segment, False
         if not self._rolling.acquire(blocking=False):
             # Another thread is at it, or this one, interrupted. The old segment takes more than its share,
             # and where there is none this record gets one of its own.
@@ -224,9 +252,9 @@ class Writer:
             known = self._current[rank]
             if known is not None and known is not segment:
                 return known, False
-            fresh, self._spare[rank] = self._spare[rank], None
+            spare, self._spare[rank] = self._spare[rank], None
             try:
-                fresh = fresh or self._begin(rank)
+                fresh = spare or self._begin(rank)
             except OSError:
                 if segment is None:
                     raise
@@ -235,12 +263,17 @@ class Writer:
         finally:
             self._rolling.release()
         if segment is not None:
-            self._retire(segment)
-        self._look()
+            self._drop(segment)
+            self._full.append(segment)
+        if spare is None:
+            self._tidy()  # else someone prepares, and does that too
         return fresh, False
 
     def prepare(self) -> None:
-        """Make the next segment of each class that is being filled: a capture then need not. One caller."""
+        """Make the next segment of each class that is being filled, and close full ones: captures then need
+        not. One caller at a time.
+        """
+        self._tidy()
         for rank, segment in enumerate(self._current):
             if segment is None or segment.size < self._segment_bytes * SPARE_FROM or self._spare[rank]:
                 continue
@@ -301,6 +334,16 @@ class Writer:
         self._open.pop(segment.name, None)
         fd, segment.fd = segment.fd, -1
         self._system.close(fd)
+
+    def _tidy(self) -> None:
+        """What a segment's end is followed by."""
+        while self._full:
+            try:
+                segment = self._full.pop()
+            except IndexError:
+                return  # another thread was faster
+            self._close_if_last(segment)
+            self._look()
 
     # -- the size of it all ----------------------------------------------------------------------------
 
