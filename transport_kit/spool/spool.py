@@ -40,8 +40,11 @@ __all__ = ["FileSpool", "SpoolFacts"]
 #: Seconds between two looks of the drainer: the shortest, while work comes, and the longest.
 LOOK_FIRST: Final = 0.005
 LOOK_LAST: Final = 0.25
+#: Seconds without work after which the drainer looks less often: a capture of its own process still wakes it.
+QUIET_AFTER: Final = 5.0
+LOOK_QUIET: Final = 1.0
 #: Seconds between two candidacies of a process that does not drain, in `claim`; and on a put.
-CANDIDACY: Final = 0.95
+CANDIDACY: Final = 0.99
 CANDIDACY_ON_PUT: Final = 0.1
 #: Seconds before a directory that failed is tried again.
 RECOVERY: Final = 0.25
@@ -139,6 +142,7 @@ class FileSpool:
         self._clock = clock
         self._wall = wall
         self._system = system or System()
+        self._process = self._system.process
         _abandon_all()  # of a parent, when a fork went unseen: does nothing to the spools of this process
         self._life = self._new_life()
         # Held by claims and what settles, during I/O; never by a capture.
@@ -200,7 +204,7 @@ class FileSpool:
             max_bytes=self._max_bytes,
             host=self._host,
             clock=self._clock,
-            wall_ns=lambda: int(self._wall() * 1e9),
+            wall_ns=time.time_ns if self._wall is time.time else lambda: int(self._wall() * 1e9),
         )
         # What the last drainer knew: until the first look, a flush has nothing else to go by.
         life.status = read_status(directory)
@@ -224,7 +228,9 @@ class FileSpool:
 
         While the directory can't be used it is taken into memory, within that one's bounds.
         """
-        life = self._current()
+        life = self._life
+        if life.pid != self._process():
+            life = self._current()
         if life.closed:
             return _REFUSED
         writer = life.writer
@@ -237,23 +243,20 @@ class FileSpool:
             except OSError as error:
                 self._have_trouble(life, _words(error))
             else:
-                self._after_put(life)
+                life.puts += 1
+                if life.why is not None:
+                    life.trouble = None
+                    self._is_well(life)
+                if life.parked:
+                    self._poke(life)
+                elif life.drainer is None and self._clock() >= life.candidacy_at + CANDIDACY_ON_PUT:
+                    self._run_for_it(life, self._clock())
                 return _ACCEPTED
         put = life.memory.put(life.memory.prepare(sealed))
         life.fell_back += put.accepted
         if life.parked:
             self._poke(life)
         return put
-
-    def _after_put(self, life: Life) -> None:
-        life.puts += 1
-        if life.why is not None:
-            life.trouble = None
-            self._is_well(life)
-        if life.parked:
-            self._poke(life)
-        elif life.drainer is None and self._clock() >= life.candidacy_at + CANDIDACY_ON_PUT:
-            self._run_for_it(life, self._clock())
 
     def put_losses(self, report: Report) -> bool:
         """Leave loss counts for whoever drains; False when they stay with the caller, who drains perhaps."""
@@ -304,6 +307,7 @@ class FileSpool:
     def _take_over(self, life: Life) -> None:
         directory = life.directory
         assert directory is not None
+        life.worked_at = self._clock()
         boot = self._system.boot()
         before = read_status(directory)
         ages = Ages(self._max_age, clock=self._clock, wall=self._wall, before=before, boot=boot)
@@ -357,7 +361,7 @@ class FileSpool:
             now = self._clock()
             if claims or life.closed or now >= deadline:
                 return claims
-            until, parked = self._next_look(life, now, pause)
+            until, parked = self._next_look(life, now, pause, puts)
             with life.signal:
                 # `parked` is raised before the last look at `puts`, and a put counts before it looks at
                 # `parked`: one of the two sees the other.
@@ -369,16 +373,22 @@ class FileSpool:
                     return []
             pause = LOOK_FIRST if life.pokes != pokes else min(pause * 2, LOOK_LAST)
 
-    def _next_look(self, life: Life, now: float, pause: float) -> tuple[float, bool]:
+    def _next_look(self, life: Life, now: float, pause: float, puts: int) -> tuple[float, bool]:
         """When to look again, and whether a put must say so because that is far off."""
         drainer = life.drainer
         if drainer is not None:
+            parked = pause >= LOOK_LAST / 2
+            if pause >= LOOK_LAST and now >= life.worked_at + QUIET_AFTER:
+                pause = LOOK_QUIET
             until = now + pause
-            return (
-                min(until, drainer.next_retry) if drainer.next_retry > now else until
-            ), pause >= LOOK_LAST / 2
+            return min(until, drainer.next_retry) if drainer.next_retry > now else until, parked
+        if life.why is not None:
+            return now + RECOVERY, True
         until = max(now + LOOK_FIRST, life.candidacy_at + CANDIDACY)
-        return (now + RECOVERY, True) if life.why is not None else (until, False)
+        # Whoever writes much has the next segment made ahead.
+        busy = puts != life.puts_looked
+        life.puts_looked = puts
+        return min(until, now + LOOK_LAST) if busy else until, False
 
     def _look(self, life: Life, limit: int) -> list[Claim]:
         if life.lock.held():
@@ -431,6 +441,8 @@ class FileSpool:
         except OSError as error:
             self._have_trouble(life, _words(error))
         life.working = bool(entries)
+        if entries:
+            life.worked_at = now
         if not entries and limit:
             life.upkeep.sync_backlog()
         wall = self._wall()
