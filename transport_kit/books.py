@@ -96,7 +96,8 @@ class Books:
             if self._shared:
                 self.ledger.store(quantities)
         else:
-            self.lose(LossReason.QUEUE_OVERFLOW, quantities)
+            # A shared queue outlives the process, and is a cache to the server.
+            self.lose(LossReason.CACHE_OVERFLOW if self._shared else LossReason.QUEUE_OVERFLOW, quantities)
         for claim in put.evicted:
             if self._shared:
                 # It was counted as stored, by whichever process put it.
