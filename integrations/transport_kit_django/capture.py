@@ -79,14 +79,10 @@ class Facts:
         """The request as plain values; the body only if the app has read it."""
         request = self._request
         meta = request.META
-        return RequestInfo(
-            method=request.method or "",
+        return RequestInfo.from_environ(
+            meta,
             url=f"{request.scheme}://{_host(meta)}{escape_uri_path(request.path)}",
-            query_string=meta.get("QUERY_STRING", ""),
-            headers=tuple(request.headers.items()),
             data=_body(vars(request)),
-            env={name: str(meta[name]) for name in ("SERVER_NAME", "SERVER_PORT") if name in meta},
-            remote_addr=meta.get("REMOTE_ADDR"),
         )
 
     def user(self) -> Mapping[str, object] | None:

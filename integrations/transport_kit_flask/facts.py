@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from flask import Request, g, has_app_context
-from werkzeug.datastructures import EnvironHeaders
 from werkzeug.routing import Rule
 
 from transport_kit import RequestInfo
@@ -62,12 +61,13 @@ class Facts:
     def named(self) -> tuple[str, str]:
         """The mount's prefix and the route; the path until there is a route, and when none fits."""
         if self.rule is not None:
-            return _text(self._environ.get("SCRIPT_NAME", "")) + self.rule.rule, "route"
+            prefix = self._environ.get("SCRIPT_NAME")
+            return (_text(prefix) + self.rule.rule if prefix else self.rule.rule), "route"
         return _text(_path(self._environ)), "url"
 
     def header(self, name: str) -> str | None:
         """A header by its lower-case name."""
-        value: str | None = self._environ.get("HTTP_" + name.upper().replace("-", "_"))
+        value: str | None = self._environ.get(f"HTTP_{name.upper().replace('-', '_')}")
         return value
 
     def describe(self) -> RequestInfo:
@@ -79,14 +79,10 @@ class Facts:
         scheme = environ.get("wsgi.url_scheme", "http")
         name, port = str(environ.get("SERVER_NAME", "")), str(environ.get("SERVER_PORT", ""))
         host = environ.get("HTTP_HOST") or (name if port in ("", _PORTS.get(scheme)) else f"{name}:{port}")
-        return RequestInfo(
-            method=environ.get("REQUEST_METHOD", ""),
+        return RequestInfo.from_environ(
+            environ,
             url=f"{scheme}://{host}{quote(_bytes(_path(environ)))}",
-            query_string=environ.get("QUERY_STRING", ""),
-            headers=tuple(EnvironHeaders(environ)),
             data=None if self.request is None else _body(vars(self.request)),
-            env={"SERVER_NAME": name, "SERVER_PORT": port} if name else {},
-            remote_addr=environ.get("REMOTE_ADDR"),
         )
 
     def user(self) -> Mapping[str, object] | None:

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from transport_kit.reporting import RequestInfo
+from transport_kit.reporting import RequestInfo, request
 from transport_kit.reporting.request import request_interface
 
 LOGIN = RequestInfo(
@@ -164,3 +164,75 @@ def test_bodies_over_the_limit_are_left_out(
     info = RequestInfo(method="POST", data="x" * length, headers=headers)
     assert ("data" in request_interface(info, send_pii=True, bodies=limit)) is sent
     assert "data" not in request_interface(info, send_pii=False, bodies=limit)
+
+
+ENVIRON: dict[str, object] = {
+    "REQUEST_METHOD": "POST",
+    "QUERY_STRING": "page=2",
+    "REMOTE_ADDR": "192.0.2.7",
+    "SERVER_NAME": "shop.example",
+    "SERVER_PORT": "8000",
+    "CONTENT_TYPE": "text/plain",
+    "CONTENT_LENGTH": "",
+    "HTTP_CONTENT_TYPE": "text/forged",
+    "HTTP_HOST": "shop.example",
+    "HTTP_X_EMPTY": "",
+    "HTTP_USER_AGENT": "curl/8",
+    "wsgi.url_scheme": "http",
+    "wsgi.input": object(),
+}
+
+
+def test_an_environ_becomes_a_request_with_the_headers_that_it_holds() -> None:
+    """Two integrations read environs: what is a header, and what only looks like one, is decided once."""
+    for _ in range(2):  # the second time from what is remembered of its names
+        info = RequestInfo.from_environ(ENVIRON, url="http://shop.example/cart", data=b"x")
+        assert info == RequestInfo(
+            method="POST",
+            url="http://shop.example/cart",
+            query_string="page=2",
+            headers=(
+                ("Content-Type", "text/plain"),
+                ("Host", "shop.example"),
+                ("X-Empty", ""),
+                ("User-Agent", "curl/8"),
+            ),
+            data=b"x",
+            env={"SERVER_NAME": "shop.example", "SERVER_PORT": "8000"},
+            remote_addr="192.0.2.7",
+        )
+
+
+def test_an_environ_with_next_to_nothing_in_it_becomes_a_request() -> None:
+    """Tests and odd servers leave much out, and an event is worth more than its request."""
+    assert RequestInfo.from_environ({}, url="") == RequestInfo()
+
+
+def test_what_clients_send_fills_no_memory() -> None:
+    """A client chooses names and values of its headers; what is remembered of them has a bound."""
+    for n in range(3 * request._MAX_HARMLESS):
+        info = RequestInfo.from_environ({f"HTTP_X_{n}": f"value {n}", "HTTP_Y" * 50: "y" * 5000}, url="")
+        found = request_interface(info, send_pii=False)["headers"]
+        assert found[f"X-{n}"] == f"value {n}"
+    assert len(request._harmless) <= request._MAX_HARMLESS
+    assert len(request._header_names) <= request._MAX_HARMLESS
+    assert max(map(len, request._harmless)) <= request._HARMLESS_LENGTH
+    assert max(map(len, request._header_names)) <= request._REMEMBERED_LENGTH
+
+
+def test_a_secret_in_a_header_is_filtered_each_time_and_not_remembered() -> None:
+    """What is remembered stays in memory as long as the process."""
+    secret = "Bearer 8f14e45fceea167a5a36dedd4bea2543"
+    info = RequestInfo(headers=(("X-Note", f"sent {secret}"), ("Authorization", secret), ("Cookie", "a=b")))
+    for _ in range(2):
+        shown = request_interface(info, send_pii=False)["headers"]
+        assert "8f14e45f" not in str(shown)
+        assert "8f14e45f" not in str(request._harmless)
+
+
+def test_a_request_does_not_change() -> None:
+    """It is handed to hooks and to other threads."""
+    info = RequestInfo(method="GET")
+    with pytest.raises(AttributeError):
+        info.method = "POST"  # type: ignore[misc]
+    assert "secret" not in repr(RequestInfo(url="http://secret/"))

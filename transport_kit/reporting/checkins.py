@@ -24,7 +24,7 @@ from transport_kit.reporting import machine
 from transport_kit.reporting.pipeline import Pipeline
 from transport_kit.reporting.scope import Scope
 from transport_kit.reporting.spans import trace_facts
-from transport_kit.reporting.values import clean, cut
+from transport_kit.reporting.values import tidy
 
 __all__ = ["Monitor", "schedule_facts"]
 
@@ -54,7 +54,7 @@ class Monitor:
     ) -> None:
         self._pipeline = pipeline
         self._capture = capture
-        self._slug = cut(clean(str(slug)), _SLUG_LENGTH)
+        self._slug = tidy(str(slug), _SLUG_LENGTH)
         self._config = dict(config)
         # Id and beginning of the runs within each other.
         self._runs: list[tuple[str, float]] = []

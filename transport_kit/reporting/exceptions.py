@@ -29,6 +29,7 @@ from transport_kit.reporting.values import (
     cut,
     module_of,
     qualname_of,
+    tidy,
 )
 
 __all__ = ["exception_values", "traceback_of"]
@@ -158,7 +159,7 @@ def _faulty_source(error: BaseException, frames: FrameReader) -> list[dict[str, 
     )
     if type(filename) is not str or not filename or type(line) is not int or line < 1:
         return []
-    path = cut(clean(filename), _NAME_LENGTH)
+    path = tidy(filename, _NAME_LENGTH)
     frame: dict[str, Any] = {
         "filename": path,
         "abs_path": path,
@@ -167,7 +168,7 @@ def _faulty_source(error: BaseException, frames: FrameReader) -> list[dict[str, 
         "in_app": frames.in_app(filename, None),
     }
     if type(text) is str:
-        frame["context_line"] = cut(clean(text.rstrip("\r\n")), _NAME_LENGTH)
+        frame["context_line"] = tidy(text.rstrip("\r\n"), _NAME_LENGTH)
     return [frame]
 
 

@@ -23,7 +23,7 @@ from types import CodeType, FrameType, FunctionType, ModuleType, TracebackType
 from typing import Any, Final
 
 from transport_kit.reporting.scrub import FILTERED, is_private, is_sensitive
-from transport_kit.reporting.values import MINIMUM, Limits, Room, bounded, clean, cut
+from transport_kit.reporting.values import MINIMUM, Limits, Room, bounded, clean, cut, tidy
 
 __all__ = ["FrameReader"]
 
@@ -130,9 +130,9 @@ class FrameReader:
     def _describe(self, frame: FrameType, code: CodeType, module: str | None, line: int) -> dict[str, Any]:
         path = _absolute(code.co_filename)
         result: dict[str, Any] = {
-            "filename": cut(clean(_relative(path, module)), _PATH_LENGTH),
-            "abs_path": cut(clean(path), _PATH_LENGTH),
-            "function": cut(clean(code.co_qualname), _FUNCTION_LENGTH),
+            "filename": tidy(_relative(path, module), _PATH_LENGTH),
+            "abs_path": tidy(path, _PATH_LENGTH),
+            "function": tidy(code.co_qualname, _FUNCTION_LENGTH),
             "in_app": self.in_app(path, module),
         }
         if module is not None:
@@ -270,4 +270,4 @@ def _readable(filename: str) -> bool:
 
 
 def _line(text: str) -> str:
-    return cut(clean(text.rstrip("\r\n")), _LINE_LENGTH)
+    return tidy(text.rstrip("\r\n"), _LINE_LENGTH)

@@ -23,7 +23,7 @@ from transport_kit.reporting.scope import Scope
 from transport_kit.reporting.scrub import FILTERED, is_private, is_sensitive, scrub_text
 from transport_kit.reporting.spans import trace_facts
 from transport_kit.reporting.ticker import Ticker
-from transport_kit.reporting.values import Limits, Room, bounded, clean, cut
+from transport_kit.reporting.values import Limits, Room, bounded, tidy
 from transport_kit.transport import Transport
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class TransportHandler(logging.Handler):
             ]
             if not any(wanted):
                 return
-            text = cut(clean(_message(record)), _BODY_LENGTH)
+            text = tidy(_message(record), _BODY_LENGTH)
             if wanted[0]:
                 reporter.logs.add(_log(record, text, reporter))
             if wanted[1]:
@@ -196,19 +196,19 @@ def _log(record: logging.LogRecord, text: str, reporter: Reporter) -> Log:
     level, severity = _level(record.levelno)
     trace = trace_facts(Scope.current().unit, reporter.tracing)
     attributes = reporter.log_attributes.copy()
-    attributes["logger.name"] = _attribute(cut(clean(record.name), _VALUE.text))
-    attributes["code.file.path"] = _attribute(cut(clean(record.pathname), _VALUE.text))
-    attributes["code.function.name"] = _attribute(cut(clean(str(record.funcName)), _VALUE.text))
+    attributes["logger.name"] = _attribute(tidy(record.name, _VALUE.text))
+    attributes["code.file.path"] = _attribute(tidy(record.pathname, _VALUE.text))
+    attributes["code.function.name"] = _attribute(tidy(str(record.funcName), _VALUE.text))
     attributes["code.line.number"] = _attribute(record.lineno)
     parameters = record.args
     if parameters:
         attributes["message.template"] = _attribute(_value(str(record.msg)))
         pairs = parameters.items() if isinstance(parameters, dict) else enumerate(parameters)
         for name, value in list(pairs)[:_MAX_EXTRA]:
-            attributes[f"message.parameter.{cut(clean(str(name)), _NAME_LENGTH)}"] = _named(str(name), value)
+            attributes[f"message.parameter.{tidy(str(name), _NAME_LENGTH)}"] = _named(str(name), value)
     for name, value in list(vars(record).items()):
         if name not in _USUAL and len(attributes) < 2 * _MAX_EXTRA:
-            attributes[cut(clean(str(name)), _NAME_LENGTH)] = _named(str(name), value)
+            attributes[tidy(str(name), _NAME_LENGTH)] = _named(str(name), value)
     return {
         "timestamp": record.created,
         "trace_id": trace["trace_id"],
@@ -244,10 +244,10 @@ def _capture(record: logging.LogRecord, text: str, reporter: Reporter) -> None:
     level = _level(record.levelno)[0]
     said: Log = {"formatted": scrub_text(text)}
     if record.args and isinstance(record.msg, str):
-        said["message"] = cut(clean(record.msg), _BODY_LENGTH)
+        said["message"] = tidy(record.msg, _BODY_LENGTH)
         if isinstance(record.args, tuple):
             said["params"] = [_value(value) for value in record.args[:_MAX_EXTRA]]
-    facts: Log = {"logger": cut(clean(record.name), _NAME_LENGTH), "logentry": said}
+    facts: Log = {"logger": tidy(record.name, _NAME_LENGTH), "logentry": said}
     given = {name: value for name, value in vars(record).items() if name not in _USUAL}
     if given:
         facts["extra"] = bounded(given, Room(8 * _VALUE_BYTES), _VALUE)

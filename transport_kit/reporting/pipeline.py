@@ -28,7 +28,7 @@ from transport_kit.reporting.request import RequestInfo, request_interface
 from transport_kit.reporting.scope import Scope, known_level, usable_ip, user_facts
 from transport_kit.reporting.spans import trace_facts
 from transport_kit.reporting.traces import Tracing
-from transport_kit.reporting.values import clean, cut
+from transport_kit.reporting.values import clean, tidy
 from transport_kit.transport import Transport
 
 __all__ = ["Event", "event_id_of", "Pipeline", "set_name", "usable_release"]
@@ -74,19 +74,19 @@ class Pipeline:
         # How deep this thread (or greenlet, when patched before) is in captures of this reporter.
         self._nesting = threading.local()
         self.fixed: Event = _fixed_facts(options)
+        self._blank: Event = {"event_id": "", "timestamp": 0.0, "level": "", **self.fixed}
 
     # -- building --------------------------------------------------------------------------------------
 
     def event(self, level: object) -> Event:
         """What every event says."""
-        return {
-            "event_id": new_event_id(),
-            "timestamp": time.time(),
-            "level": known_level(level),
-            **self.fixed,
-            "contexts": machine.contexts(),
-            "sdk": machine.sdk(),
-        }
+        event = self._blank.copy()
+        event["event_id"] = new_event_id()
+        event["timestamp"] = time.time()
+        event["level"] = known_level(level)
+        event["contexts"] = machine.contexts()
+        event["sdk"] = machine.sdk()
+        return event
 
     def _described(self, request: RequestInfo) -> Event:
         try:
@@ -164,7 +164,7 @@ class Pipeline:
         trace = self.tracing.sampling_context(scope.unit, kept)
         if trace:
             envelope.headers["trace"] = trace
-        envelope.add_item(Item(kept, type=kind))
+        envelope.add_item(Item.received({"type": kind}, kept))
         for file in files:
             envelope.add_item(file)
         return kept["event_id"] if self.transport.capture_envelope(envelope) else None
@@ -255,7 +255,7 @@ def _asked(name: str, hook: _Hook, event: Event, hint: Mapping[str, Any]) -> Eve
 
 def set_name(event: Event, name: str, source: str) -> None:
     """What ran, and where its name comes from; an unknown source becomes `custom`."""
-    event["transaction"] = cut(clean(name), _NAME_LENGTH)
+    event["transaction"] = tidy(name, _NAME_LENGTH)
     event["transaction_info"] = {"source": source if source in _SOURCES else "custom"}
 
 
@@ -288,7 +288,7 @@ def _fixed_facts(options: ReporterOptions) -> Event:
             log.warning("option %s %s; events go without it", name, problem)
     host = options.server_name or machine.host_name()
     if host:
-        facts["server_name"] = cut(clean(host), _NAME_LENGTH)
+        facts["server_name"] = tidy(host, _NAME_LENGTH)
     return facts
 
 

@@ -32,7 +32,7 @@ from transport_kit.reporting.serving import ServedRequest
 from transport_kit.reporting.sessions import Sessions
 from transport_kit.reporting.spans import NO_SPAN, Span, running_span
 from transport_kit.reporting.traces import Tracing
-from transport_kit.reporting.values import clean, cut
+from transport_kit.reporting.values import clean, cut, tidy
 from transport_kit.transport import Transport
 
 __all__ = ["Reporter"]
@@ -276,7 +276,7 @@ class Reporter:
                     "values": exception_values(
                         found,
                         self._frames,
-                        mechanism=cut(clean(str(mechanism)), _MECHANISM_LENGTH),
+                        mechanism=tidy(str(mechanism), _MECHANISM_LENGTH),
                         handled=bool(handled),
                     )
                 }
@@ -357,10 +357,10 @@ class Reporter:
         """
 
         def build() -> Event:
-            said: dict[str, str] = {"message": cut(clean(str(message)), _FEEDBACK_LENGTH)}
+            said: dict[str, str] = {"message": tidy(str(message), _FEEDBACK_LENGTH)}
             for key, value in (("name", name), ("contact_email", email), ("url", url)):
                 if value is not None:
-                    said[key] = cut(clean(str(value)), _NAME_LENGTH)
+                    said[key] = tidy(str(value), _NAME_LENGTH)
             if associated_event_id is not None:
                 said["associated_event_id"] = event_id_of(associated_event_id)
             event = self._pipeline.event("info")

@@ -105,7 +105,7 @@ _remembered = lru_cache(maxsize=4096)(_search)
 
 def scrub_userinfo(text: str) -> str:
     """The text with user and password taken out of every URL in it."""
-    return _USERINFO.sub(FILTERED + "@", text) if "://" in text else text
+    return _USERINFO.sub(FILTERED + "@", text) if "@" in text and "://" in text else text
 
 
 def scrub_text(text: str) -> str:

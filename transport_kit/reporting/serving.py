@@ -53,6 +53,7 @@ class ServedRequest(Unit):
         "_capture",
         "_describe",
         "_expected",
+        "_final_name",
         "_header",
         "_mechanism",
         "_named",
@@ -99,6 +100,7 @@ class ServedRequest(Unit):
         self._token: Token[Scope] | None = None
         self._begun = False
         self._started = 0.0
+        self._final_name: tuple[str, str] | None = None
 
     # -- what integrations call ------------------------------------------------------------------------
 
@@ -200,13 +202,12 @@ class ServedRequest(Unit):
                 LossReason.BUFFER_OVERFLOW, "span", quantity=transaction.dropped
             )
 
+        # Settled: the route can't change any more, and more than one part of the envelope names it.
+        name = self._final_name = self.name()
+
         def build() -> Event:
-            said = transaction.described()
             event = self._pipeline.event("info")
-            contexts = event["contexts"] | said["contexts"]
-            event.update(said)
-            event["contexts"] = contexts
-            name = self.name()
+            transaction.describe(event)
             set_name(event, *(name or ("<unlabeled transaction>", "custom")))
             return event
 
@@ -230,7 +231,7 @@ class ServedRequest(Unit):
 
     def name(self) -> tuple[str, str] | None:
         """See `Unit.name`."""
-        return _asked(self._named, "name")
+        return self._final_name or _asked(self._named, "name")
 
     def user(self) -> Mapping[str, object] | None:
         """See `Unit.user`."""

@@ -18,7 +18,7 @@ from transport_kit.reporting.scope import tag_key, tag_value
 from transport_kit.reporting.scrub import is_sensitive, scrub_text
 from transport_kit.reporting.traces import Trace, Tracing, new_span_id
 from transport_kit.reporting.unit import Unit
-from transport_kit.reporting.values import Limits, Room, bounded, clean, cut
+from transport_kit.reporting.values import Limits, Room, bounded, clean, cut, tidy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -136,7 +136,8 @@ class Span:
         """The status of an HTTP response, its number under `http.response.status_code`."""
         self._status = status_of(status)
         if self.transaction is not None:
-            self._data = {**(self._data or {}), "http.response.status_code": int(status)}
+            known = {"http.response.status_code": int(status)}
+            self._data = {**self._data, **known} if self._data else known
 
     def set_data(self, key: str, value: object) -> None:
         """Add a fact as it is now; secrets are filtered by its key. At most 50, of 4 KiB each."""
@@ -145,7 +146,7 @@ class Span:
         data = self._data
         if data is None:
             data = self._data = {}
-        name = cut(clean(str(key)), _OP_LENGTH)
+        name = tidy(str(key), _OP_LENGTH)
         if name in data or len(data) < _MAX_DATA:
             data[name] = bounded({name: value}, Room(_DATA_BYTES), _DATA).get(name)
 
@@ -191,7 +192,7 @@ class Span:
         facts: dict[str, Any] = {"trace_id": trace_id, "span_id": self.span_id}
         if self.parent_span_id is not None:
             facts["parent_span_id"] = self.parent_span_id
-        facts["op"] = cut(clean(self.op), _OP_LENGTH)
+        facts["op"] = tidy(self.op, _OP_LENGTH)
         if self._status is not None:
             facts["status"] = self._status
         return facts
@@ -232,7 +233,8 @@ class Transaction(Span):
 
     def wall(self, moment: float) -> float:
         """Seconds since the epoch of a moment on the performance clock."""
-        return round(self._wall + moment, 6)
+        # Microseconds; `round` takes five times as long.
+        return int((self._wall + moment) * 1e6 + 0.5) / 1e6
 
     def child(self, parent: Span, op: str, description: str) -> Span:
         """A span begun now, below `parent`."""
@@ -247,23 +249,20 @@ class Transaction(Span):
         else:
             self.dropped += 1
 
-    def described(self) -> dict[str, Any]:
-        """What a transaction's event says beyond what all events say; `finish` was called before."""
+    def describe(self, event: dict[str, Any]) -> None:
+        """Add to an event with `contexts` what only a transaction's says; `finish` was called before."""
         ended = self._began if self._ended is None else self._ended
         trace = self.context(self.trace.trace_id)
         trace["origin"] = self.origin
         if self._data:
             trace["data"] = self._data
-        event: dict[str, Any] = {
-            "type": "transaction",
-            "start_timestamp": self.wall(self._began),
-            "timestamp": self.wall(ended),
-            "spans": [span.payload(self, ended) for span in self._spans.copy()],
-        }
+        event["type"] = "transaction"
+        event["start_timestamp"] = self.wall(self._began)
+        event["timestamp"] = self.wall(ended)
+        event["spans"] = [span.payload(self, ended) for span in self._spans.copy()]
         if self._tags:
             event["tags"] = self._tags.copy()
-        event["contexts"] = {"trace": trace}
-        return event
+        event["contexts"]["trace"] = trace
 
 
 #: Stands for every span of a unit that is not sampled.

@@ -15,6 +15,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
@@ -23,7 +24,7 @@ import orjson
 from transport_kit.dsn import Dsn
 from transport_kit.options import ReporterOptions
 from transport_kit.reporting.unit import Unit
-from transport_kit.reporting.values import clean, cut
+from transport_kit.reporting.values import clean, cut, tidy
 
 __all__ = ["new_span_id", "Trace", "Tracing"]
 
@@ -88,7 +89,7 @@ class Trace:
         # their own may share a process. `setdefault` on a dict is atomic.
         self._frozen: dict[str, Mapping[str, str]] = {} if frozen is None else {"": frozen}
         drawn = int.from_bytes(chance[24:]) / 2.0**64
-        self.sample_rand = _rand(frozen or {}, parent_sampled, drawn)
+        self.sample_rand = _rand(frozen, parent_sampled, drawn) if frozen else _six_decimals(drawn)
 
     def header(self, span_id: str | None = None) -> str:
         """`sentry-trace` for a call made by `span_id`, by default the unit's own span."""
@@ -125,7 +126,7 @@ class Tracing:
             ("org_id", self._org_id),
         ):
             if value:
-                self._fixed[name] = cut(clean(value), 200)
+                self._fixed[name] = tidy(value, 200)
 
     # -- in --------------------------------------------------------------------------------------------
 
@@ -181,12 +182,12 @@ class Tracing:
     def _made(self, trace: Trace, unit: Unit) -> dict[str, str]:
         dsc = {"trace_id": trace.trace_id, "sample_rand": f"{trace.sample_rand:.6f}", **self._fixed}
         if trace.sample_rate is not None:
-            dsc["sample_rate"] = f"{trace.sample_rate:.6f}".rstrip("0").rstrip(".")
+            dsc["sample_rate"] = _rate_text(trace.sample_rate)
             if trace.sampled is not None:
                 dsc["sampled"] = "true" if trace.sampled else "false"
             name = unit.name()
             if name is not None and name[1] != "url":
-                dsc["transaction"] = cut(clean(name[0]), 200)
+                dsc["transaction"] = tidy(name[0], 200)
         return dsc
 
     def outgoing_headers(
@@ -262,7 +263,17 @@ def _rand(dsc: Mapping[str, str], sampled: bool | None, drawn: float) -> float:
             # Upwards: six decimals must not bring it below the rate.
             return min(math.ceil((rate + drawn * (1.0 - rate)) * 1e6) / 1e6, 0.999999)
         drawn *= rate
+    return _six_decimals(drawn)
+
+
+def _six_decimals(drawn: float) -> float:
+    """As it is written; downwards, so that it stays below 1."""
     return math.floor(drawn * 1e6) / 1e6
+
+
+@lru_cache(maxsize=64)
+def _rate_text(rate: float) -> str:
+    return f"{rate:.6f}".rstrip("0").rstrip(".")
 
 
 def _fraction(text: str | None) -> float | None:

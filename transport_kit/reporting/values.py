@@ -24,7 +24,18 @@ import orjson
 from transport_kit.reporting.objects import Plan, fields_of, may_have_shape, plan_of, shape_of
 from transport_kit.reporting.scrub import FILTERED, scrub_text
 
-__all__ = ["bounded", "class_name", "clean", "cut", "Limits", "MINIMUM", "module_of", "qualname_of", "Room"]
+__all__ = [
+    "bounded",
+    "class_name",
+    "clean",
+    "cut",
+    "Limits",
+    "MINIMUM",
+    "module_of",
+    "qualname_of",
+    "Room",
+    "tidy",
+]
 
 #: Bytes of JSON that any scalar fits in; a walk writes a value only while this much room is left.
 MINIMUM: Final = 24
@@ -88,6 +99,13 @@ def clean(text: str) -> str:
     if text.isascii():
         return text
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def tidy(text: str, limit: int) -> str:
+    """At most `limit` characters of a text that JSON can carry: `clean`, then `cut`."""
+    if type(text) is str and len(text) <= limit and text.isascii():
+        return text
+    return cut(clean(text), limit)
 
 
 def module_of(cls: type) -> str | None:
