@@ -139,6 +139,14 @@ class ConnectionPool:
             raise ExchangeError("connect", "the pool is closed")
         if self._pid != os.getpid():
             self._forget()
+        try:
+            return self._post(head, body, latest)
+        except OSError as error:
+            # Nothing that the peer did: the system refuses this process a descriptor, for an import, a
+            # resolver or a selector, and may grant it later.
+            raise ExchangeError("connect", describe(error)) from None
+
+    def _post(self, head: bytes, body: bytes, latest: float) -> Response:
         sock = self._reusable()
         if sock is not None:
             try:
@@ -383,9 +391,15 @@ class ConnectionPool:
                 import certifi
 
                 ca_certs = certifi.where()
-            context.load_verify_locations(ca_certs)
-            if server and options.client_cert is not None:
-                context.load_cert_chain(options.client_cert, options.client_key, password=_no_password)
+            which = "ca_certs"
+            try:
+                context.load_verify_locations(ca_certs)
+                if server and options.client_cert is not None:
+                    which = "client_cert" if options.client_key is None else "client_cert, client_key"
+                    context.load_cert_chain(options.client_cert, options.client_key, password=_no_password)
+            except (OSError, ValueError) as error:
+                # Neither OpenSSL nor the system says which file.
+                raise ExchangeError("tls", f"{which}: {describe(error)}") from None
             self._contexts[server] = context
         return self._contexts[server]
 
@@ -467,4 +481,4 @@ def _to_ascii(host: str) -> str:
 
 def _no_password() -> str:
     # Without this, OpenSSL asks on the terminal, and the sender hangs.
-    raise ValueError("client_key is encrypted; give one without a passphrase")
+    raise ValueError("the key is encrypted; give one without a passphrase")

@@ -199,7 +199,7 @@ def test_a_file_of_certificates_that_holds_none_fails_the_first_step(tmp_path: P
     file.write_text("nothing")
     step = failed(run_json("check", f"https://{KEY}@127.0.0.1:1/1", "--ca-certs", str(file)))
     assert step["name"] == "parse"
-    assert step["detail"].startswith("TLS settings: ")
+    assert step["detail"].startswith("TLS settings: ca_certs: ")
     assert "--ca-certs" in step["advice"]
 
 

@@ -687,11 +687,26 @@ def test_a_server_silent_in_the_handshake_costs_the_connect_timeout(tls: Tls) ->
 
 @pytest.mark.parametrize("bundle", ["missing.pem", "empty.pem"])
 def test_a_bundle_that_can_not_be_read_is_a_tls_failure(tls: Tls, bundle: str) -> None:
-    """Rotated away under a running app: an error with a name, not a crash."""
+    """Rotated away under a running app: an error that names the option, not a crash."""
     (tls.folder / "empty.pem").write_bytes(b"")
     with make_pool("https://127.0.0.1:9", ca_certs=tls.folder / bundle) as pool:
         error = failure(pool)
     assert (error.kind, error.body_sent) == ("tls", False)
+    assert error.detail.startswith("ca_certs: ")
+
+
+def test_a_client_certificate_that_can_not_be_read_is_named(tls: Tls) -> None:
+    """A file that is missing, without the name of the setting, sends nobody to the right place."""
+    cert, _ = tls.client_files()
+    missing = tls.folder / "missing.pem"
+    for options, names in (
+        ({"client_cert": missing}, "client_cert: "),
+        ({"client_cert": cert, "client_key": missing}, "client_cert, client_key: "),
+    ):
+        with make_pool("https://127.0.0.1:9", ca_certs=tls.bundle, **options) as pool:
+            error = failure(pool)
+        assert error.kind == "tls"
+        assert error.detail.startswith(f"{names}FileNotFoundError")
 
 
 def test_a_client_certificate_is_presented(tls: Tls) -> None:
@@ -731,6 +746,7 @@ def test_an_encrypted_key_asks_nobody_for_a_passphrase(tls: Tls) -> None:
     with make_pool("https://127.0.0.1:9", ca_certs=tls.bundle, client_cert=cert, client_key=locked) as pool:
         error = failure(pool)
     assert error.kind == "tls"
+    assert error.detail.startswith("client_cert, client_key: ")
     assert "passphrase" in error.detail
 
 

@@ -376,7 +376,7 @@ class OpeningPool(ConnectionPool):
         """Load what connecting needs: certificates, and urllib3, so that neither counts as connecting.
 
         Raises:
-            OSError, ValueError: A file of certificates or keys can't be used.
+            ExchangeError: A file of certificates or keys can't be used.
         """
         self._connection(self._options.connect_timeout)
 

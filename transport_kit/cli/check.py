@@ -39,7 +39,7 @@ from transport_kit.cli._connection import (
 from transport_kit.cli._output import Step, output_for
 from transport_kit.dsn import Dsn
 from transport_kit.errors import InvalidDsn, OptionsError
-from transport_kit.exchange import ExchangeError, describe
+from transport_kit.exchange import ExchangeError
 from transport_kit.kit import Kit
 from transport_kit.options import ReporterOptions
 
@@ -201,9 +201,9 @@ class _Check:
             ) from None
         try:
             self._transport.pool.prepare()
-        except (OSError, ValueError) as error:
+        except ExchangeError as error:
             raise _Failed(
-                f"TLS settings: {describe(error)}",
+                f"TLS settings: {error.detail}",
                 "check the files of --ca-certs, --client-cert and --client-key, or their variables",
             ) from None
         notes = []

@@ -1,0 +1,44 @@
+"""A process that has run out of something: what is refused now may be granted later; nothing is given up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from transport_kit.testing import FaultServer
+
+Run = Callable[..., Any]
+
+SCRIPT = """
+import os, resource, sys
+from transport_kit import Envelope, make_transport
+
+transport = make_transport()
+if "connected" in sys.argv:
+    transport.capture_event({"message": "before"})
+    transport.flush(10.0)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+taken = []
+try:
+    while True:
+        taken.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    pass
+# Too large for one write: looking for an early answer takes a descriptor even on an open connection.
+event = Envelope.event({"message": "meanwhile"}).add_attachment(os.urandom(3_000_000), filename="core")
+transport.capture_envelope(event)
+print(transport.flush(0.5).pending)
+for descriptor in taken:
+    os.close(descriptor)
+print(transport.flush(10.0).delivered, transport.health().discarded_by_category)
+"""
+
+
+@pytest.mark.parametrize("state", ["new", "connected"])
+def test_an_app_without_a_descriptor_left_loses_nothing(state: str, run: Run, server: FaultServer) -> None:
+    """It is then that an app fails in every request: what tells of it must not be lost by it."""
+    ended = run(SCRIPT, state)
+    assert ended.out.split("\n")[:2] == ["1", "1 {}"]
+    assert len(server.event_ids()) == (2 if state == "connected" else 1)
