@@ -103,6 +103,11 @@ class Senders(Generic[T]):
         """
         while True:
             self._lock.drain()
+            if sys.is_finalizing():
+                # No other thread runs any more, whatever it said last.
+                if not self._lock.held():
+                    self._work.stranded(deadline)
+                return
             if (
                 self._watching
                 or (self._called and time.monotonic() < self._void_at)

@@ -10,6 +10,7 @@ Threads: every public method may be called from any thread, from a signal handle
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable
 
@@ -245,8 +246,8 @@ class BackgroundWorker:
             with self._lock.rlock:
                 self._lock.drain_locked()
                 left = deadline - self._clock()
-                if left <= 0 or self._books.state is WorkerState.CLOSED or done():
-                    return
+                if left <= 0 or self._books.state is WorkerState.CLOSED or done() or sys.is_finalizing():
+                    return  # while the interpreter is finalized there is nobody to wait for
                 if not self._books.settled.wait(min(left, PULSE)):
                     self._queue.wake()  # the watcher was between its look at what is wanted and its claim
 

@@ -106,6 +106,28 @@ def test_without_threads_an_exit_hook_delivers_in_the_caller(run: Run, server: F
     assert (ended.status, ended.err) == (0, "")
 
 
+@pytest.mark.parametrize("first", ["early", ""])
+def test_a_capture_while_the_interpreter_is_finalized_waits_for_no_dead_thread(
+    first: str, run: Run, server: FaultServer
+) -> None:
+    """In `__del__` of what only the last collection frees: no other thread runs any more, whatever they
+    said last, so the caller delivers. Without a connection from before it can't: modules are gone."""
+    ended = run(
+        f"{HEAD}\nclass Late:\n"
+        "    def __del__(self):\n"
+        "        began = time.monotonic()\n"
+        "        taken = transport.capture_event(event('late'))\n"
+        "        print(sys.is_finalizing(), taken, time.monotonic() - began < 1.5)\n"
+        "transport = make_transport()\n"
+        "if len(sys.argv) > 1: transport.capture_event(event(sys.argv[1]))\n"
+        "late = Late()\n"
+        "late.itself = late\n",
+        *([first] if first else []),
+    )
+    assert (ended.status, ended.out.strip()) == (0, "True True True")
+    assert messages(server) == (["early", "late"] if first else [])
+
+
 def test_the_developer_mode_has_nothing_to_complain_about(run: Run, server: FaultServer) -> None:
     """`-X dev` shows sockets that nobody closed."""
     ended = run(
