@@ -84,8 +84,8 @@ def test_a_capture_at_rest_is_on_the_wire_within_100_ms(run: Callable[..., Any])
 SPOOL_IDLE = """
 import sys, threading
 from transport_kit import make_transport
-from transport_kit.spool import spool
-spool.QUIET_AFTER = 0.5  # at rest as soon as nothing came for half a second
+from transport_kit.spool import duty
+duty.QUIET_AFTER = 0.5  # at rest as soon as nothing came for half a second
 transport = make_transport(queue="file://" + sys.argv[1])
 transport.start()
 if sys.argv[2] == "drains":

@@ -1,15 +1,16 @@
-"""What belongs to one process of a spool, and what is said of it.
+"""What belongs to one process of a spool.
 
-Owns the fields and who may change them; no behaviour. A forked child gets a new one and never touches its
-parent's.
+Owns the fields, who may change them, and the two steps that all parts take: having trouble with the
+directory, and waking whoever claims. A forked child gets a new one and never touches its parent's.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
-from dataclasses import dataclass
+from typing import Final
 
+from transport_kit.log import log
 from transport_kit.queue import Claim, MemoryQueue
 from transport_kit.spool.directory import Directory
 from transport_kit.spool.drainer import Drainer
@@ -19,32 +20,10 @@ from transport_kit.spool.upkeep import Upkeep
 from transport_kit.spool.writer import Writer
 from transport_kit.statelock import StateLock
 
-__all__ = ["Life", "SpoolFacts"]
+__all__ = ["RECOVERY", "Life", "words"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpoolFacts:
-    """What a process knows of its spool, without looking at the disk.
-
-    Attributes:
-        path: Of the spool.
-        draining: Whether this process drains.
-        drainer: The process that does; 0 when its number is unknown, None when none was seen.
-        trouble: Why envelopes go to memory instead, or None.
-        in_memory: Envelopes that wait there now.
-        fell_back: Envelopes that were taken into memory so far.
-        status: What the drainer published last, or None.
-        status_age: Seconds since, when it can be told.
-    """
-
-    path: str
-    draining: bool
-    drainer: int | None
-    trouble: str | None
-    in_memory: int
-    fell_back: int
-    status: SpoolStatus | None
-    status_age: float | None
+#: Seconds before a directory that failed is tried again.
+RECOVERY: Final = 0.25
 
 
 class Life:
@@ -130,3 +109,29 @@ class Life:
         self.parked = False
         # Only ever tried: puts and claims both run for the drain.
         self.electing = threading.Lock()
+
+    def have_trouble(self, why: str, now: float) -> None:
+        """The directory can't be used: envelopes go to memory until it is tried again."""
+        self.try_again = now + RECOVERY
+        known, self.why = self.why is not None, why
+        self.trouble = why
+        if not known:
+            log.warning("the spool can't be used and envelopes are kept in memory meanwhile: %s", why)
+
+    def is_well(self) -> None:
+        """Something was written again."""
+        self.trouble = None
+        if self.why is not None:
+            self.why = None
+            log.info("the spool can be used again")
+
+    def poke(self) -> None:
+        """Whoever waits in `claim` looks again."""
+        with self.signal:
+            self.pokes += 1
+            self.signal.notify_all()
+
+
+def words(error: OSError) -> str:
+    """An error in words, without paths or values."""
+    return error.strerror or type(error).__name__

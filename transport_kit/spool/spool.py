@@ -1,8 +1,8 @@
 """FileSpool: a queue on disk behind the `Queue` protocol.
 
-Owns how the parts work together: writing (`writer.py`), the election (`election.py`), draining
-(`drainer.py`, `upkeep.py`), and the memory that takes over while the directory can't be used. What belongs
-to one process is in one object that a forked child replaces.
+Owns how the parts work together: writing (`writer.py`), the election and draining (`duty.py`), and the
+memory that takes over while the directory can't be used. What belongs to one process is in one object
+(`life.py`) that a forked child replaces.
 
 Threads: `put` may be called from any thread and from signal handlers, and takes no lock that is held
 during I/O. `claim`, and what settles, do I/O under `lock`, which only they and `close` take. `wake` and
@@ -19,41 +19,24 @@ from typing import Any, Final
 
 from transport_kit.errors import OptionsError
 from transport_kit.ledger import Report
-from transport_kit.log import log
 from transport_kit.queue import Claim, MemoryQueue, Put, QueueStats
 from transport_kit.sealing import Priority, SealedEnvelope
-from transport_kit.spool.ages import Ages
 from transport_kit.spool.directory import open_directory, store_credentials
 from transport_kit.spool.drainer import Drainer
+from transport_kit.spool.duty import CANDIDACY_ON_PUT, LOOK_FIRST, LOOK_LAST, Duty, losses_of_drainer
 from transport_kit.spool.election import Election
-from transport_kit.spool.life import Life, SpoolFacts
+from transport_kit.spool.life import RECOVERY, Life, words
 from transport_kit.spool.records import envelope_record, losses_record, rank_of
+from transport_kit.spool.saying import SpoolFacts, description, facts_of, stats_of
 from transport_kit.spool.segments import Kind
-from transport_kit.spool.status import SpoolStatus, read_status
+from transport_kit.spool.status import read_status
 from transport_kit.spool.system import System
-from transport_kit.spool.tail import Entry
-from transport_kit.spool.upkeep import Upkeep
 from transport_kit.spool.writer import Full, Writer
 
-__all__ = ["FileSpool", "SpoolFacts"]
+__all__ = ["FileSpool"]
 
-#: Seconds between two looks of the drainer: the shortest, while work comes, and the longest.
-LOOK_FIRST: Final = 0.005
-LOOK_LAST: Final = 0.25
-#: Seconds without work after which the drainer looks less often: a capture of its own process still wakes it.
-QUIET_AFTER: Final = 5.0
-LOOK_QUIET: Final = 1.0
-#: Seconds between two candidacies of a process that does not drain, in `claim`; and on a put.
-CANDIDACY: Final = 0.99
-CANDIDACY_ON_PUT: Final = 0.1
-#: Seconds before a directory that failed is tried again.
-RECOVERY: Final = 0.25
 #: A forced small spool still has room for several segments.
 SMALLEST_SEGMENT: Final = 16 * 1024
-#: Dead letters may take this share of `max_bytes`.
-DEAD_SHARE: Final = 1 / 8
-#: A record is hardly smaller: what makes a number of bytes a number of envelopes.
-SMALLEST_RECORD: Final = 128
 _LOSSES_RANK: Final = int(Priority.TRANSACTION)
 _ACCEPTED: Final = Put(True)
 _REFUSED: Final = Put(False)
@@ -129,20 +112,28 @@ class FileSpool:
         self.identity = identity
         self._max_bytes = max_bytes
         self._max_count = max_count
-        self._max_age = max_age
         # Small enough that a spool of little room still has old segments to give up.
         self._segment_bytes = max(min(segment_bytes, max_bytes // 16), SMALLEST_SEGMENT)
         self._host = durability == "host"
         self._memory_items = memory_items
         self._memory_bytes = memory_bytes
         self._force = force
-        self._may_drain = drain or forwarder
         self._forwarder = forwarder
         self._credentials = credentials
         self._clock = clock
         self._wall = wall
         self._system = system or System()
         self._process = self._system.process
+        self._duty = Duty(
+            may_drain=drain or forwarder,
+            max_bytes=max_bytes,
+            max_count=max_count,
+            max_age=max_age,
+            clock=clock,
+            wall=wall,
+            system=self._system,
+            leave_losses=self.put_losses,
+        )
         _abandon_all()  # of a parent, when a fork went unseen: does nothing to the spools of this process
         self._life = self._new_life()
         # Held by claims and what settles, during I/O; never by a capture.
@@ -156,9 +147,9 @@ class FileSpool:
         except OptionsError as error:
             if strict:
                 raise
-            self._have_trouble(self._life, str(error))
+            self._life.have_trouble(str(error), self._clock())
         except OSError as error:
-            self._have_trouble(self._life, _words(error))
+            self._life.have_trouble(words(error), self._clock())
 
     # -- one process and the next ----------------------------------------------------------------------
 
@@ -213,7 +204,7 @@ class FileSpool:
         try:
             self._open(life)
         except (OSError, OptionsError) as error:
-            self._have_trouble(life, _words(error) if isinstance(error, OSError) else str(error))
+            life.have_trouble(words(error) if isinstance(error, OSError) else str(error), self._clock())
             return False
         return True
 
@@ -241,21 +232,20 @@ class FileSpool:
             except Full:
                 return _REFUSED
             except OSError as error:
-                self._have_trouble(life, _words(error))
+                life.have_trouble(words(error), self._clock())
             else:
                 life.puts += 1
                 if life.why is not None:
-                    life.trouble = None
-                    self._is_well(life)
+                    life.is_well()
                 if life.parked:
-                    self._poke(life)
+                    life.poke()
                 elif life.drainer is None and self._clock() >= life.candidacy_at + CANDIDACY_ON_PUT:
-                    self._run_for_it(life, self._clock())
+                    self._duty.run(life, self._clock())
                 return _ACCEPTED
         put = life.memory.put(life.memory.prepare(sealed))
         life.fell_back += put.accepted
         if life.parked:
-            self._poke(life)
+            life.poke()
         return put
 
     def put_losses(self, report: Report) -> bool:
@@ -277,72 +267,9 @@ class FileSpool:
         if drainer is None or not drainer.losses:
             return ()
         with life.lock.rlock:
-            taken = tuple((reason, category, n) for (reason, category), n in drainer.losses.items())
+            taken = losses_of_drainer(drainer)
             drainer.losses.clear()
         return taken
-
-    # -- the election ----------------------------------------------------------------------------------
-
-    def _run_for_it(self, life: Life, now: float) -> None:
-        """See whether this process drains from now on; a few system calls, and no waiting."""
-        life.candidacy_at = now
-        election = life.election
-        if (
-            election is None
-            or not self._may_drain
-            or life.closed
-            or not life.electing.acquire(blocking=False)
-        ):
-            return
-        try:
-            won = not election.held and election.attempt()
-            life.holder = election.holder
-        except OSError:
-            return
-        finally:
-            life.electing.release()
-        if won:
-            self._poke(life)
-
-    def _take_over(self, life: Life) -> None:
-        directory = life.directory
-        assert directory is not None
-        life.worked_at = self._clock()
-        boot = self._system.boot()
-        before = read_status(directory)
-        ages = Ages(self._max_age, clock=self._clock, wall=self._wall, before=before, boot=boot)
-        life.drainer = Drainer(
-            directory,
-            clock=self._clock,
-            wall=self._wall,
-            next_id=lambda: next(life.ids),
-            forget=lambda text: None if life.writer is None else life.writer.forget(text),
-            max_dead_bytes=int(self._max_bytes * DEAD_SHARE),
-        )
-        life.upkeep = Upkeep(
-            directory,
-            life.drainer,
-            ages,
-            max_bytes=self._max_bytes,
-            max_count=self._max_count,
-            clock=self._clock,
-            wall=self._wall,
-            boot=boot,
-        )
-
-    def _step_down(self, life: Life) -> None:
-        """A forwarder came: leave it to that one, as soon as nothing is in our hands."""
-        drainer, election = life.drainer, life.election
-        assert drainer is not None
-        assert election is not None
-        if drainer.claimed:
-            return
-        losses = tuple((reason, category, n) for (reason, category), n in drainer.losses.items())
-        drainer.close()
-        life.drainer = life.upkeep = None
-        if losses:
-            self.put_losses(losses)
-        election.resign()
 
     # -- claiming --------------------------------------------------------------------------------------
 
@@ -361,7 +288,7 @@ class FileSpool:
             now = self._clock()
             if claims or life.closed or now >= deadline:
                 return claims
-            until, parked = self._next_look(life, now, pause, puts)
+            until, parked = self._duty.next_look(life, now, pause, puts)
             with life.signal:
                 # `parked` is raised before the last look at `puts`, and a put counts before it looks at
                 # `parked`: one of the two sees the other.
@@ -372,23 +299,6 @@ class FileSpool:
                 if life.wakes != wakes:
                     return []
             pause = LOOK_FIRST if life.pokes != pokes else min(pause * 2, LOOK_LAST)
-
-    def _next_look(self, life: Life, now: float, pause: float, puts: int) -> tuple[float, bool]:
-        """When to look again, and whether a put must say so because that is far off."""
-        drainer = life.drainer
-        if drainer is not None:
-            parked = pause >= LOOK_LAST / 2
-            if pause >= LOOK_LAST and now >= life.worked_at + QUIET_AFTER:
-                pause = LOOK_QUIET
-            until = now + pause
-            return min(until, drainer.next_retry) if drainer.next_retry > now else until, parked
-        if life.why is not None:
-            return now + RECOVERY, True
-        until = max(now + LOOK_FIRST, life.candidacy_at + CANDIDACY)
-        # Whoever writes much has the next segment made ahead.
-        busy = puts != life.puts_looked
-        life.puts_looked = puts
-        return min(until, now + LOOK_LAST) if busy else until, False
 
     def _look(self, life: Life, limit: int) -> list[Claim]:
         if life.lock.held():
@@ -402,69 +312,13 @@ class FileSpool:
         now = self._clock()
         if life.why is not None and now >= life.try_again:
             self._recover_locked(life)
-        if life.writer is not None:
-            life.writer.prepare()
-        if life.drainer is None:
-            if now >= life.candidacy_at + CANDIDACY:
-                self._run_for_it(life, now)
-            if life.election is not None and life.election.held:
-                self._take_over(life)
-            elif now >= life.status_read + CANDIDACY:
-                self._read_status(life, now)
-        claims: list[Claim] = []
-        if life.drainer is not None:
-            claims = self._drain_locked(life, life.drainer, limit, now)
+        claims = self._duty.look(life, limit, now)
         if len(claims) < limit:
             for inner in life.memory.claim(limit - len(claims), 0.0):
                 claim = Claim(next(life.ids), inner.sealed, inner.attempts, inner.put_at)
                 life.from_memory[claim.id] = inner
                 claims.append(claim)
         return claims
-
-    def _drain_locked(self, life: Life, drainer: Drainer, limit: int, now: float) -> list[Claim]:
-        assert life.upkeep is not None
-        if life.hasten:
-            life.hasten = False
-            drainer.hasten()
-        if now >= life.yield_at:
-            life.yield_at = now + CANDIDACY
-            assert life.election is not None
-            life.leaving = life.election.preferred_elsewhere
-        if life.leaving:
-            self._step_down(life)
-            return []
-        entries: list[Entry] = []
-        try:
-            drainer.scan(working=life.working)
-            life.upkeep.round()
-            entries = drainer.take(limit)
-        except OSError as error:
-            self._have_trouble(life, _words(error))
-        life.working = bool(entries)
-        if entries:
-            life.worked_at = now
-        if not entries and limit:
-            life.upkeep.sync_backlog()
-        wall = self._wall()
-        return [
-            Claim(
-                entry.id,
-                entry.sealed,
-                entry.attempts - 1,
-                now - max(0.0, wall - entry.created_ms / 1000),
-            )
-            for entry in entries
-            if entry.sealed is not None
-        ]
-
-    def _read_status(self, life: Life, now: float) -> None:
-        life.status_read = now
-        if life.directory is None:
-            return
-        status = read_status(life.directory)
-        if status is not None and (life.status is None or status.at != life.status.at):
-            life.status = status
-            life.puts_at_status = life.puts
 
     # -- settling --------------------------------------------------------------------------------------
 
@@ -548,30 +402,13 @@ class FileSpool:
                 writer.append(Kind.ENVELOPE, rank_of(sealed), head, parts, length, created_ms)
             except (OSError, Full) as error:
                 life.memory.release(claims)
-                self._have_trouble(life, _words(error) if isinstance(error, OSError) else "it is full")
+                life.have_trouble(words(error) if isinstance(error, OSError) else "it is full", self._clock())
                 return
             life.memory.ack(claims)
             life.puts += 1
-            self._is_well(life)
-
-    def _have_trouble(self, life: Life, why: str) -> None:
-        life.try_again = self._clock() + RECOVERY
-        known, life.why = life.why is not None, why
-        life.trouble = why
-        if not known:
-            log.warning("the spool can't be used and envelopes are kept in memory meanwhile: %s", why)
-
-    def _is_well(self, life: Life) -> None:
-        if life.why is not None:
-            life.why = None
-            log.info("the spool can be used again")
+            life.is_well()
 
     # -- waking, saying, ending ------------------------------------------------------------------------
-
-    def _poke(self, life: Life) -> None:
-        with life.signal:
-            life.pokes += 1
-            life.signal.notify_all()
 
     def wake(self, *, hasten: bool = False) -> None:
         """Make every blocked `claim` return; with `hasten`, what failed may go again at once."""
@@ -585,78 +422,23 @@ class FileSpool:
 
     def stats(self) -> QueueStats:
         """A snapshot. Without the drain, what its holder published last and what was put here since."""
-        life = self._current()
-        inner = life.memory.stats()
-        drainer, writer, status = life.drainer, life.writer, life.status
-        waiting = claimed = 0
-        size = inner.size
-        oldest = None if inner.oldest_put_at is None else inner.oldest_put_at
-        if drainer is not None:
-            # First what was not seen yet: what is seen meanwhile is then counted twice, and not missed.
-            waiting = 0 if writer is None else writer.unseen(drainer.seen)
-            claimed = len(drainer.claimed)
-            waiting += max(0, drainer.tally.pending - claimed)
-            status = life.upkeep.status if life.upkeep is not None else None
-        elif not life.closed:
-            waiting = life.puts - life.puts_at_status + (0 if status is None else status.pending)
-        if status is not None:
-            size += status.size
-            if status.oldest is not None and waiting + claimed:
-                since = self._clock() - max(0.0, self._wall() - status.oldest)
-                oldest = since if oldest is None else min(oldest, since)
-        return QueueStats(
-            waiting + inner.waiting,
-            claimed + inner.claimed,
-            size,
-            self._max_count or self._max_bytes // SMALLEST_RECORD,
-            self._max_bytes,
-            oldest,
-            life.puts,
+        return stats_of(
+            self._current(),
+            max_bytes=self._max_bytes,
+            max_count=self._max_count,
+            now=self._clock(),
+            wall=self._wall(),
         )
 
     def facts(self) -> SpoolFacts:
         """A snapshot for health; no I/O."""
-        life = self._current()
-        upkeep = life.upkeep
-        status = life.status if upkeep is None else upkeep.status
-        inner = life.memory.stats()
-        return SpoolFacts(
-            path=self.path,
-            draining=life.drainer is not None,
-            drainer=life.holder,
-            trouble=life.why,
-            in_memory=inner.waiting + inner.claimed,
-            fell_back=life.fell_back,
-            status=status,
-            status_age=None if status is None else max(0.0, self._wall() - status.wall),
-        )
+        return facts_of(self._current(), self.path, self._wall())
 
     def describe(self) -> Mapping[str, Any]:
         """For health: what a process knows of the whole spool, and what is amiss."""
-        facts = self.facts()
-        status = facts.status or SpoolStatus()
-        problems = []
-        if facts.trouble is not None:
-            problems.append(f"the spool can't be used, envelopes are kept in memory: {facts.trouble}")
-        elif self._life.candidacy_at > float("-inf") and not facts.draining and facts.drainer is None:
-            problems.append("no process drains the spool")
-        return {
-            "path": facts.path,
-            "draining": facts.draining,
-            "drainer": facts.drainer,
-            "pending": status.pending,
-            "bytes": status.size,
-            "segments": status.segments,
-            "oldest_age": None if status.oldest is None else round(max(0.0, self._wall() - status.oldest), 3),
-            "dead_letters": status.dead,
-            "evicted": status.evicted,
-            "expired": status.expired,
-            "damaged": status.damaged,
-            "in_memory": facts.in_memory,
-            "fell_back": facts.fell_back,
-            "status_age": None if facts.status_age is None else round(facts.status_age, 3),
-            "problems": problems,
-        }
+        life = self._current()
+        wall = self._wall()
+        return description(facts_of(life, self.path, wall), ran=life.candidacy_at > float("-inf"), wall=wall)
 
     def close(self) -> list[Claim]:
         """End this process's part. What is on the disk stays; what could only be kept in memory is returned.
@@ -691,7 +473,7 @@ class FileSpool:
 
     def _end_locked(self, life: Life) -> None:
         if life.drainer is not None:
-            losses = tuple((reason, category, n) for (reason, category), n in life.drainer.losses.items())
+            losses = losses_of_drainer(life.drainer)
             if losses and life.writer is not None:
                 try:
                     life.writer.append(Kind.LOSSES, _LOSSES_RANK, losses_record(losses), (), 0)
@@ -705,8 +487,3 @@ class FileSpool:
             life.writer.close()
         if life.directory is not None:
             life.directory.close()
-
-
-def _words(error: OSError) -> str:
-    """An error in words, without paths or values."""
-    return error.strerror or type(error).__name__
