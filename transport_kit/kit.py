@@ -286,6 +286,8 @@ class Kit:
         try:
             return self._shared_transport() or build_transport(self._target, self._transport_options)
         except OptionsError as error:
+            if error.field == "target":  # what `make_transport` calls it
+                error = OptionsError("dsn", error.problem, self._target_source)
             self._give_up(error, str(error))
         except TransportKitError as error:
             self._give_up(error, f"dsn ({self._target_source}): {error}")

@@ -103,7 +103,7 @@ def test_no_dsn_is_valid_and_means_off(values: dict[str, object], caplog: pytest
 BAD = [
     ({"dsn": f"http://{KEY}@/42"}, "missing_host", InvalidDsn),
     ({"dsn": f"{KEY}"}, "dsn (settings.TRANSPORT_KIT)", InvalidDsn),
-    ({"dsn": 42}, "must be a DSN", OptionsError),
+    ({"dsn": 42}, "dsn (settings.TRANSPORT_KIT): must be a DSN", OptionsError),
     ({"dsn": DSN, "DSN": DSN}, "given twice", OptionsError),
     ({"dsn": DSN, "max_sender": 2}, "did you mean max_senders", OptionsError),
     ({"dsn": DSN, "max_senders": "two"}, "max_senders (settings.TRANSPORT_KIT)", OptionsError),
