@@ -5,11 +5,13 @@
 # APP=flask           what `make demo` runs: django, flask, fastapi or starlette
 # ONCE=1              `make demo` ends by itself
 # CELL=django-6.0     the one cell of noxfile.py that `make test-all` runs
+# TRIALS=1000         how often `make chaos` kills processes on a spool
 # TESTS=tests/core    what `make test` and `make coverage` run
 
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?=
+TRIALS ?= 1000
 APP ?= starlette
 ONCE ?=
 
@@ -95,7 +97,7 @@ bench: $(DEV) ## Print the figures of docs/performance.md
 	@$(BIN)/python -m tests.benchmarks.figures
 
 chaos: $(DEV) ## Run the long campaigns (minutes)
-	@$(BIN)/python -m pytest -q -m chaos --timeout 1800 $(TESTS)
+	@TRIALS=$(TRIALS) $(BIN)/python -m pytest -q -m chaos --timeout 1800 $(TESTS)
 
 clean: ## Remove what make made
 	@rm -rf $(VENV) $(VENV)-wheel dist build htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
