@@ -187,6 +187,8 @@ def main() -> int:
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end)
+    # A shell starts what runs in the background with Ctrl-C ignored; whoever sends it means it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     console = Console(highlight=False)
     with tempfile.TemporaryFile("w+") as log:
         try:
