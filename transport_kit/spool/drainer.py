@@ -1,9 +1,9 @@
 """The drainer: what one elected process knows of all segments, and hands out envelope by envelope.
 
 Owns the order in which envelopes are claimed, what is known of each that is not settled, and the ack logs.
-What is given up, and why, is in `upkeep.py`; the files are `tail.py`'s. Segments are read one after the
-other, oldest first within a class, and nothing is read before its turn: a backlog costs memory for its
-file names only.
+What is given up, and why, is in `upkeep.py`; which files there are is `listing.py`'s, and what is in one is
+`tail.py`'s. Segments are read one after the other, oldest first within a class, and nothing is read before
+its turn: a backlog costs memory for its file names only.
 
 Threads: every method wants the lock of the `FileSpool` that owns it, which no capture takes.
 """
@@ -23,6 +23,7 @@ from transport_kit.sealing import Priority
 from transport_kit.spool import dead
 from transport_kit.spool.acklog import Op
 from transport_kit.spool.directory import Directory
+from transport_kit.spool.listing import Listing
 from transport_kit.spool.records import envelope_of, losses_of, quantities_of
 from transport_kit.spool.segments import Gap, Kind, Record, SegmentName
 from transport_kit.spool.tail import Entry, Tail, Tally
@@ -33,12 +34,6 @@ __all__ = ["CONVICTED_AFTER", "Drainer"]
 CONVICTED_AFTER: Final = 3
 #: Seconds before a segment that could not be read is tried again.
 RETRY_AFTER: Final = 1.0
-#: Seconds between two looks at the directory while there is work, at least; and how much of the time they
-#: may take. Without work it is looked at whenever it changed.
-SCAN_EVERY: Final = 0.25
-SCAN_SHARE: Final = 20.0
-#: Seconds for which a draft is left to its maker, who may be about to lock it.
-DRAFT_FOR: Final = 5.0
 _ORDERED: Final = int(Priority.SESSION)
 _HIGHEST_FIRST: Final = tuple(sorted((int(priority) for priority in Priority), reverse=True))
 
@@ -94,11 +89,7 @@ class Drainer:
         self.losses: Counter[tuple[str, str]] = Counter()
         self.oldest_ms = 0
         self.evicted = self.expired = self.damaged = self.torn = self.buried = 0
-        self._scanned = float("-inf")
-        self._scan_took = 0.0
-        self._drafts: dict[str, float] = {}  # when first seen
-        self._changed_at = -1
-        self._changed_seen = float("-inf")
+        self._listing = Listing(directory, clock)
 
     # -- the directory ---------------------------------------------------------------------------------
 
@@ -108,58 +99,18 @@ class Drainer:
         Raises:
             OSError: The directory can't be read.
         """
-        now = self._clock()
-        if working and now < self._scanned + max(SCAN_EVERY, self._scan_took * SCAN_SHARE):
+        present = self._listing.look(working=working)
+        if present is None:
             return
-        system, within = self._directory.system, self._directory.segments
-        changed = system.status(within).st_mtime_ns
-        if changed != self._changed_at:
-            self._changed_at = changed
-            self._changed_seen = now
-        # The stamp is as coarse as the kernel's tick: a change soon after one that was seen may not show.
-        elif self._scanned > self._changed_seen + 0.1 and now < self._scanned + 1.0:
-            return
-        names = system.names(within)
-        present = set(names)
         for text in present - self.tails.keys():
             name = SegmentName.parse(text)
             if name is not None:
                 tail = self.tails[text] = Tail(self._directory, name, self.tally)
                 bisect.insort(self._lanes[name.rank], tail, key=lambda tail: tail.name)
-            elif text.startswith(".") or text.endswith(".ack"):
-                self._clear_leftover(text, present)
         for text in self.tails.keys() - present:
             # A person removed it, or took it away: whoever does that knows what it held.
             if not self.tails[text].entries:
                 self.drop(self.tails[text])
-        self._drafts = {text: seen for text, seen in self._drafts.items() if text in present}
-        self._scanned = now
-        self._scan_took = self._clock() - now
-
-    def _clear_leftover(self, text: str, present: set[str]) -> None:
-        """Remove a draft whose maker died, and an ack log whose segment is gone."""
-        system, within = self._directory.system, self._directory.segments
-        if not text.startswith("."):
-            if text.removesuffix(".ack") + ".log" not in present:
-                self._unlink(text)
-            return
-        if self._clock() < self._drafts.setdefault(text, self._clock()) + DRAFT_FOR:
-            return
-        try:
-            fd = system.open_file(text, within)
-            try:
-                if system.try_flock(fd):
-                    self._unlink(text)
-            finally:
-                system.close(fd)
-        except OSError:
-            pass  # its maker was faster, or it stays for the next look
-
-    def _unlink(self, text: str) -> None:
-        try:
-            self._directory.system.unlink(text, self._directory.segments)
-        except OSError:
-            pass
 
     def drop(self, tail: Tail) -> None:
         """Forget a segment that is gone."""
