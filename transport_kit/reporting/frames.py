@@ -23,7 +23,7 @@ from types import CodeType, FrameType, FunctionType, ModuleType, TracebackType
 from typing import Any, Final
 
 from transport_kit.reporting.scrub import FILTERED, is_private, is_sensitive
-from transport_kit.reporting.values import MINIMUM, Limits, Room, bounded, clean, cut, tidy
+from transport_kit.reporting.values import LEAST, MINIMUM, MOST, Limits, Room, bounded, clean, cut, tidy
 
 __all__ = ["FrameReader"]
 
@@ -170,7 +170,7 @@ class FrameReader:
         items: Iterable[tuple[Any, Any]] = (
             # dict.items of a subclass runs none of its code (the namespace of a class body may be one).
             list(dict.items(held))
-            if issubclass(kind, dict)
+            if kind is dict or issubclass(kind, dict)
             else held.items()
             if kind is _LOCALS_PROXY
             else ()
@@ -178,7 +178,7 @@ class FrameReader:
         top_level = held is frame.f_globals
         limits = self._limits
         result: dict[str, Any] = {}
-        room.left -= 2
+        left = room.left - 2  # the room, kept here between the calls that change it
         for name, value in items:
             if type(name) is not str:
                 continue  # a module's dict may hold anything, and hashing it would run its code
@@ -187,14 +187,21 @@ class FrameReader:
                 cost = self._cost(name)
             if cost == 0 or (top_level and issubclass(type(value), _LANGUAGE)):
                 continue  # at the top level, imports and definitions say what the source says already
-            if room.left < abs(cost) + MINIMUM or len(result) >= _MAX_VARIABLES:
+            left -= abs(cost)
+            if left < MINIMUM or len(result) >= _MAX_VARIABLES:
+                left += abs(cost)
                 break
-            room.left -= abs(cost)
             if cost < 0:
-                room.left -= len(FILTERED) + 2
+                left -= len(FILTERED) + 2
                 result[name] = FILTERED
+            elif type(value) is int and LEAST <= value <= MOST:  # the commonest, without a call
+                left -= 20
+                result[name] = value
             else:
+                room.left = left
                 result[name] = bounded(value, room, limits)
+                left = room.left
+        room.left = left
         return result
 
     def _cost(self, name: str) -> int:

@@ -29,9 +29,11 @@ __all__ = [
     "class_name",
     "clean",
     "cut",
+    "LEAST",
     "Limits",
     "MINIMUM",
     "module_of",
+    "MOST",
     "qualname_of",
     "Room",
     "tidy",
@@ -41,7 +43,9 @@ __all__ = [
 MINIMUM: Final = 24
 _KEY_LENGTH: Final = 64
 _CACHED_KEYS: Final = 4096
-_INT64: Final = 1 << 63
+#: What every JSON reader takes as a number without loss of digits is within these.
+LEAST: Final = -(1 << 63)
+MOST: Final = (1 << 63) - 1
 # Past a limit by this much a text is still scrubbed, so that a cut never hides the `@` that ends a password.
 _LOOKAHEAD: Final = 512
 _NAME_LENGTH: Final = 200
@@ -144,10 +148,10 @@ def bounded(value: Any, room: Room, limits: Limits, depth: int = 0) -> Any:
         return _float(value, room)
     if depth < limits.depth:
         try:
+            if cls is list or (cls is not dict and issubclass(cls, _SEQUENCES)):
+                return _sequence(value, room, limits, depth)
             if cls is dict or issubclass(cls, dict):
                 return _mapping(value, room, limits, depth)
-            if cls is list or issubclass(cls, _SEQUENCES):
-                return _sequence(value, room, limits, depth)
         except RuntimeError:
             # A set or dict changed between two of our steps: its class says more than half of it.
             pass
@@ -177,9 +181,13 @@ def _object(value: Any, cls: type, room: Room, limits: Limits, depth: int) -> An
 
 def _text(text: str, room: Room, limits: Limits) -> str:
     limit = limits.text
+    if type(text) is not str or len(text) > limit:
+        text = cut(text, limit if limits.hides is None else limit + _LOOKAHEAD)
     if limits.hides is not None:
-        text = scrub_text(cut(text, limit + _LOOKAHEAD))
-    return _plain(cut(text, limit), room)
+        text = scrub_text(text)
+        if len(text) > limit:
+            text = cut(text, limit)
+    return _plain(text, room)
 
 
 def _plain(text: str, room: Room) -> str:
@@ -198,7 +206,7 @@ def _plain(text: str, room: Room) -> str:
 
 
 def _integer(value: int, room: Room) -> int | str:
-    if -_INT64 <= value < _INT64:
+    if LEAST <= value <= MOST:
         room.left -= 20
         return value
     bits = value.bit_length()
@@ -229,23 +237,24 @@ def _sequence(value: Any, room: Room, limits: Limits, depth: int) -> list[Any]:
         and limits.hides(elements[0])
     ):
         elements[1] = FILTERED  # a header or form field as a pair
-    room.left -= 2
+    left = room.left - 2  # the room, kept here between the calls that change it
     result: list[Any] = []
     for element in elements:
-        left = room.left
         if left <= MINIMUM:
             break
         # The two commonest kinds here rather than in `bounded`: a call costs more than all else.
         kind = type(element)
-        if kind is int and -_INT64 <= element < _INT64:
-            room.left = left - 21
+        if kind is int and LEAST <= element <= MOST:
+            left -= 21
             result.append(element)
         elif element is None or kind is bool:
-            room.left = left - 6
+            left -= 6
             result.append(element)
         else:
             room.left = left - 1
             result.append(bounded(element, room, limits, depth + 1))
+            left = room.left
+    room.left = left
     if length > len(result) and room.left > 2 * MINIMUM:
         note = f"<{length - len(result)} more>"
         room.left -= len(note) + 3
@@ -259,22 +268,24 @@ def _mapping(value: dict[Any, Any], room: Room, limits: Limits, depth: int) -> d
     length = dict.__len__(value)
     hides = limits.hides
     keys = _keys_of(hides)
+    total = room.left  # the room, kept here between the calls that change it
     for name, element in list(islice(dict.items(value), limits.breadth)):
-        if type(name) is not str or len(name) > _KEY_LENGTH:
-            name = _key(name)
-        key, cost, hidden = keys.get(name) or _known_key(name, hides, keys)
-        left = room.left - cost
+        known = keys.get(name) if type(name) is str else None
+        key, cost, hidden = known or _known_key(name, hides, keys)
+        left = total - cost
         if left < MINIMUM:
             break
         if hidden:
-            room.left = left - len(FILTERED) - 2
+            total = left - len(FILTERED) - 2
             result[key] = FILTERED
-        elif type(element) is int and -_INT64 <= element < _INT64:
-            room.left = left - 20
+        elif type(element) is int and LEAST <= element <= MOST:
+            total = left - 20
             result[key] = element
         else:
             room.left = left
             result[key] = bounded(element, room, limits, depth + 1)
+            total = room.left
+    room.left = total
     if length > len(result) and room.left > 2 * MINIMUM:
         note = f"<{length - len(result)} more>"
         room.left -= len(note) + 9
@@ -292,8 +303,12 @@ def _keys_of(hides: _Hides) -> _Keys:
     return {}
 
 
-def _known_key(name: str, hides: _Hides, keys: _Keys) -> tuple[str, int, bool]:
+def _known_key(name: Any, hides: _Hides, keys: _Keys) -> tuple[str, int, bool]:
     """A key as it is written, the bytes it takes with its signs, and whether its value is hidden."""
+    if type(name) is not str or len(name) > _KEY_LENGTH:
+        name = _key(name)
+        if name in keys:
+            return keys[name]
     if len(keys) >= _CACHED_KEYS:
         keys.clear()
     key = clean(cut(name, _KEY_LENGTH))
