@@ -13,7 +13,13 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.core.spool_disk import Died, Disk, DiskSystem
 from tests.core.spool_support import event, log_entry, session
@@ -68,6 +74,9 @@ class Process:
 class SpoolMachine(RuleBasedStateMachine):
     """See the module."""
 
+    #: Of all examples so far: what was done, to a process or to the disk.
+    steps = 0
+
     def __init__(self) -> None:
         super().__init__()
         self.disk = Disk()
@@ -108,6 +117,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def work(self, steps: list[tuple[int, str]]) -> None:
         """What processes do all day, in any order."""
         for which, step in steps:
+            SpoolMachine.steps += 1
             process = self.process(which)
             try:
                 if step in KINDS:
@@ -150,17 +160,20 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 2))
     def kills(self, which: int) -> None:
+        SpoolMachine.steps += 1
         process = self.process(which)
         process.system.die()
         self.end(process)
 
     @rule(which=st.integers(0, 2), calls=st.integers(1, 60))
     def will_die(self, which: int, calls: int) -> None:
+        SpoolMachine.steps += 1
         system = self.process(which).system
         system.dies_at = system.calls + calls
 
     @rule(which=st.integers(0, 2))
     def closes(self, which: int) -> None:
+        SpoolMachine.steps += 1
         process = self.process(which)
         try:
             process.spool.close()
@@ -172,6 +185,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.3, 1.0, 6.0]))
     def time_passes(self, seconds: float) -> None:
+        SpoolMachine.steps += 1
         self.clock.now += seconds
 
     @rule(
@@ -179,17 +193,20 @@ class SpoolMachine(RuleBasedStateMachine):
         error=st.sampled_from([errno.EIO, errno.EACCES, errno.ENOSPC]),
     )
     def begins_to_fail(self, call: str, error: int) -> None:
+        SpoolMachine.steps += 1
         self.disk.failing = {call: error}
         # An ack that can't be written is forgotten with the process.
         self.acks_unsure = True
 
     @rule(room=st.integers(0, 30_000))
     def is_nearly_full(self, room: int) -> None:
+        SpoolMachine.steps += 1
         self.disk.capacity = self.disk.used() + room
         self.acks_unsure = True
 
     @rule()
     def is_well_again(self) -> None:
+        SpoolMachine.steps += 1
         self.disk.failing = {}
         self.disk.capacity = 1 << 40
 
@@ -200,6 +217,7 @@ class SpoolMachine(RuleBasedStateMachine):
         files = [] if folder is None else [node for node in folder.names.values() if len(node.data) > 40]
         if not files:
             return
+        SpoolMachine.steps += 1
         node = data.draw(st.sampled_from(sorted(files, key=lambda node: node.number)), label="file")
         at = data.draw(st.integers(0, len(node.data) - 1), label="at")
         node.data[at] ^= data.draw(st.integers(1, 255), label="mask")
@@ -242,25 +260,31 @@ class SpoolMachine(RuleBasedStateMachine):
         last.spool.close()
 
 
-class TestSpool(SpoolMachine.TestCase):  # type: ignore[valid-type, misc]
-    """Short, for every run."""
+def run(steps: int) -> None:
+    """Run the model, in lives of some hundred steps, until it has made that many."""
+    SpoolMachine.steps = 0
+    while SpoolMachine.steps < steps:
+        run_state_machine_as_test(
+            SpoolMachine,
+            settings=settings(
+                max_examples=100,
+                stateful_step_count=50,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+                database=None,
+            ),
+        )
 
-    settings = settings(
-        max_examples=100,
-        stateful_step_count=30,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
+
+def test_twenty_thousand_steps_of_failing_disks_and_dying_processes_keep_the_invariants() -> None:
+    """Whatever fails in whatever order: what was accepted is delivered, or was hit and counted."""
+    run(20_000)
+    assert SpoolMachine.steps >= 20_000
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
-class TestSpoolForLong(SpoolMachine.TestCase):  # type: ignore[valid-type, misc]
-    """Twenty thousand steps and more."""
-
-    settings = settings(
-        max_examples=3000,
-        stateful_step_count=60,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
+def test_a_million_steps_keep_the_invariants() -> None:
+    """The same for longer."""
+    run(1_000_000)
+    assert SpoolMachine.steps >= 1_000_000
