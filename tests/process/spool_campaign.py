@@ -238,7 +238,13 @@ def campaign(trials: int, seed: int, seconds: float) -> Tally:
         os.waitpid(receiver, 0)
         arrived = Counter(json.loads((root / "answers").read_text()))
         tally.accepted = len(noted)
-        tally.lost = len(noted - arrived.keys())
+        lost = noted - arrived.keys()
+        tally.lost = len(lost)
+        tally.failures += [
+            f"lost {event_id}, of trial {(number := int(event_id[:8], 16))} ({KINDS[number % len(KINDS)]}),"
+            f" writer {int(event_id[8:12], 16)}, number {int(event_id[12:], 16):x}"
+            for event_id in sorted(lost)[:20]
+        ]
         tally.duplicates = sum(count - 1 for count in arrived.values())
         tally.unknown = sum(1 for event_id in arrived if int(event_id[:8], 16) >= trials)
     finally:

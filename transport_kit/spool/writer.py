@@ -185,7 +185,7 @@ class Writer:
         for _ in range(_TRIES):
             segment, once = self._current[rank], False
             if segment is None or segment.size >= self._segment_bytes:
-                segment, once = self._segment(rank)
+                segment, once = self._segment(rank, segment)
             segment.users.append(None)
             try:
                 if segment.retired:
@@ -241,9 +241,8 @@ class Writer:
 
     # -- segments --------------------------------------------------------------------------------------
 
-    def _segment(self, rank: int) -> tuple[_Open, bool]:
-        """Where to write instead of a full segment or none, and whether it is for one record only."""
-        segment = self._current[rank]
+    def _segment(self, rank: int, segment: _Open | None) -> tuple[_Open, bool]:
+        """Where to write instead of `segment`, which is full or None; and whether for one record only."""
         if not self._rolling.acquire(blocking=False):
             # Another thread is at it, or this one, interrupted. The old segment takes more than its share,
             # and where there is none this record gets one of its own.
