@@ -12,11 +12,7 @@ Threads: the worker's main thread, before and after it serves.
 
 from __future__ import annotations
 
-from typing import cast
-
 from transport_kit import lifecycle
-from transport_kit.log import log
-from transport_kit.transport import Transport
 
 __all__ = ["post_fork", "worker_exit"]
 
@@ -29,11 +25,7 @@ def post_fork(server: object, worker: object) -> None:
     """
     if any(base.__module__.endswith(("geventlet", "ggevent")) for base in type(worker).__mro__):
         return
-    for transport in lifecycle._live():  # the same distribution: who ends them may start them
-        try:
-            cast(Transport, transport).start()
-        except Exception as error:
-            log.error("a transport could not be started after the fork: %s", type(error).__name__)
+    lifecycle.start_all()
 
 
 def worker_exit(server: object, worker: object) -> None:

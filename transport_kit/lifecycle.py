@@ -27,7 +27,7 @@ from transport_kit.forking import whole
 from transport_kit.log import log
 from transport_kit.options import TransportOptions
 
-__all__ = ["Ending", "end_all", "renew_all", "watch"]
+__all__ = ["Ending", "end_all", "renew_all", "start_all", "watch"]
 
 #: Seconds after which a SIGTERM that came at a bad moment is sent to ourselves again.
 SIGNAL_AGAIN = 0.01
@@ -39,6 +39,9 @@ class Ending(Protocol):
     """What this room needs of a transport."""
 
     options: TransportOptions
+
+    def start(self) -> None:
+        """Begin delivering now."""
 
     def flush(self, timeout: float | None = None) -> object:
         """With a timeout of 0: begin to deliver all there is, buffers above included, and don't wait."""
@@ -103,6 +106,15 @@ def _finalize() -> None:
 
 def _live() -> list[Ending]:
     return [transport for ref in list(_watched.values()) if (transport := ref()) is not None]
+
+
+def start_all() -> None:
+    """Begin delivering in every transport of this process, such as in a worker after a fork."""
+    for transport in _live():
+        try:
+            transport.start()
+        except Exception as error:
+            log.error("a transport could not be started: %s", type(error).__name__)
 
 
 def _at_exit() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,3 +117,33 @@ def test_the_fixtures_grow_with_what_is_captured(
     captured_transport.capture_event({"message": "x"})
     assert [event["message"] for event in captured_events] == ["x"]
     assert len(captured_envelopes) == 1
+
+
+@pytest.mark.parametrize("plugin", ["transport_kit.testing", "transport_kit.testing.fixtures"])
+def test_a_conftest_loads_the_fixtures_by_one_line(plugin: str, tmp_path: Path) -> None:
+    """Also one that has imported the tools before: pytest warns of that for most plugins."""
+    (tmp_path / "conftest.py").write_text(
+        f"from transport_kit.testing import CapturedTransport\npytest_plugins = [{plugin!r}]\n"
+    )
+    (tmp_path / "test_shop.py").write_text(
+        "def test_it(captured_transport, captured_events, captured_envelopes):\n"
+        "    captured_transport.capture_event({'message': 'x'})\n"
+        "    assert (len(captured_events), len(captured_envelopes)) == (1, 1)\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", tmp_path],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_tools_need_no_pytest() -> None:
+    """A demo, or a test of another runner, uses them too."""
+    code = "import sys, transport_kit.testing; sys.exit('pytest' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=30).returncode == 0

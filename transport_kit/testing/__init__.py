@@ -1,7 +1,8 @@
 """Tools for tests of apps that send envelopes, and for our own.
 
 Owns the public names only; each tool has its own module. Nothing here starts a thread or opens a
-socket when imported.
+socket when imported, and only pytest imports the fixtures: `pytest_plugins = ["transport_kit.testing"]`.
+PYTEST_DONT_REWRITE: a conftest may have imported this before.
 """
 
 from transport_kit.testing.answers import FAULTS
@@ -9,4 +10,7 @@ from transport_kit.testing.captured import CapturedTransport
 from transport_kit.testing.fault_server import FaultServer
 from transport_kit.testing.received import ReceivedRequest
 
-__all__ = ["CapturedTransport", "FAULTS", "FaultServer", "ReceivedRequest"]
+__all__ = ["CapturedTransport", "FAULTS", "FaultServer", "pytest_plugins", "ReceivedRequest"]
+
+#: Read by pytest when this module is loaded as a plugin.
+pytest_plugins = ("transport_kit.testing.fixtures",)
