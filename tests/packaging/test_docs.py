@@ -76,7 +76,7 @@ def test_the_project_speaks_of_itself_alone() -> None:
     found = []
     for path in ROOT.rglob("*"):
         parts = path.relative_to(ROOT).parts
-        if not path.is_file() or parts[0].startswith(".") and parts[0] != ".ci":
+        if not path.is_file() or (parts[0].startswith(".") and parts[0] != ".ci"):
             continue
         if path.suffix not in {".py", ".md", ".toml", ".txt", ".html", ".css", ""} or "data" in parts:
             continue
