@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextvars import Context
 
@@ -9,6 +10,9 @@ import pytest
 
 from transport_kit import Scope
 from transport_kit.reporting.scope import _current
+
+# A shell that runs the suite in the background has Ctrl-C ignored, and every child would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
