@@ -10,6 +10,7 @@ sent, or if there are more duplicates than dead drainers can have had in hand.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -196,7 +197,8 @@ def trial(number: int, dsn: str, root: Path, rng: random.Random, tally: Tally, s
     last = forked(lambda: finish(dsn, path))
     if kind == "fork":
         time.sleep(0.3)  # everything is delivered while that child holds the locks, and removed after
-        os.killpg(first, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it was killed before it had a group
+            os.killpg(first, signal.SIGKILL)
     _, status = os.waitpid(last, 0)
     tally.longest = max(tally.longest, time.monotonic() - began)
     if status:
