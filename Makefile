@@ -7,10 +7,12 @@
 # CELL=django-6.0     the one cell of noxfile.py that `make test-all` runs
 # TRIALS=1000         how often `make chaos` kills processes on a spool
 # TESTS=tests/core    what `make test` and `make coverage` run
+# JOBS=0              how many processes share `make test`; 0 is none but the first, which a debugger needs
 
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?=
+JOBS ?= 2
 TRIALS ?= 1000
 APP ?= starlette
 ONCE ?=
@@ -59,7 +61,7 @@ demo: $(if $(filter fastapi,$(APP)),$(DEV),$(RUN)) ## See one error arrive: rece
 	@$(BIN)/python example_apps/demo.py $(APP) $(if $(filter-out 0,$(ONCE)),--once)
 
 test: $(DEV) ## Run the suite
-	@$(BIN)/python -m pytest -q -m 'not chaos' $(TESTS)
+	@$(BIN)/python -m pytest -q -m 'not chaos' -n $(JOBS) --dist loadgroup $(TESTS)
 
 # What `nox` needs is settled with everything else in constraints.txt.
 test-all: $(DEV) ## Run each integration with its oldest and newest framework
@@ -97,7 +99,7 @@ bench: $(DEV) ## Print the figures of docs/performance.md
 	@$(BIN)/python -m tests.benchmarks.figures
 
 chaos: $(DEV) ## Run the long campaigns (minutes)
-	@TRIALS=$(TRIALS) $(BIN)/python -m pytest -q -m chaos --timeout 1800 $(TESTS)
+	@TRIALS=$(TRIALS) $(BIN)/python -m pytest -q -m 'chaos or hypothesis' --hypothesis-profile campaign --timeout 1800 $(TESTS)
 
 clean: ## Remove what make made
 	@rm -rf $(VENV) $(VENV)-wheel dist build htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis

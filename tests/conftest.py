@@ -1,4 +1,4 @@
-"""What every test gets: a process's scope as a new process has it."""
+"""What every test gets: a process's scope as a new process has it, and how long to look for examples."""
 
 from __future__ import annotations
 
@@ -7,12 +7,26 @@ from collections.abc import Iterator
 from contextvars import Context
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from transport_kit import Scope
 from transport_kit.reporting.scope import _current
 
 # A shell that runs the suite in the background has Ctrl-C ignored, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No deadline for an example: what has to be quick asserts it, in seconds of its own thread.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("campaign", settings.get_profile("suite"), max_examples=3000)
+settings.load_profile("suite")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where workers share the suite, one has all the child processes: they are as much load as it bears."""
+    for item in items:
+        if "/process/" in item.nodeid:
+            item.add_marker(pytest.mark.xdist_group("process"))
 
 
 @pytest.fixture(autouse=True)

@@ -243,7 +243,7 @@ def test_a_dns_that_hangs_costs_the_timeout(monkeypatch: pytest.MonkeyPatch) -> 
     finally:
         over.set()
     assert step["name"] == "resolve"
-    assert 0.1 <= step["seconds"] < 1
+    assert 0.1 <= step["seconds"] < 5
     assert "no name server answered" in step["advice"]
 
 

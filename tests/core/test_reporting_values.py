@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from transport_kit.reporting import scrub
@@ -415,14 +415,12 @@ ANYTHING = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(ANYTHING)
 def test_any_value_becomes_strict_json_within_its_room(value: object) -> None:
     """Whatever an app holds in a variable, the event around it is sent."""
     walked(value)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(ANYTHING, max_size=4),
     st.lists(ANYTHING, max_size=3),

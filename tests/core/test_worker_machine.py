@@ -374,7 +374,7 @@ def test_a_worker_s_books_balance_in_any_order_of_calls() -> None:
 
 def test_a_transport_s_books_balance_in_any_order_of_calls_and_forks() -> None:
     """And a child is new: it delivers its own, and nothing of its parent's."""
-    run_state_machine_as_test(TransportMachine, settings=settings(STEPS, max_examples=25))
+    run_state_machine_as_test(TransportMachine, settings=settings(STEPS, max_examples=15))
 
 
 @pytest.mark.chaos

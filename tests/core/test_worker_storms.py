@@ -204,7 +204,7 @@ def test_an_end_in_the_middle_of_a_storm_comes_in_time(call: str) -> None:
                 worker.submit(SMALL)
             began = time.monotonic()
             worker_calls[call](worker)
-            assert time.monotonic() - began <= 0.3 + 0.5
+            assert time.monotonic() - began <= 0.3 + 2.0
         worker.kill()
         balance(worker, queue)
         assert until(lambda worker=worker: not worker.is_alive())  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -80,12 +81,14 @@ def _server() -> Iterator[FaultServer]:
 def _start(server: FaultServer, tmp_path: Path) -> Iterator[Callable[..., Child]]:
     """Starts a script, given as text, with the server's DSN in its environment."""
     children: list[Child] = []
+    numbers = itertools.count()
 
     def start(script: str, *arguments: str, **environment: str) -> Child:
-        path = tmp_path / f"child{len(children)}.py"
+        path = tmp_path / f"child{next(numbers)}.py"  # from any thread
         path.write_text(script)
-        children.append(Child(path, server.dsn, *arguments, **environment))
-        return children[-1]
+        child = Child(path, server.dsn, *arguments, **environment)
+        children.append(child)
+        return child
 
     yield start
     for child in children:
