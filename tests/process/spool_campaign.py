@@ -3,8 +3,9 @@
 Run as a program: `python tests/process/spool_campaign.py --trials 1000 [--seed N]`. Each trial forks
 writers that capture through whole transports, kills some of them, and lets a last process deliver what is
 left. A writer notes an id in a file of its own after it was accepted, with one write; the receiver notes
-what it answered with 200. Exit status 1 if an accepted id never arrived, if something arrived that nobody
-sent, or if there are more duplicates than dead drainers can have had in hand.
+what it answered with 200. Exit status 1 if an accepted id neither arrived nor is a dead letter, if something
+arrived that nobody sent, or if there are more duplicates than dead drainers can have had in hand. A dead
+letter is what is left when five drainers in a row were killed over the envelope that each began with.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Tally:
     trials: Counter[str] = field(default_factory=Counter)
     accepted: int = 0
     lost: int = 0
+    buried: set[str] = field(default_factory=set)
     duplicates: int = 0
     unknown: int = 0
     kills: int = 0
@@ -203,6 +205,7 @@ def trial(number: int, dsn: str, root: Path, rng: random.Random, tally: Tally, s
     tally.longest = max(tally.longest, time.monotonic() - began)
     if status:
         tally.failures.append(f"trial {number} ({kind}): the last process failed with status {status}")
+    tally.buried.update(letter.stem for letter in path.glob("*/dead/*.envelope"))
     shutil.rmtree(path)
     return notes
 
@@ -240,7 +243,7 @@ def campaign(trials: int, seed: int, seconds: float) -> Tally:
         os.waitpid(receiver, 0)
         arrived = Counter(json.loads((root / "answers").read_text()))
         tally.accepted = len(noted)
-        lost = noted - arrived.keys()
+        lost = noted - arrived.keys() - tally.buried
         tally.lost = len(lost)
         tally.failures += [
             f"lost {event_id}, of trial {(number := int(event_id[:8], 16))} ({KINDS[number % len(KINDS)]}),"
@@ -271,7 +274,8 @@ def main() -> int:
     tally = campaign(arguments.trials, arguments.seed, arguments.seconds)
     print(
         f"seed {arguments.seed}: {dict(tally.trials)}; {tally.accepted} accepted, {tally.lost} lost, "
-        f"{tally.duplicates} duplicates, {tally.kills} kills of which {tally.drainer_kills} drained, "
+        f"{len(tally.buried)} buried, {tally.duplicates} duplicates, {tally.kills} kills of which "
+        f"{tally.drainer_kills} drained, "
         f"longest end {tally.longest:.2f} s"
     )
     for failure in tally.failures:

@@ -30,8 +30,9 @@ from transport_kit.spool.tail import Entry, Tail, Tally
 
 __all__ = ["CONVICTED_AFTER", "Drainer"]
 
-#: Drainers that must have died over one envelope, alone each time, before it is buried.
-CONVICTED_AFTER: Final = 3
+#: Drainers that must have died over one envelope, alone each time, before it is buried. Three are not enough:
+#: where processes are killed for another reason, and often, whatever is sent first is at it each time.
+CONVICTED_AFTER: Final = 5
 #: Seconds before a segment that could not be read is tried again.
 RETRY_AFTER: Final = 1.0
 _ORDERED: Final = int(Priority.SESSION)
