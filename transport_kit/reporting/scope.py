@@ -111,9 +111,10 @@ class Scope:
             self._attachments: tuple[Item, ...] = ()
         else:
             self.unit = unit or parent.unit
-            self._tags = parent._tags.copy()
-            self._extra = parent._extra.copy()
-            self._contexts = parent._contexts.copy()
+            # Most scopes are in one that has nothing set, and a literal is cheaper than a copy.
+            self._tags = parent._tags.copy() if parent._tags else {}
+            self._extra = parent._extra.copy() if parent._extra else {}
+            self._contexts = parent._contexts.copy() if parent._contexts else {}
             self._user = parent._user
             self._level = parent._level
             self._fingerprint = parent._fingerprint

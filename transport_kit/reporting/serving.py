@@ -140,8 +140,8 @@ class ServedRequest(Unit):
             self._pipeline.failed(problem, None)
         finally:
             self.finished = True
-            token, self._token = self._token, None
-            leave_scope(token)
+            leave_scope(self._token)
+            self._token = None
             # The scope knows its unit: without this, request and body would wait for the collector.
             del self.scope
 
