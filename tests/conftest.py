@@ -9,6 +9,7 @@ from contextvars import Context
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.relay import _relay_reads_what_is_captured  # noqa: F401 - a fixture
 from transport_kit import Scope
 from transport_kit.reporting.scope import _current
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from typing import Any
 
 import orjson
 import pytest
 
+from tests.relay import normalised
 from transport_kit.envelope import Envelope
 from transport_kit.options import ReporterOptions
 from transport_kit.reporting import Reporter, RequestInfo, TransportHandler, new_scope
@@ -16,19 +16,6 @@ from transport_kit.transport import FunctionTransport
 
 #: Stands in variables; as a name, for the source lines around a frame are part of an event.
 PASSWORD = "hunter2"
-
-processing = importlib.import_module("sentry_relay.processing")
-
-
-def normalised(reporter: Reporter, sent: list[dict[str, Any]]) -> dict[str, Any]:
-    """The newest event after Relay's normalisation, without an error and under its own id."""
-    event = sent[-1]
-    assert isinstance(event, dict)
-    result: dict[str, Any] = processing.StoreNormalizer(remove_other=True).normalize_event(event)
-    assert "errors" not in result
-    assert result["event_id"] == event["event_id"]
-    assert result["timestamp"] == pytest.approx(event["timestamp"], abs=0.001)
-    return result
 
 
 @pytest.fixture(name="sent")
@@ -131,7 +118,7 @@ def test_relay_finds_nothing_to_correct_in_an_exceptions_event(
             transaction_source="route",
             level="fatal",
         )
-    result = normalised(reporter, sent)
+    result = normalised(sent[-1])
     before, after = sent[-1], result
     assert after["event_id"] == event_id
     assert b"hunter2" not in orjson.dumps(before)
@@ -151,7 +138,7 @@ def test_relay_finds_nothing_to_correct_in_an_exceptions_event(
 def test_relay_keeps_every_frames_place_and_variables(sent: list[dict[str, Any]]) -> None:
     """What we cut to its limits, it does not cut again."""
     reporter_to(sent).capture_exception(caught(depth=400))
-    result = normalised(reporter_to(sent), sent)
+    result = normalised(sent[-1])
     ours = sent[-1]["exception"]["values"][0]["stacktrace"]["frames"]
     theirs = result["exception"]["values"][0]["stacktrace"]["frames"]
     assert len(ours) == len(theirs) == 250
@@ -173,9 +160,9 @@ def test_relay_finds_nothing_to_correct_in_messages_and_events(sent: list[dict[s
     """Made by hand or by `capture_message`: the same fields, the same promise."""
     reporter = reporter_to(sent)
     reporter.capture_message("hello\x00 \ud800 world", level="critical")
-    assert normalised(reporter, sent)["level"] == "fatal"
+    assert normalised(sent[-1])["level"] == "fatal"
     event_id = reporter.capture_event({"message": "mine", "event_id": "9EC79C33-EC99-42AB-8353-589FCB2E04DC"})
-    assert normalised(reporter, sent)["event_id"] == event_id == "9ec79c33ec9942ab8353589fcb2e04dc"
+    assert normalised(sent[-1])["event_id"] == event_id == "9ec79c33ec9942ab8353589fcb2e04dc"
 
 
 @pytest.mark.parametrize(
@@ -197,7 +184,7 @@ def test_relay_finds_nothing_to_correct_in_a_transaction(
             inner.set_tag("a b", "two\nlines")
         leftover = reporter.span("late")
     leftover.finish()
-    before, after = sent[-1], normalised(reporter, sent)
+    before, after = sent[-1], normalised(sent[-1])
     assert after["type"] == "transaction"
     assert after["contexts"]["trace"]["status"] == "unavailable"
     assert (after["start_timestamp"], after["timestamp"]) == pytest.approx(
@@ -223,7 +210,7 @@ def test_relay_finds_nothing_to_correct_in_an_error_with_all_that_a_scope_knows(
         for number in range(120):
             reporter.add_breadcrumb(f"n {number}", category="step", level="debug", data={"n": number})
         reporter.capture_exception(caught())
-    before, after = sent[-1], normalised(reporter, sent)
+    before, after = sent[-1], normalised(sent[-1])
     assert [crumb["message"] for crumb in after["breadcrumbs"]["values"]] == [
         crumb["message"] for crumb in before["breadcrumbs"]["values"]
     ]
@@ -237,10 +224,10 @@ def test_relay_finds_nothing_to_correct_in_feedback_and_log_events(sent: list[di
     """What users write, and what was logged."""
     reporter = reporter_to(sent)
     reporter.capture_feedback("it broke", name="Bob", email="bob@example.org", associated_event_id="a" * 32)
-    result = normalised(reporter, sent)
+    result = normalised(sent[-1])
     assert result["contexts"]["feedback"]["message"] == "it broke"
     handler = TransportHandler(reporter, log_level=None, event_level=logging.INFO)
     handler.handle(logging.LogRecord("shop", logging.CRITICAL, "f.py", 1, "%s failed", ("it",), None))
-    result = normalised(reporter, sent)
+    result = normalised(sent[-1])
     assert (result["level"], result["logger"]) == ("fatal", "shop")
     assert result["logentry"]["formatted"] == "it failed"

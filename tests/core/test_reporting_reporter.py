@@ -6,52 +6,30 @@ import logging
 import pickle
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
 import pytest
 
+from tests.core.reporting_support import Kept, raised
 from transport_kit.envelope import Envelope
 from transport_kit.options import ReporterOptions
 from transport_kit.reporting import Reporter, RequestInfo, Scope, is_own_logger, new_scope
-from transport_kit.transport import FunctionTransport, NullTransport
-
-
-class Inbox:
-    """The events a transport was given, decoded from the bytes it would send."""
-
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-        self.transport = FunctionTransport(self._take)
-
-    def _take(self, envelope: Envelope) -> None:
-        self.events.extend(orjson.loads(item.get_bytes()) for item in envelope)
-
-    def lost(self) -> dict[str, dict[str, int]]:
-        """Losses by reason and category."""
-        return {
-            reason: dict(counts) for reason, counts in self.transport.health().discarded_by_category.items()
-        }
+from transport_kit.transport import NullTransport
 
 
 @pytest.fixture(name="inbox")
-def _inbox() -> Inbox:
-    return Inbox()
+def _inbox() -> Iterator[Kept]:
+    with Kept() as kept:
+        yield kept
 
 
-def raised(error: BaseException) -> BaseException:
-    """The exception with a traceback, as if it had been caught."""
-    try:
-        raise error
-    except BaseException as caught:
-        return caught
-
-
-def test_an_exception_becomes_an_event_with_all_that_servers_ask_for(inbox: Inbox) -> None:
+def test_an_exception_becomes_an_event_with_all_that_servers_ask_for(inbox: Kept) -> None:
     """The required fields of the protocol, and the facts that group events by release and host."""
     options = ReporterOptions(release="shop@1.2.0", environment="staging", dist="7", server_name="web-1")
     before = time.time()
-    event_id = Reporter(inbox.transport, options).capture_exception(raised(ValueError("boom")))
+    event_id = Reporter(inbox, options).capture_exception(raised(ValueError("boom")))
     (event,) = inbox.events
     assert event["event_id"] == event_id
     assert len(event_id or "") == 32
@@ -69,26 +47,26 @@ def test_an_exception_becomes_an_event_with_all_that_servers_ask_for(inbox: Inbo
     assert value["mechanism"] == {"type": "generic", "handled": True, "exception_id": 0}
 
 
-def test_the_exception_being_handled_is_taken_when_none_is_given(inbox: Inbox) -> None:
+def test_the_exception_being_handled_is_taken_when_none_is_given(inbox: Kept) -> None:
     """`except: reporter.capture_exception()` is what people type."""
     try:
         raise KeyError("sku")
     except KeyError:
-        event_id = Reporter(inbox.transport).capture_exception()
+        event_id = Reporter(inbox).capture_exception()
     assert event_id == inbox.events[0]["event_id"]
     assert inbox.events[0]["exception"]["values"][0]["value"] == "'sku'"
 
 
 @pytest.mark.parametrize("nothing", [None, "boom", ValueError, 42])
-def test_what_is_no_exception_is_not_reported(inbox: Inbox, nothing: Any) -> None:
+def test_what_is_no_exception_is_not_reported(inbox: Kept, nothing: Any) -> None:
     """A wrong argument is answered with None, not with an error in the app's error handler."""
-    assert Reporter(inbox.transport).capture_exception(nothing) is None
+    assert Reporter(inbox).capture_exception(nothing) is None
     assert inbox.events == []
 
 
-def test_mechanism_transaction_and_request_are_told_as_the_integration_says(inbox: Inbox) -> None:
+def test_mechanism_transaction_and_request_are_told_as_the_integration_says(inbox: Kept) -> None:
     """Servers show unhandled errors differently, and group by transaction."""
-    Reporter(inbox.transport).capture_exception(
+    Reporter(inbox).capture_exception(
         raised(ValueError()),
         mechanism="starlette",
         handled=False,
@@ -108,9 +86,9 @@ def test_mechanism_transaction_and_request_are_told_as_the_integration_says(inbo
     assert event["level"] == "fatal"
 
 
-def test_values_a_server_would_null_are_replaced_or_shortened(inbox: Inbox) -> None:
+def test_values_a_server_would_null_are_replaced_or_shortened(inbox: Kept) -> None:
     """A wrong level or source costs the field, never the event."""
-    reporter = Reporter(inbox.transport)
+    reporter = Reporter(inbox)
     reporter.capture_exception(
         raised(ValueError()), transaction="x" * 500, transaction_source="?", level="bad"
     )
@@ -136,18 +114,18 @@ def test_values_a_server_would_null_are_replaced_or_shortened(inbox: Inbox) -> N
     ],
 )
 def test_an_option_that_a_server_would_null_is_left_out_and_said_once(
-    inbox: Inbox, caplog: pytest.LogCaptureFixture, name: str, value: str
+    inbox: Kept, caplog: pytest.LogCaptureFixture, name: str, value: str
 ) -> None:
     """Servers null it without a word; the log line names the option when the app starts."""
-    reporter = Reporter(inbox.transport, ReporterOptions(**{name: value}))  # type: ignore[arg-type]
+    reporter = Reporter(inbox, ReporterOptions(**{name: value}))  # type: ignore[arg-type]
     reporter.capture_message("hello")
     assert name not in inbox.events[0]
     assert [record.getMessage().startswith(f"option {name} ") for record in caplog.records] == [True]
 
 
-def test_an_exception_is_captured_once_in_a_scope_and_again_in_the_next_request(inbox: Inbox) -> None:
+def test_an_exception_is_captured_once_in_a_scope_and_again_in_the_next_request(inbox: Kept) -> None:
     """Middleware, a logging handler and an error handler see the same object; a later request is new."""
-    reporter = Reporter(inbox.transport)
+    reporter = Reporter(inbox)
     error = raised(ValueError("once"))
     with new_scope():
         assert reporter.capture_exception(error) is not None
@@ -157,9 +135,9 @@ def test_an_exception_is_captured_once_in_a_scope_and_again_in_the_next_request(
     assert len(inbox.events) == 2
 
 
-def test_an_outer_scope_knows_what_an_inner_one_captured(inbox: Inbox) -> None:
+def test_an_outer_scope_knows_what_an_inner_one_captured(inbox: Kept) -> None:
     """A block with tags of its own inside a request must not make the request's middleware report again."""
-    reporter = Reporter(inbox.transport)
+    reporter = Reporter(inbox)
     error = raised(ValueError("inner"))
     with new_scope():
         with new_scope():
@@ -168,7 +146,7 @@ def test_an_outer_scope_knows_what_an_inner_one_captured(inbox: Inbox) -> None:
     assert reporter.capture_exception(error) is None
 
 
-def test_exceptions_that_guard_their_attributes_are_marked_all_the_same(inbox: Inbox) -> None:
+def test_exceptions_that_guard_their_attributes_are_marked_all_the_same(inbox: Kept) -> None:
     """Frozen and slotted exceptions, and ones with a `__dict__` of their own, would be reported twice."""
 
     class Frozen(Exception):
@@ -181,25 +159,25 @@ def test_exceptions_that_guard_their_attributes_are_marked_all_the_same(inbox: I
         def __dict__(self) -> Any:  # type: ignore[override]
             raise RuntimeError("mine")
 
-    reporter = Reporter(inbox.transport)
+    reporter = Reporter(inbox)
     error = Frozen("x")
     assert reporter.capture_exception(error) is not None
     assert reporter.capture_exception(error) is None
 
 
-def test_the_mark_is_plain_text_and_survives_a_pickle(inbox: Inbox) -> None:
+def test_the_mark_is_plain_text_and_survives_a_pickle(inbox: Kept) -> None:
     """A worker process sends exceptions to its parent by pickle: the mark must not be what breaks it."""
     error = ValueError("x")
-    Reporter(inbox.transport).capture_exception(error)
+    Reporter(inbox).capture_exception(error)
     marks = [
         value for name, value in pickle.loads(pickle.dumps(error)).__dict__.items() if "captured" in name
     ]
     assert marks == [Scope.current().id]
 
 
-def test_scope_data_is_added_and_the_events_own_wins(inbox: Inbox) -> None:
+def test_scope_data_is_added_and_the_events_own_wins(inbox: Kept) -> None:
     """Call arguments beat the scope, as the merge order of the protocol says."""
-    reporter = Reporter(inbox.transport)
+    reporter = Reporter(inbox)
     with new_scope() as scope:
         scope.set_user({"id": 42})
         scope.set_tag("region", "eu")
@@ -211,11 +189,11 @@ def test_scope_data_is_added_and_the_events_own_wins(inbox: Inbox) -> None:
     assert event["extra"] == {"cart": {"items": [1, 2]}, "n": 1}
 
 
-def test_an_event_of_the_apps_own_is_completed_and_not_changed(inbox: Inbox) -> None:
+def test_an_event_of_the_apps_own_is_completed_and_not_changed(inbox: Kept) -> None:
     """The caller may send the same dict again; what it says itself stands."""
     own = {"message": "hi", "platform": "other", "contexts": {"os": {"name": "mine"}, "app": {"a": 1}}}
     kept = orjson.dumps(own)
-    event_id = Reporter(inbox.transport).capture_event(own)
+    event_id = Reporter(inbox).capture_event(own)
     (event,) = inbox.events
     assert event["event_id"] == event_id
     assert event["platform"] == "other"
@@ -228,14 +206,14 @@ def test_an_event_of_the_apps_own_is_completed_and_not_changed(inbox: Inbox) -> 
     ("given", "same"),
     [("9EC79C33-EC99-42AB-8353-589FCB2E04DC", True), ("nonsense", False), (7, False), (None, False)],
 )
-def test_the_returned_id_is_the_one_that_servers_keep(inbox: Inbox, given: object, same: bool) -> None:
+def test_the_returned_id_is_the_one_that_servers_keep(inbox: Kept, given: object, same: bool) -> None:
     """A server replaces an id that is no UUID: the id shown to a user would lead nowhere."""
-    event_id = Reporter(inbox.transport).capture_event({"message": "m", "event_id": given})
+    event_id = Reporter(inbox).capture_event({"message": "m", "event_id": given})
     assert event_id == inbox.events[0]["event_id"]
     assert (event_id == "9ec79c33ec9942ab8353589fcb2e04dc") is same
 
 
-def test_a_hook_may_change_an_event(inbox: Inbox) -> None:
+def test_a_hook_may_change_an_event(inbox: Kept) -> None:
     """`before_send` is the app's last word, with the exception at hand."""
 
     def hook(event: dict[str, Any], hint: dict[str, Any]) -> dict[str, Any]:
@@ -243,23 +221,21 @@ def test_a_hook_may_change_an_event(inbox: Inbox) -> None:
         del event["event_id"]
         return event
 
-    event_id = Reporter(inbox.transport, ReporterOptions(before_send=hook)).capture_exception(
-        raised(OSError("x"))
-    )
+    event_id = Reporter(inbox, ReporterOptions(before_send=hook)).capture_exception(raised(OSError("x")))
     assert inbox.events[0]["fingerprint"] == ["OSError"]
     assert inbox.events[0]["event_id"] == event_id
 
 
-def test_an_event_that_the_hook_drops_is_counted(inbox: Inbox) -> None:
+def test_an_event_that_the_hook_drops_is_counted(inbox: Kept) -> None:
     """Nothing disappears: the server learns how many the app held back."""
-    reporter = Reporter(inbox.transport, ReporterOptions(before_send=lambda event, hint: None))
+    reporter = Reporter(inbox, ReporterOptions(before_send=lambda event, hint: None))
     assert reporter.capture_message("drop me") is None
     assert inbox.events == []
     assert inbox.lost() == {"before_send": {"error": 1}}
 
 
 def test_a_hook_that_fails_costs_no_event_and_leaves_no_half_change(
-    inbox: Inbox, caplog: pytest.LogCaptureFixture
+    inbox: Kept, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An error in the hook would otherwise hide every other error of the app."""
 
@@ -268,7 +244,7 @@ def test_a_hook_that_fails_costs_no_event_and_leaves_no_half_change(
         event["exception"]["values"][0]["stacktrace"]["frames"].clear()
         raise RuntimeError("password=hunter2")
 
-    Reporter(inbox.transport, ReporterOptions(before_send=hook)).capture_exception(raised(ValueError("kept")))
+    Reporter(inbox, ReporterOptions(before_send=hook)).capture_exception(raised(ValueError("kept")))
     (value,) = inbox.events[0]["exception"]["values"]
     assert value["value"] == "kept"
     assert value["stacktrace"]["frames"]
@@ -277,15 +253,15 @@ def test_a_hook_that_fails_costs_no_event_and_leaves_no_half_change(
 
 
 def test_a_hook_that_returns_something_else_costs_no_event(
-    inbox: Inbox, caplog: pytest.LogCaptureFixture
+    inbox: Kept, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A forgotten `return event` is None and means drop; a True or a coroutine is a mistake to name."""
     options = ReporterOptions(before_send=lambda event, hint: True)  # type: ignore[arg-type,return-value]
-    assert Reporter(inbox.transport, options).capture_message("m") is not None
+    assert Reporter(inbox, options).capture_message("m") is not None
     assert "not bool" in caplog.text
 
 
-def test_what_a_hook_changes_in_place_does_not_reach_the_next_event(inbox: Inbox) -> None:
+def test_what_a_hook_changes_in_place_does_not_reach_the_next_event(inbox: Kept) -> None:
     """Source lines are cached: a hook that blanks them once must not blank them for good."""
     seen: list[int] = []
 
@@ -296,16 +272,16 @@ def test_what_a_hook_changes_in_place_does_not_reach_the_next_event(inbox: Inbox
         event["contexts"]["runtime"].clear()
         return event
 
-    reporter = Reporter(inbox.transport, ReporterOptions(before_send=hook))
+    reporter = Reporter(inbox, ReporterOptions(before_send=hook))
     for _ in range(2):
         reporter.capture_exception(raised(ValueError()))
     assert seen == [5, 5]
-    plain = Reporter(inbox.transport)
+    plain = Reporter(inbox)
     plain.capture_message("m")
     assert inbox.events[-1]["contexts"]["runtime"]["name"] == "CPython"
 
 
-def test_a_transaction_passes_without_the_hook(inbox: Inbox) -> None:
+def test_a_transaction_passes_without_the_hook(inbox: Kept) -> None:
     """`before_send` is for errors; a hook written for them would fail on a transaction."""
     options = ReporterOptions(before_send=lambda event, hint: None)
     transaction = {
@@ -316,11 +292,11 @@ def test_a_transaction_passes_without_the_hook(inbox: Inbox) -> None:
         "contexts": {"trace": {"trace_id": "7" * 32, "span_id": "a" * 16}},
         "spans": [],
     }
-    assert Reporter(inbox.transport, options).capture_event(transaction) is not None
-    assert inbox.events[0]["type"] == "transaction"
+    assert Reporter(inbox, options).capture_event(transaction) is not None
+    assert inbox.transactions[0]["type"] == "transaction"
 
 
-def test_a_capture_inside_a_capture_ends(inbox: Inbox) -> None:
+def test_a_capture_inside_a_capture_ends(inbox: Kept) -> None:
     """A hook or a logging handler that reports would otherwise call itself until the stack is full."""
     reporter: Reporter
 
@@ -328,7 +304,7 @@ def test_a_capture_inside_a_capture_ends(inbox: Inbox) -> None:
         reporter.capture_message("from the hook")
         return event
 
-    reporter = Reporter(inbox.transport, ReporterOptions(before_send=hook))
+    reporter = Reporter(inbox, ReporterOptions(before_send=hook))
     assert reporter.capture_message("outer") is not None
     assert [event["message"] for event in inbox.events] == ["from the hook", "outer"]
     assert inbox.lost() == {"reentrant": {"error": 1}}
@@ -359,43 +335,43 @@ def test_nothing_is_raised_when_the_transport_or_an_argument_fails(caplog: pytes
     assert "abc" not in caplog.text
 
 
-def test_a_failure_of_ours_is_counted(inbox: Inbox) -> None:
+def test_a_failure_of_ours_is_counted(inbox: Kept) -> None:
     """An event that could not be built is a loss like any other."""
-    assert Reporter(inbox.transport).capture_event(7) is None  # type: ignore[arg-type]
+    assert Reporter(inbox).capture_event(7) is None  # type: ignore[arg-type]
     assert inbox.lost() == {"internal_sdk_error": {"error": 1}}
 
 
-def test_an_exception_that_could_not_be_reported_may_be_reported_further_out(inbox: Inbox) -> None:
+def test_an_exception_that_could_not_be_reported_may_be_reported_further_out(inbox: Kept) -> None:
     """Deep in a full stack the event can't be built; the middleware far above has room, and must not skip."""
-    reporter = Reporter(inbox.transport)
+    reporter = Reporter(inbox)
     error = raised(ValueError("kept"))
     mechanism: Any = type("Hostile", (), {"__str__": lambda self: 1 / 0})()
     assert reporter.capture_exception(error, mechanism=mechanism) is None
     assert reporter.capture_exception(error) is not None
 
 
-def test_a_request_of_wrong_types_costs_the_request_and_not_the_event(inbox: Inbox) -> None:
+def test_a_request_of_wrong_types_costs_the_request_and_not_the_event(inbox: Kept) -> None:
     """The exception is worth more than its request."""
     request = RequestInfo(method=b"GET", headers=((1, 2),))  # type: ignore[arg-type]
-    assert Reporter(inbox.transport).capture_exception(raised(ValueError()), request=request) is not None
+    assert Reporter(inbox).capture_exception(raised(ValueError()), request=request) is not None
     assert "request" not in inbox.events[0]
 
 
 @pytest.mark.parametrize("name", ["transport_kit", "transport_kit.http", "transport_kit_starlette"])
-def test_records_of_our_own_loggers_are_skipped(inbox: Inbox, name: str) -> None:
+def test_records_of_our_own_loggers_are_skipped(inbox: Kept, name: str) -> None:
     """A failing delivery that reports itself would never end."""
     assert is_own_logger(name)
-    assert Reporter(inbox.transport).capture_event({"message": "m", "logger": name}) is None
+    assert Reporter(inbox).capture_event({"message": "m", "logger": name}) is None
     assert (inbox.events, inbox.lost()) == ([], {})
     assert not is_own_logger("transport_kitchen")
     assert not is_own_logger(None)
 
 
-def test_the_client_address_is_sent_only_when_pii_is_wanted(inbox: Inbox) -> None:
+def test_the_client_address_is_sent_only_when_pii_is_wanted(inbox: Kept) -> None:
     """Off is the default; on, the address names the user unless the app already did."""
     request = RequestInfo(url="https://shop.example/", remote_addr="192.0.2.7")
-    Reporter(inbox.transport).capture_exception(raised(ValueError()), request=request)
-    reporter = Reporter(inbox.transport, ReporterOptions(send_default_pii=True))
+    Reporter(inbox).capture_exception(raised(ValueError()), request=request)
+    reporter = Reporter(inbox, ReporterOptions(send_default_pii=True))
     with new_scope() as scope:
         scope.set_user({"id": "42"})
         reporter.capture_exception(raised(ValueError()), request=request)
@@ -405,9 +381,9 @@ def test_the_client_address_is_sent_only_when_pii_is_wanted(inbox: Inbox) -> Non
     assert on["request"]["env"] == {"REMOTE_ADDR": "192.0.2.7"}
 
 
-def test_threads_share_a_reporter(inbox: Inbox) -> None:
+def test_threads_share_a_reporter(inbox: Kept) -> None:
     """Request threads report at once; none may see another's nesting or lose its event."""
-    reporter = Reporter(inbox.transport)
+    reporter = Reporter(inbox)
     barrier = threading.Barrier(8)
     ids: list[str | None] = []
 
@@ -424,9 +400,9 @@ def test_threads_share_a_reporter(inbox: Inbox) -> None:
     assert len({event["event_id"] for event in inbox.events} & set(ids)) == len(inbox.events) == 160
 
 
-def test_a_capture_near_the_end_of_the_stack_raises_nothing(inbox: Inbox) -> None:
+def test_a_capture_near_the_end_of_the_stack_raises_nothing(inbox: Kept) -> None:
     """A RecursionError is caught where the stack is nearly full: there is little left to report with."""
-    reporter = Reporter(inbox.transport)
+    reporter = Reporter(inbox)
     results: list[str | None] = []
 
     def deeper() -> None:
@@ -446,7 +422,7 @@ def test_a_capture_near_the_end_of_the_stack_raises_nothing(inbox: Inbox) -> Non
     assert len(inbox.events[-1]["exception"]["values"][-1]["stacktrace"]["frames"]) == 250
 
 
-def test_twenty_frames_with_locals_are_captured_cheaply(inbox: Inbox) -> None:
+def test_twenty_frames_with_locals_are_captured_cheaply(inbox: Kept) -> None:
     """Half a millisecond is what a failed request may pay; the bound here leaves room for slow machines."""
 
     def call(depth: int, user: str, items: list[int]) -> None:
