@@ -119,6 +119,25 @@ def test_what_is_in_flight_or_written_to_is_never_sacrificed(make: Make, seg: Pa
         assert live.exists()
 
 
+def test_what_a_writer_left_between_the_last_look_and_its_end_survives_an_eviction(
+    make: Make, seg: Path
+) -> None:
+    """Looking for a victim takes the locks of dead writers: the size is looked at again under each."""
+    spool = make(max_bytes=20_000)
+    live = place(seg, 4, 0, [event(1)])
+    salt = bytes([4, 0] * 4)
+    with live.open("ab") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        assert drained(spool) == ids(1)
+        writer.write(record(event(2), salt=salt, created_ms=NOW_MS))
+    victim = place(seg, 1, 1, [log_entry(n) for n in range(200)])
+    for _ in range(2):
+        spool._life.upkeep._next = 0.0  # type: ignore[union-attr]
+        spool.claim(0, 0.0)
+    assert not victim.exists()
+    assert drained(spool) == ids(2)
+
+
 def test_what_waits_for_its_next_attempt_can_be_sacrificed(make: Make, seg: Path, clock: Clock) -> None:
     """During an outage that is what there is; a session's lane is free again then."""
     spool = make(max_bytes=4_000)

@@ -184,15 +184,17 @@ class Tail:
                 return found
             if self.retired:
                 return None
-            # In this order: a lock that is free says that the size does not change any more.
-            self.retired = self._directory.system.try_flock(self._fd)
             grown = self._look(reader)
             if not grown and not self.retired:
                 return None
 
     def _look(self, reader: Reader) -> bool:
-        before = reader.size
-        self.size = reader.size = self._directory.system.status(self._fd).st_size
+        """Whether it has grown. Nothing else makes it retired: what was written last would be overlooked."""
+        before, system = reader.size, self._directory.system
+        # In this order: a lock that is free says that the size does not change any more.
+        left = self.retired or system.try_flock(self._fd)
+        self.size = reader.size = system.status(self._fd).st_size
+        self.retired = left
         return self.size > before
 
     def _count(self, found: Record | Gap, reader: Reader) -> None:
@@ -250,8 +252,8 @@ class Tail:
         Raises:
             OSError: It can't be asked now.
         """
-        if not self.retired and self.open() is not None:
-            self.retired = self._directory.system.try_flock(self._fd)
+        if not self.retired and (reader := self.open()) is not None:
+            self._look(reader)
         return self.retired
 
     def unread(self) -> list[Record | Gap]:
