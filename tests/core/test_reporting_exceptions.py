@@ -399,3 +399,31 @@ def test_no_file_is_read_because_a_syntax_error_names_it(tmp_path: Any) -> None:
     value = values_of(SyntaxError("bad", (str(secret), 1, 0, None)))[0]
     assert b"top secret" not in orjson.dumps(value)
     assert value["stacktrace"]["frames"][0]["lineno"] == 1
+
+
+def test_a_part_that_can_not_be_told_costs_itself_only(caplog: pytest.LogCaptureFixture) -> None:
+    """What failed may have been the scrubbing: the part is left out, and not sent as it was."""
+
+    class Broken(FrameReader):
+        """Fails as soon as it reads."""
+
+        def frames(self, *arguments: Any) -> list[dict[str, Any]]:
+            raise ValueError("password=hunter2")
+
+    def clock() -> float:
+        raise ValueError("password=hunter2")
+
+    class Spoken(Exception):
+        """Has a text of its own, which is timed."""
+
+        def __str__(self) -> str:
+            return "hunter2"
+
+    (value,) = exception_values(
+        raised(Spoken()), Broken((), (), send_pii=False), mechanism="test", handled=True, clock=clock
+    )
+    assert (value["type"].rpartition(".")[2], value["value"]) == ("Spoken", "<unprintable>")
+    assert "stacktrace" not in value
+    assert [record.getMessage() for record in caplog.records] == [
+        "a part of an exception could not be told: ValueError"
+    ] * 2

@@ -54,7 +54,7 @@ class Monitor:
     ) -> None:
         self._pipeline = pipeline
         self._capture = capture
-        self._slug = tidy(str(slug), _SLUG_LENGTH)
+        self._slug = tidy(slug, _SLUG_LENGTH)
         self._config = dict(config)
         # Id and beginning of the runs within each other.
         self._runs: list[tuple[str, float]] = []

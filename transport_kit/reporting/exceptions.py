@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from transport_kit.log import log
 from transport_kit.reporting.frames import FrameReader
 from transport_kit.reporting.scrub import is_sensitive, scrub_text
 from transport_kit.reporting.values import (
@@ -69,6 +70,9 @@ _members: Callable[[BaseException], tuple[BaseException, ...]] = BaseExceptionGr
 ].__get__
 
 
+_T = TypeVar("_T")
+
+
 @dataclass(slots=True)
 class _Link:
     """One exception and where it hangs; its id is its place in the walk."""
@@ -102,7 +106,7 @@ def exception_values(
         cls = type(link.error)
         value: dict[str, Any] = {
             "type": cut(qualname_of(cls), _NAME_LENGTH),
-            "value": texts.value(link.error),
+            "value": _part("<unprintable>", texts.value, link.error),
         }
         module = module_of(cls)
         if module is not None and module != "builtins":
@@ -119,7 +123,7 @@ def exception_values(
             how["is_exception_group"] = True
         value["mechanism"] = how
         limit = max(_FEWEST_FRAMES, min(_MAX_FRAMES, frames_left))
-        stack = frames.frames(traceback_of(link.error), limit, room)
+        stack: list[dict[str, Any]] = _part([], frames.frames, traceback_of(link.error), limit, room)
         frames_left -= len(stack)
         if issubclass(cls, SyntaxError):
             stack.extend(_faulty_source(link.error, frames))
@@ -128,6 +132,17 @@ def exception_values(
         values.append(value)
     values.reverse()
     return values
+
+
+def _part(instead: _T, make: Callable[..., _T], *arguments: Any) -> _T:
+    """What `make` makes; when it fails `instead`, for what failed may have been the scrubbing."""
+    try:
+        return make(*arguments)
+    except RecursionError:
+        raise  # a layer further out has more room
+    except Exception as problem:
+        log.error("a part of an exception could not be told: %s", type(problem).__name__)
+        return instead
 
 
 def _walk(error: BaseException) -> list[_Link]:

@@ -37,8 +37,10 @@ _SOURCES: Final = frozenset({"custom", "url", "route", "view", "component", "tas
 _MAX_NESTING: Final = 2
 _NAME_LENGTH: Final = 200
 _EVENT_ID = re.compile(r"[0-9a-f]{32}")
+_HEX = re.compile(r"[0-9a-fA-F]+")
 _VARIANTS: Final = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
 _NOT_IN_A_RELEASE = re.compile(r"[\n\r\t\f\v/\\]")
+_DIST = re.compile(r"[A-Za-z0-9_.\-]+")
 _NO_ERROR: Final = frozenset({"debug", "info", "warning"})
 #: Containers within each other that a copy for a hook follows.
 _COPY_DEPTH: Final = 64
@@ -188,8 +190,14 @@ class Pipeline:
             if user:
                 event["user"] = user
         contexts = event.get("contexts")
-        if type(contexts) is dict and "trace" not in contexts:
-            contexts["trace"] = trace_facts(unit, self.tracing)
+        if type(contexts) is dict:
+            trace = contexts.get("trace")
+            if trace is None:
+                contexts["trace"] = trace_facts(unit, self.tracing)
+            elif kind == "event" and not _is_trace(trace):
+                # Of the app's own making, and servers would null it.
+                own = trace if type(trace) is dict else {}
+                contexts["trace"] = {**own, **trace_facts(unit, self.tracing)}
         if kind == "event" and event.get("breadcrumbs") is None and self.options.max_breadcrumbs:
             crumbs = unit.breadcrumbs()[-self.options.max_breadcrumbs :]
             if crumbs:
@@ -237,20 +245,25 @@ class Pipeline:
 
 
 def _asked(name: str, hook: _Hook, event: Event, hint: Mapping[str, Any]) -> Event | None:
-    # The hook gets a copy: if it fails half-way, the event goes out as it was, not half-changed.
+    # The hook gets a copy, for parts of the event are shared with the scope and with caches. A hook that
+    # fails drops the event: it may be what takes out things that must not leave the app.
     try:
         kept: Any = hook(_copy(event, _COPY_DEPTH), dict(hint))
     except Exception as problem:
-        log.error("%s failed, the event is sent unchanged: %s", name, type(problem).__name__)
-        return event
-    if kept is None:
+        log.error("%s failed, the event is dropped: %s", name, type(problem).__name__)
         return None
-    if isinstance(kept, dict):
+    if kept is None or isinstance(kept, dict):
         return kept
-    log.error(
-        "%s must return an event or None, not %s; the event is sent unchanged", name, type(kept).__name__
+    log.error("%s must return an event or None, not %s; the event is dropped", name, type(kept).__name__)
+    return None
+
+
+def _is_trace(context: object) -> bool:
+    """Whether a context says a trace as servers take it; one that the app made up may not."""
+    return type(context) is dict and all(
+        type(value) is str and len(value) == length and _HEX.fullmatch(value) is not None and value.strip("0")
+        for value, length in ((context.get("trace_id"), 32), (context.get("span_id"), 16))
     )
-    return event
 
 
 def set_name(event: Event, name: str, source: str) -> None:
@@ -281,9 +294,10 @@ def _fixed_facts(options: ReporterOptions) -> Event:
     ):
         if value is None:
             continue
+        value = clean(value)
         problem = _unusable(name, value, limit)
         if problem is None:
-            facts[name] = clean(value)
+            facts[name] = value
         else:
             log.warning("option %s %s; events go without it", name, problem)
     host = options.server_name or machine.host_name()
@@ -302,7 +316,8 @@ def _unusable(name: str, value: str, limit: int) -> str | None:
     if len(value) > limit:
         return f"has more than {limit} characters"
     if name == "dist":
-        return None
+        text = value.strip()
+        return None if _DIST.fullmatch(text) else "has other characters than letters, digits and _.-"
     if not value.strip():
         return "is blank"
     if _NOT_IN_A_RELEASE.search(value):

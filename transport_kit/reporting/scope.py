@@ -21,7 +21,7 @@ from typing import Any, Final, TypeAlias
 from transport_kit.items import Item
 from transport_kit.reporting.scrub import is_sensitive
 from transport_kit.reporting.unit import Unit
-from transport_kit.reporting.values import Limits, Room, bounded, cut
+from transport_kit.reporting.values import Limits, Room, as_text, bounded, cut, tidy
 
 __all__ = [
     "attachment",
@@ -136,14 +136,16 @@ class Scope:
         return _current.get()
 
     def set_tag(self, key: str, value: object) -> None:
-        """Tag what is captured from here on; at most 200 characters each, 100 tags."""
-        name = tag_key(key)
-        if name and (name in self._tags or len(self._tags) < _MAX_TAGS):
-            self._tags[name] = tag_value(value)
+        """Tag what is captured from here on; at most 200 characters each, 100 tags. An empty value clears."""
+        name, text = tag_key(key), tag_value(value)
+        if not text:
+            self._tags.pop(name, None)  # servers take none
+        elif name and (name in self._tags or len(self._tags) < _MAX_TAGS):
+            self._tags[name] = text
 
     def set_extra(self, key: str, value: object) -> None:
         """Add a value as it is now: a later change to it is not seen. At most 16 KiB of JSON."""
-        name = cut(_as_text(key), _TAG_LENGTH)
+        name = cut(as_text(key), _TAG_LENGTH)
         if name in self._extra or len(self._extra) < _MAX_EXTRA:
             self._extra[name] = bounded(value, Room(_EXTRA_BYTES), _EXTRA)
 
@@ -156,11 +158,12 @@ class Scope:
 
     def set_context(self, name: str, values: Mapping[str, object] | None) -> None:
         """Add a section of facts under `contexts`, as they are now; None removes it. At most 8 KiB each."""
-        key = cut(_as_text(name), _TAG_LENGTH)
-        if not isinstance(values, Mapping):
+        key = cut(as_text(name), _TAG_LENGTH)
+        facts = _items_of(values)
+        if facts is None:
             self._contexts.pop(key, None)
         elif key in self._contexts or len(self._contexts) < _MAX_CONTEXTS:
-            self._contexts[key] = bounded(dict(values), Room(_CONTEXT_BYTES), _EXTRA)
+            self._contexts[key] = bounded(facts, Room(_CONTEXT_BYTES), _EXTRA)
 
     def set_level(self, level: str | None) -> None:
         """The level of what is captured from here on, whatever the capture says; None clears."""
@@ -168,10 +171,12 @@ class Scope:
 
     def set_fingerprint(self, fingerprint: Iterable[str] | None) -> None:
         """How servers group what is captured: texts, `{{ default }}` is their own way; None clears."""
-        parts = () if fingerprint is None or isinstance(fingerprint, str) else fingerprint
-        self._fingerprint = tuple(
-            cut(_as_text(part), _TAG_LENGTH) for part in islice(parts, _MAX_FINGERPRINT)
-        )
+        try:
+            given = () if fingerprint is None or isinstance(fingerprint, str) else fingerprint
+            parts = list(islice(given, _MAX_FINGERPRINT))
+        except Exception:
+            parts = []  # it can't be iterated over
+        self._fingerprint = tuple(tidy(part, _TAG_LENGTH) for part in parts)
 
     def add_event_processor(self, processor: Processor) -> None:
         """Have `processor(event, hint)` change each event captured from here on; its None drops the event.
@@ -212,13 +217,14 @@ class Scope:
 
         Secrets in `data`, by their names, and in `message`, by what they look like, are filtered.
         """
-        crumb: dict[str, Any] = {"type": cut(_as_text(type), _CATEGORY_LENGTH), "level": known_level(level)}
+        crumb: dict[str, Any] = {"type": cut(as_text(type), _CATEGORY_LENGTH), "level": known_level(level)}
         if category:
-            crumb["category"] = cut(_as_text(category), _CATEGORY_LENGTH)
+            crumb["category"] = cut(as_text(category), _CATEGORY_LENGTH)
         if message:
-            crumb["message"] = bounded(message, Room(_CRUMB_BYTES), _CRUMB)
-        if isinstance(data, Mapping):
-            crumb["data"] = bounded(dict(data), Room(_CRUMB_BYTES), _CRUMB)
+            crumb["message"] = bounded(as_text(message), Room(_CRUMB_BYTES), _CRUMB)
+        facts = _items_of(data)
+        if facts is not None:
+            crumb["data"] = bounded(facts, Room(_CRUMB_BYTES), _CRUMB)
         self.unit.add_breadcrumb(crumb)
 
     @property
@@ -280,7 +286,7 @@ def attachment(
     return Item(
         payload,
         type="attachment",
-        filename=cut(_as_text(filename), _TAG_LENGTH) or "attachment",
+        filename=cut(as_text(filename), _TAG_LENGTH) or "attachment",
         content_type=content_type,
         attachment_type=attachment_type,
     )
@@ -288,33 +294,42 @@ def attachment(
 
 def known_level(level: object) -> str:
     """The level as servers know it; `error` when they don't."""
-    return _LEVELS.get(level.lower(), "error") if isinstance(level, str) else "error"
+    return _LEVELS.get(str.lower(level), "error") if issubclass(type(level), str) else "error"  # type: ignore[arg-type]
 
 
 def tag_key(key: object) -> str:
     """A tag's key as servers take it: spaces become `-`, other characters outside the set `_`."""
-    return _NOT_IN_TAG_KEY.sub("_", cut(_as_text(key), _TAG_LENGTH).strip().replace(" ", "-"))
+    return _NOT_IN_TAG_KEY.sub("_", cut(as_text(key), _TAG_LENGTH).strip().replace(" ", "-"))
 
 
 def tag_value(value: object) -> str:
     """A tag's value as servers take it: one line of text."""
-    return cut(" ".join(_as_text(value).splitlines()), _TAG_LENGTH)
+    return cut(" ".join(as_text(value).splitlines()), _TAG_LENGTH)
 
 
-def _as_text(value: object) -> str:
-    return str(bounded(value, Room(2048), _EXTRA))
+def _items_of(value: object) -> dict[Any, Any] | None:
+    """A mapping's items; None for what is no mapping, and for one that fails when it is read."""
+    try:
+        return dict(value) if isinstance(value, Mapping) else None
+    except Exception:
+        return None
 
 
 def user_facts(user: object) -> dict[str, Any] | None:
     """A user as servers take one; None for what is no mapping."""
-    if not isinstance(user, Mapping):
+    facts = _items_of(user)
+    if facts is None:
         return None
-    known: dict[str, Any] = bounded(dict(user), Room(_USER_BYTES), _EXTRA)
+    known: dict[str, Any] = bounded(facts, Room(_USER_BYTES), _EXTRA)
     for name, limit in _USER_LENGTHS.items():
         if known.get(name) is not None:
             known[name] = cut(str(known[name]), limit)
     if "ip_address" in known and not usable_ip(known["ip_address"]):
         del known["ip_address"]
+    if "geo" in known and type(known["geo"]) is not dict:
+        del known["geo"]
+    if "data" in known and type(known["data"]) is not dict:
+        known["data"] = {"data": known["data"]}
     return known
 
 
@@ -323,10 +338,10 @@ def usable_ip(address: object) -> bool:
     if address == "{{auto}}":
         return True
     try:
-        ipaddress.ip_address(address if isinstance(address, str) else "")
+        # Without the zone that Python allows behind a link-local one.
+        return "%" not in str(ipaddress.ip_address(address if type(address) is str else ""))
     except ValueError:
         return False
-    return True
 
 
 # Everything outside of a unit of work; made at import, so that its id is the same on all threads.

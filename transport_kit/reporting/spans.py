@@ -18,7 +18,7 @@ from transport_kit.reporting.scope import tag_key, tag_value
 from transport_kit.reporting.scrub import is_sensitive, scrub_text
 from transport_kit.reporting.traces import Trace, Tracing, new_span_id
 from transport_kit.reporting.unit import Unit
-from transport_kit.reporting.values import Limits, Room, bounded, clean, cut, tidy
+from transport_kit.reporting.values import Limits, Room, bounded, cut, tidy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -130,10 +130,13 @@ class Span:
 
     def set_status(self, status: str) -> None:
         """`ok`, `not_found`, `internal_error`, …; what servers don't know is `unknown_error`."""
-        self._status = status if status in _STATUSES else "unknown_error"
+        self._status = status if type(status) is str and status in _STATUSES else "unknown_error"
 
     def set_http_status(self, status: int) -> None:
         """The status of an HTTP response, its number under `http.response.status_code`."""
+        if not issubclass(type(status), int):
+            self._status = "unknown_error"
+            return
         self._status = status_of(status)
         if self.transaction is not None:
             known = {"http.response.status_code": int(status)}
@@ -146,7 +149,7 @@ class Span:
         data = self._data
         if data is None:
             data = self._data = {}
-        name = tidy(str(key), _OP_LENGTH)
+        name = tidy(key, _OP_LENGTH)
         if name in data or len(data) < _MAX_DATA:
             data[name] = bounded({name: value}, Room(_DATA_BYTES), _DATA).get(name)
 
@@ -157,9 +160,9 @@ class Span:
         tags = self._tags
         if tags is None:
             tags = self._tags = {}
-        name = tag_key(key)
-        if name and (name in tags or len(tags) < _MAX_DATA):
-            tags[name] = tag_value(value)
+        name, text = tag_key(key), tag_value(value)
+        if name and text and (name in tags or len(tags) < _MAX_DATA):
+            tags[name] = text
 
     def finish(self, error: BaseException | None = None) -> None:
         """End it; with an error and no status of its own the status is the error's. Idempotent."""
@@ -204,7 +207,7 @@ class Span:
         facts["timestamp"] = transaction.wall(ended if self._ended is None else self._ended)
         facts["origin"] = "manual"
         if self.description:
-            facts["description"] = cut(scrub_text(clean(cut(self.description, 8192))), _DESCRIPTION_LENGTH)
+            facts["description"] = cut(scrub_text(tidy(self.description, 8192)), _DESCRIPTION_LENGTH)
         if self._data:
             facts["data"] = self._data
         if self._tags:

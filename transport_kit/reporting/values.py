@@ -25,6 +25,7 @@ from transport_kit.reporting.objects import Plan, fields_of, may_have_shape, pla
 from transport_kit.reporting.scrub import FILTERED, scrub_text
 
 __all__ = [
+    "as_text",
     "bounded",
     "class_name",
     "clean",
@@ -87,6 +88,8 @@ _SEQUENCES: Final = (list, tuple, set, frozenset)
 # Id of a class -> a weak reference to it, its name, how its fields are read, whether it may have a shape.
 _classes: dict[int, tuple[weakref.ref[type], str, Plan | None, bool]] = {}
 _KEYS: Final = Limits(text=_KEY_LENGTH, breadth=0, depth=0)
+_TEXTS: Final = Limits(text=2048, breadth=100, depth=6)
+_TEXT_BYTES: Final = 2048
 
 
 def cut(text: str, limit: int) -> str:
@@ -105,11 +108,20 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def tidy(text: str, limit: int) -> str:
-    """At most `limit` characters of a text that JSON can carry: `clean`, then `cut`."""
-    if type(text) is str and len(text) <= limit and text.isascii():
-        return text
-    return cut(clean(text), limit)
+def tidy(text: object, limit: int) -> str:
+    """At most `limit` characters of a text that JSON can carry; what is no text is told as in a walk."""
+    exact = text if type(text) is str else as_text(text)
+    if len(exact) <= limit and exact.isascii():
+        return exact
+    return cut(clean(exact), limit)
+
+
+def as_text(value: object) -> str:
+    """A value that ought to be text as an exact `str`, without running its code: a number's digits, an
+    object's class."""
+    if issubclass(type(value), str):
+        return str.__getitem__(value, slice(None))  # type: ignore[index]
+    return str(bounded(value, Room(_TEXT_BYTES), _TEXTS))
 
 
 def module_of(cls: type) -> str | None:
