@@ -26,6 +26,7 @@ from transport_kit.queue import Claim, MemoryQueue, Put, Queue, QueueStats
 from transport_kit.reporting import (
     Monitor,
     Reporter,
+    RequestFacts,
     RequestInfo,
     Scope,
     ServedRequest,
@@ -80,6 +81,7 @@ __all__ = [
     "RateLimits",
     "Reporter",
     "ReporterOptions",
+    "RequestFacts",
     "RequestInfo",
     "Response",
     "Scope",

@@ -71,7 +71,7 @@ class _Tasks:
             served.capture(exception)
         else:
             # The worker says it of a process that was killed, for one that ran out of time.
-            self._kit.capture_exception(
+            self._kit.reporter.capture_exception(
                 exception,
                 mechanism=_MECHANISM,
                 handled=False,

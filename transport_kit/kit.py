@@ -13,7 +13,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,7 @@ from transport_kit.options import (
     TransportOptions,
     resolve,
 )
-from transport_kit.reporting import Reporter, RequestInfo
+from transport_kit.reporting import Reporter, RequestFacts, Scope, ServedRequest
 from transport_kit.routes import LEAVES, Answer, FlushDue, Leaf, answer, flush_answer, parse_query
 from transport_kit.transport import FlushReport, NullTransport, Transport
 
@@ -67,6 +67,10 @@ class Kit:
         shared: Whether a transport to the same DSN with the same transport options, made by another kit
             that shares, is used too; for apps that end with their process. `close` closes it for all.
 
+    Attributes:
+        match: `match(path)` says which of the four routes a path is, exactly; None for any other, and
+            always without the option `path`.
+
     Raises:
         TransportKitError: With `strict` only: an option or the DSN can't be used.
     """
@@ -100,10 +104,14 @@ class Kit:
             self._options = _salvaged(usable, source, environment)
             self._give_up(error, str(error))
         self._borrowed = isinstance(self._target, Transport)
-        self._leaves: dict[str, Leaf] = {}
+        leaves: dict[str, Leaf] = {}
         if self._options.path is not None:
-            self._leaves = {f"{self._options.path}/{leaf}": leaf for leaf in LEAVES}
+            leaves = {f"{self._options.path}/{leaf}": leaf for leaf in LEAVES}
+        # The dict's own method: it is called with each request.
+        self.match: Callable[[str], Leaf | None] = leaves.get
         self._life = self._make_life()
+        # The process in which it was started, by whomever; see `serve`.
+        self._started_in = 0
 
     # -- what it holds ---------------------------------------------------------------------------------
 
@@ -134,6 +142,7 @@ class Kit:
 
         Called at the app's start, in a worker after a fork, or with the first request.
         """
+        self._started_in = os.getpid()
         life = self._life
         while life.transport.closed and not self._borrowed:
             # `setdefault` is atomic: of several callers one decides, and a caller that comes late walks
@@ -143,6 +152,13 @@ class Kit:
             life = life.successor["life"]
         self._life = life
         life.transport.start()
+
+    def try_to_start(self) -> None:
+        """`start`, by a framework that goes on whatever happens: what goes wrong is logged."""
+        try:
+            self.start()
+        except Exception:
+            logger.exception("the transport could not be started")
 
     def close(self, timeout: float | None = None) -> FlushReport:
         """Flush, then refuse captures until `start`; blocks at most `timeout` seconds (plus 0.2)."""
@@ -154,7 +170,37 @@ class Kit:
         transport = self._life.transport
         return await (transport.aflush(timeout) if self._borrowed else transport.aclose(timeout))
 
+    async def try_to_close(self) -> None:
+        """`aclose`, by a framework that goes on whatever happens: what goes wrong is logged."""
+        try:
+            await self.aclose()
+        except Exception:
+            logger.exception("the transport could not be closed")
+
     # -- capturing -------------------------------------------------------------------------------------
+
+    def serve(
+        self, facts: RequestFacts, *, op: str = "http.server", mechanism: str = "generic"
+    ) -> ServedRequest:
+        """Begin a request; the integration calls `finish` at its end. Never raises.
+
+        Gives the request a fresh scope, continues the caller's trace, runs a transaction when the request
+        is sampled; `finish` records the session's outcome, and reports the exception that escaped unless
+        `capture_errors` is off. Costs a few microseconds when nothing happens.
+
+        Starts the kit with the first request of each process in which nobody else did, and with the first
+        one after a fork. A closed kit stays closed.
+
+        Args:
+            facts: Asked only when an event or a transaction is made.
+            op: `http.server`, `websocket.server`, `queue.task`, …. Only what a server does for a client
+                counts as a session.
+            mechanism: How exceptions are caught, such as `auto.http.flask`.
+        """
+        if self._started_in != os.getpid():
+            self._started_in = os.getpid()
+            self.try_to_start()
+        return ServedRequest(self._life.reporter, facts, op, mechanism, self._options.capture_errors).begin()
 
     def capture_exception(
         self,
@@ -162,22 +208,44 @@ class Kit:
         *,
         mechanism: str = "generic",
         handled: bool = True,
-        request: RequestInfo | None = None,
-        transaction: str | None = None,
-        transaction_source: str = "url",
+        facts: RequestFacts | None = None,
     ) -> str | None:
         """Report an exception, by default the one being handled; its event id when accepted, else None.
 
         Never raises. An exception that was captured before in the same scope is skipped.
+
+        Args:
+            facts: Of the request that it happened in, where none is being served: `serve` knows its own.
         """
-        return self._life.reporter.capture_exception(
+        reporter = self._life.reporter
+        if facts is None or isinstance(Scope.current().unit, ServedRequest):
+            return reporter.capture_exception(error, mechanism=mechanism, handled=handled)
+        # Never begun: in a scope of its own it would not be known that the exception was captured before.
+        request = ServedRequest(reporter, facts, "", mechanism)
+        name, source = request.name() or (None, "url")
+        return reporter.capture_exception(
             error,
             mechanism=mechanism,
             handled=handled,
-            request=request,
-            transaction=transaction,
-            transaction_source=transaction_source,
+            request=request.request(),
+            transaction=name,
+            transaction_source=source,
         )
+
+    def capture_unhandled(
+        self, error: BaseException | None, *, mechanism: str, facts: RequestFacts | None = None
+    ) -> str | None:
+        """`capture_exception`, of one that a framework tells of because the app did not handle it.
+
+        Nothing with `capture_errors` off, and for what is no `Exception`. The request that is being served
+        counts as crashed.
+        """
+        if not self._options.capture_errors or not isinstance(error, Exception):
+            return None
+        unit = Scope.current().unit
+        if isinstance(unit, ServedRequest):
+            return unit.capture(error)
+        return self.capture_exception(error, mechanism=mechanism, handled=False, facts=facts)
 
     def send_test(self, error: Exception, timeout: float) -> dict[str, Any]:
         """Report `error` as the app would, wait up to `timeout` seconds, and say what became of it.
@@ -199,10 +267,6 @@ class Kit:
         }
 
     # -- routes ----------------------------------------------------------------------------------------
-
-    def match(self, path: str) -> Leaf | None:
-        """Which of the four routes `path` is, exactly; None for any other, and always without a `path`."""
-        return self._leaves.get(path)
 
     def answer(
         self,

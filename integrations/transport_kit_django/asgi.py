@@ -9,19 +9,16 @@ Threads: the event loop's. Closing waits on a thread of its own.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import Context
 from typing import Any
 
 from transport_kit import ServedRequest
-from transport_kit_django.capture import MECHANISM
+from transport_kit_django.capture import MECHANISM, Outside
 from transport_kit_django.conf import get_kit
 from transport_kit_django.middleware import HANDED_OVER
 
 __all__ = ["was_used", "with_lifespan"]
-
-logger = logging.getLogger("transport_kit")
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -63,16 +60,10 @@ async def _live(receive: Receive, send: Send) -> None:
     while True:
         message = await receive()
         if message["type"] == "lifespan.startup":
-            try:
-                get_kit().start()
-            except Exception:
-                logger.exception("the transport could not be started")
+            get_kit().try_to_start()
             await send({"type": "lifespan.startup.complete"})
         else:
-            try:
-                await get_kit().aclose()
-            except Exception:
-                logger.exception("the transport could not be closed")
+            await get_kit().try_to_close()
             await send({"type": "lifespan.shutdown.complete"})
             return
 
@@ -95,9 +86,9 @@ async def _serve(
         await application(scope, receive, noting)
     except BaseException as error:
         _end(handed_over, None if error in gone else error)
-        kit = get_kit()
-        if kit.options.capture_errors and isinstance(error, Exception) and error not in gone:
-            kit.capture_exception(error, mechanism=MECHANISM, handled=False, transaction=scope.get("path"))
+        if error not in gone:
+            facts = Outside(scope.get("path", ""))
+            get_kit().capture_unhandled(error, mechanism=MECHANISM, facts=facts)
         raise
     _end(handed_over, None)
 

@@ -18,10 +18,10 @@ from django.http import HttpRequest
 from django.utils.encoding import escape_uri_path
 from django.utils.functional import LazyObject, empty
 
-from transport_kit import RequestInfo, Scope, ServedRequest
+from transport_kit import RequestFacts, RequestInfo
 from transport_kit_django.conf import get_kit
 
-__all__ = ["connect", "Facts", "MECHANISM"]
+__all__ = ["connect", "Facts", "MECHANISM", "Outside"]
 
 #: How events say that they were caught here.
 MECHANISM: Final = "auto.http.django"
@@ -34,28 +34,26 @@ def connect() -> None:
 
 def _on_exception(*, request: HttpRequest | None = None, **_: object) -> None:
     """An exception that Django makes a response of, or propagates: then each layer says so once more."""
-    kit = get_kit()
-    error = sys.exc_info()[1]
-    if error is None or not kit.options.capture_errors:
-        return
-    served = Scope.current().unit
-    if isinstance(served, ServedRequest):
-        served.capture(error)
-        return
-    # No middleware of ours around what failed: the app has none, or a layer outside of it raised this.
+    # The facts are for what has no middleware of ours around it: there is none, or a layer outside of it
+    # raised this.
     facts = None if request is None else Facts(request)
-    name, source = (None, "url") if facts is None else facts.named()
-    kit.capture_exception(
-        error,
-        mechanism=MECHANISM,
-        handled=False,
-        request=None if facts is None else facts.describe(),
-        transaction=name,
-        transaction_source=source,
-    )
+    get_kit().capture_unhandled(sys.exc_info()[1], mechanism=MECHANISM, facts=facts)
 
 
-class Facts:
+class Outside(RequestFacts):
+    """A request that failed outside of all middleware: its path."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def named(self) -> tuple[str, str]:
+        """The path."""
+        return self._path, "url"
+
+
+class Facts(RequestFacts):
     """A request as the reporter asks for it; each answer is made when it is asked."""
 
     __slots__ = ("_request",)

@@ -8,8 +8,6 @@ Threads: sync on the request's thread, async on the event loop's; each request i
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from typing import Any, Final
@@ -17,13 +15,11 @@ from typing import Any, Final
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest, HttpResponse
 
-from transport_kit import LEAVES, Kit, ServedRequest
+from transport_kit import LEAVES, ServedRequest
 from transport_kit_django.capture import MECHANISM, Facts, connect
 from transport_kit_django.conf import get_kit
 
 __all__ = ["HANDED_OVER", "TransportMiddleware"]
-
-logger = logging.getLogger("transport_kit")
 
 #: Where the wrappers of `asgi.py` and `wsgi.py` leave a list, in the ASGI scope or the WSGI environ, that
 #: takes the request of a response whose body is still to come.
@@ -57,9 +53,6 @@ class TransportMiddleware:
             markcoroutinefunction(self)
         connect()  # also for a site that has the middleware and not the app
         get_kit()
-        # The kit that was started, and in which process: compared with each request, so that the first
-        # one after a fork, or after a test changed the setting, starts what is current.
-        self._started: tuple[Kit, int] | None = None
 
     def __call__(self, request: HttpRequest) -> HttpResponse | Awaitable[HttpResponse]:
         if self._is_async:
@@ -68,7 +61,7 @@ class TransportMiddleware:
             leaf = self._views.own_leaf(request)
             if leaf is not None:
                 return self._views.response(get_kit().answer(leaf, **self._views.question(request)))
-        served = self._begin(request)
+        served = get_kit().serve(Facts(request), mechanism=MECHANISM)
         try:
             answered: HttpResponse = self.get_response(request)
         except BaseException as error:
@@ -82,7 +75,7 @@ class TransportMiddleware:
             leaf = self._views.own_leaf(request)
             if leaf is not None:
                 return self._views.response(await get_kit().aanswer(leaf, **self._views.question(request)))
-        served = self._begin(request)
+        served = get_kit().serve(Facts(request), mechanism=MECHANISM)
         try:
             answered: HttpResponse = await self.get_response(request)
         except BaseException as error:
@@ -90,25 +83,6 @@ class TransportMiddleware:
             raise
         _end(served, request, answered)
         return answered
-
-    def _begin(self, request: HttpRequest) -> ServedRequest:
-        kit = get_kit()
-        started = (kit, os.getpid())
-        if self._started != started:
-            self._started = started
-            try:
-                kit.start()
-            except Exception:
-                logger.exception("the transport could not be started")
-        facts = Facts(request)
-        return kit.reporter.request(
-            facts.describe,
-            named=facts.named,
-            header=facts.header,
-            user=facts.user,
-            expected=None if kit.options.capture_errors else _anything,
-            mechanism=MECHANISM,
-        ).begin()
 
 
 def _end(served: ServedRequest, request: HttpRequest, response: HttpResponse) -> None:
@@ -122,7 +96,3 @@ def _end(served: ServedRequest, request: HttpRequest, response: HttpResponse) ->
             handed_over.append((served, copy_context()))
         return
     served.finish()
-
-
-def _anything(error: BaseException) -> bool:
-    return True

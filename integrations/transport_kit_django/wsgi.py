@@ -15,7 +15,7 @@ from typing import Any
 from django.http import StreamingHttpResponse
 
 from transport_kit import ServedRequest
-from transport_kit_django.capture import MECHANISM
+from transport_kit_django.capture import MECHANISM, Outside
 from transport_kit_django.conf import get_kit
 from transport_kit_django.middleware import HANDED_OVER
 
@@ -41,10 +41,8 @@ def with_capture(application: WSGIApplication) -> WSGIApplication:
         except Exception as error:
             for served, _ in handed_over:
                 served.finish(error)
-            kit = get_kit()
-            if kit.options.capture_errors:
-                path = environ.get("PATH_INFO")
-                kit.capture_exception(error, mechanism=MECHANISM, handled=False, transaction=path)
+            facts = Outside(environ.get("PATH_INFO", ""))
+            get_kit().capture_unhandled(error, mechanism=MECHANISM, facts=facts)
             raise
         if not handed_over:
             return result

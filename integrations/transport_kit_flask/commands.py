@@ -16,10 +16,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import click
-from flask import current_app
 from flask.cli import AppGroup
 
-from transport_kit import Kit
+from transport_kit_flask.layer import get_kit
 
 __all__ = ["transport_group"]
 
@@ -40,13 +39,6 @@ class TestError(Exception):
     """What `send-test` reports."""
 
 
-def _kit() -> Kit:
-    # Late, as the extension needs this module to be there.
-    from transport_kit_flask.extension import get_kit
-
-    return get_kit(current_app)
-
-
 @transport_group.command()
 @_timeout
 @_as_json
@@ -55,7 +47,7 @@ def check(timeout: float | None, as_json: bool) -> None:
 
     The steps are those of `transport-kit check`, taken with the app's proxy and certificates.
     """
-    kit = _kit()
+    kit = get_kit()
     try:
         from transport_kit.cli.check import check_app
     except ModuleNotFoundError as missing:
@@ -76,7 +68,7 @@ def check(timeout: float | None, as_json: bool) -> None:
 @_as_json
 def send_test(timeout: float | None, as_json: bool) -> None:
     """Report an exception as the app would, and say what became of it."""
-    kit = _kit()
+    kit = get_kit()
     try:
         raise TestError("flask transport send-test: this event shows that errors arrive")
     except TestError as error:
@@ -92,7 +84,7 @@ def send_test(timeout: float | None, as_json: bool) -> None:
 @_as_json
 def flush(timeout: float | None, as_json: bool) -> None:
     """Deliver what waits in this process's queue, such as what the app captured while it was loaded."""
-    kit = _kit()
+    kit = get_kit()
     kit.start()
     report = kit.transport.flush(timeout, until="delivered")
     facts = dataclasses.asdict(report)
@@ -104,7 +96,7 @@ def flush(timeout: float | None, as_json: bool) -> None:
 @_as_json
 def health(as_json: bool) -> None:
     """Show the state of this process's transport: whether the app's settings can be used."""
-    found = _kit().transport.health()
+    found = get_kit().transport.health()
     _say(as_json, found.as_health_json(), found.as_text())
     raise SystemExit(1 if found.status == "fail" else 0)
 

@@ -17,13 +17,12 @@ from flask import Blueprint, Flask, Response, current_app, got_request_exception
 
 from transport_kit import LEAVES, Kit, Leaf, Reporter, Transport
 from transport_kit_flask.commands import transport_group
-from transport_kit_flask.layer import Layer
+from transport_kit_flask.layer import EXTENSION, Layer, after_request, before_request, get_kit
 
 __all__ = ["get_kit", "TransportKit"]
 
 logger = logging.getLogger("transport_kit")
 
-EXTENSION: Final = "transport_kit"
 PREFIX: Final = "TRANSPORT_KIT_"
 
 
@@ -58,17 +57,23 @@ class TransportKit:
         """Put everything into the app; see the class for what and for what is raised."""
         if EXTENSION in app.extensions:
             raise RuntimeError(f"TransportKit.init_app was called for {app.name!r} before")
-        values = {key[len(PREFIX) :]: value for key, value in app.config.items() if key.startswith(PREFIX)}
+        values = {
+            key[len(PREFIX) :]: value
+            for key, value in app.config.items()
+            if isinstance(key, str) and key.startswith(PREFIX)
+        }
         kit = Kit(values, source=f"app.config, names begin with {PREFIX}", shared=True)
-        layer = app.extensions[EXTENSION] = Layer(kit, app.wsgi_app)
+        layer = Layer(kit, app.wsgi_app)
+        if kit.options.path is not None:
+            # First, as Flask refuses this one, such as after the first request: then nothing is changed.
+            app.register_blueprint(_blueprint(layer, kit.options.path))
+        app.extensions[EXTENSION] = layer
         app.wsgi_app = layer  # type: ignore[method-assign]  # what Flask's documentation says to do
         # Weakly held by the signal, strongly by the app.
         got_request_exception.connect(layer.on_exception, app)
         # Before all others; and after all others, as Flask calls these in reverse.
-        app.before_request_funcs.setdefault(None, []).insert(0, layer.before_request)
-        app.after_request_funcs.setdefault(None, []).insert(0, layer.after_request)
-        if kit.options.path is not None:
-            app.register_blueprint(_blueprint(layer, kit.options.path))
+        app.before_request_funcs.setdefault(None, []).insert(0, before_request)
+        app.after_request_funcs.setdefault(None, []).insert(0, after_request)
         if transport_group.name not in app.cli.commands:
             app.cli.add_command(transport_group)
 
@@ -98,19 +103,7 @@ class TransportKit:
         if not isinstance(layer, Layer):
             logger.error("an exception was not captured: no app with a TransportKit is current")
             return None
-        return layer.capture(error, mechanism="generic", handled=True)
-
-
-def get_kit(app: Flask | None = None) -> Kit:
-    """The kit of an app, by default the current one.
-
-    Raises:
-        RuntimeError: There is no current app, or `init_app` was not called for it.
-    """
-    layer = (current_app if app is None else app).extensions.get(EXTENSION)
-    if not isinstance(layer, Layer):
-        raise RuntimeError("this app has no TransportKit; call TransportKit().init_app(app)")
-    return layer.kit
+        return layer.capture(error)
 
 
 def _blueprint(layer: Layer, path: str) -> Blueprint:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from flask import Request, g, has_app_context
-from werkzeug.routing import Rule
+from werkzeug.exceptions import ClientDisconnected
 
-from transport_kit import RequestInfo
+from transport_kit import RequestFacts, RequestInfo
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -29,45 +29,33 @@ _BODY_KEPT: Final = 8 * 1024 + 1
 _PORTS: Final = {"http": "80", "https": "443"}
 
 
-class Facts:
+class Facts(RequestFacts):
     """One request as the reporter asks for it.
 
     Attributes:
-        request: Flask's, from the route's choice to the end.
-        rule: The route; None until there is one, and when none fits.
-        status: The response's, once there is one.
+        environ: Of WSGI, as the layer got it.
+        request: Flask's, from when it has looked for the route to the end.
         streams: Whether its body is made after Flask is done.
     """
 
-    __slots__ = ("_environ", "request", "rule", "status", "streams")
+    __slots__ = ("environ", "request", "streams")
 
-    def __init__(self, environ: WSGIEnvironment) -> None:
-        self._environ = environ
-        self.request: Request | None = None
-        self.rule: Rule | None = None
-        self.status: int | None = None
-        self.streams = False
-
-    def begin(self, request: Request) -> None:
-        """Flask has begun with this request, and looked for its route."""
+    def __init__(self, environ: WSGIEnvironment, request: Request | None = None) -> None:
+        self.environ = environ
         self.request = request
-        self.rule = request.url_rule
-
-    def forget(self) -> None:
-        """Let go of what refers to this, so that no collector has to find the cycle."""
-        self.request = None
-        self._environ.pop(KEY, None)
+        self.streams = False
 
     def named(self) -> tuple[str, str]:
         """The mount's prefix and the route; the path until there is a route, and when none fits."""
-        if self.rule is not None:
-            prefix = self._environ.get("SCRIPT_NAME")
-            return (_text(prefix) + self.rule.rule if prefix else self.rule.rule), "route"
-        return _text(_path(self._environ)), "url"
+        rule = None if self.request is None else self.request.url_rule
+        if rule is not None:
+            prefix = self.environ.get("SCRIPT_NAME")
+            return (_text(prefix) + rule.rule if prefix else rule.rule), "route"
+        return _text(_path(self.environ)), "url"
 
     def header(self, name: str) -> str | None:
         """A header by its lower-case name."""
-        value: str | None = self._environ.get(f"HTTP_{name.upper().replace('-', '_')}")
+        value: str | None = self.environ.get(f"HTTP_{name.upper().replace('-', '_')}")
         return value
 
     def describe(self) -> RequestInfo:
@@ -75,7 +63,7 @@ class Facts:
 
         Not through `Request.url`, which refuses the very hosts that an event should show.
         """
-        environ = self._environ
+        environ = self.environ
         scheme = environ.get("wsgi.url_scheme", "http")
         name, port = str(environ.get("SERVER_NAME", "")), str(environ.get("SERVER_PORT", ""))
         host = environ.get("HTTP_HOST") or (name if port in ("", _PORTS.get(scheme)) else f"{name}:{port}")
@@ -98,6 +86,10 @@ class Facts:
             if isinstance(known.get(name), str | int)
         }
         return found or None
+
+    def is_expected(self, error: BaseException) -> bool:
+        """Whether the exception only says that the client went away."""
+        return isinstance(error, ClientDisconnected)
 
 
 def _path(environ: WSGIEnvironment) -> str:

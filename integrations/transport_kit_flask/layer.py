@@ -7,27 +7,24 @@ Threads: runs on the server's threads. A permitted flush blocks the request that
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import GeneratorType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from flask import Flask, Response, has_request_context, request
-from werkzeug.exceptions import ClientDisconnected
+from flask import Flask, Response, current_app, has_request_context, request
 from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.wsgi import ClosingIterator
 
-from transport_kit import Answer, Kit, Leaf, Scope, ServedRequest
+from transport_kit import Answer, Kit, Leaf, ServedRequest
 from transport_kit_flask.facts import KEY, Facts
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["Layer"]
+__all__ = ["after_request", "before_request", "EXTENSION", "get_kit", "Layer"]
 
-logger = logging.getLogger("transport_kit")
-
+#: Where an app holds its layer, in `app.extensions`.
+EXTENSION: Final = "transport_kit"
 _MECHANISM: Final = "auto.http.flask"
 
 
@@ -43,11 +40,6 @@ class Layer:
         self.kit = kit
         self._app = app
         self._match = kit.match
-        self._captures = kit.options.capture_errors
-        self._expected = _is_disconnect if self._captures else _anything
-        # The process in which the kit was started: the first request starts it, and the first one after a
-        # fork starts the child's.
-        self._started_in = 0
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         leaf = self._match(environ.get("PATH_INFO", ""))
@@ -55,17 +47,10 @@ class Layer:
             answer = self._answer(leaf, environ)
             start_response(_status(answer), list(answer.headers))
             return [answer.body]
-        if self._started_in != os.getpid():
-            self._start()
         facts = environ[KEY] = Facts(environ)
-        served = self.kit.reporter.request(
-            facts.describe,
-            named=facts.named,
-            header=facts.header,
-            user=facts.user,
-            expected=self._expected,
-            mechanism=_MECHANISM,
-        ).begin()
+        served = self.kit.serve(facts, mechanism=_MECHANISM)
+        if served.transaction is not None:
+            start_response = _noting_status(start_response, served)
         try:
             body = self._app(environ, start_response)
         except BaseException as error:
@@ -77,29 +62,7 @@ class Layer:
         _end(served, facts)
         return body
 
-    # -- Flask's hooks ---------------------------------------------------------------------------------
-
-    def before_request(self) -> Response | None:
-        """Stands before the app's own hooks: keeps the request, whose route is known by now.
-
-        Answers our routes where the layer was not passed, such as under a test that dispatches by hand.
-        """
-        current = request._get_current_object()  # type: ignore[attr-defined]
-        facts = current.environ.get(KEY)
-        if facts is not None:
-            facts.begin(current)
-            return None
-        leaf = self._match(current.path)
-        return None if leaf is None else self.respond(leaf)
-
-    def after_request(self, response: Response) -> Response:
-        """Stands after the app's own hooks: keeps the status, and whether the body is yet to be made."""
-        current = request._get_current_object()  # type: ignore[attr-defined]
-        facts = current.environ.get(KEY)
-        if facts is not None:
-            facts.status = response.status_code
-            facts.streams = response.is_streamed and _is_made_later(response)
-        return response
+    # -- for Flask -------------------------------------------------------------------------------------
 
     def respond(self, leaf: Leaf) -> Response:
         """The answer to the current request, for a leaf."""
@@ -108,42 +71,16 @@ class Layer:
 
     def on_exception(self, sender: Flask, *, exception: BaseException, **extra: object) -> None:
         """Flask's signal `got_request_exception`: no error handler took this one."""
-        if self._captures:
-            self.capture(exception, mechanism=_MECHANISM, handled=False)
+        self.kit.capture_unhandled(exception, mechanism=_MECHANISM, facts=_current())
 
-    # -- capturing -------------------------------------------------------------------------------------
-
-    def capture(self, error: BaseException | None, *, mechanism: str, handled: bool) -> str | None:
-        """Report an exception, with the current request if there is one."""
-        served = Scope.current().unit
-        if isinstance(served, ServedRequest):
-            if error is not None and not handled:
-                return served.capture(error)
-            return self.kit.capture_exception(error, mechanism=mechanism, handled=handled)
-        if not has_request_context():
-            return self.kit.capture_exception(error, mechanism=mechanism, handled=handled)
-        # The layer was not passed: nobody but us knows of the request.
-        facts = Facts(request.environ)
-        facts.begin(request._get_current_object())  # type: ignore[attr-defined]
-        return self._capture_apart(error, facts, mechanism, handled)
+    def capture(self, error: BaseException | None) -> str | None:
+        """Report an exception that the app handles itself."""
+        return self.kit.capture_exception(error, facts=_current())
 
     def closed_badly(self, error: Exception, facts: Facts) -> None:
         """Report what went wrong when a body was closed, after the request had ended with its last chunk."""
-        if not self._expected(error):
-            self._capture_apart(error, facts, _MECHANISM, False)
-
-    def _capture_apart(
-        self, error: BaseException | None, facts: Facts, mechanism: str, handled: bool
-    ) -> str | None:
-        name, source = facts.named()
-        return self.kit.capture_exception(
-            error,
-            mechanism=mechanism,
-            handled=handled,
-            request=facts.describe(),
-            transaction=name,
-            transaction_source=source,
-        )
+        if not facts.is_expected(error):
+            self.kit.capture_unhandled(error, mechanism=_MECHANISM, facts=facts)
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -155,13 +92,6 @@ class Layer:
             accept=environ.get("HTTP_ACCEPT"),
             authorization=environ.get("HTTP_AUTHORIZATION"),
         )
-
-    def _start(self) -> None:
-        self._started_in = os.getpid()
-        try:
-            self.kit.start()
-        except Exception:
-            logger.exception("the transport could not be started")
 
 
 class _Stream:
@@ -210,10 +140,69 @@ class _Stream:
             self._layer.closed_badly(error, self._facts)
 
 
+def get_kit(app: Flask | None = None) -> Kit:
+    """The kit of an app, by default the current one.
+
+    Raises:
+        RuntimeError: There is no current app, or `init_app` was not called for it.
+    """
+    layer = (current_app if app is None else app).extensions.get(EXTENSION)
+    if not isinstance(layer, Layer):
+        raise RuntimeError("this app has no TransportKit; call TransportKit().init_app(app)")
+    return layer.kit
+
+
+# Flask asks of each hook, with each request, whether it is async; of functions it learns that soonest.
+
+
+def before_request() -> Response | None:
+    """Stands before the app's own hooks: keeps the request, whose route is known by now.
+
+    Answers our routes where the layer was not passed, such as under a test that dispatches by hand.
+    """
+    current = request._get_current_object()  # type: ignore[attr-defined]
+    facts = current.environ.get(KEY)
+    if facts is not None:
+        facts.request = current
+        return None
+    layer: Layer = current_app.extensions[EXTENSION]
+    leaf = layer.kit.match(current.path)
+    return None if leaf is None else layer.respond(leaf)
+
+
+def after_request(response: Response) -> Response:
+    """Stands after the app's own hooks: keeps whether the body is yet to be made."""
+    # What a view returns is most often a list by now.
+    if type(response.response) is not list and response.is_streamed and _is_made_later(response):
+        facts = request.environ.get(KEY)
+        if facts is not None:
+            facts.streams = True
+    return response
+
+
+def _noting_status(start_response: StartResponse, served: ServedRequest) -> StartResponse:
+    """`start_response`, telling a transaction what the client is told. Nothing else asks for it."""
+
+    def note(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
+        code = status[:3]
+        served.status = int(code) if code.isdecimal() else None
+        return start_response(status, headers, *exc_info)
+
+    return note
+
+
+def _current() -> Facts | None:
+    """The current request, for when the layer was not passed; then nobody but us knows of it."""
+    if not has_request_context():
+        return None
+    current = request._get_current_object()  # type: ignore[attr-defined]
+    return Facts(current.environ, current)
+
+
 def _end(served: ServedRequest, facts: Facts, error: BaseException | None = None) -> None:
-    served.status = facts.status
     served.finish(error)
-    facts.forget()
+    # The facts know the environ: without this, both would wait for the collector.
+    facts.environ.pop(KEY, None)
 
 
 def _is_made_later(response: Response) -> bool:
@@ -222,15 +211,6 @@ def _is_made_later(response: Response) -> bool:
     if response.direct_passthrough:
         return False
     return type(response.response) is not ClosingIterator or response.content_length is None
-
-
-def _is_disconnect(error: BaseException) -> bool:
-    """Whether the exception only says that the client went away."""
-    return isinstance(error, ClientDisconnected)
-
-
-def _anything(error: BaseException) -> bool:
-    return True
 
 
 def _status(answer: Answer) -> str:

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
-from transport_kit import RequestInfo
+from transport_kit import RequestFacts, RequestInfo
 from transport_kit_starlette.names import below, route_of
 from transport_kit_starlette.routes import header
 
@@ -26,7 +26,7 @@ __all__ = ["BODY_KEPT", "Facts", "Tee"]
 BODY_KEPT: Final = 8 * 1024 + 1
 
 
-class Facts:
+class Facts(RequestFacts):
     """One request as the reporter asks for it.
 
     Args:
@@ -96,12 +96,12 @@ class Facts:
         }
         return found or None
 
-    def is_disconnect(self, error: BaseException) -> bool:
+    def is_expected(self, error: BaseException) -> bool:
         """Whether the exception only says that the client went away."""
         if isinstance(error, ClientDisconnect | WebSocketDisconnect):
             return True
         if isinstance(error, BaseExceptionGroup):
-            return all(self.is_disconnect(one) for one in error.exceptions)
+            return all(self.is_expected(one) for one in error.exceptions)
         # ASGI lets a server's `send` raise OSError then; an OSError from anywhere else is the app's own.
         return isinstance(error, OSError) and _came_through(self._send, error)
 

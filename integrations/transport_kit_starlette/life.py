@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from transport_kit import Kit
 
-__all__ = ["lifespan", "live", "start"]
+__all__ = ["lifespan", "live"]
 
 logger = logging.getLogger("transport_kit")
 
@@ -51,7 +51,7 @@ def lifespan(
 
     @asynccontextmanager
     async def composed(app: AppType) -> AsyncIterator[Any]:
-        start(kit)
+        kit.try_to_start()
         try:
             if user_lifespan is None:
                 yield None
@@ -59,10 +59,10 @@ def lifespan(
                 async with user_lifespan(app) as state:
                     yield state
         except Exception as error:
-            _capture(kit, error)
+            kit.capture_unhandled(error, mechanism=_MECHANISM)
             raise
         finally:
-            await _close(kit)
+            await kit.try_to_close()
 
     return composed
 
@@ -81,8 +81,8 @@ async def live(app: ASGIApp, kit: Kit, scope: Scope, receive: Receive, send: Sen
         if message["type"] in _LAST_MESSAGES:
             # The app sends `failed` while it handles what failed: captured now, or never delivered.
             if message["type"].endswith("failed"):
-                _capture(kit, sys.exc_info()[1])
-            await _close(kit)
+                kit.capture_unhandled(sys.exc_info()[1], mechanism=_MECHANISM)
+            await kit.try_to_close()
         await send(message)
 
     async def ask() -> Message:
@@ -90,7 +90,7 @@ async def live(app: ASGIApp, kit: Kit, scope: Scope, receive: Receive, send: Sen
         spoke = True
         return await receive()
 
-    start(kit)
+    kit.try_to_start()
     try:
         await app(scope, ask, note)
     except Exception as error:
@@ -102,25 +102,5 @@ async def live(app: ASGIApp, kit: Kit, scope: Scope, receive: Receive, send: Sen
         await receive()
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        await _close(kit)
+        await kit.try_to_close()
         await send({"type": "lifespan.shutdown.complete"})
-
-
-def start(kit: Kit) -> None:
-    """Start the kit; whatever happens, the app goes on."""
-    try:
-        kit.start()
-    except Exception:
-        logger.exception("the transport could not be started")
-
-
-async def _close(kit: Kit) -> None:
-    try:
-        await kit.aclose()
-    except Exception:
-        logger.exception("the transport could not be closed")
-
-
-def _capture(kit: Kit, error: BaseException | None) -> None:
-    if kit.options.capture_errors and isinstance(error, Exception):
-        kit.capture_exception(error, mechanism=_MECHANISM, handled=False)

@@ -9,14 +9,13 @@ closing and flushing wait on a thread of their own.
 
 from __future__ import annotations
 
-import os
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from transport_kit import Kit, ServedRequest
 from transport_kit_starlette.facts import Facts, Tee
-from transport_kit_starlette.life import live, start
+from transport_kit_starlette.life import live
 from transport_kit_starlette.names import below
 from transport_kit_starlette.routes import KIT_KEY, respond
 
@@ -68,47 +67,31 @@ class TransportMiddleware:
         self.app = app
         self.kit = kit
         self._match = kit.match
-        self._captures = kit.options.capture_errors
         # Bodies are sent with `send_default_pii` only, so without it no request pays for keeping one.
         self._keeps_bodies = kit.reporter.options.send_default_pii
-        # The process in which the kit was started. Compared with each request: in a server without
-        # lifespan the first one starts the kit, and the first one after a fork starts the child's.
-        self._started_in = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = _KINDS.get(scope["type"])
         if kind is None:
             if scope["type"] == "lifespan":
-                self._started_in = os.getpid()
                 await live(self.app, self.kit, scope, receive, send)
             else:
                 await self.app(scope, receive, send)
             return
         # Kept from here: a Mount further in changes them in this very dict.
-        path, root_path = scope["path"], scope.get("root_path", "")
+        path, root_path = scope["path"], scope.get("root_path") or ""
         if scope["type"] == "http":
             leaf = self._match(below(path, root_path) if root_path else path)
             if leaf is not None:
                 await respond(self.kit, leaf, scope, send)
                 return
-        if self._started_in != os.getpid():
-            self._started_in = os.getpid()
-            start(self.kit)
         scope[KIT_KEY] = self.kit
         tee = None
         if self._keeps_bodies:
             receive = tee = Tee(receive)
         facts = Facts(self.app, scope, path, root_path, send, tee)
         op, mechanism = kind
-        served = self.kit.reporter.request(
-            facts.describe,
-            named=facts.named,
-            header=facts.header,
-            user=facts.user,
-            expected=facts.is_disconnect if self._captures else _anything,
-            op=op,
-            mechanism=mechanism,
-        ).begin()
+        served = self.kit.serve(facts, op=op, mechanism=mechanism)
         if served.transaction is not None:
             send = _noting_status(send, served)
         try:
@@ -129,7 +112,3 @@ def _noting_status(send: Send, served: ServedRequest) -> Send:
         await send(message)
 
     return note
-
-
-def _anything(error: BaseException) -> bool:
-    return True

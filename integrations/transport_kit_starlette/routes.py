@@ -66,7 +66,7 @@ async def respond(kit: Kit, leaf: Leaf, scope: Scope, send: Send) -> None:
     answer = await kit.aanswer(
         leaf,
         method=scope["method"],
-        query_string=scope["query_string"],
+        query_string=scope.get("query_string", b""),
         accept=header(scope, b"accept"),
         authorization=header(scope, b"authorization"),
     )

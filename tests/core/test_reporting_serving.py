@@ -276,7 +276,7 @@ def test_half_of_the_errors_at_a_rate_of_a_half(kept: Kept) -> None:
     """A fixed draw stands for chance: below the rate is sent."""
     reporter = reporter_for(kept, sample_rate=0.5)
     draws = iter([0.4, 0.5, 0.6, 0.1])
-    reporter._pipeline._draw = lambda: next(draws)
+    reporter.pipeline._draw = lambda: next(draws)
     assert [reporter.capture_message("m") is not None for _ in range(4)] == [True, False, False, True]
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from transport_kit import Kit, RequestInfo, Scope
+from transport_kit import Kit, RequestFacts, RequestInfo, Scope
 from transport_kit.testing import CapturedTransport, FaultServer
 
 PAGE = Path(__file__).parents[2] / "docs" / "integrations" / "custom.md"
@@ -82,12 +81,36 @@ class Toy:
 # -- its integration -----------------------------------------------------------------------------------
 
 
+class ToyFacts(RequestFacts):
+    """What is known of a request, each when it is asked for."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    def named(self) -> tuple[str, str]:
+        request = self._request
+        return (request.route, "route") if request.route else (request.path, "url")
+
+    def describe(self) -> RequestInfo:
+        return RequestInfo(
+            method=self._request.method,
+            url=f"http://toy.example{self._request.path}",
+            query_string=self._request.query,
+            headers=tuple(self._request.headers.items()),
+        )
+
+    def header(self, name: str) -> str | None:
+        return self._request.headers.get(name)
+
+    def is_expected(self, error: BaseException) -> bool:
+        return isinstance(error, ClientLeft)
+
+
 class ToyReporting:
     """All that a framework needs; each method is one of the five moments."""
 
     def __init__(self, app: Toy, settings: Mapping[str, object]) -> None:
         self.kit = Kit(settings, source="settings.REPORTING", environ={})
-        self._started_in = 0
         app.layers.append(self._layer)  # the last one is the outermost
         app.on_error.append(self._on_error)
 
@@ -96,34 +119,15 @@ class ToyReporting:
             answer = self._answer(request)
             if answer is not None:
                 return answer
-            if self._started_in != os.getpid():
-                self._started_in = os.getpid()
-                self.kit.start()
-            served = self.kit.reporter.request(
-                lambda: RequestInfo(
-                    method=request.method,
-                    url=f"http://toy.example{request.path}",
-                    query_string=request.query,
-                    headers=tuple(request.headers.items()),
-                ),
-                named=lambda: (request.route, "route") if request.route else (request.path, "url"),
-                header=request.headers.get,
-                expected=self._expected,
-                mechanism="auto.http.toy",
-            )
-            with served:
+            with self.kit.serve(ToyFacts(request), mechanism="auto.http.toy") as served:
                 response = inner(request)
                 served.status = response.status
                 return response
 
         return call
 
-    def _expected(self, error: BaseException) -> bool:
-        return isinstance(error, ClientLeft) or not self.kit.options.capture_errors
-
     def _on_error(self, error: Exception) -> None:
-        if self.kit.options.capture_errors:
-            self.kit.capture_exception(error, mechanism="auto.http.toy", handled=False)
+        self.kit.capture_unhandled(error, mechanism="auto.http.toy")
 
     def _answer(self, request: Request) -> Response | None:
         leaf = self.kit.match(request.path)
@@ -260,9 +264,11 @@ def test_a_wrong_setting_is_a_line_in_the_users_words(caplog: pytest.LogCaptureF
 def test_the_page_names_what_there_is() -> None:
     """A name in its snippets or its reference that is gone would send its reader searching."""
     text = PAGE.read_text(encoding="utf-8")
-    for name in ("start", "close", "aclose", "capture_exception", "match", "answer", "aanswer"):
-        assert f".{name}(" in text
-        assert callable(getattr(Kit, name))
+    known = Kit({"dsn": ""}, environ={})
+    reference = text.partition("## API reference")[2]
+    named = set(re.findall(r"`\.(\w+)", reference.partition("·")[0]))
+    assert named >= {"start", "serve", "close", "capture_unhandled", "match", "answer"}
+    assert [name for name in named if not hasattr(known, name)] == []
     snippets = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
     namespaces: list[dict[str, Any]] = []
     for snippet in snippets:

@@ -9,7 +9,7 @@ from transport_kit.reporting.logs import TransportHandler, is_own_logger
 from transport_kit.reporting.reporter import Reporter
 from transport_kit.reporting.request import RequestInfo
 from transport_kit.reporting.scope import Scope, attachment, new_scope
-from transport_kit.reporting.serving import ServedRequest
+from transport_kit.reporting.serving import RequestFacts, ServedRequest
 from transport_kit.reporting.spans import Span
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Monitor",
     "new_scope",
     "Reporter",
+    "RequestFacts",
     "RequestInfo",
     "Scope",
     "ServedRequest",

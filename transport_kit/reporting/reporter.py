@@ -28,7 +28,7 @@ from transport_kit.reporting.request import RequestInfo
 from transport_kit.reporting.sampling import Sampler
 from transport_kit.reporting.scope import Scope, known_level, mark_captured, new_scope, take_mark_back
 from transport_kit.reporting.scrub import scrub_text
-from transport_kit.reporting.serving import ServedRequest
+from transport_kit.reporting.serving import Callbacks, ServedRequest
 from transport_kit.reporting.sessions import Sessions
 from transport_kit.reporting.spans import NO_SPAN, Span, running_span
 from transport_kit.reporting.traces import Tracing
@@ -62,15 +62,16 @@ class Reporter:
         if self.options.release is None and self.options.detect_release:
             self.options = dataclasses.replace(self.options, release=usable_release(detected_release()))
         self.tracing = Tracing(self.options, transport.dsn)
-        self._sampler = Sampler(transport, self.options)
-        self._pipeline = Pipeline(transport, self.options, self.tracing)
-        said = self._pipeline.fixed
-        self._sessions: Sessions | None = None
+        # What a `ServedRequest` works with, beside the methods.
+        self.sampler = Sampler(transport, self.options)
+        self.pipeline = Pipeline(transport, self.options, self.tracing)
+        said = self.pipeline.fixed
+        self.sessions: Sessions | None = None
         if self.options.auto_session_tracking and "release" in said:
             attributes: dict[str, str] = {"release": said["release"]}
             if "environment" in said:
                 attributes["environment"] = said["environment"]
-            self._sessions = Sessions(transport, attributes)
+            self.sessions = Sessions(transport, attributes)
         #: Batches log items; what a `TransportHandler` adds to.
         self.logs = LogBuffer(transport)
         #: Attributes of every log item.
@@ -98,7 +99,9 @@ class Reporter:
         op: str = "http.server",
         mechanism: str = "generic",
     ) -> ServedRequest:
-        """What an integration puts around each request: `with reporter.request(…) as served:`.
+        """Something that is served, or a task: `with reporter.request(…) as served:`.
+
+        What `Kit.serve` is for an integration with requests, from functions.
 
         Gives the request a fresh scope, continues the caller's trace, runs a transaction when the request
         is sampled, records the session's outcome, and reports the exception that escapes. Costs a few
@@ -118,19 +121,8 @@ class Reporter:
                 counts as a session.
             mechanism: How exceptions are caught, such as `auto.http.flask`.
         """
-        return ServedRequest(
-            self._pipeline,
-            self._sampler,
-            self._sessions if op.endswith(".server") else None,
-            self.capture_exception,
-            describe,
-            named,
-            header,
-            user,
-            expected,
-            op,
-            mechanism,
-        )
+        facts = Callbacks(named, describe, header, user, expected)
+        return ServedRequest(self, facts, op, mechanism)
 
     def transaction(
         self,
@@ -149,19 +141,8 @@ class Reporter:
             headers: `sentry-trace` and `baggage` as they came with the job, to continue its caller's trace.
         """
         given = {str(key).lower(): value for key, value in (headers or {}).items()}
-        return ServedRequest(
-            self._pipeline,
-            self._sampler,
-            None,
-            self.capture_exception,
-            None,
-            lambda: (name, source),
-            given.get,
-            None,
-            None,
-            op,
-            "generic",
-        )
+        facts = Callbacks(lambda: (name, source), header=given.get)
+        return ServedRequest(self, facts, op, "generic")
 
     def monitor(
         self,
@@ -197,7 +178,7 @@ class Reporter:
                 "recovery_threshold": recovery_threshold,
             }
             config.update((name, value) for name, value in settings.items() if value is not None)
-        return Monitor(self._pipeline, self.capture_exception, slug, config)
+        return Monitor(self.pipeline, self.capture_exception, slug, config)
 
     def span(self, op: str, description: str = "") -> Span:
         """Measure a piece of the running transaction: `with reporter.span("db", "SELECT …") as span:`.
@@ -227,7 +208,7 @@ class Reporter:
             span = running_span(unit)
             return self.tracing.outgoing_headers(unit, None if span is None else span.span_id, url, baggage)
         except Exception as problem:
-            self._pipeline.failed(problem, None)
+            self.pipeline.failed(problem, None)
             return {}
 
     # -- capturing -------------------------------------------------------------------------------------
@@ -271,7 +252,7 @@ class Reporter:
             if found is None or not issubclass(type(found), BaseException) or not mark_captured(found):
                 return None
             try:
-                event = self._pipeline.event(level)
+                event = self.pipeline.event(level)
                 event["exception"] = {
                     "values": exception_values(
                         found,
@@ -289,7 +270,7 @@ class Reporter:
             told["exc_info"] = (type(found), found, traceback_of(found))
             return event
 
-        return self._pipeline.capture(build, told, attachments=attachments, request=request)
+        return self.pipeline.capture(build, told, attachments=attachments, request=request)
 
     def capture_message(
         self, text: str, level: str = "info", *, attachments: Iterable[Item] = ()
@@ -297,11 +278,11 @@ class Reporter:
         """Report a text of at most 8192 characters; returns the event's id when accepted. Never raises."""
 
         def build() -> Event:
-            event = self._pipeline.event(level)
+            event = self.pipeline.event(level)
             event["message"] = cut(scrub_text(clean(cut(str(text), 2 * _MESSAGE_LENGTH))), _MESSAGE_LENGTH)
             return event
 
-        return self._pipeline.capture(build, {}, attachments=attachments)
+        return self.pipeline.capture(build, {}, attachments=attachments)
 
     def capture_event(
         self,
@@ -329,14 +310,14 @@ class Reporter:
                 return None
             level = own.get("level", "error")
             contexts = own.get("contexts")
-            built = self._pipeline.event(level) | own
+            built = self.pipeline.event(level) | own
             built["event_id"] = event_id_of(own.get("event_id"))
             built["level"] = known_level(level)
             if isinstance(contexts, Mapping):
                 built["contexts"] = {**machine.contexts(), **contexts}
             return built
 
-        return self._pipeline.capture(build, {} if hint is None else hint, attachments=attachments)
+        return self.pipeline.capture(build, {} if hint is None else hint, attachments=attachments)
 
     def capture_feedback(
         self,
@@ -363,12 +344,12 @@ class Reporter:
                     said[key] = tidy(str(value), _NAME_LENGTH)
             if associated_event_id is not None:
                 said["associated_event_id"] = event_id_of(associated_event_id)
-            event = self._pipeline.event("info")
+            event = self.pipeline.event("info")
             event["timestamp"] = time.time()
             event["contexts"] = {**event["contexts"], "feedback": said}
             return event
 
-        return self._pipeline.capture(build, {}, kind="feedback", attachments=attachments)
+        return self.pipeline.capture(build, {}, kind="feedback", attachments=attachments)
 
     def add_breadcrumb(
         self,
@@ -383,4 +364,4 @@ class Reporter:
         try:
             Scope.current().add_breadcrumb(message, category=category, level=level, type=type, data=data)
         except Exception as problem:
-            self._pipeline.failed(problem, None)
+            self.pipeline.failed(problem, None)

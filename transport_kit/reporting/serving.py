@@ -26,7 +26,7 @@ from transport_kit.reporting.sessions import Sessions
 from transport_kit.reporting.spans import Transaction
 from transport_kit.reporting.unit import Unit
 
-__all__ = ["ServedRequest"]
+__all__ = ["Callbacks", "Reports", "RequestFacts", "ServedRequest"]
 
 #: What is lost with a transaction that is not begun: itself, and its one span.
 _UNSAMPLED: Final = Item({"spans": []}, type="transaction")
@@ -34,12 +34,86 @@ _UNSAMPLED: Final = Item({"spans": []}, type="transaction")
 _T = TypeVar("_T")
 
 
-class _CaptureException(Protocol):
-    def __call__(self, error: BaseException, *, mechanism: str, handled: bool) -> str | None: ...
+class RequestFacts:
+    """What an integration knows of a request; a subclass says how.
+
+    Made for each request, so it holds references and answers when it is asked: possibly never, possibly
+    several times, on the thread that makes an event. No answer may do I/O; what it raises is logged, and the
+    event goes without.
+    """
+
+    __slots__ = ()
+
+    def named(self) -> tuple[str, str]:
+        """`(name, source)` of what runs: the path and `url` before routing, the route and `route` (or the
+        view and `view`) once it is known."""
+        raise NotImplementedError
+
+    def describe(self) -> RequestInfo | None:
+        """The request as plain values."""
+        return None
+
+    def header(self, name: str) -> str | None:
+        """The value of a request header by its lower-case name; None when it isn't there."""
+        return None
+
+    def user(self) -> Mapping[str, object] | None:
+        """Who the user is, only if already loaded. Sent with `send_default_pii` only."""
+        return None
+
+    def is_expected(self, error: BaseException) -> bool:
+        """Whether an exception that escaped is none to report: a client that went away, a 404."""
+        return False
+
+
+class Callbacks(RequestFacts):
+    """The same from functions; `Reporter.request` says what each is."""
+
+    __slots__ = ("_describe", "_expected", "_header", "_named", "_user")
+
+    def __init__(
+        self,
+        named: Callable[[], tuple[str, str]],
+        describe: Callable[[], RequestInfo | None] | None = None,
+        header: Callable[[str], str | None] | None = None,
+        user: Callable[[], Mapping[str, object] | None] | None = None,
+        expected: Callable[[BaseException], bool] | None = None,
+    ) -> None:
+        self._named = named
+        self._describe = describe
+        self._header = header
+        self._user = user
+        self._expected = expected
+
+    def named(self) -> tuple[str, str]:
+        return self._named()
+
+    def describe(self) -> RequestInfo | None:
+        return None if self._describe is None else self._describe()
+
+    def header(self, name: str) -> str | None:
+        return None if self._header is None else self._header(name)
+
+    def user(self) -> Mapping[str, object] | None:
+        return None if self._user is None else self._user()
+
+    def is_expected(self, error: BaseException) -> bool:
+        return self._expected is not None and self._expected(error)
+
+
+class Reports(Protocol):
+    """What this room needs of a `Reporter`."""
+
+    pipeline: Pipeline
+    sampler: Sampler
+    sessions: Sessions | None
+
+    def capture_exception(self, error: BaseException, *, mechanism: str, handled: bool) -> str | None:
+        """Report an exception."""
 
 
 class ServedRequest(Unit):
-    """One request, task or job while it is served; made by `Reporter.request`.
+    """One request, task or job while it is served; made by `Kit.serve` and `Reporter.request`.
 
     Use it as a context manager, or call `begin` and `finish`. Neither raises.
 
@@ -48,73 +122,50 @@ class ServedRequest(Unit):
         status: The response's HTTP status, set by the integration before `finish`; None when unknown.
     """
 
+    # What most requests never need has no value until it is needed.
     __slots__ = (
-        "_begun",
-        "_capture",
-        "_describe",
-        "_expected",
+        "_captures",
+        "_facts",
         "_final_name",
-        "_header",
         "_mechanism",
-        "_named",
         "_op",
-        "_pipeline",
-        "_sampler",
-        "_sessions",
+        "_reporter",
         "_started",
         "_token",
-        "_user",
         "scope",
         "status",
     )
 
     scope: Scope
+    _started: float
+    _final_name: tuple[str, str] | None
 
     def __init__(
-        self,
-        pipeline: Pipeline,
-        sampler: Sampler,
-        sessions: Sessions | None,
-        capture: _CaptureException,
-        describe: Callable[[], RequestInfo | None] | None,
-        named: Callable[[], tuple[str, str]],
-        header: Callable[[str], str | None] | None,
-        user: Callable[[], Mapping[str, object] | None] | None,
-        expected: Callable[[BaseException], bool] | None,
-        op: str,
-        mechanism: str,
+        self, reporter: Reports, facts: RequestFacts, op: str, mechanism: str, captures: bool = True
     ) -> None:
         super().__init__()
         self.status: int | None = None
-        self._pipeline = pipeline
-        self._sampler = sampler
-        self._sessions = sessions
-        self._capture = capture
-        self._describe = describe
-        self._named = named
-        self._header = header
-        self._user = user
-        self._expected = expected
+        self._reporter = reporter
+        self._facts = facts
         self._op = op
         self._mechanism = mechanism
+        self._captures = captures
+        # None before `begin` and after `finish`.
         self._token: Token[Scope] | None = None
-        self._begun = False
-        self._started = 0.0
-        self._final_name: tuple[str, str] | None = None
 
     # -- what integrations call ------------------------------------------------------------------------
 
     def begin(self) -> Self:
         """Enter a fresh scope, in the calling context."""
-        self._begun = True
-        if self._sessions is not None:
+        reporter = self._reporter
+        if reporter.sessions is not None:
             self._started = time.time()
         self.scope, self._token = enter_scope(self)
-        if self._sampler.enabled:
+        if reporter.sampler.enabled:
             try:
                 self._begin_transaction()
             except Exception as problem:
-                self._pipeline.failed(problem, "transaction")
+                reporter.pipeline.failed(problem, "transaction")
         return self
 
     def finish(self, error: BaseException | None = None) -> None:
@@ -124,24 +175,25 @@ class ServedRequest(Unit):
 
         Args:
             error: The exception that escaped from the app. Captured when it is an `Exception` that
-                `expected` doesn't know and that was not captured before.
+                `is_expected` doesn't know and that was not captured before.
         """
-        if not self._begun:
+        token, self._token = self._token, None
+        if token is None:
             return
-        self._begun = False
+        reporter = self._reporter
         try:
             if error is not None and isinstance(error, Exception) and not self._is_expected(error):
                 self.capture(error)
             if self.transaction is not None:
                 self._finish_transaction(self.transaction, error)
-            if self._sessions is not None:
-                self._sessions.record(self._started, 2 if self.crashed else 1 if self.errored else 0)
+            # Only what a server does for a client counts as a session.
+            if reporter.sessions is not None and self._op.endswith(".server"):
+                reporter.sessions.record(self._started, 2 if self.crashed else 1 if self.errored else 0)
         except Exception as problem:
-            self._pipeline.failed(problem, None)
+            reporter.pipeline.failed(problem, None)
         finally:
             self.finished = True
-            leave_scope(self._token)
-            self._token = None
+            leave_scope(token)
             # The scope knows its unit: without this, request and body would wait for the collector.
             del self.scope
 
@@ -149,17 +201,20 @@ class ServedRequest(Unit):
         """Report an exception of this request, such as one that the framework turned into a response.
 
         Args:
-            handled: Whether the app dealt with it; otherwise the session has crashed.
+            handled: Whether the app dealt with it; otherwise the session has crashed, and with
+                `capture_errors` off it is not reported.
 
         Returns:
             The event's id when accepted; None otherwise, and when it was captured before.
         """
         if not handled:
+            if not self._captures:
+                return None
             self.crashed = True
-        return self._capture(error, mechanism=self._mechanism, handled=handled)
+        return self._reporter.capture_exception(error, mechanism=self._mechanism, handled=handled)
 
     def __enter__(self) -> Self:
-        return self.begin()
+        return self.begin() if self._token is None else self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -169,17 +224,17 @@ class ServedRequest(Unit):
     # -- the transaction -------------------------------------------------------------------------------
 
     def _begin_transaction(self) -> None:
-        trace = self._pipeline.tracing.trace_of(self)
-        why_not = self._sampler.decide(trace, self._sampling_facts)
+        trace = self._reporter.pipeline.tracing.trace_of(self)
+        why_not = self._reporter.sampler.decide(trace, self._sampling_facts)
         if why_not is None:
             self.transaction = Transaction(trace, self._op, self._mechanism)
         else:
-            self._pipeline.transport.record_lost_event(why_not, item=_UNSAMPLED)
+            self._reporter.pipeline.transport.record_lost_event(why_not, item=_UNSAMPLED)
 
     def _sampling_facts(self) -> dict[str, Any]:
         """What a `traces_sampler` is told."""
         name, source = self.name() or ("", "custom")
-        trace = self._pipeline.tracing.trace_of(self)
+        trace = self._reporter.pipeline.tracing.trace_of(self)
         return {
             "name": name,
             "source": source,
@@ -198,7 +253,7 @@ class ServedRequest(Unit):
             transaction.set_status("ok")
         transaction.finish()
         if transaction.dropped:
-            self._pipeline.transport.record_lost_event(
+            self._reporter.pipeline.transport.record_lost_event(
                 LossReason.BUFFER_OVERFLOW, "span", quantity=transaction.dropped
             )
 
@@ -206,12 +261,12 @@ class ServedRequest(Unit):
         name = self._final_name = self.name()
 
         def build() -> Event:
-            event = self._pipeline.event("info")
+            event = self._reporter.pipeline.event("info")
             transaction.describe(event)
             set_name(event, *(name or ("<unlabeled transaction>", "custom")))
             return event
 
-        self._pipeline.capture(build, {}, kind="transaction")
+        self._reporter.pipeline.capture(build, {}, kind="transaction")
         # From here on nothing is measured any more; what runs on keeps the trace.
         self.transaction = None
 
@@ -223,25 +278,23 @@ class ServedRequest(Unit):
 
     def header(self, name: str) -> str | None:
         """See `Unit.header`."""
-        return None if self._header is None else self._header(name)
+        return self._facts.header(name)
 
     def request(self) -> RequestInfo | None:
         """See `Unit.request`."""
-        return None if self._describe is None else _asked(self._describe, "request")
+        return _asked(self._facts.describe, "request")
 
     def name(self) -> tuple[str, str] | None:
         """See `Unit.name`."""
-        return self._final_name or _asked(self._named, "name")
+        return getattr(self, "_final_name", None) or _asked(self._facts.named, "name")
 
     def user(self) -> Mapping[str, object] | None:
         """See `Unit.user`."""
-        return None if self._user is None else _asked(self._user, "user")
+        return _asked(self._facts.user, "user")
 
     def _is_expected(self, error: BaseException) -> bool:
-        if self._expected is None:
-            return False
         try:
-            return self._expected(error)
+            return self._facts.is_expected(error)
         except Exception as problem:
             log.warning("whether an exception was expected could not be told: %s", type(problem).__name__)
             return False
