@@ -15,6 +15,7 @@ from celery import signals
 
 from transport_kit.kit import Kit
 from transport_kit.reporting import ServedRequest
+from transport_kit.reporting.serving import Callbacks
 
 __all__ = ["connect"]
 
@@ -58,10 +59,8 @@ class _Tasks:
         self._kit.close()
 
     def task_begins(self, *, task_id: str, task: Any, **_: object) -> None:
-        served = self._kit.reporter.request(
-            named=lambda: (task.name, "task"), op="queue.task", mechanism=_MECHANISM
-        )
-        self._running[task_id] = served.begin()
+        facts = Callbacks(lambda: (task.name, "task"))
+        self._running[task_id] = self._kit.serve(facts, op="queue.task", mechanism=_MECHANISM)
 
     def task_failed(self, *, sender: Any, task_id: str, exception: BaseException, **_: object) -> None:
         if isinstance(exception, sender.throws):
@@ -71,13 +70,8 @@ class _Tasks:
             served.capture(exception)
         else:
             # The worker says it of a process that was killed, for one that ran out of time.
-            self._kit.reporter.capture_exception(
-                exception,
-                mechanism=_MECHANISM,
-                handled=False,
-                transaction=sender.name,
-                transaction_source="task",
-            )
+            facts = Callbacks(lambda: (sender.name, "task"))
+            self._kit.capture_unhandled(exception, mechanism=_MECHANISM, facts=facts)
 
     def task_ends(self, *, task_id: str, **_: object) -> None:
         served = self._running.pop(task_id, None)

@@ -16,6 +16,7 @@ import rq
 
 from transport_kit.kit import Kit
 from transport_kit.reporting import Scope, ServedRequest
+from transport_kit.reporting.serving import Callbacks
 
 if TYPE_CHECKING:
     from rq.job import Job
@@ -47,9 +48,8 @@ class ReportingMixin(_Base):
         kit = self._own_kit()
         kit.start()
         try:
-            with kit.reporter.request(
-                named=lambda: (_name(job), "task"), op="queue.task", mechanism=_MECHANISM
-            ):
+            facts = Callbacks(lambda: (_name(job), "task"))
+            with kit.serve(facts, op="queue.task", mechanism=_MECHANISM):
                 return bool(super().perform_job(job, queue))
         finally:
             kit.transport.flush()

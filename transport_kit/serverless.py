@@ -1,23 +1,29 @@
-"""`flush_after`: for functions that somebody calls, and whose process may be frozen or gone right after.
+"""`flush_after` and `report_uncaught`: for what has no request, and whose process may be gone right after.
 
-Owns the order around one call: a unit of its own, the exception that escapes, the flush. For handlers of
+Owns the order around one call: a unit of its own, the exception that escapes, the flush; for handlers of
 serverless platforms (AWS Lambda freezes the process when the handler returns), for targets of
-`multiprocessing`, and for the `main` of a script.
+`multiprocessing`, and for the `main` of a script. And the hook that sees the exception a process ends with.
 
-Threads: the decorated function may be called from any, also several at once.
+Threads: the decorated function may be called from any, also several at once. The hook runs on the main
+thread.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import os
+import sys
 from collections.abc import Awaitable, Callable
+from types import TracebackType
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from transport_kit.kit import Kit
-from transport_kit.reporting import ServedRequest
+from transport_kit.log import log
+from transport_kit.reporting import RequestFacts, ServedRequest
+from transport_kit.reporting.serving import Callbacks
 
-__all__ = ["flush_after"]
+__all__ = ["flush_after", "report_uncaught"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,9 +38,9 @@ def flush_after(kit: Kit, *, timeout: float | None = None) -> Callable[[Callable
         @flush_after(kit)
         def handler(event, context): ...
 
-    The exception goes on unchanged. The transport stays open, as the platform may call again: a process
-    that is thawed finds its connections closed, and opens new ones. When nothing waits, nothing is waited
-    for.
+    The exception goes on unchanged; with `capture_errors` off it is not captured. The transport stays open,
+    as the platform may call again: a process that is thawed finds its connections closed, and opens new
+    ones. When nothing waits, nothing is waited for.
 
     Args:
         kit: Whose reporter and transport; `Kit({}, source="environment")` reads `TRANSPORT_KIT_*`.
@@ -75,6 +81,43 @@ def flush_after(kit: Kit, *, timeout: float | None = None) -> Callable[[Callable
     return decorate
 
 
+class _Script(RequestFacts):
+    def named(self) -> tuple[str, str]:
+        # No argument: it may be a password.
+        return os.path.basename(sys.argv[0]) or "python", "task"
+
+
+_SCRIPT: Final = _Script()
+
+
+def report_uncaught(
+    kit: Kit | Callable[[], Kit], facts: RequestFacts = _SCRIPT, *, mechanism: str = "auto.process"
+) -> None:
+    """Report the exception that ends this process; the end of the process delivers it.
+
+    Puts a hook before the `sys.excepthook` that is there, which goes on as it would have. Nothing is
+    reported at an interactive prompt, where each typing error comes this way; nor with `capture_errors`
+    off, nor what was captured before. For exceptions of other threads see `threading.excepthook`.
+
+    Args:
+        kit: Or a function that is asked for it when there is something to report.
+        facts: The name of what runs, and which exceptions are none to report; by default the script's name.
+        mechanism: How events say that they were caught here.
+    """
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        try:
+            if not hasattr(sys, "ps1") and not facts.is_expected(error):
+                current = kit if isinstance(kit, Kit) else kit()
+                current.capture_unhandled(error, mechanism=mechanism, facts=facts)
+        except Exception as problem:
+            log.error("the end of the process was not reported: %s", type(problem).__name__)
+        before(kind, error, trace)
+
+    sys.excepthook = hook
+
+
 def _unit(kit: Kit, name: str) -> ServedRequest:
     kit.start()
-    return kit.reporter.request(named=lambda: (name, "task"), op="function", mechanism=_MECHANISM)
+    return kit.serve(Callbacks(lambda: (name, "task")), op="function", mechanism=_MECHANISM)

@@ -6,9 +6,10 @@ from django.apps import AppConfig
 from django.core import checks
 from django.core.signals import setting_changed
 
+from transport_kit.serverless import report_uncaught
 from transport_kit_django import capture
 from transport_kit_django.checks import check_setting, check_site
-from transport_kit_django.conf import on_setting_changed
+from transport_kit_django.conf import get_kit, on_setting_changed
 
 __all__ = ["TransportKitConfig"]
 
@@ -20,8 +21,10 @@ class TransportKitConfig(AppConfig):
     verbose_name = "transport-kit"
 
     def ready(self) -> None:
-        """Connect signals and checks. The transport is made by the middleware, or when first used."""
+        """Connect signals, checks and a hook. The transport is made by the middleware, or when first used."""
         capture.connect()
         setting_changed.connect(on_setting_changed, dispatch_uid="transport_kit")
         checks.register(check_setting)
         checks.register(check_site)
+        # What ends a management command has no signal.
+        report_uncaught(get_kit, capture.Command(), mechanism="auto.command.django")

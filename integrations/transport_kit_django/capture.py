@@ -8,11 +8,13 @@ Threads: whichever runs the request; under ASGI also a worker thread that runs i
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
 from django.conf import settings
+from django.core.management import CommandError, get_commands
 from django.core.signals import got_request_exception
 from django.http import HttpRequest
 from django.utils.encoding import escape_uri_path
@@ -21,7 +23,7 @@ from django.utils.functional import LazyObject, empty
 from transport_kit import RequestFacts, RequestInfo
 from transport_kit_django.conf import get_kit
 
-__all__ = ["connect", "Facts", "MECHANISM", "Outside"]
+__all__ = ["Command", "connect", "Facts", "MECHANISM", "Outside"]
 
 #: How events say that they were caught here.
 MECHANISM: Final = "auto.http.django"
@@ -51,6 +53,23 @@ class Outside(RequestFacts):
     def named(self) -> tuple[str, str]:
         """The path."""
         return self._path, "url"
+
+
+class Command(RequestFacts):
+    """The management command that this process runs."""
+
+    __slots__ = ()
+
+    def named(self) -> tuple[str, str]:
+        """The command; the script's name where there is none. No argument: it may be a password."""
+        script, *arguments = sys.argv or [""]
+        if arguments and arguments[0] in get_commands():
+            return arguments[0], "task"
+        return os.path.basename(script) or "python", "task"
+
+    def is_expected(self, error: BaseException) -> bool:
+        """Whether it is the command's own way to say that it can't; seen here with `--traceback` only."""
+        return isinstance(error, CommandError)
 
 
 class Facts(RequestFacts):

@@ -1,15 +1,17 @@
-"""`flush_after`: what a call captured is delivered before the call returns."""
+"""`flush_after`: what a call captured is delivered before it returns. `report_uncaught`: the end of a process."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import sys
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from transport_kit import Kit, Scope
-from transport_kit.serverless import flush_after
+from transport_kit import Kit, RequestFacts, Scope
+from transport_kit.serverless import flush_after, report_uncaught
 from transport_kit.testing import CapturedTransport, FaultServer
 
 
@@ -136,3 +138,93 @@ def test_a_generator_is_refused() -> None:
     for generator in (rows, arows):
         with pytest.raises(TypeError, match="is a generator"):
             flush_after(kit)(generator)
+
+
+def test_nothing_that_escapes_is_captured_when_capturing_is_off() -> None:
+    """`capture_errors` is about all that we capture by ourselves."""
+    transport = CapturedTransport()
+    kit = Kit({"dsn": transport, "capture_errors": False}, environ={})
+
+    @flush_after(kit)
+    def handler() -> None:
+        kit.capture_exception(ValueError("by hand"))
+        raise ValueError("escapes")
+
+    with pytest.raises(ValueError, match="escapes"):
+        handler()
+    (event,) = transport.events
+    assert event["exception"]["values"][-1]["value"] == "by hand"
+
+
+# -- the end of a process ------------------------------------------------------------------------------
+
+
+@pytest.fixture(name="printed")
+def _printed(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
+    """What the hook that was there before is told."""
+    told: list[BaseException] = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: told.append(error))
+    return told
+
+
+def end_with(error: BaseException) -> None:
+    """As the interpreter does it."""
+    try:
+        raise error
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+
+
+def test_what_ends_a_script_is_captured_once_and_printed_as_before(
+    printed: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody looks at the output of a nightly job; and its arguments may hold a password."""
+    transport = CapturedTransport()
+    kit = Kit({"dsn": transport}, environ={})
+    monkeypatch.setattr(sys, "argv", ["/srv/bin/nightly.py", "--password=topsecret"])
+    report_uncaught(kit)
+    error = ValueError("broken")
+    end_with(error)
+    end_with(error)
+    assert printed == [error, error]
+    (event,) = transport.events
+    assert (event["transaction"], event["transaction_info"]) == ("nightly.py", {"source": "task"})
+    mechanism = event["exception"]["values"][-1]["mechanism"]
+    assert (mechanism["type"], mechanism["handled"]) == ("auto.process", False)
+    assert "topsecret" not in json.dumps(event)
+
+
+def test_what_is_no_error_of_the_script_is_only_printed(
+    printed: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C, what is expected, and each typing error at a prompt, which comes the same way."""
+    transport = CapturedTransport()
+
+    class Facts(RequestFacts):
+        def is_expected(self, error: BaseException) -> bool:
+            return isinstance(error, LookupError)
+
+    report_uncaught(lambda: Kit({"dsn": transport}, environ={}), Facts())
+    end_with(KeyboardInterrupt())
+    end_with(KeyError("usage"))
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    end_with(NameError("tpyo"))
+    assert transport.events == []
+    assert len(printed) == 3
+
+
+def test_a_kit_that_cannot_be_made_costs_a_line_and_not_the_traceback(
+    printed: list[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The traceback is all that is left of the process then."""
+
+    def make() -> Kit:
+        return Kit({"dsn": "nonsense", "strict": True}, environ={})
+
+    report_uncaught(make)
+    with caplog.at_level(logging.ERROR, "transport_kit"):
+        end_with(ValueError("broken"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "the end of the process was not reported: InvalidDsn"
+    ]
+    assert len(printed) == 1

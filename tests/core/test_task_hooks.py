@@ -93,6 +93,16 @@ def test_a_failure_of_a_process_that_is_gone_is_captured_too(transport: Captured
     assert event["transaction"] == "tests.core.test_task_hooks.work"
 
 
+def test_no_task_is_captured_when_capturing_is_off(transport: CapturedTransport, kit: Kit) -> None:
+    """Neither here nor for a process that is gone; transactions are no captures of errors."""
+    assert kit.options.capture_errors
+    connect(Kit({"dsn": transport, "capture_errors": False, "traces_sample_rate": 1.0}, environ={}))
+    work.apply(args=(ValueError("broken"),))
+    signals.task_failure.send(sender=work, task_id="gone", exception=TimeoutError("killed"))
+    assert transport.events == []
+    assert len(transport.payloads("transaction")) == 1
+
+
 def test_a_workers_process_starts_and_closes_the_transport() -> None:
     """With a kit that owns its transport; and a second `connect` replaces the first."""
     seen: list[str] = []

@@ -301,6 +301,62 @@ def test_a_management_command_delivers_what_it_captured_at_its_end(python: Any, 
         assert len(receiver.event_ids()) == 1
 
 
+FAILING = """
+settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "nightly"]
+from django.core.management import execute_from_command_line
+execute_from_command_line(sys.argv)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reported"),
+    [
+        ((), ["broken"]),
+        (("--by-hand",), ["broken"]),
+        (("--refuse",), []),
+        (("--refuse", "--traceback"), []),
+        (("--at-the-prompt",), []),
+    ],
+)
+def test_what_ends_a_management_command_is_captured_once_and_delivered(
+    arguments: tuple[str, ...], reported: list[str], python: Any, tmp_path: Path
+) -> None:
+    """Nobody looks at the output of a nightly job. A `CommandError` is an answer to who typed it."""
+    commands = tmp_path / "nightly" / "management" / "commands"
+    commands.mkdir(parents=True)
+    (commands / "nightly.py").write_text(
+        "import code\n"
+        "from django.core.management.base import BaseCommand, CommandError\n"
+        "from transport_kit_django import get_kit\n"
+        "class Command(BaseCommand):\n"
+        "    def add_arguments(self, parser):\n"
+        "        for name in ('--by-hand', '--refuse', '--at-the-prompt'):\n"
+        "            parser.add_argument(name, action='store_true')\n"
+        "    def handle(self, **options):\n"
+        "        if options['refuse']:\n"
+        "            raise CommandError('no')\n"
+        "        if options['at_the_prompt']:\n"
+        "            code.interact(banner='', exitmsg='', readfunc=iter(['1/0', 'exit()']).__next__)\n"
+        "        try:\n"
+        "            raise ValueError('broken')\n"
+        "        except ValueError:\n"
+        "            if options['by_hand']:\n"
+        "                get_kit().capture_exception()\n"
+        "            raise\n"
+    )
+    with FaultServer() as receiver:
+        receiver.delay = 0.1
+        done = python(FAILING, "nightly", *arguments, TRANSPORT_KIT_DSN=receiver.dsn)
+        items = [item for request in receiver.accepted for item in request.envelope.items]
+        events = [json.loads(item.get_bytes()) for item in items if item.type == "event"]
+    assert [event["exception"]["values"][-1]["value"] for event in events] == reported, done.stderr
+    if reported:
+        assert done.returncode == 1
+        assert done.stderr.endswith("ValueError: broken\n")
+    if reported and not arguments:
+        assert (events[0]["transaction"], events[0]["transaction_info"]) == ("nightly", {"source": "task"})
+
+
 RELOADED = """
 from django.core.management import execute_from_command_line
 from transport_kit_django import get_kit

@@ -14,6 +14,7 @@ from flask.testing import FlaskCliRunner
 
 from transport_kit import Envelope, FlushReport, Health, LossReason
 from transport_kit.kit import _what_became_of_it
+from transport_kit.serverless import flush_after
 from transport_kit.testing import CapturedTransport, FaultServer
 from transport_kit_flask import TransportKit, get_kit
 
@@ -157,6 +158,22 @@ def test_flush_that_runs_out_of_time_ends_with_1() -> None:
 
     status, text = run(shell(dsn=Slow()), "flush", "--timeout", "0.2")
     assert (status, text) == (1, "delivered 0, discarded 0, stored 0, pending 2\n")
+
+
+def test_a_command_of_the_apps_own_reports_what_ends_it_when_decorated() -> None:
+    """As the page says; a command is no request, and Flask has no signal for it."""
+    transport = CapturedTransport()
+    runner = shell(dsn=transport)
+
+    @runner.app.cli.command("nightly")
+    @flush_after(get_kit(runner.app))
+    def nightly() -> None:
+        raise ValueError("broken")
+
+    assert isinstance(runner.invoke(args=["nightly"]).exception, ValueError)
+    (event,) = transport.events
+    assert event["exception"]["values"][-1]["value"] == "broken"
+    assert event["transaction"].endswith(".nightly")
 
 
 @pytest.mark.parametrize(("dsn", "status", "exit_code"), [("", "pass", 0), ("nonsense", "fail", 1)])

@@ -9,7 +9,7 @@ import weakref
 from typing import Any
 
 import pytest
-from flask import Flask, got_request_exception
+from flask import Blueprint, Flask, got_request_exception
 
 from transport_kit import InvalidDsn, NullTransport, OptionsError
 from transport_kit.testing import CapturedTransport, FaultServer
@@ -59,6 +59,33 @@ def test_a_second_init_app_raises_and_changes_nothing() -> None:
         TransportKit().init_app(app)
     assert app.wsgi_app is before
     assert len(list(got_request_exception.receivers_for(app))) == 1
+
+
+def test_an_app_that_refuses_the_routes_is_left_as_it_was() -> None:
+    """Flask takes no blueprint after the first request, nor a second one of the same name: better an app
+    without us than one with half of us."""
+    served = Flask("served")
+    served.add_url_rule("/", view_func=lambda: "hello")
+    served.test_client().get("/")
+    named = Flask("named")
+    named.register_blueprint(Blueprint("transport_kit", __name__))
+    for app, refusal in ((served, AssertionError), (named, ValueError)):
+        before = app.wsgi_app
+        with pytest.raises(refusal):
+            TransportKit(app)
+        assert app.wsgi_app == before
+        assert app.extensions == {}
+        assert app.before_request_funcs.get(None, []) == app.after_request_funcs.get(None, []) == []
+        assert list(got_request_exception.receivers_for(app)) == []
+        assert "transport" not in app.cli.commands
+
+
+def test_a_key_of_the_config_that_is_no_text_is_somebody_elses() -> None:
+    """A dict takes any key."""
+    app = Flask("shop")
+    app.config.update({7: "seven", "TRANSPORT_KIT_DSN": ""})  # type: ignore[dict-item]
+    TransportKit(app)
+    assert get_kit(app).problem is None
 
 
 def test_an_app_without_the_extension_says_so() -> None:
