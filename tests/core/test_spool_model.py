@@ -1,12 +1,13 @@
 """Processes that share a spool on a disk that fails, and that die at any system call: the invariants hold.
 
-The model: what was accepted on the disk is delivered, or was hit by damage and counted; nothing arrives
-that was not put; and nothing arrives more often than dead drainers explain.
+The model: what was accepted on the disk is delivered, or was hit by damage or evicted and counted; nothing
+arrives that was not put; and nothing arrives more often than dead drainers explain.
 """
 
 from __future__ import annotations
 
 import errno
+import re
 from collections import Counter
 from collections.abc import Callable
 
@@ -53,6 +54,13 @@ WORK = [
 ]
 
 
+def number_of(body: bytes) -> bytes:
+    """The number that an envelope was made with, as it stands in it and in the segment that holds it."""
+    found = re.search(rb"[0-9a-f]{32}", body)
+    assert found is not None
+    return found[0]
+
+
 class Process:
     """One process with a spool of its own, and what it holds."""
 
@@ -91,6 +99,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.repeats = 0  # that dead drainers and lost ack logs explain
         self.acks_unsure = False
         self.hits = 0
+        self.evicted: set[bytes] = set()
 
     # -- processes -------------------------------------------------------------------------------------
 
@@ -188,6 +197,30 @@ class SpoolMachine(RuleBasedStateMachine):
         SpoolMachine.steps += 1
         self.clock.now += seconds
 
+    @rule(deaths=st.booleans(), share=st.sampled_from([0.5, 0.9, 0.99]))
+    def has_less_room(self, deaths: bool, share: float) -> None:
+        """A bound that segments are over: victims are looked for, and given up or spared. With `deaths`, all
+        who could write more die just before.
+        """
+        SpoolMachine.steps += 1
+        process = next((each for each in self.processes if each.spool.facts().draining), None)
+        if process is None or process.system.dies_at is not None:
+            return  # what a death during an eviction leaves uncounted is no subject here
+        upkeep = process.spool._life.upkeep
+        if upkeep is None:
+            return
+        for other in [each for each in self.processes if deaths and each is not process]:
+            other.system.die()
+            self.end(other)
+        folder = self.disk.find(f"/spool/{IDENTITY}/seg")
+        assert folder is not None
+        before = dict(folder.names)
+        upkeep._max_bytes, upkeep._next = int(upkeep._size * share), 0.0
+        process.spool.claim(0, 0.0)
+        upkeep._max_bytes = 1 << 30
+        gone = [bytes(node.data) for name, node in before.items() if name not in folder.names]
+        self.evicted |= {body for body in self.accepted if any(number_of(body) in data for data in gone)}
+
     @rule(
         call=st.sampled_from(["write", "create", "open", "read", "link", "unlink", "names", "stat"]),
         error=st.sampled_from([errno.EIO, errno.EACCES, errno.ENOSPC]),
@@ -248,7 +281,7 @@ class SpoolMachine(RuleBasedStateMachine):
             last.spool.ack(claims)
             self.clock.now += 0.5
         assert last.spool.stats().waiting == 0
-        missing = self.accepted - self.delivered.keys() - self.buried
+        missing = self.accepted - self.delivered.keys() - self.buried - self.evicted
         assert len(missing) <= 2 * self.hits, f"{len(missing)} lost"
         if not self.acks_unsure:
             assert sum(count - 1 for count in self.delivered.values()) <= self.repeats
