@@ -69,6 +69,8 @@ class Books:
         # A flush wants the losses reported now; `reporting` while that request is under way.
         self.report_wanted = False
         self.reporting = False
+        # Loss counts are on their way between a shared queue and the ledger, on a sender.
+        self.moving = False
         self._last_report = clock()
 
     # -- what became of what ---------------------------------------------------------------------------

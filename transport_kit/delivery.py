@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from transport_kit.books import Books
-from transport_kit.ledger import LossReason
+from transport_kit.ledger import LossReason, Report
 from transport_kit.log import log
 from transport_kit.options import TransportOptions
 from transport_kit.outcome import Deliver, Outcome, WorkerState
@@ -134,12 +134,14 @@ class Delivery:
     def _leave_losses(self) -> bool:
         """Leave what was lost here to whoever drains; False when that is this process."""
         with self._lock.rlock:
+            self._books.moving = True
             report = self._books.take_report(alone=True)
         left = False
         try:
             left = self._queue.put_losses(report)
         finally:
             with self._lock.rlock:
+                self._moved_locked()
                 if left:
                     self._books.end_report(self._clock())
                 else:
@@ -149,10 +151,21 @@ class Delivery:
 
     def _take_losses(self) -> None:
         """Report what a shared queue gave up, and what other processes lost."""
-        report = self._queue.take_losses()
-        if report:
+        with self._lock.rlock:
+            if self._books.state is WorkerState.CLOSED:
+                return
+            self._books.moving = True
+        report: Report = ()
+        try:
+            report = self._queue.take_losses()
+        finally:
             with self._lock.rlock:
+                self._moved_locked()
                 self._books.ledger.give_back(report)
+
+    def _moved_locked(self) -> None:
+        self._books.moving = False
+        self._books.settled.notify_all()
 
     def _pause(self, seconds: float) -> None:
         """Wait, but not beyond the end."""

@@ -121,8 +121,12 @@ class Queue(Protocol):
     def stats(self) -> QueueStats:
         """A snapshot; no I/O."""
 
-    def put_losses(self, report: Report) -> bool:
-        """Leave loss counts to whoever drains a shared queue; False when the caller is to report them."""
+    def put_losses(self, report: Report, *, ending: bool = False) -> bool:
+        """Leave loss counts to whoever drains a shared queue; False when the caller is to report them.
+
+        Args:
+            ending: The caller can't report any more, even if it is the one that drains.
+        """
 
     def take_losses(self) -> Report:
         """What the queue itself gave up, or was left with `put_losses`, since the last call."""
@@ -369,7 +373,7 @@ class MemoryQueue:
     def extend(self, claims: Iterable[Claim]) -> None:
         """Memory leases never end."""
 
-    def put_losses(self, report: Report) -> bool:
+    def put_losses(self, report: Report, *, ending: bool = False) -> bool:
         return False
 
     def take_losses(self) -> Report:

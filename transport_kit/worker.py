@@ -234,7 +234,9 @@ class BackgroundWorker:
             self._delivery.hasten_locked()
         self._senders.leave(deadline)
         if until != "delivered":
-            return FlushReport(True, stored=self._held())
+            self._wait(deadline, lambda: not self._unstored())
+            left = self._unstored()
+            return FlushReport(not left, stored=max(0, self._held() - left), pending=left)
         self._wait(deadline, lambda: self._held() == 0)
         left = self._held()
         return FlushReport(not left, stored=left, pending=left)
@@ -288,10 +290,8 @@ class BackgroundWorker:
             self._end_left = seconds
         if self._books.state is not WorkerState.CLOSED:
             self._wait_at_end(self._end_left)
-        if self._queue.durable:
-            # What is stored is not left behind; what could only be held in memory is.
-            return int(self._queue.describe().get("in_memory", 0))
-        return self.pending
+        # What is stored is not left behind; what could only be held in memory is.
+        return self._unstored() if self._queue.durable else self.pending
 
     def _wait_at_end(self, left: float) -> None:
         began = self._clock()
@@ -322,6 +322,7 @@ class BackgroundWorker:
         steps: tuple[Callable[[], object], ...] = (
             lambda: self._queue.release(in_hand),
             self._queue.wake,
+            self._leave_losses,
             lambda: left.extend(self._queue.close()),
         )
         for step in steps:
@@ -331,6 +332,17 @@ class BackgroundWorker:
                 log.error("a queue could not be left in order: %s", type(error).__name__)
         if left:
             self._locked(lambda: self._books.forget_stored(left, reason))
+
+    def _leave_losses(self) -> None:
+        """Counts that were not reported go to whoever drains next."""
+        may_wait = self.can_wait
+        deadline = self._clock() + PULSE
+        with self._lock.rlock:
+            while self._books.moving and may_wait and (left := deadline - self._clock()) > 0:
+                self._books.settled.wait(left)
+            report = self._books.ledger.take_report() if self._books.unreported else ()
+        if report and not self._queue.put_losses(report, ending=True):
+            self.give_back(report)
 
     # -- saying ----------------------------------------------------------------------------------------
 
@@ -355,6 +367,10 @@ class BackgroundWorker:
     def _held(self) -> int:
         stats = self._queue.stats()
         return stats.waiting + stats.claimed
+
+    def _unstored(self) -> int:
+        """Envelopes that a durable queue could not write yet, and holds in memory meanwhile."""
+        return int(self._queue.describe().get("in_memory", 0))
 
     def facts(self) -> WorkerFacts:
         """A snapshot in which ledger and queue belong together; no I/O."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.timing import quickest
 from transport_kit import make_transport
 from transport_kit.errors import OptionsError
 from transport_kit.spool import FileSpool, identity_of
@@ -20,6 +23,8 @@ import os, sys
 from transport_kit import make_transport
 dsn, path, begin, end, then = sys.argv[1:6]
 transport = make_transport(dsn, queue="file://" + path, spool_drain=then != "write")
+if then == "stay":
+    transport.start()
 for number in range(int(begin), int(end)):
     assert transport.capture_event({"event_id": f"{number:032x}"})
 print("accepted", flush=True)
@@ -87,6 +92,91 @@ def test_processes_share_one_drainer_and_another_takes_over(tmp_path: Path) -> N
         assert ended(third) == 0
         assert all_arrive(server, ids(30))
         assert ended(second) == 0
+
+
+def test_another_process_takes_over_within_a_second(tmp_path: Path) -> None:
+    """Also one that captures nothing: what the dead one had in hand waits for no timeout, and no request.
+
+    It runs for the drain once a second, and then has a connection to make.
+    """
+
+    def takeover() -> float:
+        with FaultServer() as server:
+            server.hold()
+            path = tmp_path / str(time.monotonic_ns())
+            first = app(server, path, 0, 1, "stay")
+            assert server.wait_for_requests(1, SOON)
+            second = app(server, path, 1, 1, "stay")
+            first.kill()
+            began = time.monotonic()
+            assert server.wait_for_requests(2, SOON)
+            took = time.monotonic() - began
+            server.release()
+            assert all_arrive(server, ids(1))
+            assert ended(second) == 0
+            ended(first)
+            return took
+
+    assert quickest(takeover, 1.2) <= 1.2
+
+
+def test_a_flush_before_the_start_delivers_what_a_killed_process_left(tmp_path: Path) -> None:
+    """A script that only empties a spool: nobody has said yet what waits, and nobody captures anything."""
+    with FaultServer() as server:
+        server.down()
+        assert ended(app(server, tmp_path / "spool", 0, 20, "die")) == -signal.SIGKILL
+        server.up()
+        for status in tmp_path.glob("spool/*/status.json"):
+            status.unlink()
+        transport = make_transport(server.dsn, queue=f"file://{tmp_path}/spool")
+        assert transport.health().state == "new"
+        assert transport.flush(SOON, until="delivered").ok
+        assert set(server.event_ids()) == ids(20)
+        assert transport.health().spool["draining"]  # type: ignore[index]
+        transport.close()
+
+
+def test_a_flush_waits_for_what_is_only_in_memory(tmp_path: Path) -> None:
+    """Without its directory an envelope is not stored: it is delivered before the end, or said to be left."""
+    with FaultServer() as server:
+        server.hold()
+        transport = make_transport(server.dsn, queue=f"file://{tmp_path}/missing/spool")
+        for _ in range(3):
+            assert transport.capture_event({"message": "x"})
+        report = transport.flush(0.2)
+        assert not report.ok
+        assert (report.stored, report.pending) == (0, 3)
+        server.release()
+        assert transport.close(SOON).ok
+        assert len(server.event_ids()) == 3
+
+
+def test_losses_that_were_not_reported_at_the_end_are_left_to_the_next(tmp_path: Path) -> None:
+    """Counts are few and cheap: the server learns of all of them, whoever drains."""
+    with FaultServer() as server:
+        path = tmp_path / "spool"
+        for ending in (2, 3):
+            transport = make_transport(server.dsn, queue=f"file://{path}", client_report_interval=3600)
+            transport.start()
+            while not transport.health().spool["draining"]:  # type: ignore[index]
+                transport.flush(0.05)
+            transport.record_lost_event("sample_rate", "error", quantity=ending)
+            transport.close()
+        assert server.requests == []
+        drainer = make_transport(server.dsn, queue=f"file://{path}", client_report_interval=0.05)
+        drainer.start()
+        told = 0
+        while told < 5:
+            seen = len(server.accepted)
+            told = sum(
+                loss["quantity"]
+                for request in server.accepted[:seen]
+                for item in request.envelope.items
+                for loss in json.loads(item.get_bytes())["discarded_events"]
+            )
+            assert told >= 5 or server.wait_for(seen + 1, SOON)
+        drainer.close()
+        assert told == 5
 
 
 def test_health_tells_of_the_spool(tmp_path: Path) -> None:

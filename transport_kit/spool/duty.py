@@ -167,7 +167,9 @@ class Duty:
                 self._take_over(life)
             elif now >= life.status_read + CANDIDACY:
                 self._read_status(life, now)
-        return [] if life.drainer is None else self._drain(life, life.drainer, limit, now)
+        claims = [] if life.drainer is None else self._drain(life, life.drainer, limit, now)
+        life.unread = False
+        return claims
 
     def _drain(self, life: Life, drainer: Drainer, limit: int, now: float) -> list[Claim]:
         assert life.upkeep is not None

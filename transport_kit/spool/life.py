@@ -58,6 +58,7 @@ class Life:
         "status_read",
         "trouble",
         "try_again",
+        "unread",
         "upkeep",
         "wakes",
         "why",
@@ -83,6 +84,7 @@ class Life:
         self.upkeep: Upkeep | None = None
         # Claims of envelopes in memory, by our id.
         self.from_memory: dict[int, Claim] = {}
+        self.unread = False  # files were there when the directory was opened, and nobody looked since
         self.leaving = False  # a forwarder came
         self.yield_at = 0.0
         self.working = False  # the last look found something

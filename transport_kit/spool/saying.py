@@ -61,6 +61,8 @@ def stats_of(life: Life, *, max_bytes: int, max_count: int | None, now: float, w
         status = life.upkeep.status if life.upkeep is not None else None
     elif not life.closed:
         waiting = life.puts - life.puts_at_status + (0 if status is None else status.pending)
+    if life.unread:
+        waiting = max(waiting, 1)  # until proven otherwise
     if status is not None:
         size += status.size
         if status.oldest is not None and waiting + claimed:

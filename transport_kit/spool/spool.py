@@ -197,8 +197,13 @@ class FileSpool:
             clock=self._clock,
             wall_ns=time.time_ns if self._wall is time.time else lambda: int(self._wall() * 1e9),
         )
-        # What the last drainer knew: until the first look, a flush has nothing else to go by.
+        # What the last drainer knew: until the first look, a flush has nothing else to go by. It may have
+        # been killed before it could say what waits.
         life.status = read_status(directory)
+        try:
+            life.unread = any(text.endswith(".log") for text in self._system.names(directory.segments))
+        except OSError:
+            life.unread = True
 
     def _try_to_open(self, life: Life) -> bool:
         try:
@@ -248,11 +253,12 @@ class FileSpool:
             life.poke()
         return put
 
-    def put_losses(self, report: Report) -> bool:
+    def put_losses(self, report: Report, *, ending: bool = False) -> bool:
         """Leave loss counts for whoever drains; False when they stay with the caller, who drains perhaps."""
         life = self._current()
         writer = life.writer
-        if life.drainer is not None or life.closed or writer is None or life.trouble is not None:
+        here = life.drainer is not None and not ending
+        if here or life.closed or writer is None or life.trouble is not None:
             return False
         try:
             writer.append(Kind.LOSSES, _LOSSES_RANK, losses_record(report), (), 0)
