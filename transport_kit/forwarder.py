@@ -239,6 +239,8 @@ class Forwarder:
         patience: float = PATIENCE,
         told: Event = lambda word, facts: None,
     ) -> None:
+        if max_rate is not None and not 0 < max_rate < float("inf"):  # nor what is no number
+            raise OptionsError("max_rate", "must be above 0")
         self.path = path
         self._options = options
         self._dsns = dsns

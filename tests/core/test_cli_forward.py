@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import urllib.request
@@ -90,7 +91,9 @@ def test_what_is_left_and_discarded_is_said(tmp_path: Path) -> None:
         (["--dsn-file", "binary"], "is not UTF-8"),
         (["--dsn-file", "large"], "larger than 1 MiB"),
         (["--dsn-file", "wrong"], "wrong, line 2"),
+        (["--dsn-file", "pipe"], "not a regular file"),
         (["--max-rate", "0"], "--max-rate"),
+        (["--max-rate", "nan"], "max_rate"),
         (["--listen", "nowhere", "--health", "0"], "must be an IP address"),
     ],
 )
@@ -99,6 +102,7 @@ def test_a_wrong_call_is_one_line_without_a_key(
 ) -> None:
     """Exit status 2."""
     monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
     Path("binary").write_bytes(b"\xff\xfe")
     Path("large").write_text("#" * (1024 * 1024 + 1))
     Path("wrong").write_text(f"https://{KEY}@host/1\nhttp//{KEY}@host\n")

@@ -155,6 +155,13 @@ def test_an_id_that_is_not_there_is_status_1(path: Path) -> None:
     assert KEY not in result.output
 
 
+@pytest.mark.parametrize("id", ["", "-"])
+def test_an_empty_id_is_a_wrong_call_and_names_nothing(path: Path, id: str) -> None:
+    """A shell's variable that is not set; not even what has no id of its own is called that."""
+    fill(path, log_entry(1))
+    assert run("spool", "show", "--", id, str(path)).exit_code == 2
+
+
 @pytest.mark.parametrize("what", ["missing", "file", "open", "other"])
 def test_what_is_no_spool_is_a_wrong_call(path: Path, what: str) -> None:
     """And nothing is made where there was nothing."""
@@ -163,8 +170,20 @@ def test_what_is_no_spool_is_a_wrong_call(path: Path, what: str) -> None:
     elif what != "missing":
         path.mkdir(mode=0o755 if what == "open" else 0o700)
     for name in ("status", "ls", "verify", "dead", "replay"):
-        assert run("spool", name, str(path)).exit_code == 2
+        result = run("spool", name, str(path))
+        assert result.exit_code == 2
+        assert "is no spool" in result.output or what == "file"
+        assert "chmod" not in result.output, "no advice about a directory that may be anything"
     assert not path.exists() or path.is_file() or list(path.iterdir()) == []
+
+
+def test_a_part_of_a_spool_that_is_open_to_others_is_named_with_its_whole_path(path: Path) -> None:
+    """What is printed is what is typed next."""
+    fill(path, event(1))
+    (path / IDENTITY / "seg").chmod(0o755)
+    result = run("spool", "status", str(path))
+    assert result.exit_code == 2
+    assert f"chmod 700 {path}/{IDENTITY}/seg" in result.output
 
 
 # -- damage --------------------------------------------------------------------------------------------
@@ -294,6 +313,7 @@ def test_a_dead_letter_that_is_no_envelope_stays_where_it_is(path: Path) -> None
     assert f"not {1:032x}" in run("spool", "replay", str(path)).output
     assert letters(path)
     assert run("spool", "show", f"{1:032x}", str(path)).exit_code == 1
+    assert run_json("spool", "dead", str(path))["dead"][0]["buried_age"] < 3600, "as old as its file"
     file.with_suffix(".json").write_text('{"reason": 1, "quantities": {"error": -1}, "attempts": "x"}')
     assert run_json("spool", "dead", str(path))["dead"][0]["quantities"] == {"error": 0}
 

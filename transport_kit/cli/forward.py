@@ -9,10 +9,12 @@ Threads: main thread only; signal handlers only call what may be called there.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import signal
+import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -174,6 +176,9 @@ def _given(dsns: tuple[str, ...], file: Path | None) -> list[Dsn]:
     found = [(text, f"--dsn, number {number}") for number, text in enumerate(dsns, 1)]
     if file is not None:
         try:
+            # Not a pipe: opening one waits for its writer, and SIGHUP would find it empty.
+            if not stat.S_ISREG(file.stat().st_mode):
+                raise OSError(errno.EINVAL, "is not a regular file")
             with file.open(encoding="utf-8") as lines:
                 text = lines.read(_LONGEST_FILE + 1)
         except (OSError, UnicodeDecodeError) as error:

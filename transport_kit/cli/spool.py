@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import os
 import re
 import sys
 import time
@@ -207,6 +208,8 @@ def _row(waiting: Waiting) -> dict[str, Any]:
 def show(id: str, directory: Path, as_json: bool) -> None:
     """One envelope that waits, or a dead letter, without keys."""
     wanted = _normal(id)
+    if not wanted:
+        raise click.UsageError("ID is empty")
     with _opened(directory) as inspections, _progress(inspections) as progressed:
         found = next((each for each in _envelopes(inspections, wanted, progressed)), None)
         if found is None:
@@ -481,9 +484,12 @@ def _opened(directory: Path) -> Iterator[list[Inspection]]:
     with contextlib.ExitStack() as stack, interruptible():
         found = []
         try:
+            os.stat(os.path.join(path, "format"))  # before advice is given about whose the directory is
             for identity in identities_in(System(), path):
                 with contextlib.suppress(FileNotFoundError):  # it is being made
                     found.append(stack.enter_context(Inspection(path, identity)))
+        except OptionsError as error:
+            raise OptionsError("DIR", error.problem, "command line") from None
         except OSError as error:
             raise OptionsError("DIR", f"{path} is no spool: {_words(error)}", "command line") from None
         yield found

@@ -87,13 +87,14 @@ def open_directory(
                 "queue", f"{path} is on {kind}, whose locks can't be relied on; spool_force takes it anyway"
             )
         _check_format(system, root, path, make=make)
-        inner = _open(system, identity, root, make=make)
+        shown = f"{path}/{identity}"
+        inner = _open(system, identity, root, make=make, shown=shown)
     finally:
         system.close(root)
     segments = dead = -1
     try:
-        segments = _open(system, "seg", inner, make=make)
-        dead = _open(system, "dead", inner, make=make)
+        segments = _open(system, "seg", inner, make=make, shown=f"{shown}/seg")
+        dead = _open(system, "dead", inner, make=make, shown=f"{shown}/dead")
         status = system.status(inner)
     except BaseException:
         for fd in (inner, segments, dead):
@@ -168,7 +169,8 @@ def store_credentials(directory: Directory, text: str) -> None:
         raise
 
 
-def _open(system: System, path: str, within: int | None, *, make: bool = True) -> int:
+def _open(system: System, path: str, within: int | None, *, make: bool = True, shown: str = "") -> int:
+    shown = shown or path
     try:
         try:
             fd = system.open_directory(path, within=within)
@@ -182,17 +184,17 @@ def _open(system: System, path: str, within: int | None, *, make: bool = True) -
             fd = system.open_directory(path, within=within)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise OptionsError("queue", f"{path} is a symbolic link or not a directory") from None
+            raise OptionsError("queue", f"{shown} is a symbolic link or not a directory") from None
         raise
     problem = None
     status = system.status(fd)
     if status.st_uid != system.user():
         problem = f"belongs to user {status.st_uid}, and this process is user {system.user()}"
     elif status.st_mode & 0o077:
-        problem = f"is open to others; chmod 700 {path}"
+        problem = f"is open to others; chmod 700 {shown}"
     if problem is not None:
         system.close(fd)
-        raise OptionsError("queue", f"{path} {problem}")
+        raise OptionsError("queue", f"{shown} {problem}")
     return fd
 
 

@@ -337,13 +337,13 @@ class Inspection:
             if name == file or not _LETTER.fullmatch(name):
                 continue
             try:
-                size = self._system.status_of(file, self._directory.dead).st_size
+                status = self._system.status_of(file, self._directory.dead)
             except OSError:
                 continue  # made room meanwhile
-            found.append(self._letter(name, size))
+            found.append(self._letter(name, status.st_size, status.st_mtime_ns // 1_000_000))
         return sorted(found, key=lambda letter: (letter.buried_ms, letter.name))
 
-    def _letter(self, name: str, size: int) -> Letter:
+    def _letter(self, name: str, size: int, written_ms: int) -> Letter:
         try:
             facts: Any = orjson.loads(self._file(f"{name}.json", self._directory.dead, _MOST_FACTS))
         except (OSError, ValueError):
@@ -359,7 +359,7 @@ class Inspection:
             reason if isinstance(reason, str) else "unknown",
             _count(facts.get("attempts")),
             _count(facts.get("created_ms")),
-            _count(facts.get("buried_ms")),
+            _count(facts.get("buried_ms")) or written_ms,
             tuple((str(category), _count(n)) for category, n in counts.items())
             if isinstance(counts, dict)
             else (),
