@@ -16,6 +16,7 @@ Source: DESIGN section 5. What it leaves open is decided here:
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import hmac
 import html
@@ -123,14 +124,7 @@ def answer(
 
 def flush_answer(report: FlushReport) -> Answer:
     """The answer to a permitted flush: 200 when all was settled in time, else 504."""
-    body = {
-        "ok": report.ok,
-        "delivered": report.delivered,
-        "discarded": report.discarded,
-        "stored": report.stored,
-        "pending": report.pending,
-    }
-    return _answer(200 if report.ok else 504, _JSON, json.dumps(body), "POST")
+    return _answer(200 if report.ok else 504, _JSON, json.dumps(dataclasses.asdict(report)), "POST")
 
 
 def parse_query(raw: bytes | str) -> dict[str, str]:

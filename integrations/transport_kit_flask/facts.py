@@ -74,18 +74,8 @@ class Facts(RequestFacts):
         )
 
     def user(self) -> Mapping[str, object] | None:
-        """The user that Flask-Login has loaded, as far as its attributes are in memory.
-
-        Looked up in the object's own dict: a property, or an expired attribute of a model, would ask a
-        database.
-        """
-        known = getattr(g.get("_login_user"), "__dict__", {}) if has_app_context() else {}
-        found = {
-            name: str(known[name])
-            for name in ("id", "username", "email")
-            if isinstance(known.get(name), str | int)
-        }
-        return found or None
+        """The user that Flask-Login has loaded, as far as its attributes are in memory."""
+        return self.user_in(getattr(g.get("_login_user"), "__dict__", {})) if has_app_context() else None
 
     def is_expected(self, error: BaseException) -> bool:
         """Whether the exception only says that the client went away."""

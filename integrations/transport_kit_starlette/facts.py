@@ -9,7 +9,7 @@ Threads: one request's, on whichever thread asks.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect
@@ -82,19 +82,9 @@ class Facts(RequestFacts):
         )
 
     def user(self) -> Mapping[str, object] | None:
-        """The user that an authentication middleware has left in the scope, as far as it is in memory.
-
-        Looked up in the object's own dict: a property, or an expired attribute of a model, would ask a
-        database.
-        """
+        """The user that an authentication middleware has left in the scope, as far as it is in memory."""
         user = self._scope.get("user")
-        known: Mapping[str, Any] = user if isinstance(user, dict) else getattr(user, "__dict__", {})
-        found = {
-            name: str(known[name])
-            for name in ("id", "username", "email")
-            if isinstance(known.get(name), str | int)
-        }
-        return found or None
+        return self.user_in(user if isinstance(user, dict) else getattr(user, "__dict__", {}))
 
     def is_expected(self, error: BaseException) -> bool:
         """Whether the exception only says that the client went away."""

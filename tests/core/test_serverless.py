@@ -1,4 +1,4 @@
-"""`flush_after`: what a call captured is delivered before it returns. `report_uncaught`: the end of a process."""
+"""`flush_after`: what a call captured is delivered before it returns. `report_uncaught`: the end of all."""
 
 from __future__ import annotations
 

@@ -117,9 +117,11 @@ def test_send_test_says_why_it_was_not_delivered(server: FaultServer) -> None:
     assert (status, found["ok"]) == (1, False)
     assert "invalid DSN" in found["problem"]
     server.down()
-    status, text = run(shell(dsn=server.dsn, backoff_base=0.01), "send-test", "--timeout", "0.1")
+    waiting = shell(dsn=server.dsn, backoff_base=0.01)
+    status, text = run(waiting, "send-test", "--timeout", "0.1")
     assert status == 1
     assert text.startswith("not delivered: still waiting (connect")
+    get_kit(waiting.app).transport.kill()
 
 
 def test_what_was_refused_without_a_reason_is_said_too() -> None:

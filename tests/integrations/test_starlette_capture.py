@@ -620,6 +620,18 @@ def test_a_request_without_server_client_or_host_is_reported(sink: Any, client: 
     assert "env" not in sink.event["request"]
 
 
+def test_what_a_server_leaves_out_of_a_scope_is_empty(sink: Any, client: Any) -> None:
+    """`root_path` may be missing or None with servers and test harnesses of old; a route needs no query."""
+    app = TransportMiddleware(failing(CartError("x")), dsn=sink)
+    client(app, "/carts", root_path=None)
+    assert sink.event["transaction"] == "/carts"
+    assert sink.event["request"]["url"] == "http://shop.example/carts"
+    scope = client.scope("/transport/live")
+    del scope["query_string"], scope["root_path"]
+    answered = client(lambda given, receive, send: app(scope, receive, send))
+    assert answered.status == 200
+
+
 class Passing(BaseHTTPMiddleware):
     """The kind of middleware that runs the app in another task."""
 

@@ -61,6 +61,19 @@ class RequestFacts:
         """Who the user is, only if already loaded. Sent with `send_default_pii` only."""
         return None
 
+    @staticmethod
+    def user_in(held: Mapping[str, object]) -> dict[str, str] | None:
+        """`id`, `username` and `email` in the own dict of a user's object, where they are text or a number.
+
+        Not by `getattr`: a property, or an expired attribute of a model, would ask a database.
+        """
+        found = {
+            name: str(held[name])
+            for name in ("id", "username", "email")
+            if isinstance(held.get(name), str | int)
+        }
+        return found or None
+
     def is_expected(self, error: BaseException) -> bool:
         """Whether an exception that escaped is none to report: a client that went away, a 404."""
         return False

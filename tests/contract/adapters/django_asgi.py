@@ -68,16 +68,26 @@ def urlconf() -> Any:
 
 
 @contextmanager
+def site(dsn: Any, nested: bool, options: dict[str, Any]) -> Iterator[None]:
+    """The settings, for handlers that are made within."""
+    given: dict[str, Any] = {"ROOT_URLCONF": urlconf(), "MIDDLEWARE": [COMMON]}
+    if dsn is not None:
+        given["MIDDLEWARE"] = [OURS, COMMON, OURS] if nested else [OURS, COMMON]
+        given["DEBUG_PROPAGATE_EXCEPTIONS"] = nested
+        given["TRANSPORT_KIT"] = {"DSN": dsn, **{name.upper(): value for name, value in options.items()}}
+    with override_settings(**given):
+        yield
+
+
+@contextmanager
 def make(dsn: Any, *, nested: bool = False, **options: Any) -> Iterator[AsgiApp]:
-    given = {"ROOT_URLCONF": urlconf(), "MIDDLEWARE": [COMMON]}
-    if dsn is None:
-        with override_settings(**given):
+    with site(dsn, nested, options):
+        if dsn is None:
             yield AsgiApp(ASGIHandler(), lambda: None)
-        return
-    given["MIDDLEWARE"] = [OURS, COMMON, OURS] if nested else [OURS, COMMON]
-    setting = {"DSN": dsn, **{name.upper(): value for name, value in options.items()}}
-    with override_settings(TRANSPORT_KIT=setting, DEBUG_PROPAGATE_EXCEPTIONS=nested, **given):
-        yield AsgiApp(with_lifespan(ASGIHandler()), get_kit)
+        else:
+            yield AsgiApp(with_lifespan(ASGIHandler()), get_kit)
 
 
-ADAPTER = Adapter("django", make, route=("tagged/<int:number>", "route"), several_apps=False)
+#: What its errors are called.
+ROUTE = ("tagged/<int:number>", "route")
+ADAPTER = Adapter("django-asgi", make, route=ROUTE, several_apps=False)

@@ -1,65 +1,19 @@
-"""The contract's site in Flask. WSGI knows no end of an app: the kit is closed as an app does it itself."""
+"""The contract's site in Flask."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from flask import Flask, Response
-from werkzeug.test import EnvironBuilder, run_wsgi_app
 
-from tests.contract.adapters import LOGGER, Adapter, Reply, ShopError
-from tests.letting_go import let_go
-from transport_kit import Kit, Scope
+from tests.contract.adapters import LOGGER, Adapter, ShopError
+from tests.contract.adapters.wsgi import WsgiApp
+from transport_kit import Scope
 from transport_kit_flask import TransportKit, get_kit
 
 kit = TransportKit()
-
-
-class WsgiApp:
-    """An `App`, served in this process without a socket."""
-
-    def __init__(self, app: Flask, kit: Kit | None) -> None:
-        self._app = app
-        self._kit = kit
-
-    @property
-    def kit(self) -> Any:
-        return self._kit
-
-    @contextmanager
-    def serve(self) -> Iterator[WsgiSite]:
-        if self._kit is not None:
-            self._kit.start()
-        site = WsgiSite(self._app)
-        yield site
-        let_go(*site.escaped)
-        if self._kit is not None:
-            self._kit.close()
-
-
-class WsgiSite:
-    """A `Site`: calls the app as a server does, on as many threads as there are requests."""
-
-    def __init__(self, app: Flask) -> None:
-        self._app = app
-        self.escaped: list[BaseException] = []
-
-    def get(self, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> Reply:
-        request = EnvironBuilder(path, "http://shop.example", method=method, headers=dict(headers or {}))
-        try:
-            body, status, answered = run_wsgi_app(self._app, request.get_environ(), buffered=True)
-        except Exception as error:
-            self.escaped.append(error)  # a server logs it, and makes a response itself
-            return Reply(500, (), b"")
-        lowered = tuple((name.lower(), value) for name, value in answered.items())
-        return Reply(int(status.split()[0]), lowered, b"".join(body))
-
-    def many(self, paths: Iterable[str]) -> list[Reply]:
-        with ThreadPoolExecutor(16) as pool:
-            return list(pool.map(self.get, paths))
 
 
 def site() -> Flask:
@@ -113,7 +67,7 @@ def make(dsn: Any, *, nested: bool = False, **options: Any) -> Iterator[WsgiApp]
         outer.config.update(settings)
         kit.init_app(outer)
         app = outer
-    yield WsgiApp(app, get_kit(app))
+    yield WsgiApp(app, lambda: get_kit(app))
 
 
 ADAPTER = Adapter("flask", make, route=("/tagged/<int:number>", "route"))

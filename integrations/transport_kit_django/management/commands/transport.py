@@ -4,12 +4,13 @@ Owns what is printed, and the exit status: 0 when all is well, 1 when not, 2 for
 `check` are the core's own command, given what the settings say.
 
 A management command delivers what it captured at its end, whichever command it is: that is the transport's
-own doing, at the end of the process.
+own doing, at the end of the process. What ends a command is seen by a hook of `apps.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from typing import Any, cast
 
@@ -81,16 +82,9 @@ class Command(BaseCommand):
     def _flush(self, kit: Kit, as_json: bool, timeout: float | None) -> None:
         kit.start()
         report = kit.transport.flush(timeout, until="delivered")
-        facts = {
-            "ok": report.ok,
-            "delivered": report.delivered,
-            "discarded": report.discarded,
-            "stored": report.stored,
-            "pending": report.pending,
-        }
-        self._say(
-            as_json, facts, ", ".join(f"{name} {value}" for name, value in facts.items() if name != "ok")
-        )
+        facts = dataclasses.asdict(report)
+        text = ", ".join(f"{name} {value}" for name, value in facts.items() if name != "ok")
+        self._say(as_json, facts, text)
         if not report.ok:
             raise SystemExit(1)
 

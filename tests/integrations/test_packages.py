@@ -1,0 +1,38 @@
+"""The packages of the integrations, seen from outside: what imports what."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2] / "integrations"
+PACKAGES = sorted(path.name for path in ROOT.iterdir() if (path / "__init__.py").exists())
+
+
+def imported(source: Path, package: str) -> set[str]:
+    """The modules of its own package that a module imports, wherever in its text."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found.update(name for name in names if name.startswith(f"{package}."))
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_module_of_an_integration_imports_itself_in_the_end(package: str) -> None:
+    """A circle works until somebody imports its other end first; an import inside a function is one too."""
+    modules = {
+        f"{package}.{path.relative_to(ROOT / package).with_suffix('').as_posix().replace('/', '.')}": path
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    graph = {name: imported(path, package) & modules.keys() for name, path in modules.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(modules) > 1
