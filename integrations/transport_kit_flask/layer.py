@@ -59,7 +59,8 @@ class Layer:
         # A middleware further in that is written as a generator has not even begun.
         if facts.streams or type(body) is GeneratorType:
             return _Stream(body, self, served, facts)
-        _end(served, facts)
+        served.finish()
+        environ.pop(KEY, None)
         return body
 
     # -- for Flask -------------------------------------------------------------------------------------
