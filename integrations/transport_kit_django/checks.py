@@ -77,7 +77,7 @@ def check_site(**_: Any) -> list[checks.CheckMessage]:
     return [
         *_middleware(),
         *_urls(given),
-        *_personal_data(given),
+        *_personal_data(),
         *_spool(given),
         *_asgi(given),
         *_path(given),
@@ -216,13 +216,20 @@ def _has_our_views(resolver: URLResolver) -> bool:
     )
 
 
-def _personal_data(given: Mapping[Any, Any]) -> Iterator[checks.CheckMessage]:
-    if settings.DEBUG and given.get("SEND_DEFAULT_PII") is True:
+def _personal_data() -> Iterator[checks.CheckMessage]:
+    if settings.DEBUG and _sends_personal_data():
         yield checks.Warning(
             "DEBUG and SEND_DEFAULT_PII are both on: who tries things out sends cookies, bodies and users.",
             hint=f'Write {SETTING}["SEND_DEFAULT_PII"] = not DEBUG.',
             id="transport_kit.W004",
         )
+
+
+def _sends_personal_data() -> bool:
+    try:
+        return get_kit().reporter.options.send_default_pii  # the environment may say so too
+    except Exception:
+        return False  # with STRICT: nothing is sent
 
 
 def _queue(given: Mapping[Any, Any]) -> str:

@@ -82,6 +82,23 @@ def test_an_error_that_the_app_handles_is_the_apps_to_report(framework: Adapter,
     assert sink.event["request"]["url"] == "http://shop.example/handled"
 
 
+def test_an_error_that_the_apps_own_handler_answers_is_handled(framework: Adapter, sink: Sink) -> None:
+    """Who wrote a handler for a class knows of it; the handler may report it by hand."""
+    with framework.make(sink) as app, app.serve() as site:
+        reply = site.get("/answered")
+    assert (reply.status, reply.body) == (400, b"we know")
+    assert sink.events == []
+
+
+def test_an_error_whose_page_the_app_draws_is_captured_once(framework: Adapter, sink: Sink) -> None:
+    """A page for a 500 says sorry, and not that anybody knows why."""
+    with framework.make(sink) as app, app.serve() as site:
+        reply = site.get("/boom")
+    assert (reply.status, reply.body) == (500, b"our page")
+    assert sink.exception["value"] == "boom"
+    assert sink.exception["mechanism"]["handled"] is False
+
+
 def test_nothing_is_captured_when_capturing_is_off(framework: Adapter, sink: Sink) -> None:
     """`capture_errors=False` leaves the bare kit."""
     with framework.make(sink, capture_errors=False) as app, app.serve() as site:
@@ -177,7 +194,7 @@ def test_two_apps_in_one_process_report_each_to_its_own(framework: Adapter, sink
     assert (len(sink.events), len(other.events)) == (1, 0)
 
 
-@pytest.mark.parametrize("path", ["/", "/boom", "/logged", "/no-such-page"])
+@pytest.mark.parametrize("path", ["/", "/boom", "/logged", "/answered", "/no-such-page"])
 def test_no_byte_and_no_header_of_a_response_is_changed(path: str, framework: Adapter, sink: Sink) -> None:
     """The app's clients must not be able to tell."""
     with framework.make(None) as app, app.serve() as site:

@@ -193,10 +193,13 @@ def test_a_site_without_urls_is_not_our_business(urls: Any) -> None:
         assert check_site() == []
 
 
-def test_personal_data_while_debugging_is_told() -> None:
+def test_personal_data_while_debugging_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who tries things out locally has real sessions in the browser."""
     assert ids(TRANSPORT_KIT={"SEND_DEFAULT_PII": True}, DEBUG=True) == ["W004"]
     assert ids(TRANSPORT_KIT={"SEND_DEFAULT_PII": True}) == []
+    assert ids(TRANSPORT_KIT={"DSN": "nonsense", "STRICT": True}, DEBUG=True) == ["E004"]
+    monkeypatch.setenv("TRANSPORT_KIT_SEND_DEFAULT_PII", "1")
+    assert ids(TRANSPORT_KIT={}, DEBUG=True) == ["W004"]
 
 
 def test_a_spool_that_is_served_to_anyone_is_told(tmp_path: Path) -> None:

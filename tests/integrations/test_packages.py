@@ -26,6 +26,18 @@ def imported(source: Path, package: str) -> set[str]:
     return found
 
 
+def test_the_pages_have_the_same_headings_in_the_same_order() -> None:
+    """Who knows one of them finds the way in all."""
+    pages = sorted((ROOT.parent / "docs" / "integrations").glob("*.md"))
+    headings = [
+        [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("## ")]
+        for page in pages
+    ]
+    assert len(pages) == 4
+    assert len(headings[0]) == 7
+    assert all(found == headings[0] for found in headings)
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_module_of_an_integration_imports_itself_in_the_end(package: str) -> None:
     """A circle works until somebody imports its other end first; an import inside a function is one too."""

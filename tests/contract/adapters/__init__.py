@@ -8,9 +8,10 @@ An adapter makes the contract's site in its framework, and serves it. The site h
 | `/boom` | raises `ShopError("boom")` |
 | `/logged` | logs the exception with `logging.exception`, and lets it escape |
 | `/handled` | catches a `ShopError`, reports it by hand, and answers the event's id |
+| `/answered` | raises `KnownError("known")`, for which the app has a handler: 400, `we know` |
 | `/tagged/<number>` | tags the scope with `number`, lets others run, raises `ShopError("tagged <number>")` |
 
-and the routes of the integration under `/transport`.
+and the routes of the integration under `/transport`. A 500 has a page of the app's own: `our page`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any, Final, Protocol
 
 from transport_kit import Envelope, Kit
 
-__all__ = ["Adapter", "adapters", "App", "LOGGER", "Reply", "ShopError", "Sink", "Site"]
+__all__ = ["Adapter", "adapters", "App", "KnownError", "LOGGER", "Reply", "ShopError", "Sink", "Site"]
 
 #: What the site logs with.
 LOGGER: Final = logging.getLogger("shop")
@@ -34,6 +35,10 @@ LOGGER: Final = logging.getLogger("shop")
 
 class ShopError(Exception):
     """The site's own."""
+
+
+class KnownError(ShopError):
+    """One that the site has an answer for."""
 
 
 class Sink:

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from tests.contract.adapters import LOGGER, Adapter, ShopError
+from django.utils.deprecation import MiddlewareMixin
+
+from tests.contract.adapters import LOGGER, Adapter, KnownError, ShopError
 from tests.contract.adapters.asgi import AsgiApp
 from tests.integrations.django_support import ASGIHandler, override_settings
 from transport_kit import Scope
@@ -16,6 +18,7 @@ from transport_kit_django import get_kit
 from transport_kit_django.asgi import with_lifespan
 
 OURS = "transport_kit_django.TransportMiddleware"
+KNOWING = f"{__name__}.Knowing"
 COMMON = "django.middleware.common.CommonMiddleware"
 
 
@@ -46,6 +49,25 @@ def handled(request: Any) -> Any:
         return HttpResponse(get_kit().capture_exception(error))
 
 
+def answered(request: Any) -> Any:
+    raise KnownError("known")
+
+
+class Knowing(MiddlewareMixin):
+    """A middleware of the site's own, with an answer."""
+
+    def process_exception(self, request: Any, error: Exception) -> Any:
+        from django.http import HttpResponse
+
+        return HttpResponse("we know", status=400) if isinstance(error, KnownError) else None
+
+
+def page(request: Any) -> Any:
+    from django.http import HttpResponse
+
+    return HttpResponse("our page", status=500)
+
+
 async def tagged(request: Any, number: int) -> Any:
     Scope.current().set_tag("number", number)
     await asyncio.sleep(0)
@@ -61,18 +83,20 @@ def urlconf() -> Any:
         path("boom", boom),
         path("logged", logged),
         path("handled", handled),
+        path("answered", answered),
         path("tagged/<int:number>", tagged),
         path("transport/", include("transport_kit_django.urls")),
     ]
+    module.handler500 = page
     return module
 
 
 @contextmanager
 def site(dsn: Any, nested: bool, options: dict[str, Any]) -> Iterator[None]:
     """The settings, for handlers that are made within."""
-    given: dict[str, Any] = {"ROOT_URLCONF": urlconf(), "MIDDLEWARE": [COMMON]}
+    given: dict[str, Any] = {"ROOT_URLCONF": urlconf(), "MIDDLEWARE": [COMMON, KNOWING]}
     if dsn is not None:
-        given["MIDDLEWARE"] = [OURS, COMMON, OURS] if nested else [OURS, COMMON]
+        given["MIDDLEWARE"] = [OURS, *given["MIDDLEWARE"], *([OURS] if nested else [])]
         given["DEBUG_PROPAGATE_EXCEPTIONS"] = nested
         given["TRANSPORT_KIT"] = {"DSN": dsn, **{name.upper(): value for name, value in options.items()}}
     with override_settings(**given):

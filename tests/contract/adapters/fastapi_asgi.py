@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 
-from tests.contract.adapters import LOGGER, Adapter, ShopError
+from tests.contract.adapters import LOGGER, Adapter, KnownError, ShopError
 from tests.contract.adapters.asgi import AsgiApp
 from transport_kit import Kit, Scope
 from transport_kit_starlette import TransportMiddleware, get_kit
@@ -41,6 +41,18 @@ def site() -> FastAPI:
             raise ShopError("handled")
         except ShopError as error:
             return PlainTextResponse(get_kit(request).capture_exception(error))
+
+    @app.get("/answered")
+    async def answered() -> None:
+        raise KnownError("known")
+
+    @app.exception_handler(KnownError)
+    async def know(request: Request, error: KnownError) -> Response:
+        return PlainTextResponse("we know", 400)
+
+    @app.exception_handler(500)
+    async def page(request: Request, error: Exception) -> Response:
+        return PlainTextResponse("our page", 500)
 
     @app.get("/tagged/{number}")
     async def tagged(number: int) -> None:

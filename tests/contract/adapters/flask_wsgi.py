@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import Flask, Response
 
-from tests.contract.adapters import LOGGER, Adapter, ShopError
+from tests.contract.adapters import LOGGER, Adapter, KnownError, ShopError
 from tests.contract.adapters.wsgi import WsgiApp
 from transport_kit import Scope
 from transport_kit_flask import TransportKit, get_kit
@@ -42,6 +42,18 @@ def site() -> Flask:
             raise ShopError("handled")
         except ShopError as error:
             return str(kit.capture_exception(error))
+
+    @app.get("/answered")
+    def answered() -> str:
+        raise KnownError("known")
+
+    @app.errorhandler(KnownError)
+    def know(error: KnownError) -> tuple[str, int]:
+        return "we know", 400
+
+    @app.errorhandler(500)
+    def page(error: Exception) -> tuple[str, int]:
+        return "our page", 500
 
     @app.get("/tagged/<int:number>")
     async def tagged(number: int) -> str:

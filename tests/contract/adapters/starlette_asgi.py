@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
-from tests.contract.adapters import LOGGER, Adapter, ShopError
+from tests.contract.adapters import LOGGER, Adapter, KnownError, ShopError
 from tests.contract.adapters.asgi import AsgiApp
 from transport_kit import Kit, Scope
 from transport_kit_starlette import TransportMiddleware, get_kit
@@ -41,6 +41,21 @@ async def handled(request: Request) -> Response:
         return PlainTextResponse(get_kit(request).capture_exception(error))
 
 
+async def answered(request: Request) -> Response:
+    raise KnownError("known")
+
+
+async def know(request: Request, error: Exception) -> Response:
+    return PlainTextResponse("we know", 400)
+
+
+async def page(request: Request, error: Exception) -> Response:
+    return PlainTextResponse("our page", 500)
+
+
+HANDLERS: Any = {KnownError: know, 500: page}
+
+
 async def tagged(request: Request) -> Response:
     number = request.path_params["number"]
     Scope.current().set_tag("number", number)
@@ -55,15 +70,16 @@ def make(dsn: Any, *, nested: bool = False, **options: Any) -> Iterator[AsgiApp]
         Route("/boom", boom),
         Route("/logged", logged),
         Route("/handled", handled),
+        Route("/answered", answered),
         Route("/tagged/{number}", tagged),
     ]
     if dsn is None:
-        yield AsgiApp(Starlette(routes=routes), lambda: None)
+        yield AsgiApp(Starlette(routes=routes, exception_handlers=HANDLERS), lambda: None)
         return
     kit = Kit({"dsn": dsn, **options}, source="test", environ={})
     if nested:
         routes = [Mount("/", TransportMiddleware(Starlette(routes=routes), kit=kit))]
-    app = Starlette(routes=routes)
+    app = Starlette(routes=routes, exception_handlers=HANDLERS)
     app.add_middleware(TransportMiddleware, kit=kit)
     yield AsgiApp(app, lambda: kit)
 
