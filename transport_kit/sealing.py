@@ -9,7 +9,7 @@ Threads: nothing here changes once built, so everything may be read from any thr
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple, Self, TypeAlias
 
@@ -327,7 +327,9 @@ class SealedEnvelope:
         return f"<SealedEnvelope {self.event_id} {what} of {self.size} bytes, {self.priority.name}>"
 
 
-def _summed(items: Iterable[SealedItem]) -> Quantities:
+def _summed(items: Sequence[SealedItem]) -> Quantities:
+    if len(items) == 1:
+        return items[0].quantities
     found = [item.quantities for item in items if item.quantities]
     if len(found) == 1:
         return found[0]

@@ -275,7 +275,7 @@ def test_what_a_hook_changes_in_place_does_not_reach_the_next_event(inbox: Kept)
     def hook(event: dict[str, Any], hint: dict[str, Any]) -> dict[str, Any]:
         frame = event["exception"]["values"][0]["stacktrace"]["frames"][-1]
         seen.append(len(frame["pre_context"]))
-        frame["pre_context"].clear()
+        frame["pre_context"].clear()  # a list in a hook's copy
         event["contexts"]["runtime"].clear()
         return event
 

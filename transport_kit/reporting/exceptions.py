@@ -158,8 +158,9 @@ def _walk(error: BaseException) -> list[_Link]:
         number = len(links)
         members = _members(found)[:_MAX_EXCEPTIONS] if issubclass(type(found), BaseExceptionGroup) else ()
         links.append(_Link(found, parent, source, bool(members)))
-        places = range(len(members) - 1, -1, -1)
-        waiting.extend((members[place], number, f"exceptions[{place}]") for place in places)
+        if members:
+            places = range(len(members) - 1, -1, -1)
+            waiting.extend((members[place], number, f"exceptions[{place}]") for place in places)
         suppresses = _suppresses(found)
         before = _cause(found) if suppresses else _context(found)
         if before is not None:

@@ -23,7 +23,7 @@ from types import CodeType, FrameType, FunctionType, ModuleType, TracebackType
 from typing import Any, Final
 
 from transport_kit.reporting.scrub import FILTERED, is_private, is_sensitive
-from transport_kit.reporting.values import LEAST, MINIMUM, MOST, Limits, Room, bounded, clean, cut, tidy
+from transport_kit.reporting.values import MINIMUM, Limits, Room, bounded, clean, cut, tidy
 
 __all__ = ["FrameReader"]
 
@@ -84,8 +84,8 @@ class FrameReader:
             else:
                 newest.append(trace)
             trace = trace.tb_next
-        result = [self._frame(step, room) for step in reversed(newest)]
-        result.extend(self._frame(step, room) for step in reversed(oldest))
+        share = Room(0)
+        result = [self._frame(step, room, share) for step in reversed([*oldest, *newest])]
         result.reverse()
         return result
 
@@ -93,14 +93,15 @@ class FrameReader:
         module = dict.get(frame.f_globals, "__name__")
         return type(module) is str and _begins(module, _OURS)
 
-    def _frame(self, step: TracebackType, room: Room) -> dict[str, Any]:
+    def _frame(self, step: TracebackType, room: Room, share: Room) -> dict[str, Any]:
+        """One frame; `share` is where its part of the room is counted."""
         frame = step.tb_frame
         fixed, own = self._place(frame, step.tb_lineno or 0)
-        if not own and room.left > 2 * MINIMUM:
-            share = Room(min(VARS_BYTES, room.left))
-            before = share.left
+        left = room.left
+        if not own and left > 2 * MINIMUM:
+            given = share.left = left if left < VARS_BYTES else VARS_BYTES
             variables = self._variables(frame, share)
-            room.left -= before - share.left
+            room.left = left - given + share.left
             if variables:
                 fixed["vars"] = variables
         return fixed
@@ -120,12 +121,7 @@ class FrameReader:
             if len(self._known) >= _CACHED_LINES:
                 self._known.clear()
             self._known[key] = known
-        fixed = known[2].copy()
-        if "context_line" in fixed:
-            # Hooks may change an event in place; what is cached must not change with it.
-            fixed["pre_context"] = fixed["pre_context"].copy()
-            fixed["post_context"] = fixed["post_context"].copy()
-        return fixed, known[3]
+        return known[2].copy(), known[3]
 
     def _describe(self, frame: FrameType, code: CodeType, module: str | None, line: int) -> dict[str, Any]:
         path = _absolute(code.co_filename)
@@ -142,9 +138,10 @@ class FrameReader:
             lines = _source(code.co_filename, frame.f_globals)
             if line <= len(lines):
                 first = max(0, line - 1 - _CONTEXT_LINES)
-                result["pre_context"] = [_line(text) for text in lines[first : line - 1]]
+                # Tuples: copies of this frame share them, and nobody can change them.
+                result["pre_context"] = tuple(_line(text) for text in lines[first : line - 1])
                 result["context_line"] = _line(lines[line - 1])
-                result["post_context"] = [_line(text) for text in lines[line : line + _CONTEXT_LINES]]
+                result["post_context"] = tuple(_line(text) for text in lines[line : line + _CONTEXT_LINES])
         return result
 
     def in_app(self, path: str, module: str | None) -> bool:
@@ -168,8 +165,8 @@ class FrameReader:
         held: Any = frame.f_locals
         kind = type(held)
         items: Iterable[tuple[Any, Any]] = (
-            # dict.items of a subclass runs none of its code (the namespace of a class body may be one).
-            list(dict.items(held))
+            # dict.copy of a subclass runs none of its code (the namespace of a class body may be one).
+            dict.copy(held).items()
             if kind is dict or issubclass(kind, dict)
             else held.items()
             if kind is _LOCALS_PROXY
@@ -177,42 +174,34 @@ class FrameReader:
         )
         top_level = held is frame.f_globals
         limits = self._limits
+        costs = self._costs
         result: dict[str, Any] = {}
-        left = room.left - 2  # the room, kept here between the calls that change it
+        room.left -= 2
         for name, value in items:
             if type(name) is not str:
                 continue  # a module's dict may hold anything, and hashing it would run its code
-            cost = self._costs.get(name)
-            if cost is None:
+            try:
+                cost = costs[name]
+            except KeyError:
                 cost = self._cost(name)
             if cost == 0 or (top_level and issubclass(type(value), _LANGUAGE)):
                 continue  # at the top level, imports and definitions say what the source says already
-            left -= abs(cost)
+            left = room.left - (cost if cost > 0 else -cost)
             if left < MINIMUM or len(result) >= _MAX_VARIABLES:
-                left += abs(cost)
                 break
-            if cost < 0:
-                left -= len(FILTERED) + 2
-                result[name] = FILTERED
-            elif type(value) is int and LEAST <= value <= MOST:  # the commonest, without a call
-                left -= 20
-                result[name] = value
-            else:
-                room.left = left
-                result[name] = bounded(value, room, limits)
-                left = room.left
-        room.left = left
+            room.left = left
+            result[name] = bounded(value, room, limits) if cost > 0 else FILTERED
         return result
 
     def _cost(self, name: str) -> int:
-        """Bytes that a variable's name takes with its quotes and signs; negative when its value is hidden,
-        0 when it is not to be shown (the compiler's, or of a length nobody writes)."""
+        """Bytes that a variable's name takes with its quotes and signs; with the marker, and negative, when
+        its value is hidden; 0 when it is not to be shown (the compiler's, or of a length nobody writes)."""
         if name.startswith((".", "__")) or len(name) > _NAME_LENGTH:
             return 0
         # A character takes at most six bytes of JSON.
         cost = 4 + (len(name) if name.isidentifier() and name.isascii() else 6 * len(name))
         if self._hides(name):
-            cost = -cost
+            cost = -cost - len(FILTERED) - 2
         if len(self._costs) >= _CACHED_NAMES:
             self._costs.clear()
         self._costs[name] = cost

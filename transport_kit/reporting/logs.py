@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from transport_kit.envelope import Envelope
 from transport_kit.ledger import LossReason
 from transport_kit.reporting import machine
-from transport_kit.reporting.scope import Scope
+from transport_kit.reporting.scope import Scope, tag_value
 from transport_kit.reporting.scrub import FILTERED, is_private, is_sensitive, scrub_text
 from transport_kit.reporting.spans import trace_facts
 from transport_kit.reporting.ticker import Ticker
@@ -149,10 +150,11 @@ class TransportHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Make of a record what it is to be. Never raises."""
+        reporter: Reporter | None = None
         try:
             if is_own_logger(record.name) or str(record.threadName).startswith(_THREAD_NAME):
                 return
-            reporter: Reporter = self._reporter() if callable(self._reporter) else self._reporter
+            reporter = self._reporter() if callable(self._reporter) else self._reporter
             wanted = [
                 limit is not None and record.levelno >= limit
                 for limit in (self._log_level, self._event_level, self._breadcrumb_level)
@@ -168,9 +170,10 @@ class TransportHandler(logging.Handler):
                 # After the event, which is not to find itself among its breadcrumbs.
                 level = _EVENT_LEVELS.get(_level(record.levelno)[0], _level(record.levelno)[0])
                 Scope.current().add_breadcrumb(text, category=record.name, level=level, type="log")
-        except Exception:
+        except Exception as problem:
             # `handleError` would print to stderr, and the record was the app's, not ours.
-            pass
+            if reporter is not None:
+                reporter.pipeline.failed(problem, "log_item")
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -198,19 +201,19 @@ def _log(record: logging.LogRecord, text: str, reporter: Reporter) -> Log:
     attributes = reporter.log_attributes.copy()
     attributes["logger.name"] = _attribute(tidy(record.name, _VALUE.text))
     attributes["code.file.path"] = _attribute(tidy(record.pathname, _VALUE.text))
-    attributes["code.function.name"] = _attribute(tidy(str(record.funcName), _VALUE.text))
+    attributes["code.function.name"] = _attribute(tidy(record.funcName, _VALUE.text))
     attributes["code.line.number"] = _attribute(record.lineno)
     parameters = record.args
     if parameters:
         attributes["message.template"] = _attribute(_value(str(record.msg)))
         pairs = parameters.items() if isinstance(parameters, dict) else enumerate(parameters)
         for name, value in list(pairs)[:_MAX_EXTRA]:
-            attributes[f"message.parameter.{tidy(str(name), _NAME_LENGTH)}"] = _named(str(name), value)
+            attributes[f"message.parameter.{tidy(name, _NAME_LENGTH)}"] = _named(str(name), value)
     for name, value in list(vars(record).items()):
         if name not in _USUAL and len(attributes) < 2 * _MAX_EXTRA:
-            attributes[tidy(str(name), _NAME_LENGTH)] = _named(str(name), value)
+            attributes[tidy(name, _NAME_LENGTH)] = _named(str(name), value)
     return {
-        "timestamp": record.created,
+        "timestamp": record.created if type(record.created) is float else time.time(),
         "trace_id": trace["trace_id"],
         "span_id": trace["span_id"],
         "level": level,
@@ -247,7 +250,7 @@ def _capture(record: logging.LogRecord, text: str, reporter: Reporter) -> None:
         said["message"] = tidy(record.msg, _BODY_LENGTH)
         if isinstance(record.args, tuple):
             said["params"] = [_value(value) for value in record.args[:_MAX_EXTRA]]
-    facts: Log = {"logger": tidy(record.name, _NAME_LENGTH), "logentry": said}
+    facts: Log = {"logger": tidy(tag_value(record.name), _NAME_LENGTH), "logentry": said}
     given = {name: value for name, value in vars(record).items() if name not in _USUAL}
     if given:
         facts["extra"] = bounded(given, Room(8 * _VALUE_BYTES), _VALUE)

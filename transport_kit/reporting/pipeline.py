@@ -331,9 +331,9 @@ def _unusable(name: str, value: str, limit: int) -> str | None:
 
 
 def _copy(value: Any, depth: int) -> Any:
-    """Plain dicts and lists copied, everything else shared; past `depth` shared too."""
+    """Plain dicts and lists copied, tuples as lists, everything else shared; past `depth` shared too."""
     if depth and type(value) is dict:
         return {name: _copy(element, depth - 1) for name, element in value.items()}
-    if depth and type(value) is list:
+    if depth and (type(value) is list or type(value) is tuple):
         return [_copy(element, depth - 1) for element in value]
     return value

@@ -14,8 +14,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
@@ -30,11 +29,9 @@ __all__ = [
     "class_name",
     "clean",
     "cut",
-    "LEAST",
     "Limits",
     "MINIMUM",
     "module_of",
-    "MOST",
     "qualname_of",
     "Room",
     "tidy",
@@ -42,11 +39,16 @@ __all__ = [
 
 #: Bytes of JSON that any scalar fits in; a walk writes a value only while this much room is left.
 MINIMUM: Final = 24
+#: Bytes of JSON that any number within `_LEAST` and `_MOST` fits in.
+_NUMBER: Final = 20
+_BARELY: Final = MINIMUM - _NUMBER
+#: Elements of a dict that is copied whole.
+_SMALL: Final = 100
 _KEY_LENGTH: Final = 64
 _CACHED_KEYS: Final = 4096
-#: What every JSON reader takes as a number without loss of digits is within these.
-LEAST: Final = -(1 << 63)
-MOST: Final = (1 << 63) - 1
+# What every JSON reader takes as a number without loss of digits is within these.
+_LEAST: Final = -(1 << 63)
+_MOST: Final = (1 << 63) - 1
 # Past a limit by this much a text is still scrubbed, so that a cut never hides the `@` that ends a password.
 _LOOKAHEAD: Final = 512
 _NAME_LENGTH: Final = 200
@@ -76,12 +78,16 @@ class Limits:
         breadth: Elements of a container.
         depth: Containers within each other.
         hides: Says for a key whether its value is left out; None keeps all, and leaves text unscrubbed.
+        costs: Key -> bytes that it takes with its signs and a number; for one whose value is hidden the bytes
+            that both take, negative. Only keys that are written as they are. Changed in single steps; two
+            threads that miss do the same work twice.
     """
 
     text: int
     breadth: int
     depth: int
     hides: Callable[[str], bool] | None = None
+    costs: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
 
 _SEQUENCES: Final = (list, tuple, set, frozenset)
@@ -156,23 +162,24 @@ def bounded(value: Any, room: Room, limits: Limits, depth: int = 0) -> Any:
         return value
     if cls is int:
         return _integer(value, room)
-    if cls is float:
-        return _float(value, room)
     if depth < limits.depth:
         try:
-            if cls is list or (cls is not dict and issubclass(cls, _SEQUENCES)):
-                return _sequence(value, room, limits, depth)
+            if cls is list:
+                return _sequence(value, list, room, limits, depth)
             if cls is dict or issubclass(cls, dict):
                 return _mapping(value, room, limits, depth)
+            for kind in _SEQUENCES:
+                if issubclass(cls, kind):
+                    return _sequence(value, kind, room, limits, depth)
         except RuntimeError:
             # A set or dict changed between two of our steps: its class says more than half of it.
             pass
+    if issubclass(cls, float):
+        return _float(float.__float__(value), room)
     if issubclass(cls, str):
         return _text(value, room, limits)
     if issubclass(cls, int):
         return _integer(int.__index__(value), room)
-    if issubclass(cls, float):
-        return _float(float.__float__(value), room)
     return _object(value, cls, room, limits, depth)
 
 
@@ -199,10 +206,18 @@ def _text(text: str, room: Room, limits: Limits) -> str:
         text = scrub_text(text)
         if len(text) > limit:
             text = cut(text, limit)
-    return _plain(text, room)
+    try:
+        cost = len(_dumps(text))
+    except orjson.JSONEncodeError:
+        return _plain(clean(text), room)
+    if cost > room.left:
+        return _plain(text, room)
+    room.left -= cost
+    return text
 
 
 def _plain(text: str, room: Room) -> str:
+    """The text, cut to the room there is."""
     try:
         cost = len(_dumps(text))
     except orjson.JSONEncodeError:
@@ -218,7 +233,7 @@ def _plain(text: str, room: Room) -> str:
 
 
 def _integer(value: int, room: Room) -> int | str:
-    if LEAST <= value <= MOST:
+    if _LEAST <= value <= _MOST:
         room.left -= 20
         return value
     bits = value.bit_length()
@@ -233,14 +248,11 @@ def _float(value: float, room: Room) -> float | str:
     return value
 
 
-def _sequence(value: Any, room: Room, limits: Limits, depth: int) -> list[Any]:
-    cls = type(value)
-    kind: Any = (
-        cls if cls is list or cls is tuple else next(base for base in _SEQUENCES if issubclass(cls, base))
-    )
+def _sequence(value: Any, kind: Any, room: Room, limits: Limits, depth: int) -> list[Any]:
     length = kind.__len__(value)
+    breadth = limits.breadth
     # Taken in one step: other threads may change the container meanwhile.
-    elements = value[: limits.breadth] if cls is list else list(islice(kind.__iter__(value), limits.breadth))
+    elements = value[:breadth] if type(value) is list else list(islice(kind.__iter__(value), breadth))
     if (
         length == 2
         and limits.hides is not None
@@ -249,83 +261,94 @@ def _sequence(value: Any, room: Room, limits: Limits, depth: int) -> list[Any]:
         and limits.hides(elements[0])
     ):
         elements[1] = FILTERED  # a header or form field as a pair
-    left = room.left - 2  # the room, kept here between the calls that change it
-    result: list[Any] = []
+    # Room for a number each is taken at once, and given back where something else stands.
+    left = room.left - 2
+    count = (left - MINIMUM) // (_NUMBER + 1)
+    if count < len(elements):
+        del elements[max(count, 0) :]
+    left -= len(elements) * (_NUMBER + 1)
     for element in elements:
-        if left <= MINIMUM:
+        # The commonest here rather than in `bounded`: a call costs more than all else. Within a billion, and
+        # with two signs, for that is what the interpreter compares quickly.
+        if type(element) is not int or element > 1_000_000_000 or element < -1_000_000_000:
+            left = _told(elements, left, room, limits, depth)
             break
-        # The two commonest kinds here rather than in `bounded`: a call costs more than all else.
-        kind = type(element)
-        if kind is int and LEAST <= element <= MOST:
-            left -= 21
-            result.append(element)
-        elif element is None or kind is bool:
-            left -= 6
-            result.append(element)
-        else:
-            room.left = left - 1
-            result.append(bounded(element, room, limits, depth + 1))
-            left = room.left
     room.left = left
-    if length > len(result) and room.left > 2 * MINIMUM:
-        note = f"<{length - len(result)} more>"
-        room.left -= len(note) + 3
-        result.append(note)
-    return result
+    if length > len(elements) and left > 2 * MINIMUM:
+        note = f"<{length - len(elements)} more>"
+        room.left = left - len(note) - 3
+        elements.append(note)
+    return elements
+
+
+def _told(elements: list[Any], left: int, room: Room, limits: Limits, depth: int) -> int:
+    """Replaces each element by what is told of it; what is left of the room, in which each has a number's."""
+    for place, element in enumerate(elements):
+        if type(element) is int and element < 1_000_000_000 and element > -1_000_000_000:
+            continue
+        left += _NUMBER
+        if left < MINIMUM:
+            left += (len(elements) - place) * (_NUMBER + 1) - _NUMBER
+            del elements[place:]
+            break
+        room.left = left
+        elements[place] = bounded(element, room, limits, depth + 1)
+        left = room.left
+    return left
 
 
 def _mapping(value: dict[Any, Any], room: Room, limits: Limits, depth: int) -> dict[str, Any]:
-    room.left -= 2
     result: dict[str, Any] = {}
+    costs = limits.costs
+    breadth = limits.breadth
+    left = room.left - 2  # the room, kept here between the calls that change it
     length = dict.__len__(value)
-    hides = limits.hides
-    keys = _keys_of(hides)
-    total = room.left  # the room, kept here between the calls that change it
-    for name, element in list(islice(dict.items(value), limits.breadth)):
-        known = keys.get(name) if type(name) is str else None
-        key, cost, hidden = known or _known_key(name, hides, keys)
-        left = total - cost
-        if left < MINIMUM:
-            break
-        if hidden:
-            total = left - len(FILTERED) - 2
-            result[key] = FILTERED
-        elif type(element) is int and LEAST <= element <= MOST:
-            total = left - 20
-            result[key] = element
+    # Taken in one step: other threads may change the dict meanwhile. Copying a small one is the quickest.
+    members = dict.copy(value).items() if length <= _SMALL else list(islice(dict.items(value), breadth))
+    for name, element in islice(members, breadth):
+        try:
+            cost = costs[name] if type(name) is str else None
+        except KeyError:
+            cost = None
+        if cost is None:
+            name, cost = _known_key(name, limits)
+        if cost > 0:
+            left -= cost  # of the key, and of a number
+            if left < _BARELY:
+                left += cost
+                break
+            if type(element) is int and element < 1_000_000_000 and element > -1_000_000_000:
+                result[name] = element
+            else:
+                room.left = left + _NUMBER
+                result[name] = bounded(element, room, limits, depth + 1)
+                left = room.left
         else:
-            room.left = left
-            result[key] = bounded(element, room, limits, depth + 1)
-            total = room.left
-    room.left = total
-    if length > len(result) and room.left > 2 * MINIMUM:
+            left += cost
+            if left < 0:
+                left -= cost
+                break
+            result[name] = FILTERED
+    room.left = left
+    if length > len(result) and left > 2 * MINIMUM:
         note = f"<{length - len(result)} more>"
-        room.left -= len(note) + 9
+        room.left = left - len(note) - 9
         result["..."] = note
     return result
 
 
-_Hides = Callable[[str], bool] | None
-_Keys = dict[str, tuple[str, int, bool]]
-
-
-@lru_cache(maxsize=16)
-def _keys_of(hides: _Hides) -> _Keys:
-    """What is known of keys under one rule. Changed in single steps; two that miss do the same work twice."""
-    return {}
-
-
-def _known_key(name: Any, hides: _Hides, keys: _Keys) -> tuple[str, int, bool]:
-    """A key as it is written, the bytes it takes with its signs, and whether its value is hidden."""
-    if type(name) is not str or len(name) > _KEY_LENGTH:
-        name = _key(name)
-        if name in keys:
-            return keys[name]
-    if len(keys) >= _CACHED_KEYS:
-        keys.clear()
-    key = clean(cut(name, _KEY_LENGTH))
-    known = keys[name] = key, len(_dumps(key)) + 2, hides is not None and hides(key)
-    return known
+def _known_key(name: Any, limits: Limits) -> tuple[str, int]:
+    """A key as it is written, and what `limits.costs` says of it."""
+    key = clean(cut(name, _KEY_LENGTH)) if type(name) is str else clean(_key(name))
+    hides, costs = limits.hides, limits.costs
+    cost = costs.get(key)
+    if cost is None:
+        cost = len(_dumps(key)) + 2
+        cost = -(cost + len(FILTERED) + 2) if hides is not None and hides(key) else cost + _NUMBER
+        if len(costs) >= _CACHED_KEYS:
+            costs.clear()
+        costs[key] = cost
+    return key, cost
 
 
 def _key(name: Any) -> str:
