@@ -13,13 +13,14 @@ import heapq
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from transport_kit.ledger import Report
 from transport_kit.sealing import Priority, SealedEnvelope
 from transport_kit.statelock import StateLock
+from transport_kit.turns import HIGHEST_FIRST, ORDERED, Turns
 
 __all__ = ["Claim", "MemoryQueue", "Put", "Queue", "QueueStats"]
 
@@ -31,8 +32,6 @@ AWAKE_FOR = 1.0
 LONGEST_WAIT = 3600.0
 #: Share of `max_bytes` past which envelopes are held compressed.
 PACK_ABOVE = 0.25
-#: How many of a class are claimed before a lower one gets a turn, lowest class first.
-WEIGHTS = (1, 2, 3, 4, 5)
 
 
 @dataclass(slots=True, eq=False)
@@ -201,7 +200,7 @@ class MemoryQueue:
         # raises inside a section leaves them behind; `_recount` finds it out.
         self._items = 0
         self._size = 0
-        self._credits = list(WEIGHTS)
+        self._turns = Turns()
         self._lane_busy: int | None = None  # id of the session or check-in that holds up the others
         self._last_id = 0
         self._last_put = float("-inf")
@@ -317,7 +316,7 @@ class MemoryQueue:
             self._undelay(now)
         claims: list[Claim] = []
         while len(claims) < limit:
-            rank = self._next_class()
+            rank = self._turns.choose(self._ready())
             if rank is None:
                 break
             lane = self._lanes[rank]
@@ -329,22 +328,12 @@ class MemoryQueue:
             claims.append(claim)
         return claims
 
-    def _next_class(self) -> int | None:
-        """The highest class with envelopes and credit; when all credit is spent, everyone gets it anew."""
-        highest = None
-        for rank in _HIGHEST_FIRST:
+    def _ready(self) -> Iterator[int]:
+        """Classes of which something may be claimed, highest first."""
+        for rank in HIGHEST_FIRST:
             lane = self._lanes[rank]
-            if not (lane.waiting or lane.retried) or (rank == _ORDERED and self._lane_busy is not None):
-                continue
-            if self._credits[rank]:
-                self._credits[rank] -= 1
-                return rank
-            if highest is None:
-                highest = rank
-        if highest is not None:
-            self._credits[:] = WEIGHTS
-            self._credits[highest] -= 1
-        return highest
+            if (lane.waiting or lane.retried) and not (rank == ORDERED and self._lane_busy is not None):
+                yield rank
 
     # -- settling --------------------------------------------------------------------------------------
 
@@ -470,10 +459,8 @@ class MemoryQueue:
 
 _ACCEPTED = Put(True)
 _REFUSED = Put(False)
-_ORDERED = int(Priority.SESSION)
-_HIGHEST_FIRST = tuple(sorted((int(priority) for priority in Priority), reverse=True))
 
 
 def _rank(sealed: SealedEnvelope) -> int:
     """The class in which it waits: what is ordered waits in one lane, whatever else it carries."""
-    return _ORDERED if sealed.ordered else sealed.priority
+    return ORDERED if sealed.ordered else sealed.priority

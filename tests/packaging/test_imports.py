@@ -17,7 +17,7 @@ ROOT = Path(transport_kit.__file__).parent
 LAYERS = (
     {"errors", "forking", "health", "limits", "log", "offloop", "retry", "statelock", "version"},
     {"compression", "dsn", "encoding", "exchange", "options", "parsing", "proxies", "sealing"},
-    {"connections", "ledger", "lifecycle", "trimming", "validation"},
+    {"connections", "ledger", "lifecycle", "trimming", "turns", "validation"},
     {"items", "queue"},
     {"envelope", "outcome"},
     {"reports", "transport"},

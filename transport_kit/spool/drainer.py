@@ -18,7 +18,6 @@ from typing import Final
 
 from transport_kit.ledger import LossReason, Quantities, Report
 from transport_kit.log import log
-from transport_kit.queue import WEIGHTS
 from transport_kit.sealing import Priority
 from transport_kit.spool import dead
 from transport_kit.spool.acklog import Op
@@ -27,6 +26,7 @@ from transport_kit.spool.listing import Listing
 from transport_kit.spool.records import envelope_of, losses_of, quantities_of
 from transport_kit.spool.segments import Gap, Kind, Record, SegmentName
 from transport_kit.spool.tail import Entry, Tail, Tally
+from transport_kit.turns import HIGHEST_FIRST, ORDERED, Turns
 
 __all__ = ["CONVICTED_AFTER", "Drainer"]
 
@@ -35,8 +35,6 @@ __all__ = ["CONVICTED_AFTER", "Drainer"]
 CONVICTED_AFTER: Final = 5
 #: Seconds before a segment that could not be read is tried again.
 RETRY_AFTER: Final = 1.0
-_ORDERED: Final = int(Priority.SESSION)
-_HIGHEST_FIRST: Final = tuple(sorted((int(priority) for priority in Priority), reverse=True))
 
 
 class Drainer:
@@ -84,8 +82,8 @@ class Drainer:
         self._delayed: list[tuple[float, int, Entry]] = []
         self._suspects: deque[Entry] = deque()
         self.claimed: dict[int, Entry] = {}
-        self._turns = [False for _ in Priority]
-        self._credits = list(WEIGHTS)
+        self._turns = Turns()
+        self._took_retried = [False for _ in Priority]
         self._lane_busy: int | None = None
         self.losses: Counter[tuple[str, str]] = Counter()
         self.oldest_ms = 0
@@ -172,7 +170,7 @@ class Drainer:
         if any(entry.alone for entry in self.claimed.values()):
             return None
         # All classes are read ahead first: that is where suspects are found.
-        for rank in _HIGHEST_FIRST:
+        for rank in HIGHEST_FIRST:
             if self._next[rank] is None:
                 self._next[rank] = self._read(rank, now)
         while self._suspects:
@@ -182,32 +180,21 @@ class Drainer:
             if not entry.tail.given_up:
                 entry.alone = True
                 return entry
-        chosen = self._next_class()
+        chosen = self._turns.choose(self._ready())
         return None if chosen is None else self._head(chosen)
 
-    def _next_class(self) -> int | None:
-        """The highest class with something and credit; when all credit is spent, everyone gets it anew."""
-        highest = None
-        for rank in _HIGHEST_FIRST:
-            if not (self._next[rank] or self._retried[rank]):
-                continue
-            if rank == _ORDERED and self._lane_busy is not None:
-                continue
-            if self._credits[rank]:
-                self._credits[rank] -= 1
-                return rank
-            if highest is None:
-                highest = rank
-        if highest is not None:
-            self._credits[:] = WEIGHTS
-            self._credits[highest] -= 1
-        return highest
+    def _ready(self) -> Iterator[int]:
+        """Classes of which something may be claimed, highest first."""
+        for rank in HIGHEST_FIRST:
+            waits = self._next[rank] is not None or self._retried[rank]
+            if waits and not (rank == ORDERED and self._lane_busy is not None):
+                yield rank
 
     def _head(self, rank: int) -> Entry | None:
         """New and tried ones by turns; in the ordered lane what was tried keeps its place before all."""
         retried, fresh = self._retried[rank], self._next[rank]
-        turn = bool(retried) and (rank == _ORDERED or not (self._turns[rank] and fresh is not None))
-        self._turns[rank] = turn
+        turn = bool(retried) and (rank == ORDERED or not (self._took_retried[rank] and fresh is not None))
+        self._took_retried[rank] = turn
         if turn:
             return retried.popleft()
         self._next[rank] = None
