@@ -142,6 +142,7 @@ class Kit:
 
         Called at the app's start, in a worker after a fork, or with the first request.
         """
+        # First: a start that fails is not tried again with each request.
         self._started_in = os.getpid()
         life = self._life
         while life.transport.closed and not self._borrowed:
@@ -198,7 +199,6 @@ class Kit:
             mechanism: How exceptions are caught, such as `auto.http.flask`.
         """
         if self._started_in != os.getpid():
-            self._started_in = os.getpid()
             self.try_to_start()
         return ServedRequest(self._life.reporter, facts, op, mechanism, self._options.capture_errors).begin()
 

@@ -53,9 +53,9 @@ def flush_after(kit: Kit, *, timeout: float | None = None) -> Callable[[Callable
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError(f"flush_after needs a function that returns; {function.__name__} is a generator")
-        name = f"{function.__module__}.{function.__qualname__}"
-        if inspect.iscoroutinefunction(function):
+            raise TypeError(f"flush_after needs a function that returns; {_name(function)} is a generator")
+        name = _name(function)
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
             awaited = cast(Callable[P, Awaitable[Any]], function)
 
             @functools.wraps(function)
@@ -79,6 +79,12 @@ def flush_after(kit: Kit, *, timeout: float | None = None) -> Callable[[Callable
         return call
 
     return decorate
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """As it was written; an object that can be called, such as a `partial`, goes by its class."""
+    named: Any = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 class _Script(RequestFacts):

@@ -17,7 +17,7 @@ from transport_kit.envelope import Envelope
 from transport_kit.errors import InvalidDsn, MissingExtra, OptionsError
 from transport_kit.kit import Kit
 from transport_kit.options import TransportOptions
-from transport_kit.reporting import RequestFacts, RequestInfo
+from transport_kit.reporting import RequestFacts, RequestInfo, Scope
 from transport_kit.routes import Answer
 from transport_kit.transport import FlushReport, FunctionTransport, NullTransport, Transport
 
@@ -416,6 +416,19 @@ def test_what_an_app_did_not_handle_is_reported_unless_capturing_is_off() -> Non
     served.finish(ValueError("escapes"))
     assert not served.crashed
     assert [event["exception"]["values"][-1]["value"] for event in events(sink)] == ["boom", "by hand"]
+
+
+def test_a_request_that_is_served_is_one_scope_and_one_session() -> None:
+    """`serve` has begun it when the block begins; and only what a server does for a client is a session."""
+    sink: list[Envelope] = []
+    kit = make(dsn=sink.append, release="shop@1")
+    before = Scope.current()
+    for op in ("http.server", "queue.task"):
+        with kit.serve(Cart(), op=op) as served:
+            assert Scope.current() is served.scope is not before
+        assert Scope.current() is before
+    kit.transport.flush()
+    assert [event["aggregates"][0].get("exited") for event in events(sink)] == [1]
 
 
 def test_the_first_request_of_each_process_starts_the_kit_and_none_after_a_close(

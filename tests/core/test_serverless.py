@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 
 import pytest
 
@@ -138,6 +139,22 @@ def test_a_generator_is_refused() -> None:
     for generator in (rows, arows):
         with pytest.raises(TypeError, match="is a generator"):
             flush_after(kit)(generator)
+
+
+def test_what_can_be_called_need_not_be_a_function() -> None:
+    """A platform's handler may be an object that was set up beforehand, async or not."""
+    transport = CapturedTransport()
+    kit = Kit({"dsn": transport}, environ={})
+
+    class Handler:
+        async def __call__(self, by: int) -> float:
+            return 1 / by
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(flush_after(kit)(Handler())(0))  # type: ignore[arg-type]
+    with pytest.raises(ZeroDivisionError):
+        flush_after(kit)(partial(divmod, 1))(0)
+    assert [event["transaction"].rpartition(".")[2] for event in transport.events] == ["Handler", "partial"]
 
 
 def test_nothing_that_escapes_is_captured_when_capturing_is_off() -> None:
