@@ -11,7 +11,7 @@ import pytest
 
 from tests.core.reporting_support import Kept, reporter_for
 from transport_kit.reporting import Scope
-from transport_kit.reporting.checkins import schedule_facts
+from transport_kit.reporting.checkins import monitor_config
 
 
 @pytest.fixture(name="kept")
@@ -160,7 +160,7 @@ def test_a_wrong_schedule_is_said_and_stops_no_job(
         pass
     assert "monitor_config" not in kept.check_ins()[0]
     assert [record.levelname for record in caplog.records] == ["ERROR"]
-    assert schedule_facts(wrong) is None
+    assert monitor_config(wrong, timezone=None) == {}
 
 
 def test_a_check_in_that_cannot_be_made_is_counted(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -26,9 +27,11 @@ from transport_kit.reporting.scope import Scope
 from transport_kit.reporting.spans import trace_facts
 from transport_kit.reporting.values import tidy
 
-__all__ = ["Monitor", "schedule_facts"]
+__all__ = ["Monitor", "monitor_config"]
 
 _SLUG_LENGTH: Final = 50
+_TIMEZONE = re.compile(r"[A-Za-z0-9_+\-/]{1,64}")
+_ALIASES: Final = frozenset({"@yearly", "@annually", "@monthly", "@weekly", "@daily", "@hourly"})
 _UNITS: Final = frozenset({"year", "month", "week", "day", "hour", "minute"})
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -55,6 +58,8 @@ class Monitor:
         self._pipeline = pipeline
         self._capture = capture
         self._slug = tidy(slug, _SLUG_LENGTH)
+        if not self._slug:
+            log.error("a monitor needs a slug; without one its check-ins are refused")
         self._config = dict(config)
         # Id and beginning of the runs within each other.
         self._runs: list[tuple[str, float]] = []
@@ -123,16 +128,34 @@ class Monitor:
             self._pipeline.failed(problem, "monitor")
 
 
-def schedule_facts(schedule: object) -> dict[str, Any] | None:
-    """A schedule as servers take it: `"0 3 * * *"`, or a number and a unit such as `(10, "minute")`.
+def monitor_config(schedule: object, *, timezone: object, **numbers: object) -> dict[str, Any]:
+    """A monitor's settings as servers take them; empty without a schedule.
 
-    None, and a line in the log, for what is neither: a wrong one must not stop the job.
+    What they would not take is left out, and said in the log: a wrong setting must not stop the job.
     """
-    if isinstance(schedule, str) and len(schedule.split()) == 5:
+    known = None if schedule is None else _schedule(schedule)
+    if known is None:
+        return {}
+    config: dict[str, Any] = {"schedule": known}
+    if type(timezone) is str and _TIMEZONE.fullmatch(timezone):
+        config["timezone"] = timezone
+    elif timezone is not None:
+        log.error("a monitor's timezone is a name such as Europe/Vienna")
+    for name, number in numbers.items():
+        if type(number) is int and number > 0:
+            config[name] = number
+        elif number is not None:
+            log.error("a monitor's %s is a number of 1 or more", name)
+    return config
+
+
+def _schedule(schedule: object) -> dict[str, Any] | None:
+    """`"0 3 * * *"`, `"@daily"`, or a number and a unit such as `(10, "minute")`."""
+    if type(schedule) is str and (schedule.strip() in _ALIASES or len(schedule.split()) == 5):
         return {"type": "crontab", "value": schedule.strip()}
     if isinstance(schedule, tuple) and len(schedule) == 2:
         value, unit = schedule
-        known = unit.removesuffix("s") if isinstance(unit, str) else None
+        known = unit.removesuffix("s") if type(unit) is str else None
         if type(value) is int and value > 0 and known in _UNITS:
             return {"type": "interval", "value": value, "unit": known}
     log.error("a schedule is five crontab fields, or a number and a unit such as (10, 'minute')")

@@ -11,6 +11,7 @@ Threads: any. Unlike other handlers it holds no lock while it emits: it calls ho
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -197,15 +198,16 @@ def _level(number: int) -> tuple[str, int]:
 
 def _log(record: logging.LogRecord, text: str, reporter: Reporter) -> Log:
     level, severity = _level(record.levelno)
+    created = record.created
     trace = trace_facts(Scope.current().unit, reporter.tracing)
     attributes = reporter.log_attributes.copy()
     attributes["logger.name"] = _attribute(tidy(record.name, _VALUE.text))
     attributes["code.file.path"] = _attribute(tidy(record.pathname, _VALUE.text))
     attributes["code.function.name"] = _attribute(tidy(record.funcName, _VALUE.text))
-    attributes["code.line.number"] = _attribute(record.lineno)
+    attributes["code.line.number"] = _attribute(_value(record.lineno))
     parameters = record.args
     if parameters:
-        attributes["message.template"] = _attribute(_value(str(record.msg)))
+        attributes["message.template"] = _attribute(_value(record.msg))
         pairs = parameters.items() if isinstance(parameters, dict) else enumerate(parameters)
         for name, value in list(pairs)[:_MAX_EXTRA]:
             attributes[f"message.parameter.{tidy(name, _NAME_LENGTH)}"] = _named(str(name), value)
@@ -213,7 +215,7 @@ def _log(record: logging.LogRecord, text: str, reporter: Reporter) -> Log:
         if name not in _USUAL and len(attributes) < 2 * _MAX_EXTRA:
             attributes[tidy(name, _NAME_LENGTH)] = _named(str(name), value)
     return {
-        "timestamp": record.created if type(record.created) is float else time.time(),
+        "timestamp": created if type(created) is float and math.isfinite(created) else time.time(),
         "trace_id": trace["trace_id"],
         "span_id": trace["span_id"],
         "level": level,

@@ -266,15 +266,15 @@ def _is_trace(context: object) -> bool:
     )
 
 
-def set_name(event: Event, name: str, source: str) -> None:
+def set_name(event: Event, name: object, source: object) -> None:
     """What ran, and where its name comes from; an unknown source becomes `custom`."""
     event["transaction"] = tidy(name, _NAME_LENGTH)
-    event["transaction_info"] = {"source": source if source in _SOURCES else "custom"}
+    event["transaction_info"] = {"source": source if type(source) is str and source in _SOURCES else "custom"}
 
 
 def event_id_of(value: object) -> str:
     """The id as 32 lower-case hex digits; a new one when it isn't a UUID, as a server would do unasked."""
-    text = value.replace("-", "").lower() if isinstance(value, str) else ""
+    text = str.lower(str.replace(value, "-", "")) if issubclass(type(value), str) else ""  # type: ignore[arg-type]
     return text if _EVENT_ID.fullmatch(text) else new_event_id()
 
 

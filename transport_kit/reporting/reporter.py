@@ -18,7 +18,7 @@ from typing import Any, Final
 from transport_kit.items import Item
 from transport_kit.options import ReporterOptions
 from transport_kit.reporting import machine
-from transport_kit.reporting.checkins import Monitor, schedule_facts
+from transport_kit.reporting.checkins import Monitor, monitor_config
 from transport_kit.reporting.exceptions import exception_values, traceback_of
 from transport_kit.reporting.frames import FrameReader
 from transport_kit.reporting.logs import LogBuffer, is_own_logger
@@ -32,7 +32,7 @@ from transport_kit.reporting.serving import Callbacks, ServedRequest
 from transport_kit.reporting.sessions import Sessions
 from transport_kit.reporting.spans import NO_SPAN, Span, running_span
 from transport_kit.reporting.traces import Tracing
-from transport_kit.reporting.values import clean, cut, tidy
+from transport_kit.reporting.values import cut, tidy
 from transport_kit.transport import Transport
 
 __all__ = ["Reporter"]
@@ -142,7 +142,7 @@ class Reporter:
         """
         given = {str(key).lower(): value for key, value in (headers or {}).items()}
         facts = Callbacks(lambda: (name, source), header=given.get)
-        return ServedRequest(self, facts, op, "generic")
+        return ServedRequest(self, facts, tidy(op, _MECHANISM_LENGTH), "generic")
 
     def monitor(
         self,
@@ -159,25 +159,22 @@ class Reporter:
 
         Args:
             slug: The monitor's name at the server.
-            schedule: `"0 3 * * *"` or `(10, "minute")`: the server makes or changes the monitor. None leaves
-                it as it is there; then the other settings are not sent.
+            schedule: `"0 3 * * *"`, `"@daily"` or `(10, "minute")`: the server makes or changes the monitor.
+                None leaves it as it is there; then the other settings are not sent.
             timezone: Of a crontab schedule, such as `Europe/Vienna`.
             checkin_margin: Minutes that a run may begin late.
             max_runtime: Minutes that a run may take.
             failure_issue_threshold: Failures in a row before there is an issue.
             recovery_threshold: Successes in a row before it is resolved.
         """
-        config: dict[str, Any] = {}
-        if schedule is not None and (known := schedule_facts(schedule)) is not None:
-            config["schedule"] = known
-            settings = {
-                "timezone": timezone,
-                "checkin_margin": checkin_margin,
-                "max_runtime": max_runtime,
-                "failure_issue_threshold": failure_issue_threshold,
-                "recovery_threshold": recovery_threshold,
-            }
-            config.update((name, value) for name, value in settings.items() if value is not None)
+        config = monitor_config(
+            schedule,
+            timezone=timezone,
+            checkin_margin=checkin_margin,
+            max_runtime=max_runtime,
+            failure_issue_threshold=failure_issue_threshold,
+            recovery_threshold=recovery_threshold,
+        )
         return Monitor(self.pipeline, self.capture_exception, slug, config)
 
     def span(self, op: str, description: str = "") -> Span:
@@ -189,7 +186,7 @@ class Reporter:
         parent = running_span(Scope.current().unit)
         if parent is None or parent.transaction is None:
             return NO_SPAN
-        return parent.transaction.child(parent, str(op), str(description))
+        return parent.transaction.child(parent, op, description)
 
     def scope(self) -> new_scope:
         """A scope for a block: `with reporter.scope() as scope:`; what is set in it stays in it."""
@@ -257,13 +254,13 @@ class Reporter:
                     "values": exception_values(
                         found,
                         self._frames,
-                        mechanism=tidy(str(mechanism), _MECHANISM_LENGTH),
+                        mechanism=tidy(mechanism, _MECHANISM_LENGTH) or "generic",
                         handled=bool(handled),
                     )
                 }
                 event.update(facts or {})
                 if transaction:
-                    set_name(event, str(transaction), transaction_source)
+                    set_name(event, transaction, transaction_source)
             except Exception:
                 take_mark_back(found)
                 raise
@@ -279,7 +276,7 @@ class Reporter:
 
         def build() -> Event:
             event = self.pipeline.event(level)
-            event["message"] = cut(scrub_text(clean(cut(str(text), 2 * _MESSAGE_LENGTH))), _MESSAGE_LENGTH)
+            event["message"] = cut(scrub_text(tidy(text, 2 * _MESSAGE_LENGTH)), _MESSAGE_LENGTH)
             return event
 
         return self.pipeline.capture(build, {}, attachments=attachments)
@@ -338,10 +335,10 @@ class Reporter:
         """
 
         def build() -> Event:
-            said: dict[str, str] = {"message": tidy(str(message), _FEEDBACK_LENGTH)}
+            said: dict[str, str] = {"message": tidy(message, _FEEDBACK_LENGTH)}
             for key, value in (("name", name), ("contact_email", email), ("url", url)):
                 if value is not None:
-                    said[key] = tidy(str(value), _NAME_LENGTH)
+                    said[key] = tidy(value, _NAME_LENGTH)
             if associated_event_id is not None:
                 said["associated_event_id"] = event_id_of(associated_event_id)
             event = self.pipeline.event("info")

@@ -218,10 +218,10 @@ class Scope:
         Secrets in `data`, by their names, and in `message`, by what they look like, are filtered.
         """
         crumb: dict[str, Any] = {"type": cut(as_text(type), _CATEGORY_LENGTH), "level": known_level(level)}
-        if category:
-            crumb["category"] = cut(as_text(category), _CATEGORY_LENGTH)
-        if message:
-            crumb["message"] = bounded(as_text(message), Room(_CRUMB_BYTES), _CRUMB)
+        if category := as_text(category):
+            crumb["category"] = cut(category, _CATEGORY_LENGTH)
+        if message := as_text(message):
+            crumb["message"] = bounded(message, Room(_CRUMB_BYTES), _CRUMB)
         facts = _items_of(data)
         if facts is not None:
             crumb["data"] = bounded(facts, Room(_CRUMB_BYTES), _CRUMB)
@@ -335,11 +335,11 @@ def user_facts(user: object) -> dict[str, Any] | None:
 
 def usable_ip(address: object) -> bool:
     """Whether a server takes this as a user's address."""
-    if address == "{{auto}}":
-        return True
+    if type(address) is not str:
+        return False
     try:
         # Without the zone that Python allows behind a link-local one.
-        return "%" not in str(ipaddress.ip_address(address if type(address) is str else ""))
+        return address == "{{auto}}" or "%" not in str(ipaddress.ip_address(address))
     except ValueError:
         return False
 

@@ -206,8 +206,8 @@ class Span:
         facts["start_timestamp"] = transaction.wall(self._began)
         facts["timestamp"] = transaction.wall(ended if self._ended is None else self._ended)
         facts["origin"] = "manual"
-        if self.description:
-            facts["description"] = cut(scrub_text(tidy(self.description, 8192)), _DESCRIPTION_LENGTH)
+        if description := tidy(self.description, 8192):
+            facts["description"] = cut(scrub_text(description), _DESCRIPTION_LENGTH)
         if self._data:
             facts["data"] = self._data
         if self._tags:

@@ -186,7 +186,7 @@ class Tracing:
             if trace.sampled is not None:
                 dsc["sampled"] = "true" if trace.sampled else "false"
             name = unit.name()
-            if name is not None and name[1] != "url":
+            if name is not None and type(name[1]) is str and name[1] != "url":
                 dsc["transaction"] = tidy(name[0], 200)
         return dsc
 
