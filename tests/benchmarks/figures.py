@@ -1,6 +1,6 @@
 """The figures of docs/performance.md: each in a process of its own, against a receiver in another one.
 
-Run: make bench (about a minute), or python -m tests.benchmarks.figures [NAME ...] [--runs N]
+Run: make bench (some minutes), or python -m tests.benchmarks.figures [NAME ...] [--runs N]
 
 The receiver is `FaultServer`, in Python: it bounds the throughput, so compare figures of one run only.
 """
@@ -15,42 +15,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from tests.benchmarks import spool_figures
+from tests.benchmarks.exceptions import exception
+from tests.benchmarks.load import event, resident_kb
 
 ROOT = Path(__file__).parents[2]
 #: Seconds that a figure may take at the most.
 LIMIT = 60.0
-
-
-def event(number: int) -> dict[str, Any]:
-    """About 10 kB as JSON: 20 frames with context lines."""
-    frames = [
-        {
-            "filename": f"shop/module_{i}.py",
-            "abs_path": f"/srv/app/shop/module_{i}.py",
-            "module": f"shop.module_{i}",
-            "function": "checkout",
-            "lineno": 40 + i,
-            "pre_context": [f"    line {line} of {i} before {number * 7919 % 10007}" for line in range(5)],
-            "context_line": f"    return self.total(request, cart_{i}, {number})",
-            "post_context": [f"    line {line} of {i} after" for line in range(5)],
-            "in_app": i % 3 == 0,
-        }
-        for i in range(20)
-    ]
-    return {
-        "event_id": f"{number:032x}",
-        "platform": "python",
-        "level": "error",
-        "exception": {"values": [{"type": "CartError", "value": "x", "stacktrace": {"frames": frames}}]},
-    }
-
-
-def resident_kb(key: str = "VmRSS") -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1])
-    raise LookupError(key)
 
 
 def capture(dsn: str) -> dict[str, float]:
@@ -130,7 +102,9 @@ FIGURES: dict[str, tuple[Callable[[str], dict[str, float]], float]] = {
     "burst": (burst, 0.0),
     "throughput": (throughput, 0.0),
     "throughput_50ms": (throughput_50ms, 0.05),
+    "exception": (exception, 0.0),
     "importing": (importing, 0.0),
+    **{name: (figure, 0.0) for name, figure in spool_figures.FIGURES.items()},
 }
 
 _RECEIVER = """

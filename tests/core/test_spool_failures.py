@@ -279,6 +279,29 @@ def test_a_busy_process_has_its_next_segment_ready(place: Place) -> None:
     assert place.segments() == []
 
 
+def test_a_process_that_fills_several_segments_a_second_has_as_many_ready(place: Place) -> None:
+    """It is looked after once a second: what a burst needed is there for the next one, within reason."""
+    spool = place.spool(drain=False, segment_bytes=16 * 1024)
+    system = spool._system
+    assert isinstance(system, DiskSystem)
+    for number in range(7):
+        spool.put(event(number, "x" * 9000))
+    assert len(place.segments()) == 4
+    spool.claim(0, 0.0)
+    place.disk.failing = {"create": errno.ENOSPC}
+    for number in range(7, 14):
+        assert spool.put(event(number, "x" * 9000)).accepted
+    assert len(place.segments()) == 8, "none had to be made meanwhile"
+    place.disk.failing = {}
+    for number in range(14, 40):
+        spool.put(event(number, "x" * 9000))
+    spool.claim(0, 0.0)
+    assert len(spool._life.writer._spare[4]) == 4  # type: ignore[union-attr]
+    spool.close()
+    assert sorted(filter(None, drained(place.spool()))) == ids(*range(40))
+    assert place.segments() == []
+
+
 def test_who_can_not_roll_at_once_does_not_wait(place: Place) -> None:
     """Another thread is at it, or this one was interrupted there: a segment for one record."""
     spool = place.spool()

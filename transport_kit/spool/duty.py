@@ -134,12 +134,11 @@ class Duty:
 
     # -- looking ---------------------------------------------------------------------------------------
 
-    def next_look(self, life: Life, now: float, pause: float, puts: int) -> tuple[float, bool]:
+    def next_look(self, life: Life, now: float, pause: float) -> tuple[float, bool]:
         """When to look again, and whether a put must say so because that is far off.
 
         Args:
             pause: Seconds, as grown since the last work.
-            puts: Of this process, before the last look.
         """
         drainer = life.drainer
         if drainer is not None:
@@ -150,11 +149,7 @@ class Duty:
             return min(until, drainer.next_retry) if drainer.next_retry > now else until, parked
         if life.why is not None:
             return now + RECOVERY, True
-        until = max(now + LOOK_FIRST, life.candidacy_at + CANDIDACY)
-        # Whoever writes much has the next segment made ahead.
-        busy = puts != life.puts_looked
-        life.puts_looked = puts
-        return min(until, now + LOOK_LAST) if busy else until, False
+        return max(now + LOOK_FIRST, life.candidacy_at + CANDIDACY), False
 
     def look(self, life: Life, limit: int, now: float) -> list[Claim]:
         """Do what is due; up to `limit` envelopes of the disk, if this process drains."""

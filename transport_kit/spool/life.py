@@ -52,7 +52,6 @@ class Life:
         "pokes",
         "puts",
         "puts_at_status",
-        "puts_looked",
         "signal",
         "status",
         "status_read",
@@ -89,7 +88,6 @@ class Life:
         self.yield_at = 0.0
         self.working = False  # the last look found something
         self.worked_at = float("-inf")  # when one did last
-        self.puts_looked = 0  # `puts` at the last look
         self.status_read = float("-inf")
         # Set by any thread, each in one step. `trouble` keeps puts from trying; `why` is what is known of
         # the last failure until something was written again.

@@ -294,7 +294,7 @@ class FileSpool:
             now = self._clock()
             if claims or life.closed or now >= deadline:
                 return claims
-            until, parked = self._duty.next_look(life, now, pause, puts)
+            until, parked = self._duty.next_look(life, now, pause)
             with life.signal:
                 # `parked` is raised before the last look at `puts`, and a put counts before it looks at
                 # `parked`: one of the two sees the other.

@@ -36,8 +36,10 @@ LOOK_AGAIN: Final = 0.25
 LOOK_SHARE: Final = 20.0
 #: Share of `max_bytes` beyond it that writers leave the drainer to evict before they refuse.
 SLACK: Final = 1 / 8
-#: Filled to this share, a segment's successor is made ahead.
+#: Filled to this share, a segment's successor is made ahead; and where several were filled between two looks,
+#: that many, up to a bound.
 SPARE_FROM: Final = 1 / 4
+MOST_SPARES: Final = 4
 _TRIES: Final = 3
 
 
@@ -113,6 +115,7 @@ class Writer:
         "_open",
         "_over",
         "_pid",
+        "_rolled",
         "_rolling",
         "_segment_bytes",
         "_spare",
@@ -144,8 +147,10 @@ class Writer:
         self._pid = self._system.process()
         # Replaced by whoever holds `_rolling`, and set to None by whoever found one broken; read by all.
         self._current: list[_Open | None] = [None] * len(Priority)
-        # The next of each class, made ahead by `prepare`, taken by whoever holds `_rolling`.
-        self._spare: list[_Open | None] = [None] * len(Priority)
+        # The next of each class, made ahead by `prepare`, taken by whoever holds `_rolling`; and how many
+        # were begun since it looked last.
+        self._spare: list[list[_Open]] = [[] for _ in Priority]
+        self._rolled = [0] * len(Priority)
         # Retired by a put, to be closed by whoever comes first.
         self._full: list[_Open] = []
         # All that are open, for `close` and for a forked child. Items are set and deleted atomically.
@@ -251,35 +256,41 @@ class Writer:
             known = self._current[rank]
             if known is not None and known is not segment:
                 return known, False
-            spare, self._spare[rank] = self._spare[rank], None
+            spares = self._spare[rank]
+            ready = bool(spares)
             try:
-                fresh = spare or self._begin(rank)
+                fresh = spares.pop(0) if ready else self._begin(rank)
             except OSError:
                 if segment is None:
                     raise
                 return segment, False
             self._current[rank] = fresh
+            self._rolled[rank] += segment is not None
         finally:
             self._rolling.release()
         if segment is not None:
             self._drop(segment)
             self._full.append(segment)
-        if spare is None:
+        if not ready:
             self._tidy()  # else someone prepares, and does that too
         return fresh, False
 
     def prepare(self) -> None:
-        """Make the next segment of each class that is being filled, and close full ones: captures then need
-        not. One caller at a time.
+        """Make the next segments of each class that is being filled, and close full ones: captures then need
+        not, for whom it is as expensive as several writes. One caller at a time.
         """
         self._tidy()
         for rank, segment in enumerate(self._current):
-            if segment is None or segment.size < self._segment_bytes * SPARE_FROM or self._spare[rank]:
+            if segment is None:
                 continue
-            try:
-                self._spare[rank] = self._begin(rank)
-            except OSError:
-                return  # the capture that needs it will find out
+            rolled, self._rolled[rank] = self._rolled[rank], 0
+            filling = segment.size >= self._segment_bytes * SPARE_FROM
+            spares = self._spare[rank]
+            while len(spares) < min(rolled + filling, MOST_SPARES):
+                try:
+                    spares.append(self._begin(rank))
+                except OSError:
+                    return  # the capture that needs it will find out
 
     def _begin(self, rank: int) -> _Open:
         """A new segment: named at random, locked, and only then where readers look."""

@@ -1,0 +1,370 @@
+"""The figures of a spool: what a put costs, what draining does, what is idle.
+
+Part of `figures.py`, which runs each in a process of its own. Beside each put stands `bare`: one `os.writev`
+of the same bytes to a plain file, at the same pace in the same run. It is the floor here and now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from tests.benchmarks.load import event, percentiles, resident_kb
+
+ROOT = Path(__file__).parents[2]
+IDENTITY = "0123456789abcdef"
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="spool-figures-") as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def _process(code: str, *arguments: object) -> Iterator[IO[str]]:
+    """A child that ends when its standard input does; what it prints."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert child.stdout is not None
+    try:
+        yield child.stdout
+    finally:
+        child.communicate("")
+
+
+class _Puts:
+    """Puts into a spool of a process that only writes, as beside a forwarder, and bare writes."""
+
+    def __init__(self, folder: str, spool: str = "spool") -> None:
+        from transport_kit.spool import FileSpool
+
+        self._spool = FileSpool(f"{folder}/{spool}", IDENTITY, drain=False, max_bytes=4 << 30)
+        # What an app's worker does all the time.
+        threading.Thread(target=self._look_after, daemon=True).start()
+        self._fd = os.open(f"{folder}/bare-{os.getpid()}", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        self.spent: list[int] = []
+        self.bare: list[int] = []
+
+    def _look_after(self) -> None:
+        while True:
+            self._spool.claim(1, 60.0)
+
+    def put(self, sealed: Any) -> None:
+        began = time.perf_counter_ns()
+        accepted = self._spool.put(sealed).accepted
+        self.spent.append(time.perf_counter_ns() - began)
+        assert accepted
+
+    def write(self, sealed: Any) -> None:
+        item = sealed.items[0]
+        parts = (sealed.header, item.header, item.payload)
+        began = time.perf_counter_ns()
+        os.writev(self._fd, parts)
+        self.bare.append(time.perf_counter_ns() - began)
+
+    def figures(self) -> dict[str, float]:
+        return percentiles("put", self.spent) | percentiles("bare", self.bare)
+
+
+def _sealed(number: int) -> Any:
+    from transport_kit import Envelope
+
+    return Envelope.event(event(number)).seal()
+
+
+def put(dsn: str) -> dict[str, float]:
+    """Back to back, 80 at a time, three times a second: as a process does that has a bad moment."""
+    envelopes = [_sealed(number) for number in range(64)]
+    with _folder() as folder:
+        puts = _Puts(folder)
+        for _ in range(25):
+            for do in (puts.put, puts.write):
+                for number in range(80):
+                    do(envelopes[number % 64])
+            time.sleep(0.33)
+        return puts.figures()
+
+
+def put_sustained(dsn: str) -> dict[str, float]:
+    """Back to back without a pause: one in a hundred makes a file, as nobody had time to do so ahead."""
+    envelopes = [_sealed(number) for number in range(64)]
+    with _folder() as folder:
+        puts = _Puts(folder)
+        for do in (puts.put, puts.write) * 25:
+            for number in range(200):
+                do(envelopes[number % 64])
+        return puts.figures()
+
+
+def put_paced(dsn: str) -> dict[str, float]:
+    """200 a second for six seconds, each right after its sealing, a bare write between two of them."""
+    with _folder() as folder:
+        puts = _Puts(folder)
+        _paced(puts, time.monotonic(), 200.0, 1200)
+        return puts.figures()
+
+
+def _paced(puts: _Puts, begin: float, rate: float, number: int) -> None:
+    from transport_kit import Envelope
+
+    events = [event(n) for n in range(64)]
+    for step in range(2 * number):
+        pause = begin + step / (2 * rate) - time.monotonic()
+        if pause > 0:
+            time.sleep(pause)
+        sealed = Envelope.event(events[step // 2 % 64]).seal()
+        (puts.write if step % 2 else puts.put)(sealed)
+
+
+_DRAINER = """
+import sys
+from tests.benchmarks.spool_figures import drain_until_killed
+drain_until_killed(sys.argv[1])
+"""
+_WRITER = """
+import sys
+from tests.benchmarks.spool_figures import write_paced
+write_paced(sys.argv[1], float(sys.argv[2]))
+"""
+
+
+def put_four(dsn: str) -> dict[str, float]:
+    """Four processes, each 50 a second for eight seconds, beside the one that drains."""
+    with _folder() as folder, _process(_DRAINER, folder), contextlib.ExitStack() as stack:
+        begin = time.monotonic() + 2.0
+        outputs = [stack.enter_context(_process(_WRITER, folder, begin)) for _ in range(4)]
+        spent: list[int] = []
+        bare: list[int] = []
+        for output in outputs:
+            one = json.loads(output.readline())
+            spent += one[0]
+            bare += one[1]
+        return percentiles("put", spent) | percentiles("bare", bare)
+
+
+def write_paced(folder: str, begin: float) -> None:
+    puts = _Puts(folder)
+    _paced(puts, begin, 50.0, 400)
+    print(json.dumps((puts.spent, puts.bare)), flush=True)
+    sys.stdin.read()
+
+
+def drain_until_killed(folder: str) -> None:
+    from transport_kit.spool import FileSpool
+
+    spool = FileSpool(f"{folder}/spool", IDENTITY)
+
+    def drain() -> None:
+        while True:
+            spool.ack(spool.claim(8, 1.0))
+
+    threading.Thread(target=drain, daemon=True).start()
+    sys.stdin.read()
+
+
+_FILL = """
+import sys
+from tests.benchmarks.spool_figures import fill
+fill(sys.argv[1], int(sys.argv[2]))
+"""
+
+
+def fill(folder: str, number: int) -> None:
+    from transport_kit.spool import FileSpool
+
+    spool = FileSpool(f"{folder}/spool", IDENTITY, drain=False, max_bytes=4 << 30)
+    envelopes = [_sealed(each) for each in range(64)]
+    for each in range(number):
+        assert spool.put(envelopes[each % 64]).accepted
+    spool.close()
+    print("filled", flush=True)
+
+
+def drain(dsn: str) -> dict[str, float]:
+    """20 000 events of 10 kB by one sender of the worker, to nobody."""
+    from transport_kit.options import TransportOptions
+    from transport_kit.outcome import Outcome
+    from transport_kit.spool import FileSpool
+    from transport_kit.worker import BackgroundWorker
+
+    with _folder() as folder:
+        with _process(_FILL, folder, 20_000) as output:
+            assert output.readline() == "filled\n"
+        done = threading.Event()
+        delivered = 0
+
+        def deliver(sealed: Any, within: float) -> Outcome:
+            nonlocal delivered
+            delivered += sealed is not None
+            if delivered == 20_000:
+                done.set()
+            return Outcome()
+
+        spool = FileSpool(f"{folder}/spool", IDENTITY, max_bytes=4 << 30)
+        worker = BackgroundWorker(spool, deliver, TransportOptions(max_senders=1))
+        began = time.monotonic()
+        worker.start()
+        assert done.wait(60.0)
+        took = time.monotonic() - began
+        worker.kill()
+        return {"events/s": 20_000 / took}
+
+
+def recover(dsn: str) -> dict[str, float]:
+    """A backlog of 500 MB: seconds from the start to the first envelope, and memory while all are drained."""
+    from transport_kit.spool import FileSpool
+
+    with _folder() as folder:
+        with _process(_FILL, folder, 50_000) as output:
+            assert output.readline() == "filled\n"
+        before = resident_kb()
+        began = time.monotonic()
+        spool = FileSpool(f"{folder}/spool", IDENTITY, max_bytes=4 << 30)
+        claims = spool.claim(1, 10.0)
+        first = time.monotonic() - began
+        number = 0
+        while claims:
+            spool.ack(claims)
+            number += len(claims)
+            claims = spool.claim(8, 0.0)
+        assert number == 50_000
+        peak = resident_kb("VmHWM")
+        spool.close()
+        return {"first ms": first * 1e3, "peak RSS MiB": peak / 1024, "of it before": before / 1024}
+
+
+_IDLE = """
+import sys
+from transport_kit import make_transport
+transport = make_transport(sys.argv[1], queue="file://" + sys.argv[2])
+transport.start()
+transport.capture_event({"message": "x"})
+transport.flush(5.0, until="delivered")
+print(transport.health().spool["draining"], flush=True)
+sys.stdin.read()
+"""
+
+
+def idle(dsn: str) -> dict[str, float]:
+    """Wake-ups a second of a process that drains and of one that stands by, at rest for six seconds."""
+    with (
+        _folder() as folder,
+        _numbered(_IDLE, dsn, f"{folder}/spool") as drains,
+        _numbered(_IDLE, dsn, f"{folder}/spool") as stands_by,
+    ):
+        time.sleep(6.5)
+        before = [_switches(pid) for pid in (drains, stands_by)]
+        time.sleep(10.0)
+        after = [_switches(pid) for pid in (drains, stands_by)]
+        rates = [(b - a) / 10.0 for a, b in zip(before, after, strict=True)]
+    return {"drains": rates[0], "stands by": rates[1]}
+
+
+@contextlib.contextmanager
+def _numbered(code: str, *arguments: object) -> Iterator[int]:
+    with _process("import os; print(os.getpid(), flush=True)" + code, *arguments) as output:
+        pid = int(output.readline())
+        output.readline()
+        yield pid
+
+
+def _switches(pid: int) -> int:
+    """How often all threads of a process went to sleep of themselves."""
+    found = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for line in (task / "status").read_text().splitlines():
+            if line.startswith("voluntary_ctxt_switches"):
+                found += int(line.split()[1])
+    return found
+
+
+def work_lost(dsn: str) -> dict[str, float]:
+    """What a caller that computes loses to 200 captures a second beside a forwarder, in per cent.
+
+    By turns of half a second with and without captures: `work` is the loss of computing, whatever takes it;
+    `calls` the time inside of the captures; `idle` the difference between two halves without any, the noise.
+    """
+    from transport_kit import make_transport
+
+    with _folder() as folder:
+        forwarder = subprocess.Popen(
+            [sys.executable, "-m", "transport_kit", "forward", f"{folder}/spool", "--dsn", dsn],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            cwd=ROOT,
+        )
+        try:
+            transport = make_transport(dsn, queue=f"file://{folder}/spool")
+            transport.start()
+            while transport.health().spool["drainer"] != forwarder.pid:  # type: ignore[index]
+                transport.capture_event({"message": "who drains?"})
+                time.sleep(0.2)
+            return _work_lost(transport)
+        finally:
+            forwarder.terminate()
+            forwarder.wait(20)
+
+
+def _work_lost(transport: Any) -> dict[str, float]:
+    events = [event(number) for number in range(64)]
+    number = 0
+    calls = 0
+
+    def work(seconds: float, *, rate: float) -> float:
+        """Rounds of work a second."""
+        nonlocal number, calls
+        begin = time.perf_counter()
+        due, rounds = begin, 0
+        while (now := time.perf_counter()) - begin < seconds:
+            if rate and now >= due:
+                due += 1 / rate
+                number += 1
+                given = {**events[number % 64], "event_id": f"{number:032x}"}
+                began = time.perf_counter_ns()
+                transport.capture_event(given)
+                calls += time.perf_counter_ns() - began
+            total = 0
+            for each in range(4000):
+                total += each * each % 7
+            rounds += 1
+        return rounds / (time.perf_counter() - begin)
+
+    work(0.5, rate=200.0)
+    calls = 0
+    quiet: list[float] = []
+    loaded: list[float] = []
+    for _ in range(10):
+        quiet.append(work(0.5, rate=0.0))
+        loaded.append(work(0.5, rate=200.0))
+        quiet.append(work(0.5, rate=0.0))
+    lost = 1 - sum(loaded) / len(loaded) * len(quiet) / sum(quiet)
+    noise = 1 - sum(quiet[0::2]) / sum(quiet[1::2])
+    transport.close(0.0)
+    return {"work %": lost * 100, "calls %": calls / (5.0 * 1e9) * 100, "idle %": noise * 100}
+
+
+FIGURES: dict[str, Callable[[str], dict[str, float]]] = {
+    "spool_put": put,
+    "spool_put_sustained": put_sustained,
+    "spool_put_paced": put_paced,
+    "spool_put_four": put_four,
+    "spool_drain": drain,
+    "spool_recover": recover,
+    "spool_idle": idle,
+    "spool_work_lost": work_lost,
+}
