@@ -15,7 +15,8 @@ import pytest
 from transport_kit.envelope import Envelope, Item
 from transport_kit.factory import make_transport
 from transport_kit.kit import Kit
-from transport_kit.options import TransportOptions
+from transport_kit.options import ReporterOptions, TransportOptions
+from transport_kit.reporting import Reporter
 from transport_kit.testing import CapturedTransport
 from transport_kit.testing.fixtures import captured_envelopes, captured_events, captured_transport
 
@@ -117,6 +118,24 @@ def test_the_fixtures_grow_with_what_is_captured(
     captured_transport.capture_event({"message": "x"})
     assert [event["message"] for event in captured_events] == ["x"]
     assert len(captured_envelopes) == 1
+
+
+def test_a_failed_assertion_says_what_the_events_are_about(transport: CapturedTransport) -> None:
+    """An event has 20 kB, and the one line that a test's author needs is somewhere within."""
+    reporter = Reporter(transport, ReporterOptions(detect_release=False))
+    try:
+        raise ValueError("boom")
+    except ValueError as error:
+        reporter.capture_exception(error, transaction="/carts/{id}")
+    reporter.capture_message("stock is low " + 100 * "x", level="warning")
+    reporter.capture_event({"logentry": {"formatted": "it failed"}})
+    transport.capture_event({"event_id": "a" * 32, "exception": {"values": []}})
+    assert repr(transport.events) == (
+        "[<error ValueError: boom, in /carts/{id}>, "
+        f"<warning stock is low {87 * 'x'}...>, <error it failed>, <error {'a' * 32}>]"
+    )
+    with pytest.raises(AssertionError, match=r"where 4 = len.*<error ValueError: boom, in /carts/"):
+        assert len(transport.events) == 1
 
 
 @pytest.mark.parametrize("plugin", ["transport_kit.testing", "transport_kit.testing.fixtures"])

@@ -9,7 +9,7 @@ Threads: as any transport. The lists are only appended to, and cleared.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 from transport_kit.envelope import Envelope
 from transport_kit.errors import SealError
@@ -21,6 +21,28 @@ from transport_kit.transport import CountingTransport
 __all__ = ["CapturedTransport"]
 
 
+_TEXT_LENGTH: Final = 100
+
+
+class _Events(list[dict[str, Any]]):
+    """Events that say what they are about: `[<error ValueError: boom, in /carts/{id}>]`."""
+
+    def __repr__(self) -> str:
+        return f"[{', '.join(_about(event) for event in self)}]"
+
+
+def _about(event: dict[str, Any]) -> str:
+    try:
+        values = event["exception"]["values"]
+        what = f"{values[-1]['type']}: {values[-1]['value']}"
+    except (KeyError, IndexError, TypeError):
+        said = event.get("logentry") or event.get("message") or event.get("event_id")
+        what = str(said.get("formatted") if isinstance(said, dict) else said)
+    what = what if len(what) <= _TEXT_LENGTH else f"{what[:_TEXT_LENGTH]}..."
+    where = f", in {event['transaction']}" if event.get("transaction") else ""
+    return f"<{event.get('level', 'error')} {what}{where}>"
+
+
 class CapturedTransport(CountingTransport):
     """Delivers nowhere, and keeps every envelope as it would be sent.
 
@@ -30,7 +52,8 @@ class CapturedTransport(CountingTransport):
     Attributes:
         sealed: The bytes of each envelope, in order.
         envelopes: The same, parsed: what the app does to its own dicts later doesn't show.
-        events: The payloads of the error events in them.
+        events: The payloads of the error events in them; its repr, and so a failed assertion, says what each
+            is about instead of all that it holds.
 
     Args:
         options: Bounds; or else fields of `TransportOptions` as keyword arguments.
@@ -41,7 +64,7 @@ class CapturedTransport(CountingTransport):
             raise TypeError("either options or fields of it")
         self.sealed: list[bytes] = []
         self.envelopes: list[Envelope] = []
-        self.events: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = _Events()
         super().__init__(options or TransportOptions(**fields))
 
     def payloads(self, type: str) -> list[Any]:
