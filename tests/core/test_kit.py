@@ -398,6 +398,30 @@ def test_facts_that_fail_cost_themselves_and_not_the_event(caplog: pytest.LogCap
     ]
 
 
+@pytest.mark.parametrize("wrong", [None, 5, (), ("a", "b", "c"), "text", {}, object()])
+def test_facts_of_the_wrong_type_cost_themselves_and_not_the_event(wrong: Any) -> None:
+    """The same, of a mistake that raises nothing by itself."""
+    sink: list[Envelope] = []
+
+    class Wrong(RequestFacts):
+        def named(self) -> Any:
+            return wrong
+
+        describe = user = named
+
+        def header(self, name: str) -> Any:
+            return wrong
+
+        def is_expected(self, error: BaseException) -> Any:
+            return None
+
+    kit = make(dsn=sink.append, traces_sample_rate=1.0, send_default_pii=True)
+    kit.serve(Wrong()).finish(ValueError("boom"))
+    kit.capture_exception(ValueError("apart"), facts=Wrong())
+    kinds = [item.type for envelope in sink for item in envelope.items]
+    assert sorted(kinds) == ["event", "event", "transaction"]
+
+
 def test_what_an_app_did_not_handle_is_reported_unless_capturing_is_off() -> None:
     """The one place where `capture_errors` is asked; and an end that was asked for is no error."""
     sink: list[Envelope] = []

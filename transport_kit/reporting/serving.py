@@ -291,19 +291,25 @@ class ServedRequest(Unit):
 
     def header(self, name: str) -> str | None:
         """See `Unit.header`."""
-        return self._facts.header(name)
+        value = self._facts.header(name)
+        return value if isinstance(value, str) else None
 
     def request(self) -> RequestInfo | None:
         """See `Unit.request`."""
-        return _asked(self._facts.describe, "request")
+        found = _asked(self._facts.describe, "request")
+        return found if isinstance(found, RequestInfo) else None
 
     def name(self) -> tuple[str, str] | None:
         """See `Unit.name`."""
-        return getattr(self, "_final_name", None) or _asked(self._facts.named, "name")
+        return getattr(self, "_final_name", None) or _asked(self._told_name, "name")
 
     def user(self) -> Mapping[str, object] | None:
         """See `Unit.user`."""
         return _asked(self._facts.user, "user")
+
+    def _told_name(self) -> tuple[str, str]:
+        name, source = self._facts.named()
+        return str(name), str(source)
 
     def _is_expected(self, error: BaseException) -> bool:
         try:
