@@ -14,7 +14,7 @@ import pytest
 from tests.core.reporting_support import Kept, reporter_for
 from transport_kit.envelope import Envelope
 from transport_kit.reporting import Reporter, TransportHandler
-from transport_kit.reporting.logs import BATCH, LogBuffer
+from transport_kit.reporting.logbuffer import BATCH, LogBuffer
 
 
 @pytest.fixture(name="kept")

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from transport_kit.dsn import Dsn
 from transport_kit.options import ReporterOptions
-from transport_kit.reporting.traces import Trace, Tracing, sentry_members
+from transport_kit.reporting.trace import Trace
+from transport_kit.reporting.traces import Tracing, sentry_members
 from transport_kit.reporting.unit import Unit
 
 KEY = "0123456789abcdef0123456789abcdef"

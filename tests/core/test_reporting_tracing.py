@@ -18,7 +18,7 @@ from transport_kit.options import ReporterOptions
 from transport_kit.reporting import Reporter, RequestInfo
 from transport_kit.reporting.sampling import LOOK_EVERY, Sampler
 from transport_kit.reporting.spans import MAX_SPANS, status_of
-from transport_kit.reporting.traces import Trace
+from transport_kit.reporting.trace import Trace
 from transport_kit.transport import NullTransport
 
 

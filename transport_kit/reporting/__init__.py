@@ -5,7 +5,8 @@ Owns what an event says and what it leaves out. Knows no framework (integrations
 """
 
 from transport_kit.reporting.checkins import Monitor
-from transport_kit.reporting.logs import TransportHandler, is_own_logger
+from transport_kit.reporting.logbuffer import is_own_logger
+from transport_kit.reporting.logs import TransportHandler
 from transport_kit.reporting.reporter import Reporter
 from transport_kit.reporting.request import RequestInfo
 from transport_kit.reporting.scope import Scope, attachment, new_scope

@@ -24,7 +24,7 @@ from transport_kit.log import log
 from transport_kit.reporting import machine
 from transport_kit.reporting.pipeline import Pipeline
 from transport_kit.reporting.scope import Scope
-from transport_kit.reporting.spans import trace_facts
+from transport_kit.reporting.traces import trace_facts
 from transport_kit.reporting.values import tidy
 
 __all__ = ["Monitor", "monitor_config"]

@@ -1,9 +1,7 @@
 """Logs: what the app logs, as log items, breadcrumbs and events.
 
-Owns the `logging` handler, the form of a log item, and the buffer that batches them. Records of this
-library's own loggers and threads are skipped by all three ways.
-
-Source: the protocol's log items: batches of at most 100, sent when full or 5 s after the first.
+Owns the `logging` handler and the form of a log item; `logbuffer.py` batches them. Records of this library's
+own loggers and threads are skipped by all three ways.
 
 Threads: any. Unlike other handlers it holds no lock while it emits: it calls hooks of the app.
 """
@@ -12,33 +10,20 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
-from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from transport_kit.envelope import Envelope
-from transport_kit.ledger import LossReason
-from transport_kit.reporting import machine
-from transport_kit.reporting.scope import Scope, tag_value
+from transport_kit.reporting.logbuffer import Log, is_own_logger
+from transport_kit.reporting.reporter import Reporter
+from transport_kit.reporting.scope import Scope
 from transport_kit.reporting.scrub import FILTERED, is_private, is_sensitive, scrub_text
-from transport_kit.reporting.spans import trace_facts
-from transport_kit.reporting.ticker import Ticker
+from transport_kit.reporting.tags import tag_value
+from transport_kit.reporting.traces import trace_facts
 from transport_kit.reporting.values import Limits, Room, bounded, tidy
-from transport_kit.transport import Transport
 
-if TYPE_CHECKING:
-    from transport_kit.reporting.reporter import Reporter
+__all__ = ["TransportHandler"]
 
-__all__ = ["is_own_logger", "LogBuffer", "TransportHandler"]
-
-#: Logs of one envelope, and seconds after the first of them.
-BATCH: Final = 100
-SEND_AFTER: Final = 5.0
-#: Logs held while nobody can send, such as inside a capture.
-_MOST_HELD: Final = 1000
-_LOGGER_NAME: Final = "transport_kit"
 _THREAD_NAME: Final = "transport-kit"
 _BODY_LENGTH: Final = 8192
 _VALUE: Final = Limits(text=1024, breadth=20, depth=3, hides=is_sensitive)
@@ -56,62 +41,6 @@ _LEVELS: Final = (
     (logging.DEBUG, "debug", 5),
 )
 _EVENT_LEVELS: Final = {"warn": "warning", "trace": "debug"}
-
-Log = dict[str, Any]
-
-
-def is_own_logger(name: object) -> bool:
-    """Whether a logger is this library's: its records are never reported, or a failure would feed itself."""
-    return isinstance(name, str) and (
-        name == _LOGGER_NAME or name.startswith((_LOGGER_NAME + ".", _LOGGER_NAME + "_"))
-    )
-
-
-class LogBuffer:
-    """Holds log items until there are 100, or for 5 s; the transport's flush sends what is there.
-
-    Args:
-        transport: Takes the envelopes.
-        seconds: From the first item to the sending of a batch that is not full.
-    """
-
-    def __init__(self, transport: Transport, seconds: float = SEND_AFTER) -> None:
-        self._transport = transport
-        self._pid = os.getpid()
-        # Appending and popping are atomic, so that no lock is needed and a fork inherits none.
-        self._held: deque[Log] = deque()
-        self._ticker = Ticker(self.send, seconds, "transport-kit-logs")
-        transport.before_flush(self.send)
-
-    def add(self, log: Log) -> None:
-        """Hold one item; sends a batch when that fills it."""
-        if self._pid != os.getpid():
-            # What the parent holds, the parent sends.
-            self._held = deque()
-            self._pid = os.getpid()
-        held = self._held
-        if len(held) >= _MOST_HELD:
-            self._transport.record_lost_event(LossReason.BUFFER_OVERFLOW, "log_item")
-            return
-        held.append(log)
-        if len(held) >= BATCH:
-            self.send()
-        else:
-            self._ticker.arm()
-
-    def send(self) -> None:
-        """Capture what is held, in batches."""
-        held = self._held if self._pid == os.getpid() else deque[Log]()
-        while held:
-            batch: list[Log] = []
-            try:
-                while len(batch) < BATCH:
-                    batch.append(held.popleft())
-            except IndexError:
-                pass  # emptied, perhaps by another thread
-            if batch:
-                # Logs of several traces travel together: the envelope names none.
-                self._transport.capture_envelope(Envelope({"sdk": machine.sdk()}).add_log(batch))
 
 
 class TransportHandler(logging.Handler):

@@ -26,8 +26,7 @@ from transport_kit.options import ReporterOptions
 from transport_kit.reporting import machine
 from transport_kit.reporting.request import RequestInfo, request_interface
 from transport_kit.reporting.scope import Scope, known_level, usable_ip, user_facts
-from transport_kit.reporting.spans import trace_facts
-from transport_kit.reporting.traces import Tracing
+from transport_kit.reporting.traces import Tracing, trace_facts
 from transport_kit.reporting.values import clean, tidy
 from transport_kit.transport import Transport
 

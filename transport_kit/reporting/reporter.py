@@ -21,7 +21,7 @@ from transport_kit.reporting import machine
 from transport_kit.reporting.checkins import Monitor, monitor_config
 from transport_kit.reporting.exceptions import exception_values, traceback_of
 from transport_kit.reporting.frames import FrameReader
-from transport_kit.reporting.logs import LogBuffer, is_own_logger
+from transport_kit.reporting.logbuffer import LogBuffer, is_own_logger
 from transport_kit.reporting.pipeline import Event, Pipeline, event_id_of, set_name, usable_release
 from transport_kit.reporting.release import detected_release
 from transport_kit.reporting.request import RequestInfo

@@ -18,7 +18,7 @@ from typing import Any, Final
 from transport_kit.ledger import LossReason
 from transport_kit.log import log
 from transport_kit.options import ReporterOptions
-from transport_kit.reporting.traces import Trace
+from transport_kit.reporting.trace import Trace
 from transport_kit.transport import Transport
 
 __all__ = ["Sampler"]

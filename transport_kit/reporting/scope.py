@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar, Token
 from itertools import islice
@@ -20,6 +19,7 @@ from typing import Any, Final, TypeAlias
 
 from transport_kit.items import Item
 from transport_kit.reporting.scrub import is_sensitive
+from transport_kit.reporting.tags import TAG_LENGTH, tag_key, tag_value
 from transport_kit.reporting.unit import Unit
 from transport_kit.reporting.values import Limits, Room, as_text, bounded, cut, tidy
 
@@ -54,13 +54,11 @@ _MAX_CONTEXTS: Final = 50
 _MAX_FINGERPRINT: Final = 20
 _MAX_TAGS: Final = 100
 _MAX_EXTRA: Final = 100
-_TAG_LENGTH: Final = 200
 _LEVELS: Final = {name: name for name in ("fatal", "error", "warning", "info", "debug")} | {
     "critical": "fatal",
     "warn": "warning",
     "log": "info",
 }
-_NOT_IN_TAG_KEY = re.compile(r"[^A-Za-z0-9_.:\-]")
 
 #: Takes an event and its hint; returns the event to go on with, or None to drop it.
 Processor: TypeAlias = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any] | None]
@@ -145,7 +143,7 @@ class Scope:
 
     def set_extra(self, key: str, value: object) -> None:
         """Add a value as it is now: a later change to it is not seen. At most 16 KiB of JSON."""
-        name = cut(as_text(key), _TAG_LENGTH)
+        name = cut(as_text(key), TAG_LENGTH)
         if name in self._extra or len(self._extra) < _MAX_EXTRA:
             self._extra[name] = bounded(value, Room(_EXTRA_BYTES), _EXTRA)
 
@@ -158,7 +156,7 @@ class Scope:
 
     def set_context(self, name: str, values: Mapping[str, object] | None) -> None:
         """Add a section of facts under `contexts`, as they are now; None removes it. At most 8 KiB each."""
-        key = cut(as_text(name), _TAG_LENGTH)
+        key = cut(as_text(name), TAG_LENGTH)
         facts = _items_of(values)
         if facts is None:
             self._contexts.pop(key, None)
@@ -176,7 +174,7 @@ class Scope:
             parts = list(islice(given, _MAX_FINGERPRINT))
         except Exception:
             parts = []  # it can't be iterated over
-        self._fingerprint = tuple(tidy(part, _TAG_LENGTH) for part in parts)
+        self._fingerprint = tuple(tidy(part, TAG_LENGTH) for part in parts)
 
     def add_event_processor(self, processor: Processor) -> None:
         """Have `processor(event, hint)` change each event captured from here on; its None drops the event.
@@ -263,7 +261,7 @@ class Scope:
         left, kept = _EXTRA_TOTAL, {}
         for name, value in list(self._extra.items()):
             room = Room(min(left, _EXTRA_BYTES))
-            if room.left < 2 * _TAG_LENGTH:
+            if room.left < 2 * TAG_LENGTH:
                 break
             before = room.left
             kept[name] = bounded(value, room, _EXTRA)
@@ -286,7 +284,7 @@ def attachment(
     return Item(
         payload,
         type="attachment",
-        filename=cut(as_text(filename), _TAG_LENGTH) or "attachment",
+        filename=cut(as_text(filename), TAG_LENGTH) or "attachment",
         content_type=content_type,
         attachment_type=attachment_type,
     )
@@ -295,16 +293,6 @@ def attachment(
 def known_level(level: object) -> str:
     """The level as servers know it; `error` when they don't."""
     return _LEVELS.get(str.lower(level), "error") if issubclass(type(level), str) else "error"  # type: ignore[arg-type]
-
-
-def tag_key(key: object) -> str:
-    """A tag's key as servers take it: spaces become `-`, other characters outside the set `_`."""
-    return _NOT_IN_TAG_KEY.sub("_", cut(as_text(key), _TAG_LENGTH).strip().replace(" ", "-"))
-
-
-def tag_value(value: object) -> str:
-    """A tag's value as servers take it: one line of text."""
-    return cut(" ".join(as_text(value).splitlines()), _TAG_LENGTH)
 
 
 def _items_of(value: object) -> dict[Any, Any] | None:

@@ -12,18 +12,14 @@ from __future__ import annotations
 import time
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
-from transport_kit.reporting.scope import tag_key, tag_value
 from transport_kit.reporting.scrub import is_sensitive, scrub_text
-from transport_kit.reporting.traces import Trace, Tracing, new_span_id
-from transport_kit.reporting.unit import Unit
+from transport_kit.reporting.tags import tag_key, tag_value
+from transport_kit.reporting.trace import Trace, new_span_id
 from transport_kit.reporting.values import Limits, Room, bounded, cut, tidy
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["NO_SPAN", "running_span", "Span", "status_of", "trace_facts", "Transaction"]
+__all__ = ["NO_SPAN", "running_span", "Span", "status_of", "Transaction"]
 
 #: Spans of one transaction; further ones are counted as lost.
 MAX_SPANS: Final = 1000
@@ -272,7 +268,12 @@ class Transaction(Span):
 NO_SPAN: Final = Span(None, None, "0" * 16, "", "")
 
 
-def running_span(unit: Unit) -> Span | None:
+class _Unit(Protocol):
+    @property
+    def transaction(self) -> Transaction | None: ...
+
+
+def running_span(unit: _Unit) -> Span | None:
     """The innermost span that runs in this context; None when the unit is not sampled, or has ended."""
     root = unit.transaction
     if root is None:
@@ -280,15 +281,3 @@ def running_span(unit: Unit) -> Span | None:
     span = _running.get()
     # A span of another unit: this unit was begun within that one, as by a test client.
     return span if span is not None and span.transaction is root else root
-
-
-def trace_facts(unit: Unit, tracing: Tracing) -> Mapping[str, Any]:
-    """`contexts.trace` of what is captured now."""
-    trace = tracing.trace_of(unit)
-    span = running_span(unit)
-    if span is not None:
-        return span.context(trace.trace_id)
-    facts: dict[str, Any] = {"trace_id": trace.trace_id, "span_id": trace.span_id}
-    if trace.parent_span_id is not None:
-        facts["parent_span_id"] = trace.parent_span_id
-    return facts

@@ -12,13 +12,11 @@ import os
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from transport_kit.reporting.request import RequestInfo
-
-if TYPE_CHECKING:
-    from transport_kit.reporting.spans import Transaction
-    from transport_kit.reporting.traces import Trace
+from transport_kit.reporting.spans import Transaction
+from transport_kit.reporting.trace import Trace
 
 __all__ = ["MAX_BREADCRUMBS", "Unit"]
 
