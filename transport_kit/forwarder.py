@@ -1,7 +1,7 @@
 """The forwarder: drains spools from a process of its own, so that app processes only write.
 
-Owns which identities of a directory it serves, how fast it replays a backlog after an outage, and an end
-that leaves no request half done. Delivering is the transport's, with the same worker as in an app; the
+Owns which identities of a directory it serves, and an end that leaves no request half done. How fast a
+backlog is replayed is `pace.py`'s. Delivering is the transport's, with the same worker as in an app; the
 spool prefers a forwarder to all other processes (`spool/election.py`).
 
 Threads: `run` belongs to one thread; `stop` and `reload` may be called from any, and from signal handlers;
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import select
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from transport_kit.health import Health
 from transport_kit.http import HttpTransport
 from transport_kit.log import log
 from transport_kit.options import TransportOptions
+from transport_kit.pace import REPLAY_INTERVAL, REPLAY_RUN, Pace, Rate
 from transport_kit.queue import Claim
 from transport_kit.spool import FileSpool
 from transport_kit.spool.directory import identities_in, identity_of, open_directory, read_credentials
@@ -33,11 +33,8 @@ from transport_kit.spool.inspection import Inspection
 from transport_kit.spool.system import System
 from transport_kit.transport import Transport
 
-__all__ = ["Event", "Forwarder", "ForwarderView", "Pace", "Rate", "Summary"]
+__all__ = ["Event", "Forwarder", "ForwarderView", "Summary"]
 
-#: Seconds between two envelopes after an outage, and how many in a row have to arrive to end that.
-REPLAY_INTERVAL: Final = 0.1
-REPLAY_RUN: Final = 50
 #: Seconds between two looks for new identities; while it waits for something to end.
 LOOK_EVERY: Final = 1.0
 PULSE: Final = 0.02
@@ -46,77 +43,6 @@ PATIENCE: Final = 10.0
 
 #: What is told of a run: a word, and facts without secrets.
 Event = Callable[[str, Mapping[str, Any]], None]
-
-
-class Rate:
-    """An upper bound for all that share it.
-
-    Args:
-        per_second: Envelopes; None for no bound.
-
-    Threads: any. The bound holds on average: two that ask at the same moment may both go, and then wait.
-    """
-
-    def __init__(self, per_second: float | None) -> None:
-        self._interval = 0.0 if per_second is None else 1.0 / per_second
-        self._lock = threading.Lock()
-        self._next = 0.0  # guarded by `_lock`
-
-    def wait(self, now: float) -> float:
-        """Seconds until one may go; 0 or less: now."""
-        return self._next - now
-
-    def took(self, now: float) -> None:
-        """One goes."""
-        with self._lock:
-            self._next = max(self._next, now) + self._interval
-
-
-class Pace:
-    """How fast one server is sent to: at the bound of all, and slowly after it could not be reached.
-
-    A server that comes back finds every client with a backlog. So after a failure envelopes go one by
-    one, `interval` apart, until `run` of them in a row were answered.
-
-    Args:
-        rate: The bound that is shared with others.
-        interval: Seconds.
-        run: Envelopes.
-
-    Threads: any.
-    """
-
-    def __init__(self, rate: Rate, *, interval: float = REPLAY_INTERVAL, run: int = REPLAY_RUN) -> None:
-        self._rate = rate
-        self._replay = Rate(1.0 / interval)
-        self._run = run
-        self._lock = threading.Lock()
-        self._left = 0  # guarded by `_lock`: successes until full speed
-
-    @property
-    def slow(self) -> bool:
-        """Whether it replays one by one."""
-        return self._left > 0
-
-    def wait(self, now: float) -> float:
-        """Seconds until the next envelope may go; 0 or less: now."""
-        wait = self._rate.wait(now)
-        return max(wait, self._replay.wait(now)) if self.slow else wait
-
-    def took(self, now: float) -> None:
-        """One goes."""
-        self._rate.took(now)
-        self._replay.took(now)
-
-    def succeeded(self) -> None:
-        """The server answered."""
-        with self._lock:
-            self._left = max(0, self._left - 1)
-
-    def failed(self) -> None:
-        """It could not be reached, or said that it can't work."""
-        with self._lock:
-            self._left = self._run
 
 
 class _PacedSpool(FileSpool):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import transport_kit.cli.spool as cli_spool
 from tests.core.cli_support import run, run_json
 from tests.core.spool_support import event, log_entry, session
 from transport_kit import Dsn, Envelope
+from transport_kit.cli import _tables
 from transport_kit.sealing import SealedEnvelope
 from transport_kit.spool import FileSpool, identity_of
 from transport_kit.spool.inspection import Inspection
@@ -379,9 +381,9 @@ def test_a_terminal_gets_tables_and_is_not_steered(path: Path, monkeypatch: pyte
             return True
 
     shown = Terminal()
-    monkeypatch.setattr(cli_spool.sys, "stdout", shown)
+    monkeypatch.setattr(sys, "stdout", shown)
     monkeypatch.setattr("rich.console.Console.__init__", _wide(Console.__init__, shown))
-    cli_spool._table(("id", "reason"), [("1", "[red]\x1b[2Jboom[/red]")])
+    _tables.table(("id", "reason"), [("1", "[red]\x1b[2Jboom[/red]")])
     assert "[red] [2Jboom[/red]" in shown.getvalue()
     assert "\x1b[2J" not in shown.getvalue()
 
@@ -403,7 +405,7 @@ def test_much_to_read_shows_its_progress(path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(cli_spool, "LONG", 1)
     shown = Terminal()
-    monkeypatch.setattr(cli_spool.sys, "stderr", shown)
+    monkeypatch.setattr(sys, "stderr", shown)
     with Inspection(str(path), IDENTITY) as inspection, cli_spool._progress([inspection]) as progressed:
         assert len(list(inspection.waiting(progressed))) == 1
     assert "reading" in shown.getvalue()
@@ -411,13 +413,13 @@ def test_much_to_read_shows_its_progress(path: Path, monkeypatch: pytest.MonkeyP
 
 def test_sizes_and_ages_are_written_for_people() -> None:
     """Three digits say enough."""
-    assert [cli_spool._size(n) for n in (1, 2048, 3 << 20, 5 << 30)] == [
+    assert [_tables.size(n) for n in (1, 2048, 3 << 20, 5 << 30)] == [
         "1 bytes",
         "2.0 KiB",
         "3.0 MiB",
         "5.0 GiB",
     ]
-    assert [cli_spool._age(n) for n in (5, 3700)] == ["5 s", "1:01:40"]
+    assert [_tables.age(n) for n in (5, 3700)] == ["5 s", "1:01:40"]
     assert [cli_spool._who(*pair) for pair in ((None, None), (0, None), (5, 5), (5, None))] == [
         "nobody",
         "a process",

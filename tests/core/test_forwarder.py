@@ -17,9 +17,10 @@ import pytest
 
 from transport_kit import Dsn, make_transport
 from transport_kit.errors import OptionsError
-from transport_kit.forwarder import Forwarder, ForwarderView, Pace, Rate, Summary, _PacedSpool
+from transport_kit.forwarder import Forwarder, ForwarderView, Summary, _PacedSpool
 from transport_kit.monitor import MOST_REQUESTS, Monitor, metrics_writer
 from transport_kit.options import TransportOptions
+from transport_kit.pace import Pace, Rate
 from transport_kit.spool import FileSpool, identity_of
 from transport_kit.testing import FaultServer
 

@@ -15,7 +15,7 @@ import transport_kit
 ROOT = Path(transport_kit.__file__).parent
 #: From the ground up. A module imports from layers below its own only; a folder is one room.
 LAYERS = (
-    {"errors", "forking", "health", "limits", "log", "offloop", "retry", "statelock", "version"},
+    {"errors", "forking", "health", "limits", "log", "offloop", "pace", "retry", "statelock", "version"},
     {"compression", "dsn", "encoding", "exchange", "options", "parsing", "proxies", "sealing"},
     {"connections", "ledger", "lifecycle", "trimming", "turns", "validation"},
     {"items", "queue"},

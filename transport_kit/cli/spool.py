@@ -3,8 +3,8 @@
 Owns the subcommands, and what they print: tables for people, one JSON object for machines. Reading and
 changing the files is `transport_kit.spool.inspection`'s. Works beside writers and a drainer.
 
-What is shown was sent by anyone: it can't steer a terminal, and is never read as markup. Keys are left out:
-those of stored DSNs wherever they stand, and whatever stands where a key would.
+What is shown was sent by anyone: see `_tables.py` for what it can't do to a terminal, and `_contents.py` for
+the keys in it.
 
 Threads: main thread only.
 """
@@ -12,7 +12,6 @@ Threads: main thread only.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import os
 import re
@@ -25,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from transport_kit.cli._connection import interruptible
+from transport_kit.cli._contents import contents
+from transport_kit.cli._tables import age, quantities, size, table
 from transport_kit.cli._text import MaskedCommand, MaskedGroup, masked, one_line
 from transport_kit.errors import InvalidEnvelope, OptionsError, SealError
 
@@ -40,8 +41,6 @@ SHOWN: Final = 50
 LONG: Final = 32 * 1024 * 1024
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _AGE: Final = re.compile(r"([0-9]{1,9})([smhdw])")
-_KEYS: Final = frozenset({"dsn", "public_key", "secret_key", "sentry_key", "sentry_secret"})
-_DEEPEST: Final = 60
 _CLASSES: Final = ("replay", "log", "transaction", "session", "error")
 
 
@@ -101,8 +100,8 @@ def status(directory: Path, as_json: bool) -> None:
         click.echo(f"{facts['identity']}  {facts['dsn'] or 'no DSN is stored'}")
         published = facts["published"] or {}
         for name, text in (
-            ("waiting", f"{facts['waiting']} envelopes, {_size(facts['bytes'])}, {facts['segments']} files"),
-            ("oldest", "none" if facts["oldest_age"] is None else _age(facts["oldest_age"])),
+            ("waiting", f"{facts['waiting']} envelopes, {size(facts['bytes'])}, {facts['segments']} files"),
+            ("oldest", "none" if facts["oldest_age"] is None else age(facts["oldest_age"])),
             ("drained by", _who(facts["drainer"], facts["forwarder"])),
             ("dead letters", str(facts["dead_letters"])),
             *(
@@ -168,15 +167,15 @@ def ls(directory: Path, limit: int | None, as_json: bool) -> None:
     if as_json:
         _print_json({"total": total, "envelopes": rows})
         return
-    _table(
+    table(
         ("id", "class", "holds", "size", "age", "attempts", ""),
         (
             (
                 row["id"],
                 row["class"],
-                _quantities(row["quantities"]),
-                _size(row["bytes"]),
-                _age(row["age"]),
+                quantities(row["quantities"]),
+                size(row["bytes"]),
+                age(row["age"]),
                 str(row["attempts"]),
                 "under way" if row["under_way"] else "",
             )
@@ -217,12 +216,12 @@ def show(id: str, directory: Path, as_json: bool) -> None:
                 one_line(f"{masked(id)} is not there: delivered, given up, or never taken")
             )
         facts, sealed, secrets = found
-    shown = {**facts, **_contents(sealed, secrets)}
+    shown = {**facts, **contents(sealed, secrets)}
     if as_json:
         _print_json(shown)
         return
     for name, value in facts.items():
-        click.echo(one_line(f"{name:<10} {_quantities(value) if isinstance(value, Mapping) else value}"))
+        click.echo(one_line(f"{name:<10} {quantities(value) if isinstance(value, Mapping) else value}"))
     click.echo(f"headers    {json.dumps(shown['headers'])}")
     for item in shown["items"]:
         click.echo(one_line(f"\nitem {item['type']}, {item['bytes']} bytes"))
@@ -243,48 +242,6 @@ def _envelopes(
                 sealed = each.load(waiting)
                 if sealed is not None:
                     yield {"state": "waiting", **_row(waiting)}, sealed, secrets
-
-
-def _contents(sealed: SealedEnvelope, secrets: tuple[str, ...]) -> dict[str, Any]:
-    return {
-        "headers": _without_keys(_parsed(sealed.header), secrets),
-        "items": [
-            {
-                "type": _without_keys(item.type, secrets),
-                "bytes": len(item.payload),
-                "headers": _without_keys(_parsed(item.header), secrets),
-                "payload": _without_keys(_parsed(item.payload), secrets),
-            }
-            for item in sealed.items
-        ],
-    }
-
-
-def _parsed(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _without_keys(value: Any, secrets: tuple[str, ...], depth: int = 0) -> Any:
-    """The value with *** in the place of keys; cut where it is deeper than anyone reads."""
-    if isinstance(value, str):
-        for secret in secrets:
-            value = re.sub(re.escape(secret), "***", value, flags=re.IGNORECASE)
-        return masked(value)
-    if depth >= _DEEPEST and isinstance(value, dict | list):
-        return "..."
-    if isinstance(value, list):
-        return [_without_keys(each, secrets, depth + 1) for each in value]
-    if isinstance(value, dict):
-        return {
-            _without_keys(name, secrets): "***"
-            if name.lower() in _KEYS
-            else _without_keys(each, secrets, depth + 1)
-            for name, each in value.items()
-        }
-    return value
 
 
 @command.command(cls=MaskedCommand)
@@ -345,15 +302,15 @@ def dead_letters(directory: Path, as_json: bool) -> None:
     if as_json:
         _print_json({"dead": rows})
         return
-    _table(
+    table(
         ("id", "reason", "holds", "size", "buried", "attempts"),
         (
             (
                 row["id"],
                 row["reason"],
-                _quantities(row["quantities"]),
-                _size(row["bytes"]),
-                _age(row["buried_age"]),
+                quantities(row["quantities"]),
+                size(row["bytes"]),
+                age(row["buried_age"]),
                 str(row["attempts"]),
             )
             for row in rows
@@ -514,25 +471,6 @@ def _print_json(facts: Mapping[str, Any]) -> None:
     click.echo(json.dumps(facts, indent=2))
 
 
-def _table(names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    """A table on a terminal, lines with tabs in a pipe."""
-    lines = [tuple(one_line(cell) for cell in row) for row in rows]
-    if not sys.stdout.isatty():
-        for line in lines:
-            click.echo("\t".join(line).rstrip("\t"))
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for name in names:
-        table.add_column(name, no_wrap=name == "id", justify="right" if name in ("size", "age") else "left")
-    for line in lines:
-        table.add_row(*(Text(cell) for cell in line))  # never read as markup
-    Console().print(table)
-
-
 def _normal(id: str) -> str:
     """An event id however it is written."""
     return id if ":" in id else id.replace("-", "").lower()
@@ -547,20 +485,3 @@ def _who(drainer: int | None, forwarder: int | None) -> str:
         return "nobody"
     kind = "forwarder" if forwarder == drainer else "app process"
     return f"{kind} {drainer}" if drainer else "a process"
-
-
-def _quantities(quantities: Mapping[str, int]) -> str:
-    return ", ".join(f"{category} {n}" for category, n in quantities.items())
-
-
-def _size(size: int) -> str:
-    if size < 1024:
-        return f"{size} bytes"
-    power = 1 if size < 1024**2 else 2 if size < 1024**3 else 3
-    return f"{size / 1024**power:.1f} {('', 'KiB', 'MiB', 'GiB')[power]}"
-
-
-def _age(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return str(datetime.timedelta(seconds=int(seconds)))
