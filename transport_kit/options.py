@@ -25,6 +25,8 @@ _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
+#: What every framework takes for itself, and every server hands on as it is.
+_PLAIN_PATH = re.compile(r"(/[A-Za-z0-9\-._~]+)+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,6 +470,8 @@ class IntegrationOptions(_Options):
         super().__post_init__()
         if self.path is not None and (not self.path.startswith("/") or self.path.endswith("/")):
             raise OptionsError("path", "must start with a slash and not end with one, such as /transport")
+        if self.path is not None and not _PLAIN_PATH.fullmatch(self.path):
+            raise OptionsError("path", "must be letters, digits and -._~ between slashes, such as /transport")
 
 
 _ALL: tuple[type[_Options], ...] = (TransportOptions, ReporterOptions, IntegrationOptions)
