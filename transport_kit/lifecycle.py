@@ -161,8 +161,11 @@ def _guarded(call: Callable[[float], Any], seconds: float) -> Any:
 def renew_all() -> None:
     """In a forked child: each transport is new again. Called by the fork itself."""
     log.renew()
-    for transport in _live():
-        transport._renew_after_fork()
+    # gunicorn's gevent worker patches `threading` after the fork. Threads that were taken from it before are
+    # real ones, and the process dies of them at its end. The first use renews, too: it sees another process.
+    if "gevent" not in sys.modules:
+        for transport in _live():
+            transport._renew_after_fork()
     _watch_multiprocessing()
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 from typing import Any
 
 import pytest
@@ -145,6 +146,18 @@ def test_a_fork_renews_every_transport_once() -> None:
     watched(one, two)
     lifecycle.renew_all()
     assert one.calls == two.calls == ["renew"]
+
+
+def test_a_fork_leaves_renewal_to_the_first_use_where_gevent_may_still_patch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A preloaded worker of gunicorn's is patched after the fork: threads taken before would be real ones,
+    which a process that gevent runs does not survive."""
+    monkeypatch.setitem(sys.modules, "gevent", types.ModuleType("gevent"))
+    one = Ending()
+    watched(one)
+    lifecycle.renew_all()
+    assert one.calls == []
 
 
 def test_sigterm_is_left_alone_off_the_main_thread_and_where_it_is_taken() -> None:
