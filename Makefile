@@ -24,10 +24,10 @@ RUN := $(VENV)/.stamp-run
 DEV := $(VENV)/.stamp-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-all coverage demo lint types wheel docs bench chaos clean
+.PHONY: help venv test test-all coverage demo lint types wheel docs bench servers servers-uwsgi chaos clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Asked before anything is made, so that a machine that lacks something gets a sentence and not a traceback.
 $(BIN)/python:
@@ -61,7 +61,7 @@ demo: $(if $(filter fastapi,$(APP)),$(DEV),$(RUN)) ## See one error arrive: rece
 	@$(BIN)/python example_apps/demo.py $(APP) $(if $(filter-out 0,$(ONCE)),--once)
 
 test: $(DEV) ## Run the suite
-	@$(BIN)/python -m pytest -q -m 'not chaos' -n $(JOBS) --dist loadgroup $(TESTS)
+	@$(BIN)/python -m pytest -q -m 'not chaos and not servers' -n $(JOBS) --dist loadgroup $(TESTS)
 
 # What `nox` needs is settled with everything else in constraints.txt.
 test-all: $(DEV) ## Run each integration with its oldest and newest framework
@@ -70,7 +70,7 @@ test-all: $(DEV) ## Run each integration with its oldest and newest framework
 
 coverage: $(DEV) ## Run the suite, and fail below 95 % of branches in transport_kit/
 	@$(BIN)/python -m coverage erase
-	@$(BIN)/python -m coverage run -m pytest -q -m 'not chaos' $(TESTS)
+	@$(BIN)/python -m coverage run -m pytest -q -m 'not chaos and not servers' $(TESTS)
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report --fail-under=95
 
@@ -97,6 +97,14 @@ docs: $(DEV) ## Hold the documentation against the code: options, snippets, link
 
 bench: $(DEV) ## Print the figures of docs/performance.md
 	@$(BIN)/python -m tests.benchmarks.figures
+
+servers: $(DEV) ## Run every server of docs/operations.md, and print its table (minutes)
+	@$(BIN)/python -m pytest -q tests/process/servers
+
+servers-uwsgi: $(DEV) ## Build uWSGI, which needs a C compiler, and run its part of the table
+	@command -v cc >/dev/null || { echo "There is no C compiler here. Install one (Debian, Ubuntu: sudo apt-get install gcc), then repeat." >&2; exit 1; }
+	@$(PIP) uwsgi
+	@$(BIN)/python -m pytest -q tests/process/servers -k uWSGI
 
 chaos: $(DEV) ## Run the long campaigns (minutes)
 	@TRIALS=$(TRIALS) $(BIN)/python -m pytest -q -m 'chaos or hypothesis' --hypothesis-profile campaign --timeout 1800 $(TESTS)

@@ -1,16 +1,16 @@
-"""What the tests with real servers share: the receiver their workers report to."""
+"""Prints the table of the rows that ran, at the end of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from transport_kit.testing import FaultServer
+from tests.process.servers.table import table
 
 
-@pytest.fixture(name="receiver")
-def _receiver() -> Iterator[FaultServer]:
-    """Takes everything at once until told otherwise."""
-    with FaultServer() as receiver:
-        yield receiver
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """pytest's hook; where several processes share the suite, the one that reports has not loaded this."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    records = [value for report in reports for name, value in report.user_properties if name == "server"]
+    if records:
+        terminalreporter.section("servers")
+        terminalreporter.write_line(table(records))

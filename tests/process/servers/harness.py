@@ -1,12 +1,19 @@
-"""Starts a real server as a child process, and ends whatever it started, by process id."""
+"""Runs one row of the matrix: a real server, load, a signal, and what became of every accepted event.
+
+Owns the processes of a row, and ends whatever is left of them, by process id.
+
+Threads: `run` keeps a bounded number of clients on threads of its own, all ended when it returns.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -14,47 +21,76 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-__all__ = ["Ended", "running", "Server", "SERVERS"]
+import trustme
 
-ROOT = Path(__file__).parents[3]
-_APPS = "tests.process.servers.apps"
+from tests.process.servers.rows import IN_FLIGHT, NONE, SHUTDOWN_TIMEOUT, Row
+from transport_kit.testing import FaultServer
 
-#: How each server is started; `{app}` and `{port}` are filled in.
-SERVERS: dict[str, tuple[str, ...]] = {
-    "uvicorn": ("uvicorn", "{app}", "--port", "{port}", "--log-level", "warning"),
-    "uvicorn-2": ("uvicorn", "{app}", "--port", "{port}", "--log-level", "warning", "--workers", "2"),
-    "gunicorn": (
-        "gunicorn", "{app}", "-b", "127.0.0.1:{port}", "-k", "uvicorn_worker.UvicornWorker",
-        "--log-level", "warning", "--no-control-socket",
-    ),
-    "hypercorn": ("hypercorn", "{app}", "-b", "127.0.0.1:{port}", "--log-level", "warning"),
-    "granian": ("granian", "{app}", "--interface", "asgi", "--port", "{port}", "--log-level", "warning"),
-}  # fmt: skip
+__all__ = ["missing", "Outcome", "ROOT", "run"]
+
+ROOT: Final = Path(__file__).parents[3]
+#: Seconds until whatever a row waits for must have come.
+PATIENCE: Final = 20.0
+#: Clients at a time, requests of each at most, and seconds between two of them.
+CLIENTS: Final = 3
+MOST: Final = 1000
+PACE: Final = 0.02
+#: Seconds that the receiver takes for an answer, about as over the internet.
+ANSWER: Final = 0.05
+#: Events that wait in each process when the signal comes, at least: more than can be on their way.
+WAITING: Final = 12
+#: The processes that end by themselves under load before the signal comes, at least.
+RECYCLED: Final = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a server ended: seconds from the signal, the exit status, the hooks of its workers, its stderr."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a row came to.
 
+    Attributes:
+        hooks: What ended the processes that had reported.
+        accepted: Events that their transports accepted.
+        delivered: Of these, how many the receiver has.
+        duplicates: How many it has got twice.
+        seconds: From the signal to the end of the last process.
+        status: The server's exit status.
+        said: What the server and its apps wrote to stdout and stderr.
+    """
+
+    hooks: frozenset[str]
+    accepted: int
+    delivered: int
+    duplicates: int
     seconds: float
     status: int
-    hooks: tuple[str, ...]
     said: str
+
+    @property
+    def lost(self) -> int:
+        return self.accepted - self.delivered
 
 
 class Server:
-    """A server that runs. `notes` is where its apps write; see `apps.py`."""
+    """A server that runs."""
 
-    def __init__(self, process: subprocess.Popen[str], port: int, notes: Path, log: Path) -> None:
+    def __init__(self, row: Row, process: subprocess.Popen[str], port: int, directory: Path) -> None:
         self.process = process
         self.port = port
-        self.notes = notes
-        self._log = log
+        self._row = row
+        self._notes = directory / "notes"
+        self._log = directory / "log"
 
-    def get(self, path: str, timeout: float = 20.0) -> int:
-        """The status of one request on a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+    # -- asking it ---------------------------------------------------------------------------------
+
+    def get(self, path: str) -> int:
+        """The status of one request on a connection of its own.
+
+        Raises:
+            OSError, HTTPException: There is no whole answer.
+        """
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             connection.request("GET", path, headers={"Connection": "close"})
             response = connection.getresponse()
@@ -63,100 +99,308 @@ class Server:
         finally:
             connection.close()
 
-    def wait_until_listening(self, timeout: float = 20.0) -> None:
-        """Return when connections are accepted."""
+    def load(self, environ: dict[str, str], directory: Path) -> contextlib.AbstractContextManager[None]:
+        """Clients that keep asking, before the signal and after it."""
+        return self._tasks(environ, directory) if self._row.asks else self._requests()
 
-        def listens() -> bool:
-            with socket.socket() as probe:
-                return probe.connect_ex(("127.0.0.1", self.port)) == 0
+    @contextlib.contextmanager
+    def _tasks(self, environ: dict[str, str], directory: Path) -> Iterator[None]:
+        client = subprocess.Popen([sys.executable, "-m", *self._row.asks], cwd=directory, env=environ)
+        try:
+            yield
+        finally:
+            client.kill()
+            client.wait()
 
-        self._until(listens, timeout)
+    @contextlib.contextmanager
+    def _requests(self) -> Iterator[None]:
+        stop = threading.Event()
 
-    def wait_for_notes(self, fact: str, count: int = 1, timeout: float = 20.0) -> None:
-        """Return when `count` processes have noted `fact`."""
-        self._until(lambda: len(list(self.notes.glob(f"{fact}-*"))) >= count, timeout)
+        def ask() -> None:
+            for _ in range(MOST):
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    self.get("/carts/2")
+                if stop.wait(PACE):
+                    return
 
-    def _until(self, true: Callable[[], bool], timeout: float) -> None:
+        clients = [threading.Thread(target=ask) for _ in range(CLIENTS)]
+        for client in clients:
+            client.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            for client in clients:
+                client.join()
+
+    @contextlib.contextmanager
+    def slow_request(self) -> Iterator[None]:
+        """A request is in flight, and takes `IN_FLIGHT` seconds. Tasks are so at any time."""
+        if self._row.asks:
+            yield
+            return
+
+        def ask() -> None:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                self.get("/later")
+
+        client = threading.Thread(target=ask)
+        client.start()
+        try:
+            self.until(lambda: bool(self._noted("busy")))
+            yield
+        finally:
+            client.join()
+
+    # -- its notes -----------------------------------------------------------------------------------
+
+    def _noted(self, fact: str) -> dict[int, list[str]]:
+        """The lines of each process's note of this fact."""
+        files = self._notes.glob(f"{fact}-*")
+        return {int(file.name.rpartition("-")[2]): file.read_text().splitlines() for file in files}
+
+    @property
+    def accepted(self) -> dict[int, list[str]]:
+        """The ids of the events that each process has accepted."""
+        return self._noted("accepted")
+
+    @property
+    def ended(self) -> dict[int, str]:
+        """The hook that ended each process which had accepted some."""
+        ended = self._noted("ended")
+        return {pid: ended[pid][0] for pid in self.accepted if ended.get(pid)}
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text()
+
+    # -- waiting -------------------------------------------------------------------------------------
+
+    def until(self, true: Callable[[], bool]) -> None:
+        """Return when it is so.
+
+        Raises:
+            AssertionError: It did not become so, or the server has ended.
+        """
         never = threading.Event()
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + PATIENCE
         while not true():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"the server is not up: {self.said}")
             never.wait(0.01)
 
-    def terminate(self, on_hook: Callable[[], object] = lambda: None, timeout: float = 20.0) -> Ended:
-        """Send SIGTERM, as process managers do, and wait for the end.
+    def wait_until_it_serves(self) -> None:
+        """Return when a request is answered."""
+
+        def serves() -> bool:
+            try:
+                return self.get("/carts/1") == 200
+            except (OSError, http.client.HTTPException):
+                return False
+
+        if not self._row.asks:
+            self.until(serves)
+
+    def end(self, on_hook: Callable[[], object]) -> float:
+        """Send SIGTERM, and wait until no process of it is left; seconds.
 
         Args:
-            on_hook: Called once, when the first worker's transport has learnt that the end is near.
+            on_hook: Called once, when the first process that has reported learns of its end.
+
+        Raises:
+            AssertionError: It does not end.
         """
+        before = set(self.ended)
         began = time.monotonic()
-        self.process.send_signal(signal.SIGTERM)
+        self.process.terminate()
         never = threading.Event()
         called = False
-        while (status := self.process.poll()) is None:
-            if not called and any(self.notes.glob("ended-*")):
+        while self.process.poll() is None or any(map(self.is_ours, self.accepted)):
+            if not called and set(self.ended) - before:
                 called = True
                 on_hook()
-            if time.monotonic() - began > timeout:
+            if time.monotonic() - began > PATIENCE:
                 raise AssertionError(f"the server does not end: {self.said}")
             never.wait(0.01)
-        seconds = time.monotonic() - began
-        hooks = tuple(sorted(file.read_text() for file in self.notes.glob("ended-*")))
-        return Ended(seconds, status, hooks, self.said)
+        return time.monotonic() - began
 
-    @property
-    def said(self) -> str:
-        """What the server and its apps wrote to stdout and stderr."""
-        return self._log.read_text()
+    def is_ours(self, pid: int) -> bool:
+        """Whether a process lives and is of this row, and not another with its number."""
+        try:
+            environ = Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            return False
+        return f"SERVER_NOTES={self._notes}\0".encode() in environ
+
+    def kill(self) -> None:
+        """End what is left of it, the workers that a killed server leaves behind included."""
+        noted = {int(file.name.rpartition("-")[2]) for file in self._notes.iterdir()}
+        for pid in {self.process.pid, *noted}:
+            if self.is_ours(pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def missing(row: Row) -> str | None:
+    """What this machine lacks for a row; None when it can run."""
+    if row.command[0] == "uwsgi" and not _program("uwsgi").exists():
+        return "uWSGI is not installed: make servers-uwsgi"
+    if "{redis}" in row.command and shutil.which("redis-server") is None:
+        return "there is no redis-server on this machine"
+    return None
+
+
+def run(
+    row: Row, directory: Path, *, hangs: bool = False, shutdown_timeout: float = SHUTDOWN_TIMEOUT
+) -> Outcome:
+    """Start the server, end it under load, and count.
+
+    Nothing is delivered from a moment before the signal until a hook has seen the end, so that luck can't
+    stand in for a hook. Where processes end by themselves answers are slow instead. With `hangs` the
+    receiver never answers.
+
+    Raises:
+        AssertionError: The server does not come up, or does not end.
+    """
+    authority = trustme.CA()
+    (directory / "ca.pem").write_bytes(authority.cert_pem.bytes())
+    context = None
+    if row.tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1").configure_cert(context)
+    with FaultServer(ssl_context=context) as receiver, _redis(row, directory) as redis:
+        receiver.delay = ANSWER
+        if hangs:
+            receiver.fault("hang")
+        environ = _environ(row, directory, receiver.dsn, redis)
+        environ["TRANSPORT_KIT_SHUTDOWN_TIMEOUT"] = str(shutdown_timeout)
+        with _serving(row, directory, environ) as server, server.load(environ, directory):
+            server.until(lambda: len(server.accepted) >= row.workers)
+            if row.recycles:
+                server.until(lambda: sum(not server.is_ours(pid) for pid in server.accepted) >= RECYCLED)
+            else:
+                if not hangs:
+                    receiver.hold()
+                before = {pid: len(events) for pid, events in server.accepted.items()}
+                server.until(lambda: _wait_in_each(server, before, row))
+            with server.slow_request():
+                seconds = server.end(lambda: None if hangs else receiver.release())
+        if not hangs:
+            receiver.release()
+        accepted = {event for events in server.accepted.values() for event in events}
+        hooks = frozenset(server.ended.get(pid, NONE) for pid in server.accepted)
+        if row.spool:
+            _drain(row, directory, environ, receiver, accepted)
+        arrived = receiver.event_ids()
+        return Outcome(
+            hooks=hooks,
+            accepted=len(accepted),
+            delivered=len(accepted & set(arrived)),
+            duplicates=len(arrived) - len(set(arrived)),
+            seconds=seconds,
+            status=server.process.returncode,
+            said=server.said,
+        )
 
 
 @contextlib.contextmanager
-def running(
-    name: str, directory: Path, dsn: str, *, app: str = "app", **environment: object
-) -> Iterator[Server]:
-    """The server `name` of `SERVERS` with one of the apps, on a free port; ended in any case."""
-    notes = directory / "notes"
-    notes.mkdir()
-    log = directory / "log"
+def _serving(row: Row, directory: Path, environ: dict[str, str]) -> Iterator[Server]:
+    """The row's server, on a free port, until it ends or is ended; it answers requests."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [word.format(app=f"{_APPS}:{app}", port=port) for word in SERVERS[name]]
-    environ = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("TRANSPORT_KIT_") and not name.lower().endswith("_proxy")
-    } | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "integrations")]),
-        "SERVER_NOTES": str(notes),
-        "TRANSPORT_KIT_DSN": dsn,
-        **{key: str(value) for key, value in environment.items()},
+    for folder in ("notes", "watched", "queue", "control"):
+        (directory / folder).mkdir(exist_ok=True)
+    hooks = directory / "hooks.py"  # not the name that gunicorn looks for
+    hooks.write_text("from transport_kit.gunicorn import post_fork, worker_exit\n")
+    words = {
+        "port": port,
+        "prefix": sys.prefix,
+        "redis": environ["SERVER_REDIS"],
+        "hooks": hooks,
+        "watched": directory / "watched",
     }
-    with log.open("w") as output:
+    name, *arguments = (word.format(**words) for word in row.command)
+    command = [str(_program(name))] if row.program else [sys.executable, "-m", name]
+    with (directory / "log").open("a") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command],
+            [*command, *arguments],
             stdout=output,
             stderr=output,
             env=environ,
             cwd=directory,
             text=True,
+            start_new_session=True,
         )
-    server = Server(process, port, notes, log)
+    server = Server(row, process, port, directory)
     try:
+        server.wait_until_it_serves()
         yield server
     finally:
-        for pid in {process.pid, *(int(file.name.rpartition("-")[2]) for file in notes.iterdir())}:
-            # The workers too: a server that is killed leaves them behind. Only what is still ours.
-            if _is_ours(pid, notes):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        process.wait()
+        server.kill()
 
 
-def _is_ours(pid: int, notes: Path) -> bool:
-    """Whether a process still is the one that this test started, and not another with its number."""
+def _environ(row: Row, directory: Path, dsn: str, redis: str) -> dict[str, str]:
+    environ = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("TRANSPORT_KIT_") and not name.lower().endswith("_proxy")
+    }
+    environ |= {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "integrations")]),
+        "SERVER_NOTES": str(directory / "notes"),
+        "SERVER_IN_FLIGHT": str(IN_FLIGHT),
+        "SERVER_REDIS": redis,
+        "TRANSPORT_KIT_DSN": dsn,
+        "TRANSPORT_KIT_CA_CERTS": str(directory / "ca.pem"),
+    }
+    if row.spool:
+        environ["TRANSPORT_KIT_QUEUE"] = f"file://{directory}/spool"
+    return environ
+
+
+def _wait_in_each(server: Server, before: dict[int, int], row: Row) -> bool:
+    """Whether events wait in as many processes as the row has."""
+    waiting = [len(events) - before.get(pid, 0) for pid, events in server.accepted.items()]
+    return sum(new >= WAITING for new in waiting) >= row.workers
+
+
+def _drain(
+    row: Row, directory: Path, environ: dict[str, str], receiver: FaultServer, accepted: set[str]
+) -> None:
+    """Deliver what a spool still holds: by the next start of the app, or by a forwarder."""
+    if row.again:
+        with _serving(row, directory, environ) as server:
+            server.until(lambda: accepted <= set(receiver.event_ids()))
+        return
+    forward = [str(_program("transport-kit")), "forward", str(directory / "spool"), "--once"]
+    subprocess.run(forward, env=environ, cwd=directory, check=True, capture_output=True, timeout=PATIENCE)
+
+
+def _program(name: str) -> Path:
+    return Path(sys.executable).with_name(name)
+
+
+@contextlib.contextmanager
+def _redis(row: Row, directory: Path) -> Iterator[str]:
+    """The address of a Redis of the row's own; empty when it needs none."""
+    program = shutil.which("redis-server")
+    if "{redis}" not in row.command or program is None:
+        yield ""
+        return
+    path = directory / "redis.sock"
+    words = [program, "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(directory)]
+    server = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    never = threading.Event()
     try:
-        return f"SERVER_NOTES={notes}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return False
+        deadline = time.monotonic() + PATIENCE
+        while not path.exists():
+            assert time.monotonic() < deadline, "Redis is not up"
+            never.wait(0.01)
+        yield f"unix://{path}"
+    finally:
+        server.kill()
+        server.wait()
