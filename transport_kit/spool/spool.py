@@ -25,6 +25,7 @@ from transport_kit.spool.directory import open_directory, store_credentials
 from transport_kit.spool.drainer import Drainer
 from transport_kit.spool.duty import CANDIDACY_ON_PUT, LOOK_FIRST, LOOK_LAST, Duty, losses_of_drainer
 from transport_kit.spool.election import Election
+from transport_kit.spool.fallback import move_to_disk
 from transport_kit.spool.life import RECOVERY, Life, words
 from transport_kit.spool.records import envelope_record, losses_record, rank_of
 from transport_kit.spool.saying import SpoolFacts, description, facts_of, stats_of
@@ -317,7 +318,10 @@ class FileSpool:
     def _look_locked(self, life: Life, limit: int) -> list[Claim]:
         now = self._clock()
         if life.why is not None and now >= life.try_again:
-            self._recover_locked(life)
+            life.try_again = now + RECOVERY
+            if life.writer is not None or self._try_to_open(life):
+                life.trouble = None
+                move_to_disk(life, self._clock, self._wall)
         claims = self._duty.look(life, limit, now)
         if len(claims) < limit:
             for inner in life.memory.claim(limit - len(claims), 0.0):
@@ -384,36 +388,6 @@ class FileSpool:
 
         self._settle(act)
 
-    # -- memory, while the directory can't be used -----------------------------------------------------
-
-    def _recover_locked(self, life: Life) -> None:
-        """Try the directory again, and move there what had to be taken into memory."""
-        life.try_again = self._clock() + RECOVERY
-        if life.writer is None and not self._try_to_open(life):
-            return
-        life.trouble = None
-        self._move_to_disk_locked(life)
-
-    def _move_to_disk_locked(self, life: Life) -> None:
-        writer = life.writer
-        while writer is not None and life.trouble is None:
-            claims = life.memory.claim(1, 0.0)
-            if not claims:
-                return
-            sealed = claims[0].sealed
-            age = max(0.0, self._clock() - claims[0].put_at)
-            try:
-                head, parts, length = envelope_record(sealed)
-                created_ms = int((self._wall() - age) * 1000)
-                writer.append(Kind.ENVELOPE, rank_of(sealed), head, parts, length, created_ms)
-            except (OSError, Full) as error:
-                life.memory.release(claims)
-                life.have_trouble(words(error) if isinstance(error, OSError) else "it is full", self._clock())
-                return
-            life.memory.ack(claims)
-            life.puts += 1
-            life.is_well()
-
     # -- waking, saying, ending ------------------------------------------------------------------------
 
     def wake(self, *, hasten: bool = False) -> None:
@@ -465,7 +439,7 @@ class FileSpool:
             life.memory.wake(hasten=True)
             if life.writer is not None:
                 life.trouble = None
-                self._move_to_disk_locked(life)
+                move_to_disk(life, self._clock, self._wall)
             left.extend(life.memory.close())
             self._end_locked(life)
 
