@@ -140,7 +140,7 @@ def test_what_no_transport_takes_is_bounded_and_counted() -> None:
         buffer.send = lambda: None  # type: ignore[method-assign]
         for _ in range(1010):
             buffer.add({"body": "m"})
-        assert stuck.lost() == {"buffer_overflow": {"log_item": 10}}
+        assert stuck.lost() == {"buffer_overflow": {"log_item": 10, "log_byte": 8010}}
 
 
 def test_many_threads_log_without_loss(kept: Kept) -> None:

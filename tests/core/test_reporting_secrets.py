@@ -63,8 +63,24 @@ class Planter:
             "token eyJhbGciOiJIUzI1NiJ9.{}.c2ln",
             "paid with sk_live_{}abc",
             "password: {}",
+            "error = password={}",
+            "<QueryDict: {{'password': ['{}'], 'n': ['1']}}>",
+            "env was {{'AUTH': {{'user': '{}'}}}}",
+            "sent {{'token': b'{}'}}",
+            'body: {{\\"client_secret\\": \\"{}\\", \\"n\\": 1}}',
+            "SECRET_KEY = '{}'",
+            "api_key: {}",
+            "PASSWORD: '{}'",
+            "headers['X-Api-Key'] = '{}'",
+            "mysqldump --password {} shop",
+            "Command '['mysqldump', '--password', '{}', 'shop']' failed",
         )
         return [form.format(self.secret(f"{where}: {form}")) for form in forms]
+
+
+def token(secret: str) -> str:
+    """A web token, which is known by its form, with the secret in it."""
+    return f"eyJhbGciOiJIUzI1NiJ9.{secret}.c2ln"
 
 
 @dataclasses.dataclass
@@ -111,16 +127,21 @@ def everything(plant: Planter, reporter: Reporter) -> None:
     """A request in which secrets are everywhere."""
     headers = (
         *plant.pairs("headers").items(),
-        ("Cookie", urlencode(plant.pairs("cookie header")).replace("&", "; ")),
+        (
+            "Cookie",
+            urlencode(
+                {**plant.pairs("cookie header"), "c": token(plant.secret("a token in the header"))}
+            ).replace("&", "; "),
+        ),
         ("Referer", f"https://shop.example/?{urlencode({'access_token': plant.secret('referer')})}"),
         ("Content-Type", "application/json"),
     )
     info = RequestInfo(
         method="POST",
         url=f"https://bob:{plant.secret('url')}@shop.example/cart",
-        query_string=urlencode(plant.pairs("query")),
+        query_string=urlencode({**plant.pairs("query"), "q": token(plant.secret("a token in the query"))}),
         headers=headers,
-        cookies=plant.pairs("cookies"),
+        cookies={**plant.pairs("cookies"), "c": token(plant.secret("a token in a cookie"))},
         data=orjson.dumps({"form": {"deep": [plant.pairs("JSON body")]}}),
     )
     logger = logging.getLogger("shop.secrets")
@@ -137,6 +158,7 @@ def everything(plant: Planter, reporter: Reporter) -> None:
             for text in plant.texts("log records"):
                 logger.info(text)
                 logger.error("failed: %s", text)
+                logger.error(text.replace("%", "%%") + " for %s", "bob")
             logger.info("%(api_key)s", {"api_key": plant.secret("a parameter")})
             logger.error("extra", extra=plant.pairs("extra of a record"))
             for text in plant.texts("messages"):

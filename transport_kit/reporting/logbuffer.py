@@ -24,6 +24,8 @@ BATCH: Final = 100
 SEND_AFTER: Final = 5.0
 #: Logs held while nobody can send, such as inside a capture.
 _MOST_HELD: Final = 1000
+#: Bytes of an item without its body, about; what is lost is counted in bytes too.
+_AROUND_BODY: Final = 800
 _LOGGER_NAME: Final = "transport_kit"
 
 #: One log item.
@@ -62,6 +64,8 @@ class LogBuffer:
         held = self._held
         if len(held) >= _MOST_HELD:
             self._transport.record_lost_event(LossReason.BUFFER_OVERFLOW, "log_item")
+            size = len(str(log.get("body"))) + _AROUND_BODY
+            self._transport.record_lost_event(LossReason.BUFFER_OVERFLOW, "log_byte", quantity=size)
             return
         held.append(log)
         if len(held) >= BATCH:

@@ -178,7 +178,7 @@ def _capture(record: logging.LogRecord, text: str, reporter: Reporter) -> None:
     level = _level(record.levelno)[0]
     said: Log = {"formatted": scrub_text(text)}
     if record.args and isinstance(record.msg, str):
-        said["message"] = tidy(record.msg, _BODY_LENGTH)
+        said["message"] = scrub_text(tidy(record.msg, _BODY_LENGTH))
         if isinstance(record.args, tuple):
             said["params"] = [_value(value) for value in record.args[:_MAX_EXTRA]]
     facts: Log = {"logger": tidy(tag_value(record.name), _NAME_LENGTH), "logentry": said}

@@ -162,7 +162,7 @@ def request_interface(info: RequestInfo, *, send_pii: bool, bodies: str = "mediu
         result["url"] = tidy(scrub_userinfo(url), _MAX_URL)
     query = info.query_string or query
     if query:
-        result["query_string"] = scrub_query(tidy(query, _MAX_QUERY), send_pii=send_pii)
+        result["query_string"] = scrub_text(scrub_query(tidy(query, _MAX_QUERY), send_pii=send_pii))
     if info.headers:
         result["headers"] = _headers(info.headers, send_pii)
     env = {
@@ -189,7 +189,7 @@ def _headers(headers: tuple[tuple[str, str], ...], send_pii: bool) -> dict[str, 
             if shown is None:
                 shown = _scrubbed_value(value)
         elif kind == _COOKIES and send_pii:
-            shown = scrub_cookies(tidy(value, _MAX_HEADER))
+            shown = scrub_text(scrub_cookies(tidy(value, _MAX_HEADER)))
         else:
             shown = FILTERED
         # A name received twice is one header with both values (RFC 9110 section 5.3).
@@ -225,7 +225,7 @@ def _cookies(cookies: Mapping[str, str]) -> dict[str, str]:
     result: dict[str, str] = {}
     for name, value in islice(cookies.items(), _MAX_COOKIES):
         name = tidy(name, _MAX_URL)
-        result[name] = FILTERED if is_sensitive(name) else tidy(value, _MAX_HEADER)
+        result[name] = FILTERED if is_sensitive(name) else scrub_text(tidy(value, _MAX_HEADER))
     return result
 
 

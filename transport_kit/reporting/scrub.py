@@ -33,22 +33,33 @@ __all__ = [
 FILTERED: Final = "[Filtered]"
 _REMEMBERED_LENGTH: Final = 64
 
-_SECRET = re.compile(
+_SENSITIVE: Final = (
     r"auth|token|secret|passw|passphrase|pwd|key|jwt|bearer|sso|saml|csrf|xsrf|credential|session|sessid"
-    r"|cookie|identity|(?<![a-z])sid(?![a-z])",
-    re.IGNORECASE,
+    r"|cookie|identity|(?<![a-z])sid(?![a-z])"
 )
+_SECRET = re.compile(_SENSITIVE, re.IGNORECASE)
 _PERSONAL = re.compile(
     r"forwarded[-_]for|(?<![a-z])forwarded$|remote[-_](?:addr|user|host)|ip[-_]?addr|(?<![a-z])ip(?![a-z])",
     re.IGNORECASE,
 )
 # `scheme://user:password@`: up to the last @ before the path. No run overlaps the next: "/" ends each.
 _USERINFO = re.compile(r"""(?<=://)[^/\s'"<>]*@""")
-# `name=value` and `"name": value`; a value in quotes is taken whole, even when the text ends inside it.
+# A value: in quotes, escaped ones too, taken whole, even when the text ends inside it; a list or dict up to
+# the first bracket that closes; or a run of other characters.
+_VALUE: Final = (
+    r"""(?:[bBrRuUfF]{1,2}+(?=["']))?+"""
+    r"""(?:"(?:[^"\\]++|\\.|\\$)*+"?|'(?:[^'\\]++|\\.|\\$)*+'?"""
+    r"""|\\"(?:[^"\\]++|\\[^"])*+(?:\\")?|\\'(?:[^'\\]++|\\[^'])*+(?:\\')?"""
+    r"""|\[[^\]]*+\]?|\{[^}]*+\}?|\([^)]*+\)?|[^&\s;,"'}\])]++)"""
+)
+# `name=value` and `"name": value`. Most names end without a sign; those that don't are looked at before the
+# value is, which may be a pair itself.
 _PAIR = re.compile(
-    r"""(?<![\w.\-\[\]%])([\w.\-\[\]%]++)(=|\\?["']\s*+:\s*+)"""
-    r"""("(?:[^"\\]++|\\.|\\$)*+"?|'(?:[^'\\]++|\\.|\\$)*+'?|[^&\s;,"'}]++)""",
-    re.DOTALL,
+    r"""(?<![\w.\-\[\]%])(?=[\w.\-\[\]%]++(?:[ \t]*+[=:]|\\?["']))"""
+    rf"""(?=[\w.\-\[\]%]*?(?:{_SENSITIVE}))([\w.\-\[\]%]++)"""
+    r"""([ \t]*+(?:={1,3}+>?|:=)[ \t]*+|\\?["']\]?+\s*+(?::|=>?)\s*+)"""
+    rf"""({_VALUE})""",
+    re.DOTALL | re.IGNORECASE,
 )
 
 
@@ -58,9 +69,15 @@ _HEADER = re.compile(
     r"""([ \t]*+:[ \t]*+)[^\r\n"'\[{][^\r\n"']*+""",
     re.IGNORECASE,
 )
-_PASSWORD = re.compile(
-    r"""(?<![\w\-])(pass(?:word|wd|phrase)|pwd|secret)([ \t]*+:[ \t]*+)[^\s"'\[{,;]++""", re.IGNORECASE
+# `name: value`, where the name is one that nobody uses in prose.
+_SETTING = re.compile(
+    r"""(?<![\w\-"'])([\w\-]++)(?=[ \t]*+:)(?:(?<=password)|(?<=passwd)|(?<=passphrase)|(?<=pwd)"""
+    r"""|(?<=secret)|(?<=[_\-]key)|(?<=[_\-]token)|(?-i:(?<=[a-z0-9]Key)|(?<=[a-z0-9]Token)))"""
+    rf"""([ \t]*+:[ \t]*+)({_VALUE})""",
+    re.DOTALL | re.IGNORECASE,
 )
+# `--password value`, in one text or as a list of arguments is shown.
+_FLAG = re.compile(r"""(?<![\w\-])(--[\w\-]++)([ \t]++|["'],\s*+["'])([^\s"'\-][^\s"']*+)""")
 # The scheme and credentials of an `Authorization` value, wherever they stand.
 _SCHEME = re.compile(r"(?<!\w)(bearer|basic|digest|negotiate)([ \t]++)([\w.~+/=:\-]{6,}+)", re.IGNORECASE)
 # What is a credential by its own form: JSON web tokens, and keys whose makers gave them a prefix.
@@ -110,16 +127,18 @@ def scrub_userinfo(text: str) -> str:
 def scrub_text(text: str) -> str:
     """The text without what is a secret by its place or its form.
 
-    That is: credentials in URLs, values of sensitive `name=value` pairs and quoted `"name": value` pairs,
-    values of headers such as `Authorization: …`, credentials after `Bearer` and its like, and tokens of
-    well-known forms. Prose is left alone.
+    That is: credentials in URLs, values of sensitive `name=value` pairs, of quoted `"name": value` pairs and
+    of `--flag value`, of settings such as `api_key: …` and headers such as `Authorization: …`, credentials
+    after `Bearer` and its like, and tokens of well-known forms. Prose is left alone.
     """
     if ":" in text or "=" in text:
         text = scrub_userinfo(text)
         if _SECRET.search(text) is not None:
             text = _PAIR.sub(_filter_pair, text)
             if ":" in text:
-                text = _PASSWORD.sub(_filter_header, _HEADER.sub(_filter_header, text))
+                text = _SETTING.sub(_filter_pair, _HEADER.sub(_filter_header, text))
+    if "--" in text:
+        text = _FLAG.sub(_filter_flag, text)
     if len(text) > _SHORTEST_TOKEN:
         if " " in text and _any_in(_SCHEME_SIGNS, text):
             text = _SCHEME.sub(_filter_scheme, text)
@@ -152,10 +171,13 @@ def _filter_scheme(match: re.Match[str]) -> str:
 
 def _filter_pair(match: re.Match[str]) -> str:
     name, sign, value = match.groups()
-    if not is_sensitive(name):
-        return match.group()
-    quote = value[0] if value[0] in "\"'" else ""
+    quote = value[:2] if value[0] == "\\" else value[0] if value[0] in "\"'" else ""
     return f"{name}{sign}{quote}{FILTERED}{quote}"
+
+
+def _filter_flag(match: re.Match[str]) -> str:
+    name, space, _ = match.groups()
+    return f"{name}{space}{FILTERED}" if is_sensitive(name) else match.group()
 
 
 def scrub_query(query: str, *, send_pii: bool) -> str:
