@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,32 @@ def test_losses_that_were_not_reported_at_the_end_are_left_to_the_next(tmp_path:
             assert told >= 5 or server.wait_for(seen + 1, SOON)
         drainer.close()
         assert told == 5
+
+
+@pytest.mark.parametrize("what", ["directory", "files"])
+def test_a_spool_that_is_deleted_under_a_process_is_begun_anew(
+    tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An `rm -r` to get rid of a backlog, or a cleaner of old files: only what was there is lost."""
+    with FaultServer() as server:
+        path = tmp_path / "spool"
+        transport = make_transport(server.dsn, queue=f"file://{path}")
+        transport.capture_event({"message": "before"})
+        assert server.wait_for(1, SOON)
+        if what == "directory":
+            shutil.rmtree(path)
+        else:
+            for file in path.glob("*/seg/*"):
+                file.unlink()
+        noticed = time.monotonic() + SOON
+        while "was removed" not in caplog.text:
+            assert time.monotonic() < noticed
+            transport.flush(0.05, until="delivered")
+        transport.capture_event({"event_id": f"{7:032x}"})
+        assert all_arrive(server, {f"{7:032x}"})
+        assert list(path.glob("*/seg/*.log"))
+        assert transport.health().spool["problems"] == []  # type: ignore[index]
+        transport.close()
 
 
 def test_health_tells_of_the_spool(tmp_path: Path) -> None:

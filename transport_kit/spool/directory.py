@@ -55,6 +55,21 @@ class Directory:
     segments: int
     dead: int
 
+    def is_removed(self, fd: int, name: str, within: int) -> bool:
+        """Whether what is open as `fd` was deleted. Asked twice, as some filesystems count no links.
+
+        Raises:
+            OSError: It can't be asked now.
+        """
+        ours = self.system.status(fd)
+        if ours.st_nlink:
+            return False
+        try:
+            found = self.system.status_of(name, within)
+        except FileNotFoundError:
+            return True
+        return (found.st_dev, found.st_ino) != (ours.st_dev, ours.st_ino)
+
     def close(self) -> None:
         """Close the descriptors. Once."""
         descriptors = (self.identity, self.segments, self.dead)

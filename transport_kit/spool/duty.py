@@ -21,7 +21,7 @@ from transport_kit.spool.system import System
 from transport_kit.spool.tail import Entry
 from transport_kit.spool.upkeep import Upkeep
 
-__all__ = ["CANDIDACY_ON_PUT", "LOOK_FIRST", "LOOK_LAST", "Duty", "losses_of_drainer"]
+__all__ = ["CANDIDACY_ON_PUT", "LOOK_FIRST", "LOOK_LAST", "LOOK_QUIET", "Duty", "losses_of_drainer"]
 
 #: Seconds between two looks of the drainer: the shortest, while work comes, and the longest.
 LOOK_FIRST: Final = 0.005

@@ -45,6 +45,7 @@ class Life:
         "ids",
         "leaving",
         "lock",
+        "looked_at",
         "memory",
         "parent",
         "parked",
@@ -86,6 +87,7 @@ class Life:
         self.unread = False  # files were there when the directory was opened, and nobody looked since
         self.leaving = False  # a forwarder came
         self.yield_at = 0.0
+        self.looked_at = 0.0  # whether the directory is still there
         self.working = False  # the last look found something
         self.worked_at = float("-inf")  # when one did last
         self.status_read = float("-inf")

@@ -19,11 +19,19 @@ from typing import Any, Final
 
 from transport_kit.errors import OptionsError
 from transport_kit.ledger import Report
+from transport_kit.log import log
 from transport_kit.queue import Claim, MemoryQueue, Put, QueueStats
 from transport_kit.sealing import Priority, SealedEnvelope
 from transport_kit.spool.directory import open_directory, store_credentials
 from transport_kit.spool.drainer import Drainer
-from transport_kit.spool.duty import CANDIDACY_ON_PUT, LOOK_FIRST, LOOK_LAST, Duty, losses_of_drainer
+from transport_kit.spool.duty import (
+    CANDIDACY_ON_PUT,
+    LOOK_FIRST,
+    LOOK_LAST,
+    LOOK_QUIET,
+    Duty,
+    losses_of_drainer,
+)
 from transport_kit.spool.election import Election
 from transport_kit.spool.fallback import move_to_disk
 from transport_kit.spool.life import RECOVERY, Life, words
@@ -317,6 +325,9 @@ class FileSpool:
 
     def _look_locked(self, life: Life, limit: int) -> list[Claim]:
         now = self._clock()
+        if now >= life.looked_at + LOOK_QUIET:
+            life.looked_at = now
+            self._leave_if_removed_locked(life)
         if life.why is not None and now >= life.try_again:
             life.try_again = now + RECOVERY
             if life.writer is not None or self._try_to_open(life):
@@ -329,6 +340,23 @@ class FileSpool:
                 life.from_memory[claim.id] = inner
                 claims.append(claim)
         return claims
+
+    def _leave_if_removed_locked(self, life: Life) -> None:
+        """Somebody deleted the directory: begin anew under its name, or in memory until that can be."""
+        directory, writer = life.directory, life.writer
+        if directory is None or writer is None:
+            return
+        try:
+            if not directory.is_removed(directory.segments, "seg", directory.identity):
+                writer.leave_what_was_removed()
+                return
+        except OSError:
+            return
+        log.warning("the spool's directory was removed while it was in use; what waited in it is lost")
+        self._end_locked(life)
+        life.directory = life.election = life.writer = None
+        life.puts_at_status = life.puts
+        self._try_to_open(life)
 
     # -- settling --------------------------------------------------------------------------------------
 

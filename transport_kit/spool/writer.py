@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from transport_kit.log import log
 from transport_kit.sealing import Priority
 from transport_kit.spool.directory import Directory
 from transport_kit.spool.segments import (
@@ -291,6 +292,28 @@ class Writer:
                     spares.append(self._begin(rank))
                 except OSError:
                     return  # the capture that needs it will find out
+
+    def leave_what_was_removed(self) -> None:
+        """Write no more to files that somebody deleted: it would be lost. One caller at a time."""
+        for segment in (*self._current, *(spare for spares in self._spare for spare in spares)):
+            if segment is None:
+                continue
+            segment.users.append(None)
+            try:
+                if segment.retired or not self._directory.is_removed(
+                    segment.fd, segment.text, self._directory.segments
+                ):
+                    continue
+                log.warning("a file of the spool was removed while it was written to: %s", segment.text)
+                self._drop(segment)
+            except OSError:
+                pass  # the next write will tell
+            finally:
+                segment.users.pop()
+                if segment.retired:
+                    self._close_if_last(segment)
+        for spares in self._spare:
+            spares[:] = [spare for spare in spares if not spare.retired]
 
     def _begin(self, rank: int) -> _Open:
         """A new segment: named at random, locked, and only then where readers look."""
