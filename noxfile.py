@@ -56,6 +56,8 @@ STARLETTE = (
     "tests/integrations/test_starlette_handlers.py",
     "tests/integrations/test_starlette_life.py",
     "tests/integrations/test_starlette_names.py",
+    "tests/integrations/test_starlette_passing.py",
+    "tests/integrations/test_starlette_request.py",
     "tests/integrations/test_starlette_routes.py",
     "example_apps/starlette_app",
     "example_apps/fastapi_app",
@@ -72,6 +74,7 @@ FLASK = (
     "tests/integrations/test_flask_capture.py",
     "tests/integrations/test_flask_commands.py",
     "tests/integrations/test_flask_life.py",
+    "tests/integrations/test_flask_request.py",
     "tests/integrations/test_flask_routes.py",
     "example_apps/flask_app",
 )

@@ -10,44 +10,20 @@ from typing import Any
 import fastapi
 import pytest
 from starlette.applications import Starlette
-from starlette.authentication import SimpleUser, UnauthenticatedUser
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from transport_kit import Kit, NullTransport, Scope
+from tests.integrations.starlette_support import CartError, Passing, fail, failing, pages, site
+from transport_kit import Kit, Scope
 from transport_kit_starlette import TransportMiddleware, get_kit, transport_routes
-from transport_kit_starlette.facts import Tee
 
 Message = MutableMapping[str, Any]
-
-
-class CartError(Exception):
-    """The app's own."""
-
-
-async def fail(request: Request) -> Response:
-    raise CartError("bad cart")
-
-
-def failing(error: BaseException) -> Any:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        raise error
-
-    return app
-
-
-def site(sink: Any, *routes: Any, middleware: tuple[Middleware, ...] = (), **options: Any) -> Starlette:
-    return Starlette(
-        routes=[*routes],
-        middleware=[Middleware(TransportMiddleware, dsn=sink, **options), *middleware],
-    )
 
 
 def test_an_exception_that_escapes_is_captured_and_goes_on_unchanged(sink: Any, client: Any) -> None:
@@ -388,51 +364,6 @@ def test_requests_are_counted_as_sessions_of_the_release(sink: Any, client: Any)
     assert sessions["attrs"]["release"] == "shop@1"
 
 
-class Loaded:
-    """A user as an authentication backend leaves it, with more than anybody may ask for."""
-
-    def __init__(self) -> None:
-        self.id = 7
-        self.username = "ada"
-        self.password = "caramel"
-
-    @property
-    def email(self) -> str:
-        raise AssertionError("this would ask the database")
-
-
-@pytest.mark.parametrize(
-    ("user", "sent"),
-    [
-        (Loaded(), {"id": "7", "username": "ada"}),
-        (SimpleUser("ada"), {"username": "ada"}),
-        ({"id": "7", "email": "ada@shop.example", "token": "x"}, {"id": "7", "email": "ada@shop.example"}),
-        ({"id": object(), "username": "ada"}, {"username": "ada"}),
-        (UnauthenticatedUser(), {}),
-        (None, {}),
-        ("ada", {}),
-    ],
-)
-def test_the_user_that_a_backend_has_loaded_is_sent_with_pii_only(
-    user: object, sent: dict[str, str], sink: Any, client: Any
-) -> None:
-    """Looked up in memory, without a call of the user's own code."""
-
-    class Authenticating:
-        def __init__(self, app: Any) -> None:
-            self.app = app
-
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            scope["user"] = user
-            await self.app(scope, receive, send)
-
-    for pii in (False, True):
-        client(site(sink, Route("/", fail), middleware=(Middleware(Authenticating),), send_default_pii=pii))
-    without, with_pii = ((event.get("user") or {}) for event in sink.events)
-    assert without == {}
-    assert {key: value for key, value in with_pii.items() if key != "ip_address"} == sent
-
-
 def test_capture_errors_off_leaves_routes_and_life_cycle(sink: Any, client: Any) -> None:
     """Some report by other means and want the transport alone."""
     app = TransportMiddleware(failing(CartError("x")), dsn=sink, capture_errors=False)
@@ -522,205 +453,3 @@ def test_among_100_concurrent_requests_the_one_that_fails_is_the_one_reported(si
     assert sink.event["tags"] == {"number": "42"}
     assert sink.event["transaction"] == "/{number:int}"
     assert "number" not in Scope.current()._tags
-
-
-@pytest.mark.parametrize(
-    ("path", "root_path"),
-    [("/proxy/shop/cart/1", "/proxy"), ("/shop/cart/1", "/proxy"), ("/proxyshop", "/proxy")],
-)
-def test_the_request_is_told_as_the_client_made_it_although_mounts_change_the_scope(
-    path: str, root_path: str, sink: Any, client: Any
-) -> None:
-    """A Mount rewrites `root_path` in the dict that we see; servers differ in what `path` holds."""
-
-    async def broken(scope: Any, receive: Any, send: Any) -> None:
-        raise CartError("mounted")
-
-    app = site(sink, Mount("/shop", app=broken), Route("/proxyshop", fail))
-    client(app, path, root_path=root_path)
-    whole = path if path.startswith("/proxy/") else root_path + path
-    assert sink.event["request"]["url"] == f"http://shop.example{whole}"
-
-
-def test_cookies_bodies_and_addresses_stay_in_by_default(sink: Any, client: Any) -> None:
-    """Personal data leaves the app only when its owner says so."""
-
-    async def login(request: Request) -> Response:
-        await request.body()
-        raise CartError("x")
-
-    headers = [
-        (b"host", b"shop.example"),
-        (b"cookie", b"sid=chocolate"),
-        (b"authorization", b"Bearer vanilla"),
-        (b"content-type", b"application/json"),
-        (b"user-agent", b"Mozilla"),
-    ]
-    incoming = [
-        {"type": "http.request", "body": b'{"name": "Ada", "password": "caramel"}', "more_body": False}
-    ]
-    for pii in (False, True):
-        app = site(sink, Route("/", login, methods=["POST"]), send_default_pii=pii)
-        client(app, method="POST", headers=headers, incoming=[*incoming])
-    # The frames quote this test's own lines, secrets and all: what counts is what came from the request.
-    without, with_pii = (json.dumps(event["request"]) for event in sink.events)
-    for secret in ("chocolate", "vanilla", "caramel", "Ada", "192.0.2.7"):
-        assert secret not in without
-    for secret in ("vanilla", "caramel"):
-        assert secret not in with_pii
-    assert sink.events[1]["request"]["data"]["name"] == "Ada"
-    assert sink.events[1]["request"]["env"]["REMOTE_ADDR"] == "192.0.2.7"
-    assert sink.events[0]["request"]["headers"]["user-agent"] == "Mozilla"
-
-
-def test_only_the_beginning_of_a_body_that_was_read_is_kept(sink: Any, client: Any) -> None:
-    """An upload of a gigabyte must not be held for an event that may never come."""
-
-    async def upload(request: Request) -> Response:
-        size = 0
-        async for chunk in request.stream():
-            size += len(chunk)
-        raise CartError(str(size))
-
-    app = site(sink, Route("/", upload, methods=["POST"]), send_default_pii=True)
-    incoming = [{"type": "http.request", "body": b"x" * 5000, "more_body": n < 9} for n in range(10)]
-    client(app, method="POST", incoming=incoming)
-    assert sink.exception["value"] == "50000"
-    assert 0 < len(sink.event["request"]["data"]) <= 8192
-
-
-def test_of_a_body_no_more_is_held_than_an_event_can_say() -> None:
-    """The bound is on memory per request, not only on what is sent."""
-    chunks = [b"a" * 100, b"b" * 10**6, b"c"]
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
-
-    tee = Tee(receive)
-
-    async def scenario() -> list[int]:
-        return [len((await tee())["body"]) for _ in range(3)]
-
-    assert asyncio.run(scenario()) == [100, 10**6, 1]
-    assert tee.body == b"a" * 100 + b"b" * (8 * 1024 + 1 - 100)
-
-
-def test_an_exception_is_captured_although_its_scope_breaks_the_specification(sink: Any, client: Any) -> None:
-    """The request is only the context; the exception is the report."""
-    app = TransportMiddleware(failing(CartError("x")), dsn=sink, path=None)
-    client(app, headers=[("host", "text, not bytes")])
-    assert sink.exception["value"] == "x"
-    assert "request" not in sink.event
-
-
-def test_a_request_without_server_client_or_host_is_reported(sink: Any, client: Any) -> None:
-    """HTTP/1.0 over a unix socket has none of them."""
-    client(TransportMiddleware(failing(CartError("x")), dsn=sink), headers=[], server=None, client=None)
-    assert sink.event["request"]["method"] == "GET"
-    assert "env" not in sink.event["request"]
-
-
-def test_what_a_server_leaves_out_of_a_scope_is_empty(sink: Any, client: Any) -> None:
-    """`root_path` may be missing or None with servers and test harnesses of old; a route needs no query."""
-    app = TransportMiddleware(failing(CartError("x")), dsn=sink)
-    client(app, "/carts", root_path=None)
-    assert sink.event["transaction"] == "/carts"
-    assert sink.event["request"]["url"] == "http://shop.example/carts"
-    scope = client.scope("/transport/live")
-    del scope["query_string"], scope["root_path"]
-    answered = client(lambda given, receive, send: app(scope, receive, send))
-    assert answered.status == 200
-
-
-class Passing(BaseHTTPMiddleware):
-    """The kind of middleware that runs the app in another task."""
-
-    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
-        return await call_next(request)
-
-
-def test_a_basehttpmiddleware_in_between_changes_nothing(sink: Any, client: Any) -> None:
-    """It is the most common kind, and has its own ways with exceptions."""
-    app = site(sink, Route("/", fail), middleware=(Middleware(Passing),))
-    assert isinstance(client(app).error, CartError)
-    assert sink.exception["value"] == "bad cart"
-
-
-def pages() -> list[Any]:
-    async def plain(request: Request) -> Response:
-        response = PlainTextResponse("hello", headers={"X-Own": "1"})
-        response.set_cookie("a", "b")
-        return response
-
-    async def rows(request: Request) -> Response:
-        async def body() -> AsyncIterator[bytes]:
-            for n in range(3):
-                yield str(n).encode()
-
-        return StreamingResponse(body(), media_type="text/csv")
-
-    async def echo(request: Request) -> Response:
-        return Response(await request.body())
-
-    return [
-        Route("/plain", plain),
-        Route("/rows", rows),
-        Route("/echo", echo, methods=["POST"]),
-        Route("/fail", fail),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("path", "facts"),
-    [
-        ("/plain", {}),
-        ("/plain", {"method": "HEAD"}),
-        ("/plain", {"method": "OPTIONS"}),
-        ("/rows", {}),
-        ("/echo", {"method": "POST", "incoming": [{"type": "http.request", "body": b"\x00\xff"}]}),
-        ("/fail", {}),
-        ("/missing", {}),
-        ("/transport/other", {}),
-        ("/transport/health/", {}),
-    ],
-)
-@pytest.mark.parametrize("pii", [False, True])
-def test_no_message_of_the_app_is_changed(path: str, facts: dict[str, Any], pii: bool, client: Any) -> None:
-    """Same messages, same order, same bytes: nobody can see from outside that we are there."""
-    plain = client(Starlette(routes=pages()), path, **facts)
-    wrapped = client(site(NullTransport(), *pages(), send_default_pii=pii), path, **facts)
-    assert wrapped.messages == plain.messages
-    assert type(wrapped.error) is type(plain.error)
-
-
-def test_websockets_pass_through_even_on_our_own_paths(sink: Any) -> None:
-    """The four routes are HTTP; a socket of that name is the app's."""
-
-    async def echo(socket: WebSocket) -> None:
-        await socket.accept(subprotocol="v1")
-        await socket.send_text(await socket.receive_text())
-        await socket.close(4000)
-
-    app = site(sink, WebSocketRoute("/transport/health", echo))
-    with (
-        TestClient(app) as browser,
-        browser.websocket_connect("/transport/health", subprotocols=["v1"]) as socket,
-    ):
-        assert str(socket.accepted_subprotocol) == "v1"
-        socket.send_text("hello")
-        assert socket.receive_text() == "hello"
-        assert socket.receive() == {"type": "websocket.close", "code": 4000, "reason": ""}
-        assert sink.events == []
-
-
-def test_a_scope_of_another_type_goes_to_the_app_as_it_is(sink: Any) -> None:
-    """ASGI is extended by new types; they are not ours to judge."""
-    seen: list[Any] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        seen.append((scope, receive, send))
-
-    scope, receive, send = {"type": "webtransport"}, object(), object()
-    asyncio.run(TransportMiddleware(app, dsn=sink)(scope, receive, send))  # type: ignore[arg-type]
-    assert seen == [(scope, receive, send)]
-    assert scope == {"type": "webtransport"}
