@@ -352,11 +352,11 @@ class FileSpool:
                 return
         except OSError:
             return
-        log.warning("the spool's directory was removed while it was in use; what waited in it is lost")
         self._end_locked(life)
         life.directory = life.election = life.writer = None
         life.puts_at_status = life.puts
         self._try_to_open(life)
+        log.warning("the spool's directory was removed while it was in use; what waited in it is lost")
 
     # -- settling --------------------------------------------------------------------------------------
 

@@ -304,8 +304,8 @@ class Writer:
                     segment.fd, segment.text, self._directory.segments
                 ):
                     continue
-                log.warning("a file of the spool was removed while it was written to: %s", segment.text)
                 self._drop(segment)
+                log.warning("a file of the spool was removed while it was written to: %s", segment.text)
             except OSError:
                 pass  # the next write will tell
             finally:
