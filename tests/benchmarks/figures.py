@@ -145,6 +145,11 @@ def measure(name: str) -> dict[str, float]:
         receiver.communicate("")
 
 
+def _named(wanted: str) -> list[str]:
+    """That figure, or else all that begin so, such as `spool`."""
+    return [wanted] if wanted in FIGURES else [name for name in FIGURES if name.startswith(f"{wanted}_")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(FIGURES))
@@ -154,11 +159,12 @@ def main() -> None:
     if given.child:
         print(json.dumps(FIGURES[given.child[0]][0](given.child[1])))
         return
-    unknown = set(given.names) - set(FIGURES)
+    chosen = [name for wanted in given.names for name in _named(wanted)] or list(FIGURES)
+    unknown = [wanted for wanted in given.names if not _named(wanted)]
     if unknown:
-        parser.error(f"unknown figure {min(unknown)}; known are {', '.join(FIGURES)}")
+        parser.error(f"unknown figure {unknown[0]}; known are {', '.join(FIGURES)}")
     print("| figure | median | smallest | largest |\n| --- | --- | --- | --- |")
-    for name in given.names or FIGURES:
+    for name in chosen:
         runs = [measure(name) for _ in range(max(1, given.runs))]
         for label in runs[0]:
             values = sorted(run[label] for run in runs)
