@@ -160,6 +160,14 @@ _DJANGO_PLAIN_2 = replace(
     hook=NONE,
     workers=2,
 )
+_PRELOADED_PLAIN = Row(
+    name="gunicorn uvicorn --preload, Django without with_lifespan",
+    command=_gunicorn(_PLAIN, "-w", "2", "-k", _UVICORN_WORKER, "--preload"),
+    app="Django ASGI",
+    hook=NONE,
+    needs=_WITH_LIFESPAN,
+    workers=2,
+)
 _RUNSERVER = Row(
     name="Django runserver",
     command=(f"{_APPS}django_app", "runserver", "127.0.0.1:{port}"),
@@ -194,6 +202,11 @@ _UWSGI_AT_ONCE = replace(
     hook=NONE,
     workers=1,
     needs="the graceful end below, or a spool",
+)
+_UWSGI_ALONE = replace(
+    _UWSGI_AT_ONCE,
+    name="uWSGI die-on-term, no master",
+    command=_uwsgi(_FLASK, *_AT_ONCE, "--enable-threads"),
 )
 
 ROWS: Final[tuple[Row, ...]] = (
@@ -249,14 +262,8 @@ ROWS: Final[tuple[Row, ...]] = (
         needs=_WITH_LIFESPAN,
         workers=2,
     ),
-    Row(
-        name="gunicorn uvicorn --preload, Django without with_lifespan",
-        command=_gunicorn(_PLAIN, "-w", "2", "-k", _UVICORN_WORKER, "--preload"),
-        app="Django ASGI",
-        hook=NONE,
-        needs=_WITH_LIFESPAN,
-        workers=2,
-    ),
+    _PRELOADED_PLAIN,
+    _with_spool(_PRELOADED_PLAIN),
     Row(
         name="granian",
         command=("granian", _STARLETTE, "--interface", "asgi", *_GRANIAN),
@@ -363,11 +370,8 @@ ROWS: Final[tuple[Row, ...]] = (
         needs="`enable-threads`: without it little is sent before the end",
     ),
     _UWSGI_AT_ONCE,
-    replace(
-        _UWSGI_AT_ONCE,
-        name="uWSGI die-on-term, no master",
-        command=_uwsgi(_FLASK, *_AT_ONCE, "--enable-threads"),
-    ),
     _with_spool(_UWSGI_AT_ONCE),
+    _UWSGI_ALONE,
+    _with_spool(_UWSGI_ALONE),
 )
 """What is run, in the order of the table."""
