@@ -16,6 +16,7 @@ import orjson
 import pytest
 
 from transport_kit.envelope import Envelope, SealedEnvelope
+from transport_kit.reporting import machine
 
 processing = importlib.import_module("sentry_relay.processing")
 
@@ -145,7 +146,7 @@ def _relay_reads_what_is_captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 
     def tapped(self: Envelope, **bounds: Any) -> SealedEnvelope:
         result = seal(self, **bounds)
-        if len(sealed) < MOST and "sdk" in self.headers:
+        if len(sealed) < MOST and self.headers.get("sdk") == machine.sdk():
             sealed.append(result)
         return result
 
