@@ -406,8 +406,8 @@ class ReporterOptions(_Options):
         send_default_pii: Whether user identity, client addresses, cookies and bodies are sent.
         in_app_include: Module prefixes that are the app's own; wins over `in_app_exclude`.
         in_app_exclude: Module prefixes that are not the app's own.
-        before_send: Called with `(event, hint)`; returns the event to send, or None to drop it. A
-            dropped one is counted as `before_send`.
+        before_send: Called with `(event, hint)`; returns the event to send, or None to drop it, as
+            a failure does too. A dropped one is counted as `before_send`.
         detect_release: Whether a `release` that is not given is looked for once, at the start: in the
             environment of known platforms, in the git checkout, in `pyproject.toml`.
         sample_rate: Share of error events that are sent; the others are counted.

@@ -38,7 +38,7 @@ def with_lifespan(application: ASGIApplication) -> ASGIApplication:
     """Give the site a life: `application = with_lifespan(get_asgi_application())`.
 
     - The transport starts with the server, and is closed before the server learns that shutdown is
-      complete. Without this, uvicorn ends the process with no other hook, and what waits in memory is lost.
+      complete. Without this, uvicorn ends several workers with no hook, and what waits in memory is lost.
     - An exception that ends a streaming body, or that escapes from Django itself, is captured and goes on
       unchanged. A client that went away is not an error.
 
