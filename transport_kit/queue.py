@@ -32,6 +32,9 @@ AWAKE_FOR = 1.0
 LONGEST_WAIT = 3600.0
 #: Share of `max_bytes` past which envelopes are held compressed.
 PACK_ABOVE = 0.25
+#: Bytes of an envelope from which on it is. Below, the objects around them weigh as much as is gained, and
+#: setting up the compressor costs a capture more than all the rest of it.
+PACK_FROM = 4 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -211,12 +214,12 @@ class MemoryQueue:
     # -- putting ---------------------------------------------------------------------------------------
 
     def prepare(self, sealed: SealedEnvelope) -> SealedEnvelope:
-        """Compressed when the queue is past a quarter of its bytes.
+        """Compressed when the queue is past a quarter of its bytes, and the envelope is no small one.
 
         Reads one number without the lock: an answer that is a moment old costs at most one envelope held
         in the other form.
         """
-        return sealed.packed() if self._size > self._pack_above else sealed
+        return sealed.packed() if self._size > self._pack_above and sealed.size >= PACK_FROM else sealed
 
     def put(self, sealed: SealedEnvelope) -> Put:
         with self.lock.rlock:

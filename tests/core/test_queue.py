@@ -26,6 +26,15 @@ class TestMemoryQueue(QueueContract):
         return make
 
 
+def test_small_envelopes_are_held_as_they_are() -> None:
+    """Compressing a transaction of 1 kB costs a request as much again as making it."""
+    small, large = event("", 1_000), event("", 10_000)
+    queue = MemoryQueue(100, large.stored * 2)
+    assert queue.put(large) == (True, ())
+    assert queue.prepare(small) is small
+    assert queue.prepare(large) is not large
+
+
 def test_envelopes_are_packed_past_a_quarter_of_the_bytes() -> None:
     """Ten thousand events of 10 kB fit into 64 MiB; a queue at rest doesn't pay for it."""
     sealed = event("", 10_000)
