@@ -9,12 +9,12 @@ raises nothing but `SealError`, also when another thread changes a payload meanw
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any, Final, Self
 
 from transport_kit.encoding import encode
 from transport_kit.errors import InvalidEnvelope, SealError
+from transport_kit.ids import new_uuid
 from transport_kit.items import (
     EVENT_TYPES,
     MAX_ATTACHMENT_BYTES,
@@ -133,10 +133,10 @@ class Envelope:
         if not is_dict(payload):
             if held is None:
                 found = loaded(payload).get("event_id") if type(payload) in (bytes, str) else None
-                self.headers["event_id"] = event_id_of(found) or uuid.uuid4().hex
+                self.headers["event_id"] = event_id_of(found) or new_uuid()
             return item
         own = dict.get(payload, "event_id")
-        chosen = held or event_id_of(own) or uuid.uuid4().hex
+        chosen = held or event_id_of(own) or new_uuid()
         self.headers["event_id"] = chosen
         unnamed = item.type == "transaction" and dict.get(payload, "type") is None
         if type(own) is str and chosen == own and not unnamed:

@@ -15,7 +15,19 @@ import transport_kit
 ROOT = Path(transport_kit.__file__).parent
 #: From the ground up. A module imports from layers below its own only; a folder is one room.
 LAYERS = (
-    {"errors", "forking", "health", "limits", "log", "offloop", "pace", "retry", "statelock", "version"},
+    {
+        "errors",
+        "forking",
+        "health",
+        "ids",
+        "limits",
+        "log",
+        "offloop",
+        "pace",
+        "retry",
+        "statelock",
+        "version",
+    },
     {"compression", "dsn", "encoding", "exchange", "options", "parsing", "proxies", "sealing"},
     {"connections", "ledger", "lifecycle", "trimming", "turns", "validation"},
     {"items", "queue"},

@@ -14,12 +14,12 @@ import functools
 import inspect
 import re
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar, cast
 
 from transport_kit.envelope import Envelope
+from transport_kit.ids import new_uuid
 from transport_kit.log import log
 from transport_kit.reporting import machine
 from transport_kit.reporting.pipeline import Pipeline
@@ -86,7 +86,7 @@ class Monitor:
         return Monitor(self._pipeline, self._capture, self._slug, self._config)
 
     def __enter__(self) -> Self:
-        run = uuid.uuid4().hex
+        run = new_uuid()
         self._runs.append((run, time.monotonic()))
         self._send(run, "in_progress", None)
         return self

@@ -11,7 +11,6 @@ Threads: every method may be called from any thread, and from inside itself once
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import threading
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from transport_kit.envelope import Envelope, Item
+from transport_kit.ids import new_uuid
 from transport_kit.ledger import LossReason
 from transport_kit.log import log
 from transport_kit.options import ReporterOptions
@@ -37,7 +37,6 @@ _MAX_NESTING: Final = 2
 _NAME_LENGTH: Final = 200
 _EVENT_ID = re.compile(r"[0-9a-f]{32}")
 _HEX = re.compile(r"[0-9a-fA-F]+")
-_VARIANTS: Final = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
 _NOT_IN_A_RELEASE = re.compile(r"[\n\r\t\f\v/\\]")
 _DIST = re.compile(r"[A-Za-z0-9_.\-]+")
 _NO_ERROR: Final = frozenset({"debug", "info", "warning"})
@@ -82,7 +81,7 @@ class Pipeline:
     def event(self, level: object) -> Event:
         """What every event says."""
         event = self._blank.copy()
-        event["event_id"] = new_event_id()
+        event["event_id"] = new_uuid()
         event["timestamp"] = time.time()
         event["level"] = known_level(level)
         event["contexts"] = machine.contexts()
@@ -274,13 +273,7 @@ def set_name(event: Event, name: object, source: object) -> None:
 def event_id_of(value: object) -> str:
     """The id as 32 lower-case hex digits; a new one when it isn't a UUID, as a server would do unasked."""
     text = str.lower(str.replace(value, "-", "")) if issubclass(type(value), str) else ""  # type: ignore[arg-type]
-    return text if _EVENT_ID.fullmatch(text) else new_event_id()
-
-
-def new_event_id() -> str:
-    """32 hex digits of a random UUID (RFC 9562, version 4); `uuid.uuid4` takes three times as long."""
-    digits = os.urandom(16).hex()
-    return f"{digits[:12]}4{digits[13:16]}{_VARIANTS[digits[16]]}{digits[17:]}"
+    return text if _EVENT_ID.fullmatch(text) else new_uuid()
 
 
 def _fixed_facts(options: ReporterOptions) -> Event:

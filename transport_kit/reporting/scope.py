@@ -10,13 +10,13 @@ Threads: a scope may be read and changed from any thread; each reading takes a c
 from __future__ import annotations
 
 import ipaddress
-import os
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar, Token
 from itertools import islice
 from types import TracebackType
 from typing import Any, Final, TypeAlias
 
+from transport_kit.ids import random_bytes
 from transport_kit.items import Item
 from transport_kit.reporting.scrub import is_sensitive
 from transport_kit.reporting.tags import TAG_LENGTH, tag_key, tag_value
@@ -123,8 +123,8 @@ class Scope:
     def id(self) -> str:
         """Names this scope; begins with the surrounding scope's id and a slash."""
         if self._id is None:
-            # Made when asked for: most requests capture nothing, and random bytes are a system call.
-            own = os.urandom(8).hex()
+            # Made when asked for: most requests capture nothing.
+            own = random_bytes(8).hex()
             self._id = own if self._parent is None else f"{self._parent.id}/{own}"
         return self._id
 

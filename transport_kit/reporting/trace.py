@@ -9,8 +9,9 @@ Threads: a trace is shared by all threads of its unit of work; what is decided o
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
+
+from transport_kit.ids import random_bytes
 
 __all__ = ["new_span_id", "Trace"]
 
@@ -46,8 +47,7 @@ class Trace:
         parent_sampled: bool | None = None,
         frozen: Mapping[str, str] | None = None,
     ) -> None:
-        # One system call for all that is random here.
-        chance = os.urandom(32)
+        chance = random_bytes(32)
         self.trace_id = trace_id or chance[:16].hex()
         self.span_id = chance[16:24].hex()
         self.parent_span_id = parent_span_id
@@ -75,7 +75,7 @@ class Trace:
 
 def new_span_id() -> str:
     """16 hex digits, never all zeros in the life of this universe."""
-    return os.urandom(8).hex()
+    return random_bytes(8).hex()
 
 
 def _rand(dsc: Mapping[str, str], sampled: bool | None, drawn: float) -> float:
