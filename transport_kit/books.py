@@ -71,6 +71,8 @@ class Books:
         self.reporting = False
         # Loss counts are on their way between a shared queue and the ledger, on a sender.
         self.moving = False
+        # Losses that a request carries now, by the thread that sends it.
+        self._carried: dict[int, Report] = {}
         self._last_report = clock()
 
     # -- what became of what ---------------------------------------------------------------------------
@@ -168,6 +170,28 @@ class Books:
             return ()
         self._last_report = now
         self.report_wanted = False
+        return self.ledger.take_report()
+
+    def carry(self, *, alone: bool) -> Report:
+        """`take_report` for a request that this thread sends; `carried` or `give_back` is its end."""
+        report = self._carried[threading.get_ident()] = self.take_report(alone=alone)
+        return report
+
+    def give_back(self, report: Report) -> None:
+        """No final answer came to the request that carried it."""
+        self.carried()
+        self.ledger.give_back(report)
+
+    def carried(self) -> None:
+        """This thread's request is over, and what it carried told or given back."""
+        self._carried.pop(threading.get_ident(), None)
+
+    def take_untold(self) -> Report:
+        """At the end: losses that nobody was told of, and those on their way without an answer so far."""
+        if not self._options.send_client_reports:
+            return ()
+        while self._carried:
+            self.ledger.give_back(self._carried.popitem()[1])
         return self.ledger.take_report()
 
     def end_report(self, now: float) -> None:

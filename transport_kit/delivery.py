@@ -163,6 +163,15 @@ class Delivery:
                 self._moved_locked()
                 self._books.ledger.give_back(report)
 
+    def want_report(self) -> None:
+        """Report what is known to be lost as soon as a sender can, unless the breaker is open."""
+        if self._queue.shared:
+            self._take_losses()
+        with self._lock.rlock:
+            self._books.report_wanted = self._books.unreported and self.breaker.state == "closed"
+            self._queue.wake()
+        self.senders.leave()
+
     def _moved_locked(self) -> None:
         self._books.moving = False
         self._books.settled.notify_all()
@@ -220,6 +229,7 @@ class Delivery:
             outcome = Outcome(LossReason.INTERNAL_SDK_ERROR, answered=None)
         if isinstance(task, _Report):
             with self._lock.rlock:
+                self._books.carried()
                 now = self._clock()
                 self._learn_locked(outcome, began, now)
                 self._books.end_report(now)
@@ -266,6 +276,7 @@ class Delivery:
         shared = self._queue.shared
         returned: float | None = None
         with self._lock.rlock:
+            self._books.carried()
             if self._in_hand.pop(claim.id, None) is None:
                 return
             now = self._clock()

@@ -102,6 +102,19 @@ class _PacedTransport(HttpTransport):
         return response
 
     @property
+    def in_flight(self) -> bool:
+        """Whether a request has no answer yet."""
+        return self.spool.stats().claimed > 0
+
+    def want_report(self) -> None:
+        """Report what is known to be lost now; `reporting` says whether that is over."""
+        self._current_life().worker.want_report()
+
+    @property
+    def reporting(self) -> bool:
+        return self._current_life().worker.reporting
+
+    @property
     def empty(self) -> bool:
         """Whether the spool is known to hold nothing that waits, by this process, which drains it."""
         facts, stats = self.spool.facts(), self.spool.stats()
@@ -266,21 +279,33 @@ class Forwarder:
             return True
 
     def _settle(self, transports: Iterable[_PacedTransport]) -> None:
-        """Claim no more, wait for the requests in flight, and close."""
+        """Claim no more, wait for the requests in flight, report what was lost, and close.
+
+        Loss counts that no server was told of by then are left in the spool.
+        """
         ending = list(transports)
         for each in ending:
             each.spool.ending = True
             each.spool.wake()
-        stops = self._stops
+        most = max(self._stops, 1)
         deadline = time.monotonic() + self._options.shutdown_timeout
-        while any(each.spool.stats().claimed for each in ending):
-            left = deadline - time.monotonic()
-            if left <= 0 or self._stops > max(stops, 1):
-                log.warning("requests in flight were given up; what they carry is sent again later")
-                break
-            self._wait(min(PULSE, left))
+        if self._wait_while(lambda: any(each.in_flight for each in ending), deadline, most):
+            for each in ending:
+                each.want_report()
+            self._wait_while(lambda: any(each.reporting for each in ending), deadline, most)
+        else:
+            log.warning("requests in flight were given up; what they carry is sent again later")
         for each in ending:
             each.close(0.0)
+
+    def _wait_while(self, busy: Callable[[], bool], deadline: float, most: int) -> bool:
+        """False when `deadline` came first, or more than `most` requests to stop."""
+        while busy():
+            left = deadline - time.monotonic()
+            if left <= 0 or self._stops > most:
+                return False
+            self._wait(min(PULSE, left))
+        return True
 
     def _has_done_its_best(self, stuck_since: dict[str, float]) -> bool:
         now = time.monotonic()

@@ -178,13 +178,22 @@ class BackgroundWorker:
             alone: Whether nothing else is sent, which only happens when a report is due.
         """
         with self._lock.rlock:
-            taken = self._books.take_report(alone=alone)
+            taken = self._books.carry(alone=alone)
         self._senders.leave()
         return taken
 
     def give_back(self, report: Report) -> None:
         """The request that carried `report` got no final answer."""
-        self._locked(lambda: self._books.ledger.give_back(report))
+        self._locked(lambda: self._books.give_back(report))
+
+    def want_report(self) -> None:
+        """Report now what is known to be lost, unless the receiver does not answer; waits for nothing."""
+        self._delivery.want_report()
+
+    @property
+    def reporting(self) -> bool:
+        """Whether a report is wanted now, or under way; a look without the lock."""
+        return self._books.report_wanted or self._books.reporting
 
     # -- waiting ---------------------------------------------------------------------------------------
 
@@ -340,7 +349,7 @@ class BackgroundWorker:
         with self._lock.rlock:
             while self._books.moving and may_wait and (left := deadline - self._clock()) > 0:
                 self._books.settled.wait(left)
-            report = self._books.ledger.take_report() if self._books.unreported else ()
+            report = self._books.take_untold()
         if report and not self._queue.put_losses(report, ending=True):
             self.give_back(report)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.process.arrivals import all_arrive, ids, told
 from transport_kit import Dsn, make_transport
 from transport_kit.spool import identity_of
 from transport_kit.testing import FaultServer
@@ -86,15 +87,11 @@ def fill(server: FaultServer, path: Path, begin: int, end: int) -> None:
     transport.close(0.0)
 
 
-def ids(end: int) -> set[str]:
-    return {f"{number:032x}" for number in range(end)}
-
-
-def all_arrive(server: FaultServer, wanted: set[str]) -> bool:
-    while not wanted <= set(found := server.event_ids()):
-        if not server.wait_for(len(found) + 1, SOON):
-            return False
-    return True
+def lose(server: FaultServer, path: Path, quantity: int) -> None:
+    """Leave loss counts in a spool, as an app does that only writes."""
+    transport = make_transport(server.dsn, queue=f"file://{path}", spool_drain=False, spool_credentials=True)
+    transport.record_lost_event("sample_rate", "error", quantity=quantity)
+    transport.close(0.0)
 
 
 def test_nothing_is_lost_when_forwarders_are_killed_while_four_processes_write(
@@ -129,7 +126,7 @@ def test_nothing_is_lost_when_forwarders_are_killed_while_four_processes_write(
                 writer.stdin.write("\n")
                 writer.stdin.flush()
         wanted = {f"{number:032x}" for number in (0, *range(200, 1000))}
-        assert all_arrive(server, wanted)
+        assert all_arrive(server, wanted, SOON)
         for writer in writers:
             writer.communicate(timeout=SOON)
             assert writer.returncode == 0
@@ -216,6 +213,57 @@ def test_once_says_what_it_could_not_deliver(tmp_path: Path, forward: Callable[.
     assert missing.end() == 2
 
 
+def test_once_tells_the_loss_counts_it_found(tmp_path: Path, forward: Callable[..., Forwarder]) -> None:
+    """A run of seconds is shorter than the interval between reports, and cron may start none for a day."""
+    path = tmp_path / "spool"
+    with FaultServer() as server:
+        fill(server, path, 0, 3)
+        lose(server, path, 7)
+        lose(server, path, 4)
+        assert forward(path, "--once").end() == 0
+        assert set(server.event_ids()) == ids(3)
+        assert told(server.accepted) == {("sample_rate", "error"): 11}
+        assert forward(path, "--once").end() == 0
+        assert told(server.accepted) == {("sample_rate", "error"): 11}  # once
+
+
+def test_sigterm_tells_the_loss_counts(tmp_path: Path, forward: Callable[..., Forwarder]) -> None:
+    """A restart a minute would otherwise hand them on for ever."""
+    path = tmp_path / "spool"
+    with FaultServer() as server:
+        lose(server, path, 5)
+        fill(server, path, 0, 1)
+        forwarder = forward(path)
+        assert server.wait_for(1, SOON)
+        assert told(server.accepted) == {}
+        assert forwarder.end(signal.SIGTERM) == 0
+        assert told(server.accepted) == {("sample_rate", "error"): 5}
+
+
+@pytest.mark.parametrize("way", ["refused", "hung"])
+def test_loss_counts_that_no_server_took_are_left_to_the_next_run(
+    tmp_path: Path, forward: Callable[..., Forwarder], way: str
+) -> None:
+    """An end has its deadline; what has no answer by then, on its way or not, stays in the spool."""
+    path = tmp_path / "spool"
+    with FaultServer() as server:
+        lose(server, path, 6)
+        if way == "refused":
+            server.down()
+        else:
+            server.hold()
+        first = forward(path, "--once", TRANSPORT_KIT_SHUTDOWN_TIMEOUT="0.5")
+        assert first.end() == 0
+        assert len(server.requests) == (way == "hung")
+        if way == "refused":
+            server.up()
+        else:
+            server.release()
+        before = len(server.requests)
+        assert forward(path, "--once").end() == 0
+        assert told(server.requests[before:]) == {("sample_rate", "error"): 6}
+
+
 def test_app_processes_only_write_while_a_forwarder_runs(
     tmp_path: Path, forward: Callable[..., Forwarder]
 ) -> None:
@@ -228,7 +276,7 @@ def test_app_processes_only_write_while_a_forwarder_runs(
         transport = make_transport(server.dsn, queue=f"file://{path}")
         for number in range(1, 100):
             assert transport.capture_event({"event_id": f"{number:032x}"})
-        assert all_arrive(server, ids(100))
+        assert all_arrive(server, ids(100), SOON)
         assert transport.health().delivered == {}
         spool = transport.health().spool
         assert spool is not None

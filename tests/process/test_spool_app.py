@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.process.arrivals import all_arrive, ids, told
 from tests.timing import quickest
 from transport_kit import make_transport
 from transport_kit.errors import OptionsError
@@ -55,18 +55,6 @@ def ended(process: subprocess.Popen[str]) -> int:
     return process.returncode
 
 
-def ids(end: int) -> set[str]:
-    return {f"{number:032x}" for number in range(end)}
-
-
-def all_arrive(server: FaultServer, wanted: set[str]) -> bool:
-    """A drainer that was killed may have sent what it could not note any more: duplicates count as well."""
-    while not wanted <= set(found := server.event_ids()):
-        if not server.wait_for(len(found) + 1, SOON):
-            return False
-    return True
-
-
 def test_what_a_killed_process_accepted_is_delivered_by_the_next(tmp_path: Path) -> None:
     """kill -9 with ninety accepted, and a server that was not there: ninety."""
     with FaultServer() as server:
@@ -91,7 +79,7 @@ def test_processes_share_one_drainer_and_another_takes_over(tmp_path: Path) -> N
         ended(first)
         third = app(server, tmp_path / "spool", 20, 30, "write")
         assert ended(third) == 0
-        assert all_arrive(server, ids(30))
+        assert all_arrive(server, ids(30), SOON)
         assert ended(second) == 0
 
 
@@ -113,7 +101,7 @@ def test_another_process_takes_over_within_a_second(tmp_path: Path) -> None:
             assert server.wait_for_requests(2, SOON)
             took = time.monotonic() - began
             server.release()
-            assert all_arrive(server, ids(1))
+            assert all_arrive(server, ids(1), SOON)
             assert ended(second) == 0
             ended(first)
             return took
@@ -166,18 +154,10 @@ def test_losses_that_were_not_reported_at_the_end_are_left_to_the_next(tmp_path:
         assert server.requests == []
         drainer = make_transport(server.dsn, queue=f"file://{path}", client_report_interval=0.05)
         drainer.start()
-        told = 0
-        while told < 5:
-            seen = len(server.accepted)
-            told = sum(
-                loss["quantity"]
-                for request in server.accepted[:seen]
-                for item in request.envelope.items
-                for loss in json.loads(item.get_bytes())["discarded_events"]
-            )
-            assert told >= 5 or server.wait_for(seen + 1, SOON)
+        while (found := told(taken := server.accepted).total()) < 5:
+            assert server.wait_for(len(taken) + 1, SOON)
         drainer.close()
-        assert told == 5
+        assert found == 5
 
 
 @pytest.mark.parametrize("what", ["directory", "files"])
@@ -200,7 +180,7 @@ def test_a_spool_that_is_deleted_under_a_process_is_begun_anew(
             assert time.monotonic() < noticed
             transport.flush(0.05, until="delivered")
         transport.capture_event({"event_id": f"{7:032x}"})
-        assert all_arrive(server, {f"{7:032x}"})
+        assert all_arrive(server, {f"{7:032x}"}, SOON)
         assert list(path.glob("*/seg/*.log"))
         assert transport.health().spool["problems"] == []  # type: ignore[index]
         transport.close()
