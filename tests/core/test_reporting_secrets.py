@@ -74,6 +74,7 @@ class Planter:
             "headers['X-Api-Key'] = '{}'",
             "mysqldump --password {} shop",
             "Command '['mysqldump', '--password', '{}', 'shop']' failed",
+            "<soap:Body><wsse:Password Type='text'>{}</wsse:Password><n>1</n></soap:Body>",
         )
         return [form.format(self.secret(f"{where}: {form}")) for form in forms]
 
@@ -101,12 +102,14 @@ def _server() -> Iterator[FaultServer]:
 def fail(plant: Planter) -> None:
     """Raises with secrets in variables, arguments, notes and causes."""
     password = plant.secret("a variable")
+    command = ["mysqldump", "--user", "shop", "--password", plant.secret("a command"), "--api-key", ""]
+    command[-1] = plant.secret("the last of a command")
     settings = {
         "DATABASES": {"default": plant.pairs("nested variables"), "list": [("token", plant.secret("pair"))]}
     }
     texts = plant.texts("texts in variables")
     bob = Account("bob", plant.secret("a field"), plant.secret("a field without repr"))
-    assert all((password, settings, texts, bob))
+    assert all((password, command, settings, texts, bob))
     try:
         raise LookupError(*plant.texts("arguments"))
     except LookupError as cause:

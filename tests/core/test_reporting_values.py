@@ -313,6 +313,9 @@ def test_credentials_in_urls_are_taken_out(text: str, expected: str) -> None:
         ("h['X-Api-Key'] = 'pw' # set", "h['X-Api-Key'] = '[Filtered]' # set"),
         ("mysql --password pw shop", "mysql --password [Filtered] shop"),
         ("run --keep --verbose now", "run --keep --verbose now"),
+        ("<a><key>pw</key><b>c</b></a>", "<a><key>[Filtered]</key><b>c</b></a>"),
+        ("<s:Password t='x'><![CDATA[p w]]></s:Password>", "<s:Password t='x'>[Filtered]</s:Password>"),
+        ("<Session 5> has ended, <Token> too", "<Session 5> has ended, <Token> too"),
         ("unexpected token: comma", "unexpected token: comma"),
         ("the keys: a, b", "the keys: a, b"),
         ("key: value in prose", "key: value in prose"),
@@ -340,6 +343,10 @@ def test_values_of_sensitive_pairs_are_taken_out_of_text(text: str, expected: st
         "--a" * 30_000 + "key=1",
         "token='" + "'] = " * 20_000,
         "key=1" + " \t" * 40_000,
+        "<key" * 30_000,
+        "<key>" * 30_000,
+        "<key " + "a" * 100_000,
+        "<key><![CDATA[" * 20_000,
     ],
 )
 def test_scrubbing_takes_linear_time(text: str) -> None:

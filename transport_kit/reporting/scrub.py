@@ -78,6 +78,8 @@ _SETTING = re.compile(
 )
 # `--password value`, in one text or as a list of arguments is shown.
 _FLAG = re.compile(r"""(?<![\w\-])(--[\w\-]++)([ \t]++|["'],\s*+["'])([^\s"'\-][^\s"']*+)""")
+# An element of XML up to its end; what an object is shown as has none.
+_ELEMENT = re.compile(r"""<([\w:.\-]++)([^<>]*+>)(?:<!\[CDATA\[[^<\]]*+\]\]>|[^<]++)(?=<\\?/)""")
 # The scheme and credentials of an `Authorization` value, wherever they stand.
 _SCHEME = re.compile(r"(?<!\w)(bearer|basic|digest|negotiate)([ \t]++)([\w.~+/=:\-]{6,}+)", re.IGNORECASE)
 # What is a credential by its own form: JSON web tokens, and keys whose makers gave them a prefix.
@@ -128,8 +130,8 @@ def scrub_text(text: str) -> str:
     """The text without what is a secret by its place or its form.
 
     That is: credentials in URLs, values of sensitive `name=value` pairs, of quoted `"name": value` pairs and
-    of `--flag value`, of settings such as `api_key: …` and headers such as `Authorization: …`, credentials
-    after `Bearer` and its like, and tokens of well-known forms. Prose is left alone.
+    of `--flag value`, of settings such as `api_key: …`, of headers such as `Authorization: …` and of elements
+    of XML; credentials after `Bearer` and its like, and tokens of well-known forms. Prose is left alone.
     """
     if ":" in text or "=" in text:
         text = scrub_userinfo(text)
@@ -137,6 +139,8 @@ def scrub_text(text: str) -> str:
             text = _PAIR.sub(_filter_pair, text)
             if ":" in text:
                 text = _SETTING.sub(_filter_pair, _HEADER.sub(_filter_header, text))
+    if "<" in text and _SECRET.search(text) is not None:
+        text = _ELEMENT.sub(_filter_element, text)
     if "--" in text:
         text = _FLAG.sub(_filter_flag, text)
     if len(text) > _SHORTEST_TOKEN:
@@ -173,6 +177,11 @@ def _filter_pair(match: re.Match[str]) -> str:
     name, sign, value = match.groups()
     quote = value[:2] if value[0] == "\\" else value[0] if value[0] in "\"'" else ""
     return f"{name}{sign}{quote}{FILTERED}{quote}"
+
+
+def _filter_element(match: re.Match[str]) -> str:
+    name, rest = match.groups()
+    return f"<{name}{rest}{FILTERED}" if is_sensitive(name) else match.group()
 
 
 def _filter_flag(match: re.Match[str]) -> str:

@@ -253,13 +253,7 @@ def _sequence(value: Any, kind: Any, room: Room, limits: Limits, depth: int) -> 
     breadth = limits.breadth
     # Taken in one step: other threads may change the container meanwhile.
     elements = value[:breadth] if type(value) is list else list(islice(kind.__iter__(value), breadth))
-    if (
-        length == 2
-        and limits.hides is not None
-        and type(elements[0]) is str
-        and len(elements[0]) <= _NAME_LENGTH  # searching more than a name takes the time of the whole walk
-        and limits.hides(elements[0])
-    ):
+    if length == 2 and type(elements[0]) is str and _hides(elements[0], limits):
         elements[1] = FILTERED  # a header or form field as a pair
     # Room for a number each is taken at once, and given back where something else stands.
     left = room.left - 2
@@ -292,9 +286,16 @@ def _told(elements: list[Any], left: int, room: Room, limits: Limits, depth: int
             del elements[place:]
             break
         room.left = left
-        elements[place] = bounded(element, room, limits, depth + 1)
+        elements[place] = told = bounded(element, room, limits, depth + 1)
         left = room.left
+        if type(told) is str and told[:2] == "--" and place + 1 < len(elements) and _hides(told, limits):
+            elements[place + 1] = FILTERED  # a flag's value, as a command's arguments are kept
     return left
+
+
+def _hides(name: str, limits: Limits) -> bool:
+    # Searching more than a name takes the time of the whole walk.
+    return limits.hides is not None and len(name) <= _NAME_LENGTH and limits.hides(name)
 
 
 def _mapping(value: dict[Any, Any], room: Room, limits: Limits, depth: int) -> dict[str, Any]:
