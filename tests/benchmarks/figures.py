@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks import spool_figures
+from tests.benchmarks import request_figures, spool_figures
 from tests.benchmarks.exceptions import exception
 from tests.benchmarks.load import event, resident_kb
 
@@ -104,7 +104,7 @@ FIGURES: dict[str, tuple[Callable[[str], dict[str, float]], float]] = {
     "throughput_50ms": (throughput_50ms, 0.05),
     "exception": (exception, 0.0),
     "importing": (importing, 0.0),
-    **{name: (figure, 0.0) for name, figure in spool_figures.FIGURES.items()},
+    **{name: (figure, 0.0) for name, figure in (request_figures.FIGURES | spool_figures.FIGURES).items()},
 }
 
 _RECEIVER = """
