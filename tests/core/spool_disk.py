@@ -57,6 +57,10 @@ class Node:
         return len(self.data)
 
     @property
+    def st_blocks(self) -> int:
+        return -(-len(self.data) // 512)
+
+    @property
     def st_mtime_ns(self) -> int:
         return self.mtime_ns
 
@@ -79,6 +83,7 @@ class Frozen:
     st_nlink: int
     st_uid: int
     st_size: int
+    st_blocks: int
     st_mtime_ns: int
 
 
@@ -236,6 +241,10 @@ class DiskSystem(System):
         self._call("read")
         return bytes(self._file(fd).node.data[offset : offset + size])
 
+    def data_from(self, fd: int, offset: int) -> int | None:
+        self._call("read")
+        return offset if offset < len(self._file(fd).node.data) else None
+
     def status(self, fd: int) -> Frozen:
         self._call("stat")
         return self._frozen(self._file(fd).node)
@@ -249,7 +258,14 @@ class DiskSystem(System):
 
     def _frozen(self, node: Node) -> Frozen:
         return Frozen(
-            node.st_mode, node.st_ino, node.st_dev, node.st_nlink, node.st_uid, node.st_size, node.st_mtime_ns
+            node.st_mode,
+            node.st_ino,
+            node.st_dev,
+            node.st_nlink,
+            node.st_uid,
+            node.st_size,
+            node.st_blocks,
+            node.st_mtime_ns,
         )
 
     def names(self, fd: int) -> list[str]:

@@ -250,6 +250,19 @@ def test_a_record_that_was_never_finished_is_no_damage(path: Path, left: int, sa
     assert said in found["flaws"][0]["text"]
 
 
+def test_a_segment_that_was_made_longer_is_read_at_once_and_explained(path: Path) -> None:
+    """200 GB of nothing: the disk does not have them, and nobody waits until they are read."""
+    fill(path, event(1))
+    (segment,) = segments(path)
+    end = segment.stat().st_size
+    os.truncate(segment, 200 << 30)
+    assert run_json("spool", "status", str(path))["identities"][0]["waiting"] == 1
+    found = run_json("spool", "verify", str(path))
+    (flaw,) = found["flaws"]
+    assert (found["records"], flaw["offset"], flaw["end"], flaw["loss"]) == (1, end, 200 << 30, True)
+    assert "nearly all of them are a hole: the file was made longer" in flaw["text"]
+
+
 def test_verify_names_files_that_are_not_what_they_should_be(path: Path) -> None:
     """A FIFO blocks no one, a link leads nowhere, a later version is left alone."""
     fill(path, event(1))

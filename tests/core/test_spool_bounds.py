@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from transport_kit.spool import FileSpool
 from transport_kit.spool.ages import JUMP, Ages
 from transport_kit.spool.dead import bury, count
 from transport_kit.spool.directory import open_directory
+from transport_kit.spool.drainer import SEARCH_AGAIN
 from transport_kit.spool.segments import SegmentName, segment_header
 from transport_kit.spool.status import SpoolStatus, publish, read_status
 from transport_kit.spool.system import System
+from transport_kit.spool.tail import SEARCH_STEP
 from transport_kit.spool.writer import Full, Writer
 
 IDENTITY = "0123456789abcdef"
@@ -150,6 +153,71 @@ def test_what_waits_for_its_next_attempt_can_be_sacrificed(make: Make, seg: Path
     assert spool.stats().claimed == 0
 
 
+def test_a_hole_in_a_segment_costs_no_envelope_and_no_time(make: Make, seg: Path, clock: Clock) -> None:
+    """`truncate -s 200G`: what is in the file is delivered, the hole is damage, and nobody waits for it."""
+    spool = make()
+    logs = place(seg, 1, 0, [log_entry(0)])
+    errors = place(seg, 4, 1, [event(1), event(2)])
+    os.truncate(errors, 200 << 30)
+    late = place(seg, 4, 2, [event(3)])
+    with errors.open("ab") as file:
+        file.write(record(event(4), salt=bytes([4, 1] * 4)))
+    began = time.thread_time()
+    assert spool.put(event(5)).accepted  # nor does a writer take it for a spool that is full
+    found = drained(spool)
+    clock.now += 20
+    found += drained(spool)
+    assert time.thread_time() - began < 1.0
+    assert sorted(filter(None, found)) == ids(1, 2, 3, 4, 5)
+    assert len(found) == 6
+    assert [path.exists() for path in (logs, errors, late)] == [False] * 3
+    status = spool.facts().status
+    assert status is not None
+    assert (status.damaged, status.evicted, status.pending, status.complete) == (1, 0, 0, True)
+
+
+def test_noise_is_searched_while_others_are_delivered(make: Make, seg: Path, clock: Clock) -> None:
+    """A file of anything under a segment's name: the end of the process, for one, does not wait for it."""
+    spool = make()
+    noise = place(seg, 4, 0, [event(1)])
+    with noise.open("ab") as file:
+        file.write(b"\x01" * (3 * SEARCH_STEP) + record(event(2), salt=bytes([4, 0] * 4)))
+    place(seg, 4, 1, [event(3)])
+    place(seg, 1, 1, [log_entry(1)])
+    assert drained(spool) == [*ids(1, 3), None]
+    spool.claim(0, 0.0)
+    assert noise.exists()
+    assert spool.stats().waiting == 0
+    looks = 0
+    while not (found := drained(spool)):
+        looks += 1
+        assert looks < 10
+        clock.now += SEARCH_AGAIN
+    assert found == ids(2)
+    assert looks >= 2
+    assert not noise.exists()
+    clock.now += 20
+    spool.claim(0, 0.0)
+    status = spool.facts().status
+    assert status is not None
+    assert (status.damaged, status.pending, status.complete) == (1, 0, True)
+
+
+def test_what_is_larger_than_all_may_be_goes_before_the_rest(make: Make, seg: Path) -> None:
+    """No sacrifice of others makes room for it; and what would take long to look through is damage."""
+    spool = make(max_bytes=2 * SEARCH_STEP)
+    small = place(seg, 1, 0, [log_entry(0)])
+    noise = place(seg, 4, 0, [event(1)])
+    with noise.open("ab") as file:
+        file.write(b"\x01" * (3 * SEARCH_STEP))
+    spool.claim(0, 0.0)
+    assert (small.exists(), noise.exists()) == (True, False)
+    assert spool.take_losses() == (("cache_overflow", "error", 1),)
+    status = spool.facts().status
+    assert status is not None
+    assert (status.damaged, status.evicted, status.pending) == (1, 1, 1)
+
+
 def test_a_number_of_envelopes_is_a_bound_too(make: Make, seg: Path) -> None:
     """Whole segments go, so it is kept to the segment."""
     spool = make(max_count=10)
@@ -275,8 +343,6 @@ def test_a_status_that_can_not_be_believed_is_none(tmp_path: Path, content: byte
 
 def test_ten_thousand_segments_are_begun_with_at_once(make: Make, seg: Path, clock: Clock) -> None:
     """A long outage ends: the first delivery does not wait until everything has been looked at."""
-    import time
-
     spool = make()
     for order in range(10_000):
         salt = order.to_bytes(8, "big")

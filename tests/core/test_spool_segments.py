@@ -19,14 +19,15 @@ from transport_kit.spool.records import (
     losses_of,
     losses_record,
     quantities_of,
-    rank_of,
 )
 from transport_kit.spool.segments import (
     FIXED_BYTES,
     HEADER_BYTES,
     WINDOW,
     Gap,
+    Reader,
     Record,
+    Salt,
     SegmentName,
     is_foreign,
     segment_header,
@@ -55,7 +56,7 @@ def test_what_is_written_is_read_back_with_all_its_facts() -> None:
             written.repeatable,
             written.size,
         )
-        assert found.rank == rank_of(written)
+        assert found.rank == envelope_record(written)[0]
 
 
 def test_heads_alone_can_be_walked_without_reading_bodies() -> None:
@@ -74,7 +75,7 @@ def test_an_envelope_of_many_items_and_one_without_any_survive() -> None:
         (found,) = read_all(segment([sealed]))
         assert isinstance(found, Record)
         assert envelope_of(found.head, found.body).serialize() == sealed.serialize()
-        assert len(envelope_record(sealed)[1]) < 600
+        assert len(envelope_record(sealed)[2]) < 600
 
 
 def test_a_name_says_class_age_and_salt_and_nothing_else_is_a_name() -> None:
@@ -202,6 +203,56 @@ def test_a_record_is_found_across_the_border_of_what_is_read_at_once(before: int
     assert [type(part) for part in found] == [Gap, Record]
 
 
+@pytest.mark.parametrize(("step", "least"), [(1, 7), (WINDOW, 5), (3 * WINDOW + 5, 4), (10 * WINDOW, 1)])
+def test_a_long_search_is_done_in_steps(step: int, least: int) -> None:
+    """Whoever reads holds a lock: it must be able to look up, and finds the same in the end."""
+    data = segment_header(NAME) + b"\x01" * (4 * WINDOW) + Salt.of(SALT).mark * 3 + record(event(9))
+    walking = Reader(lambda size, at: data[at : at + size], SALT, size=len(data), step=step)
+    found, steps = [], 0
+    while (part := walking.next(final=True)) is not None or walking.searching:
+        if part is not None:
+            found.append(part)
+        steps += walking.searching
+    assert found == read_all(data)
+    assert least <= steps <= 9
+
+
+def test_a_search_in_steps_sees_a_head_that_was_incomplete_when_it_passed() -> None:
+    """A live file grows meanwhile: what reached beyond its end is looked at again."""
+    data = bytearray(segment_header(NAME) + b"\x01" * (2 * WINDOW))
+    walking = Reader(lambda size, at: bytes(data[at : at + size]), SALT, step=WINDOW)
+    whole = record(event(9))
+    data += whole[: FIXED_BYTES + 3]
+    walking.size = len(data)
+    while walking.next(final=False) is not None or walking.searching:
+        pass
+    data += whole[FIXED_BYTES + 3 :]
+    walking.size = len(data)
+    while (gap := walking.next(final=False)) is None:
+        assert walking.searching
+    assert isinstance(gap, Gap)
+    assert isinstance(walking.next(final=False), Record)
+
+
+def test_a_hole_is_not_read() -> None:
+    """A file can be said to be larger than any disk, and zeros are no record."""
+    last = record(event(9))
+    far = 1 << 60
+
+    def read(size: int, at: int) -> bytes:
+        assert at < 4096 or at >= far
+        return b"\x01" * size if at < far else last[at - far : at - far + size].ljust(size, b"\0")
+
+    def data(at: int) -> int | None:
+        return at if at < 4096 or far <= at < far + len(last) else far if at < far else None
+
+    walking = Reader(read, SALT, size=1 << 61, data=data)
+    assert walking.next(final=True) == Gap(HEADER_BYTES, far, torn=False)
+    assert isinstance(walking.next(final=True), Record)
+    assert walking.next(final=True) == Gap(far + len(last), 1 << 61, torn=False)
+    assert walking.next(final=True) is None
+
+
 def test_lengths_beyond_the_file_are_not_believed() -> None:
     """A length is an attacker's favourite: nothing is allocated for it."""
     good = record(event(1))
@@ -248,7 +299,7 @@ def test_a_head_that_is_not_ours_is_refused(head: bytes) -> None:
 def test_a_head_that_does_not_fit_its_body_is_refused() -> None:
     """Lengths must add up to the body exactly."""
     sealed = event(1)
-    head, parts, _ = envelope_record(sealed)
+    _, head, parts, _ = envelope_record(sealed)
     body = b"".join(parts)
     assert envelope_of(head, body).serialize() == sealed.serialize()
     for wrong in (b"", body[:-1], body + b"x", b"x" * len(body), body[:-1] + b"x"):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -211,6 +212,23 @@ def test_once_says_what_it_could_not_deliver(tmp_path: Path, forward: Callable[.
         assert "no DSN" in why
     missing = forward(tmp_path / "nowhere", "--once")
     assert missing.end() == 2
+
+
+def test_a_segment_of_absurd_size_holds_up_neither_what_waits_nor_the_end(
+    tmp_path: Path, forward: Callable[..., Forwarder]
+) -> None:
+    """Somebody made a file longer: what is in the spool goes out, and SIGTERM is obeyed before a SIGKILL."""
+    path = tmp_path / "spool"
+    with FaultServer() as server:
+        fill(server, path, 0, 1)
+        (segment,) = path.glob("*/seg/*.log")
+        os.truncate(segment, 200 << 30)
+        fill(server, path, 1, 2)
+        forwarder = forward(path)
+        assert all_arrive(server, ids(2), SOON)
+        began = time.monotonic()
+        assert forwarder.end(signal.SIGTERM) == 0
+        assert time.monotonic() - began < 3.0
 
 
 def test_once_tells_the_loss_counts_it_found(tmp_path: Path, forward: Callable[..., Forwarder]) -> None:

@@ -35,6 +35,8 @@ __all__ = ["CONVICTED_AFTER", "Drainer"]
 CONVICTED_AFTER: Final = 5
 #: Seconds before a segment that could not be read is tried again.
 RETRY_AFTER: Final = 1.0
+#: Seconds between two steps of a long search in a segment: most of the time is for what can be delivered.
+SEARCH_AGAIN: Final = 0.05
 
 
 class Drainer:
@@ -85,6 +87,7 @@ class Drainer:
         self._turns = Turns()
         self._took_retried = [False for _ in Priority]
         self._lane_busy: int | None = None
+        self._search_at = float("inf")  # when a search goes on
         self.losses: Counter[tuple[str, str]] = Counter()
         self.oldest_ms = 0
         self.evicted = self.expired = self.damaged = self.torn = self.buried = 0
@@ -150,6 +153,8 @@ class Drainer:
         """Up to `limit` entries, each with its attempt logged; `sealed` is set."""
         now = self._clock()
         self._undelay(now)
+        if self._search_at <= now:
+            self._search_at = float("inf")
         taken: list[Entry] = []
         while len(taken) < limit:
             entry = self._choose(now)
@@ -240,6 +245,9 @@ class Drainer:
                 if isinstance(error, FileNotFoundError):
                     self.drop(tail)
                     at -= 1
+                continue
+            if tail.searching:
+                tail.retry_at = self._search_at = now + SEARCH_AGAIN
                 continue
             if tail.foreign or tail.retired:
                 at -= 1
@@ -336,8 +344,8 @@ class Drainer:
 
     @property
     def next_retry(self) -> float:
-        """Monotonic second at which something becomes claimable; infinite when nothing waits for it."""
-        return self._delayed[0][0] if self._delayed else float("inf")
+        """Monotonic second at which something may become claimable; infinite when nothing waits for it."""
+        return min(self._delayed[0][0], self._search_at) if self._delayed else self._search_at
 
     # -- settling --------------------------------------------------------------------------------------
 
@@ -398,9 +406,13 @@ class Drainer:
 
     # -- giving up a whole segment ---------------------------------------------------------------------
 
-    def victims(self) -> Iterator[Tail]:
-        """What may be given up, lowest class and oldest first: not written to, nothing of it in flight."""
-        for tail in sorted(self.tails.values(), key=lambda tail: tail.name):
+    def victims(self, most: int) -> Iterator[Tail]:
+        """What may be given up: not written to, nothing of it in flight.
+
+        Lowest class and oldest first; but before all what is larger than `most`, as no room that others
+        leave is enough for it.
+        """
+        for tail in sorted(self.tails.values(), key=lambda tail: (tail.size <= most, tail.name)):
             if tail.foreign or any(entry.claimed for entry in tail.entries.values()):
                 continue
             try:

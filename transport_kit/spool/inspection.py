@@ -30,7 +30,6 @@ from transport_kit.spool.records import (
     event_id_of,
     losses_record,
     quantities_of,
-    rank_of,
 )
 from transport_kit.spool.segments import (
     HEADER_BYTES,
@@ -52,6 +51,8 @@ __all__ = ["Flaw", "Inspection", "Letter", "SegmentFacts", "Waiting"]
 _LETTER: Final = re.compile(r"[0-9a-fA-F-]{32,36}")
 _MOST_FACTS: Final = 1024 * 1024
 _MOST_LETTER: Final = 1 << 30
+#: No filesystem has larger blocks.
+_BLOCK: Final = 64 * 1024
 
 #: Called with bytes that were read since the last call.
 Progressed = Callable[[int], None]
@@ -229,10 +230,14 @@ class Inspection:
                 yield None
                 return
             progress = read_progress(self._ack_bytes(name), name.salt)
-            reader = Reader(functools.partial(system.read, fd), name.salt, HEADER_BYTES, status.st_size)
-            yield reader, progress
+            yield self._reader(fd, name, status.st_size), progress
         finally:
             system.close(fd)
+
+    def _reader(self, fd: int, name: SegmentName, size: int) -> Reader:
+        system = self._system
+        read, data = functools.partial(system.read, fd), functools.partial(system.data_from, fd)
+        return Reader(read, name.salt, HEADER_BYTES, size, data=data)
 
     def _ack_bytes(self, name: SegmentName) -> bytes:
         try:
@@ -286,15 +291,13 @@ class Inspection:
             if is_foreign(header):
                 flaw = Flaw(text, 0, size, False, "of another version of the format: left alone")
                 return SegmentFacts(text, size, 0, 0, (flaw,))
-            return self._walked(name, functools.partial(system.read, fd), size, header)
+            return self._walked(name, fd, size, header)
         except OSError as error:
             return SegmentFacts(text, 0, 0, 0, (Flaw(text, 0, 0, True, error.strerror or "can't be read"),))
         finally:
             system.close(fd)
 
-    def _walked(
-        self, name: SegmentName, read: Callable[[int, int], bytes], size: int, header: bytes
-    ) -> SegmentFacts:
+    def _walked(self, name: SegmentName, fd: int, size: int, header: bytes) -> SegmentFacts:
         text = str(name)
         flaws = []
         if not is_header_of(header, name):
@@ -302,30 +305,34 @@ class Inspection:
             flaws.append(Flaw(text, 0, min(HEADER_BYTES, size), False, said))
         acks = self._ack_bytes(name)
         progress = read_progress(acks, name.salt)
-        reader = Reader(read, name.salt, HEADER_BYTES, size)
+        reader = self._reader(fd, name, size)
         records = settled = 0
         # Not final: what is incomplete at the end may be a record that is being written now.
         while (part := reader.next(final=False)) is not None:
             if isinstance(part, Gap):
-                flaws.append(self._gap(text, read, name, part))
+                flaws.append(self._gap(fd, name, part))
                 continue
             records += 1
             settled += (progress.get(part.offset) or Progress()).settled
         if reader.offset < size:
             rest = reader.next(final=True)
             if isinstance(rest, Gap):
-                flaws.append(self._gap(text, read, name, rest))
+                flaws.append(self._gap(fd, name, rest))
         return SegmentFacts(text, size, records, settled, tuple(flaws))
 
-    def _gap(self, text: str, read: Callable[[int, int], bytes], name: SegmentName, gap: Gap) -> Flaw:
-        said = explain(read, name.salt, gap)
+    def _gap(self, fd: int, name: SegmentName, gap: Gap) -> Flaw:
+        said = explain(functools.partial(self._system.read, fd), name.salt, gap)
+        # The block in which a hole begins is no part of it.
+        inside = gap.offset + _BLOCK
+        if inside < gap.end and ((data := self._system.data_from(fd, inside)) is None or data >= gap.end):
+            said += "; nearly all of them are a hole: the file was made longer, and nobody wrote there"
         if gap.head is not None:
             event_id = event_id_of(gap.head)
             what = ", ".join(f"{category} {n}" for category, n in quantities_of(gap.head))
             said += (
                 f"; its head is intact: event {event_id or 'without an id'}, {what or 'nothing countable'}"
             )
-        return Flaw(text, gap.offset, gap.end, not gap.torn, said)
+        return Flaw(str(name), gap.offset, gap.end, not gap.torn, said)
 
     # -- dead letters ----------------------------------------------------------------------------------
 
@@ -397,9 +404,8 @@ class Inspection:
         writer = Writer(self._directory, segment_bytes=1024 * 1024, max_bytes=max_bytes)
 
         def put(sealed: SealedEnvelope) -> None:
-            head, parts, length = envelope_record(sealed)
             try:
-                writer.append(Kind.ENVELOPE, rank_of(sealed), head, parts, length)
+                writer.append(Kind.ENVELOPE, *envelope_record(sealed))
             except Full:
                 raise OSError(0, "the spool is full") from None
 
@@ -426,7 +432,7 @@ class Inspection:
             if foreign or status.st_mtime_ns // 1_000_000 >= older_than_ms or not system.try_flock(fd):
                 return None
             progress = read_progress(self._ack_bytes(name), name.salt)
-            reader = Reader(functools.partial(system.read, fd), name.salt, HEADER_BYTES, status.st_size)
+            reader = self._reader(fd, name, status.st_size)
             lost: dict[tuple[str, str], int] = {}
             dropped = 0
             while (part := reader.next(final=True, bodies=False)) is not None:

@@ -12,13 +12,14 @@ Threads: a `Reader` belongs to one thread at a time; all else is pure.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NamedTuple
+from zlib import crc32
 
 from transport_kit.sealing import Priority
 
@@ -36,7 +37,7 @@ __all__ = [
     "explain",
     "is_foreign",
     "is_header_of",
-    "record_prefix",
+    "record_parts",
     "segment_header",
 ]
 
@@ -50,8 +51,8 @@ _SEGMENT: Final = struct.Struct("<8sBBH8sQI")
 _SEGMENT_MAGIC: Final = b"\xf5TKspool"
 HEADER_BYTES: Final = _SEGMENT.size
 
-# Magic, mark, version, kind, class, zero, head length, body length, created; then the two checksums.
-_FIXED: Final = struct.Struct("<4s4sBBBBIIQ")
+# Mark, version, kind, class, zero, head length, body length, created; then the two checksums.
+_FIXED: Final = struct.Struct("<8sBBBBIIQ")
 _CHECKS: Final = struct.Struct("<II")
 # 0xF5 occurs in no UTF-8 text, so no JSON in a body begins a search in vain.
 _MAGIC: Final = b"\xf5TKr"
@@ -77,7 +78,7 @@ class Salt(NamedTuple):
 
     @classmethod
     def of(cls, salt: bytes) -> Salt:
-        return cls(zlib.crc32(salt), _MAGIC + salt[:4])
+        return cls(crc32(salt), _MAGIC + salt[:4])
 
 
 class SegmentName(NamedTuple):
@@ -111,7 +112,7 @@ class SegmentName(NamedTuple):
 def segment_header(name: SegmentName) -> bytes:
     """The first bytes of a segment."""
     start = _SEGMENT.pack(_SEGMENT_MAGIC, VERSION, name.rank, 0, name.salt, name.created_ns, 0)[:-4]
-    return start + struct.pack("<I", zlib.crc32(start))
+    return start + struct.pack("<I", crc32(start))
 
 
 def is_foreign(header: bytes) -> bool:
@@ -124,7 +125,7 @@ def is_foreign(header: bytes) -> bool:
     start = header[: HEADER_BYTES - 4]
     (check,) = struct.unpack_from("<I", header, HEADER_BYTES - 4)
     magic, version = start[:8], start[8]
-    return magic == _SEGMENT_MAGIC and check == zlib.crc32(start) and version != VERSION
+    return magic == _SEGMENT_MAGIC and check == crc32(start) and version != VERSION
 
 
 def is_header_of(header: bytes, name: SegmentName) -> bool:
@@ -132,20 +133,20 @@ def is_header_of(header: bytes, name: SegmentName) -> bool:
     return header == segment_header(name)
 
 
-def record_prefix(
+def record_parts(
     salt: Salt, kind: int, rank: int, created_ms: int, head: bytes, body: Sequence[bytes], length: int
-) -> bytes:
-    """The bytes before a record's body: fixed part, checksums, head.
+) -> tuple[bytes, ...]:
+    """A record's bytes, for one write: fixed part, checksums, head, body. `FIXED_BYTES` precede the head.
 
     Args:
         body: The body's parts in order.
         length: Their bytes.
     """
-    fixed = _FIXED.pack(_MAGIC, salt.mark[4:], VERSION, kind, rank, 0, len(head), length, created_ms)
-    head_check = body_check = zlib.crc32(fixed + head, salt.seed)
+    fixed = _FIXED.pack(salt.mark, VERSION, kind, rank, 0, len(head), length, created_ms)
+    head_check = body_check = crc32(head, crc32(fixed, salt.seed))
     for part in body:
-        body_check = zlib.crc32(part, body_check)
-    return b"".join((fixed, _CHECKS.pack(head_check, body_check), head))
+        body_check = crc32(part, body_check)
+    return (fixed, _CHECKS.pack(head_check, body_check), head, *body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,24 +197,37 @@ class Reader:
         read: `read(size, offset)`, short at the file's end.
         salt: From the segment's name.
         offset: Where to begin: the end of a record.
+        data: `data(offset)`: where the first byte from there on lies that is not in a hole; None: nowhere.
+        step: Bytes that one call of `next` searches for a record, about.
 
     Attributes:
         offset: Where the next record begins.
         size: Bytes of the file that may be looked at; the owner sets it anew as the file grows.
+        searching: The last `next` returned None only because its step was over: the next call goes on.
     """
 
     def __init__(
-        self, read: Callable[[int, int], bytes], salt: bytes, offset: int = HEADER_BYTES, size: int = 0
+        self,
+        read: Callable[[int, int], bytes],
+        salt: bytes,
+        offset: int = HEADER_BYTES,
+        size: int = 0,
+        *,
+        data: Callable[[int], int | None] = lambda offset: offset,
+        step: float = math.inf,
     ) -> None:
         self._read = read
+        self._data = data
+        self._step = step
+        self.searching = False
         self._salt = Salt.of(salt)
         self.offset = offset
         self.size = size
         self._window = b""
         self._window_at = 0
         # While a writer may be at work a bad spot is judged only once something valid follows it. What
-        # was searched in vain isn't searched again until the file has grown.
-        self._searched: tuple[int, int] | None = None
+        # was searched in vain isn't searched again: from where, up to where, at which size of the file.
+        self._searched = (-1, 0, 0)
 
     def next(self, *, final: bool, bodies: bool = True) -> Record | Gap | None:
         """What comes next; None when nothing does, yet.
@@ -223,19 +237,17 @@ class Reader:
             bodies: Whether to read and check bodies; without, a record with a damaged body passes.
         """
         begin = self.offset
+        self.searching = False
         if begin >= self.size:
             return None
         fixed = self._fixed_at(begin)
         if fixed is not None and fixed.end <= self.size:
             body = self._bytes(fixed.body_at, fixed.end - fixed.body_at) if bodies else b""
-            if not bodies or zlib.crc32(body, fixed.head_check) == fixed.body_check:
+            if not bodies or crc32(body, fixed.head_check) == fixed.body_check:
                 self.offset = fixed.end
                 return Record(begin, fixed.end, fixed.kind, fixed.rank, fixed.created_ms, fixed.head, body)
-        if not final and self._searched == (begin, self.size):
-            return None
-        found = self._search(begin + 1)
-        if found is None and not final:
-            self._searched = (begin, self.size)
+        found = self._search(begin)
+        if found is None and (self.searching or not final):
             return None
         self.offset = end = self.size if found is None else found
         return Gap(begin, end, self._is_torn(begin, end, fixed), None if fixed is None else fixed.head)
@@ -246,7 +258,7 @@ class Reader:
         if fixed is None or fixed.end > self.size:
             return None
         body = self._bytes(fixed.body_at, fixed.end - fixed.body_at)
-        if zlib.crc32(body, fixed.head_check) != fixed.body_check:
+        if crc32(body, fixed.head_check) != fixed.body_check:
             return None
         return Record(offset, fixed.end, fixed.kind, fixed.rank, fixed.created_ms, fixed.head, body)
 
@@ -254,7 +266,7 @@ class Reader:
         start = self._bytes(at, FIXED_BYTES)
         if len(start) < FIXED_BYTES or not start.startswith(self._salt.mark):
             return None
-        _, _, version, kind, rank, zero, head_length, body_length, created = _FIXED.unpack_from(start)
+        _, version, kind, rank, zero, head_length, body_length, created = _FIXED.unpack_from(start)
         head_at = at + FIXED_BYTES
         body_at = head_at + head_length
         if version != VERSION or zero or rank > max(Priority) or head_length > MAX_HEAD_BYTES:
@@ -263,26 +275,38 @@ class Reader:
             return None
         head_check, body_check = _CHECKS.unpack_from(start, _FIXED.size)
         head = self._bytes(head_at, head_length)
-        if zlib.crc32(head, zlib.crc32(start[: _FIXED.size], self._salt.seed)) != head_check:
+        if crc32(head, crc32(start[: _FIXED.size], self._salt.seed)) != head_check:
             return None
         return _Fixed(kind, rank, created, head, body_at, body_at + body_length, head_check, body_check)
 
-    def _search(self, at: int) -> int | None:
-        """Where the next believable record begins, from `at` on."""
-        mark = self._salt.mark
-        while at < self.size:
+    def _search(self, begin: int) -> int | None:
+        """Where the next believable record after `begin` is; None with `searching` when a step is over."""
+        at, mark, left = begin + 1, self._salt.mark, self._step
+        searched, upto, size = self._searched
+        if searched == begin:
+            # What reached beyond the file was judged by the size that it had.
+            at = max(at, upto if size == self.size else min(upto, size - FIXED_BYTES - MAX_HEAD_BYTES))
+        while at < self.size and (data := self._data(at)) is not None:
+            at = data
+            if left <= 0:
+                self.searching = True
+                self._searched = begin, at, self.size
+                return None
             chunk = self._bytes(at, min(WINDOW, self.size - at))
             found = chunk.find(mark)
             if found < 0:
                 # The mark may lie across the border.
                 step = len(chunk) - len(mark) + 1
                 if step <= 0 or at + len(chunk) >= self.size:
-                    return None
+                    break
                 at += step
+                left -= step
                 continue
             if self._fixed_at(at + found) is not None:
                 return at + found
             at += found + 1
+            left -= MAX_HEAD_BYTES  # so much was read to see that it is none
+        self._searched = begin, self.size, self.size
         return None
 
     def _is_torn(self, begin: int, end: int, fixed: _Fixed | None) -> bool:
@@ -322,7 +346,7 @@ def explain(read: Callable[[int, int], bytes], salt: bytes, gap: Gap) -> str:
         return f"{there} bytes that do not begin as a record does (F5 54 4B 72)"
     if not start.startswith(mark):
         return "a record with the mark of another segment"
-    _, _, version, _, rank, zero, head_length, body_length, _ = _FIXED.unpack_from(start)
+    _, version, _, rank, zero, head_length, body_length, _ = _FIXED.unpack_from(start)
     whole = FIXED_BYTES + head_length + body_length
     if gap.torn:
         return (

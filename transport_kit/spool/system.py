@@ -67,6 +67,8 @@ class Stat(Protocol):
     @property
     def st_size(self) -> int: ...
     @property
+    def st_blocks(self) -> int: ...
+    @property
     def st_mtime_ns(self) -> int: ...
 
 
@@ -119,6 +121,17 @@ class System:
 
     def read(self, fd: int, size: int, offset: int) -> bytes:
         return os.pread(fd, size, offset)
+
+    def data_from(self, fd: int, offset: int) -> int | None:
+        """Where the first byte from `offset` on lies that is not in a hole; None: nowhere."""
+        try:
+            return os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            return None if error.errno == errno.ENXIO else offset
+
+    def taken(self, status: Stat) -> int:
+        """Bytes of the disk that a file takes: holes take none."""
+        return min(status.st_size, status.st_blocks * 512)
 
     def status(self, fd: int) -> Stat:
         return os.fstat(fd)

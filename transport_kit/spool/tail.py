@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Final
 
 from transport_kit.ledger import Quantities
 from transport_kit.sealing import SealedEnvelope
@@ -22,6 +23,9 @@ from transport_kit.spool.segments import (
 )
 
 __all__ = ["Entry", "Tail", "Tally"]
+
+#: Bytes that are searched for a record at once: some milliseconds. No segment of usual size takes a second.
+SEARCH_STEP: Final = 4 * 1024 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +80,7 @@ class Tail:
         "_counted",
         "_directory",
         "_fd",
+        "_gap_at",
         "_progress",
         "_reader",
         "_tally",
@@ -101,6 +106,7 @@ class Tail:
         self._progress: dict[int, Progress] = {}
         self._reader: Reader | None = None
         self._counted = HEADER_BYTES
+        self._gap_at = -1  # where counting came to a search that takes more than a step: reading does it
         self.size = 0
         self.foreign = False
         self.retired = False
@@ -118,6 +124,11 @@ class Tail:
     @property
     def opened(self) -> bool:
         return self._fd >= 0
+
+    @property
+    def searching(self) -> bool:
+        """Whether `next` has more to search; there may be something."""
+        return self._reader is not None and self._reader.searching
 
     @property
     def counted(self) -> bool:
@@ -151,9 +162,19 @@ class Tail:
             raise
         self._fd = fd
         self.size = status.st_size
-        read = functools.partial(system.read, fd)
-        self._reader = Reader(read, self.name.salt, HEADER_BYTES, self.size)
+        self._reader = self._read_from(HEADER_BYTES)
         return self._reader
+
+    def _read_from(self, offset: int) -> Reader:
+        system, fd = self._directory.system, self._fd
+        return Reader(
+            functools.partial(system.read, fd),
+            self.name.salt,
+            offset,
+            self.size,
+            data=functools.partial(system.data_from, fd),
+            step=SEARCH_STEP,
+        )
 
     def _ack_bytes(self) -> bytes:
         system, within = self._directory.system, self._directory.segments
@@ -182,7 +203,7 @@ class Tail:
             if found is not None:
                 self._count(found, reader)
                 return found
-            if self.retired:
+            if self.retired or reader.searching:
                 return None
             grown = self._look(reader)
             if not grown and not self.retired:
@@ -228,21 +249,21 @@ class Tail:
         Raises:
             OSError: It can't be read now.
         """
-        kept = self.opened
-        reader = self.open()
-        if reader is None:
+        if self._gap_at == self._counted:
             return
-        size = self._directory.system.status(self._fd).st_size
-        counter = Reader(
-            functools.partial(self._directory.system.read, self._fd), self.name.salt, self._counted, size
-        )
+        kept = self.opened
+        if self.open() is None:
+            return
+        self.size = self._directory.system.status(self._fd).st_size
+        counter = self._read_from(self._counted)
         while (found := counter.next(final=False, bodies=False)) is not None:
             if isinstance(found, Record):
                 self._see()
                 self._settle_if_known(found)
         # What can't be judged yet is not counted again and again, only from here on.
         self._counted = max(self._counted, counter.offset)
-        self.size = size
+        if counter.searching:
+            self._gap_at = self._counted
         if not kept:
             self.close()
 
@@ -259,6 +280,8 @@ class Tail:
     def unread(self) -> list[Record | Gap]:
         """All from the reading position on, heads only; and that is then behind it.
 
+        What would take long to search is a gap to the end.
+
         Raises:
             OSError: It can't be read now.
         """
@@ -266,10 +289,13 @@ class Tail:
         if reader is None:
             return []
         self._look(reader)
-        found = []
+        found: list[Record | Gap] = []
         while (part := reader.next(final=True, bodies=False)) is not None:
             self._count(part, reader)
             found.append(part)
+        if reader.searching:
+            found.append(Gap(reader.offset, reader.size, torn=False))
+            reader.offset = reader.size
         return found
 
     @property

@@ -99,8 +99,18 @@ class Upkeep:
                     tail.size = system.status_of(tail.text, within).st_size
                 except OSError:
                     continue  # gone, which the next scan will see
-            total += tail.size
+            total += self._taken(tail)
         self._size = total
+
+    def _taken(self, tail: Tail) -> int:
+        """Bytes that count. Of a segment that is larger than all may be most is a hole, perhaps."""
+        if tail.size <= self._max_bytes:
+            return tail.size
+        system = self._directory.system
+        try:
+            return system.taken(system.status_of(tail.text, self._directory.segments))
+        except OSError:
+            return tail.size
 
     def _count(self, now: float) -> None:
         for tail in list(self._drainer.tails.values()):
@@ -123,7 +133,7 @@ class Upkeep:
             aged = [tail for tail in self._drainer.tails.values() if tail.name.created_ns < oldest_ns]
             if not aged:
                 return
-        for tail in self._drainer.victims():
+        for tail in self._drainer.victims(self._max_bytes):
             over = self._size > self._max_bytes or (
                 self._max_count is not None and self._drainer.tally.pending > self._max_count
             )
@@ -141,7 +151,7 @@ class Upkeep:
             return float("inf")
 
     def _sacrifice(self, tail: Tail) -> int:
-        size = tail.size
+        size = self._taken(tail)
         try:
             lost = self._drainer.sacrifice(tail)
         except OSError:
