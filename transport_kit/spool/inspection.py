@@ -30,6 +30,7 @@ from transport_kit.spool.records import (
     event_id_of,
     losses_record,
     quantities_of,
+    rank_of,
 )
 from transport_kit.spool.segments import (
     HEADER_BYTES,
@@ -404,8 +405,9 @@ class Inspection:
         writer = Writer(self._directory, segment_bytes=1024 * 1024, max_bytes=max_bytes)
 
         def put(sealed: SealedEnvelope) -> None:
+            head, parts, length = envelope_record(sealed)
             try:
-                writer.append(Kind.ENVELOPE, *envelope_record(sealed))
+                writer.append(Kind.ENVELOPE, rank_of(sealed), head, parts, length)
             except Full:
                 raise OSError(0, "the spool is full") from None
 
