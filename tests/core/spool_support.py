@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from transport_kit.envelope import Envelope
 from transport_kit.sealing import SealedEnvelope
-from transport_kit.spool.records import envelope_record, rank_of
+from transport_kit.spool.records import envelope_record
 from transport_kit.spool.segments import (
     HEADER_BYTES,
     Gap,
@@ -16,7 +16,7 @@ from transport_kit.spool.segments import (
     Record,
     Salt,
     SegmentName,
-    record_prefix,
+    record_parts,
     segment_header,
 )
 
@@ -46,9 +46,8 @@ def log_entry(number: int) -> SealedEnvelope:
 
 def record(sealed: SealedEnvelope, *, salt: bytes = SALT, created_ms: int = NOW_MS) -> bytes:
     """The bytes that a writer appends."""
-    head, parts, length = envelope_record(sealed)
-    prefix = record_prefix(Salt.of(salt), Kind.ENVELOPE, rank_of(sealed), created_ms, head, parts, length)
-    return prefix + b"".join(parts)
+    rank, head, parts, length = envelope_record(sealed)
+    return b"".join(record_parts(Salt.of(salt), Kind.ENVELOPE, rank, created_ms, head, parts, length))
 
 
 def segment(envelopes: Iterable[SealedEnvelope]) -> bytes:

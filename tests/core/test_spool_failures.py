@@ -217,7 +217,10 @@ def test_descriptors_that_somebody_closed_are_not_written_to(place: Place) -> No
     system._close(opened.fd)
     assert spool.put(event(2)).accepted
     assert spool.facts().in_memory == 0
+    spool.claim(0, 0.0)
+    assert spool.stats().waiting == 2
     assert drained(spool) == ids(1, 2)
+    assert spool.stats().waiting == 0
 
 
 def test_a_failed_sync_accepts_nothing_on_the_disk(place: Place) -> None:
@@ -300,6 +303,27 @@ def test_a_process_that_fills_several_segments_a_second_has_as_many_ready(place:
     spool.close()
     assert sorted(filter(None, drained(place.spool()))) == ids(*range(40))
     assert place.segments() == []
+
+
+def test_what_others_delivered_is_not_waited_for_after_taking_over(place: Place) -> None:
+    """A writer knows what it wrote; a flush until all is delivered must not wait for what is long gone."""
+    drainer = place.spool()
+    drainer.claim(0, 0.0)
+    writer = place.spool(segment_bytes=1)
+    for number in range(8):
+        writer.put(event(number, "x" * 9000))
+    assert len(drained(drainer)) == 8
+    writer.claim(0, 0.0)  # closes what is full
+    place.clock.now += 2
+    assert drained(drainer) == []
+    place.die(drainer)
+    place.clock.now += 2
+    assert writer.claim(1, 0.0) == []
+    assert writer.facts().draining
+    assert writer.stats().waiting == 0
+    writer.put(event(9))
+    assert writer.stats().waiting == 1
+    assert drained(writer) == ids(9)
 
 
 def test_who_can_not_roll_at_once_does_not_wait(place: Place) -> None:

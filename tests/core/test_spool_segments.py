@@ -19,7 +19,6 @@ from transport_kit.spool.records import (
     losses_of,
     losses_record,
     quantities_of,
-    rank_of,
 )
 from transport_kit.spool.segments import (
     FIXED_BYTES,
@@ -57,7 +56,7 @@ def test_what_is_written_is_read_back_with_all_its_facts() -> None:
             written.repeatable,
             written.size,
         )
-        assert found.rank == rank_of(written)
+        assert found.rank == envelope_record(written)[0]
 
 
 def test_heads_alone_can_be_walked_without_reading_bodies() -> None:
@@ -76,7 +75,19 @@ def test_an_envelope_of_many_items_and_one_without_any_survive() -> None:
         (found,) = read_all(segment([sealed]))
         assert isinstance(found, Record)
         assert envelope_of(found.head, found.body).serialize() == sealed.serialize()
-        assert len(envelope_record(sealed)[1]) < 600
+        assert len(envelope_record(sealed)[2]) < 600
+
+
+def test_a_large_event_is_written_from_where_it_lies_with_its_attachments() -> None:
+    """A copy of what was just sealed would cost each capture more than all the rest of its record."""
+    envelope = Envelope.event({"message": "x" * 9000})
+    for size in (10, 70_000):
+        envelope.add_attachment(b"a" * size, filename="a")
+    sealed = envelope.seal()
+    _, _, parts, length = envelope_record(sealed)
+    assert all(any(part is item.payload for part in parts) for item in sealed.items)
+    assert b"".join(parts) == sealed.serialize()
+    assert length == sealed.size
 
 
 def test_a_name_says_class_age_and_salt_and_nothing_else_is_a_name() -> None:
@@ -300,7 +311,7 @@ def test_a_head_that_is_not_ours_is_refused(head: bytes) -> None:
 def test_a_head_that_does_not_fit_its_body_is_refused() -> None:
     """Lengths must add up to the body exactly."""
     sealed = event(1)
-    head, parts, _ = envelope_record(sealed)
+    _, head, parts, _ = envelope_record(sealed)
     body = b"".join(parts)
     assert envelope_of(head, body).serialize() == sealed.serialize()
     for wrong in (b"", body[:-1], body + b"x", b"x" * len(body), body[:-1] + b"x"):

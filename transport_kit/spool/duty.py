@@ -96,6 +96,11 @@ class Duty:
         directory = life.directory
         assert directory is not None
         life.worked_at = self._clock()
+        if life.writer is not None:
+            try:
+                life.writer.forget_removed()
+            except OSError:
+                pass  # the first look will say so
         boot = self._system.boot()
         before = read_status(directory)
         ages = Ages(self._max_age, clock=self._clock, wall=self._wall, before=before, boot=boot)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from transport_kit.spool.life import Life, words
-from transport_kit.spool.records import envelope_record, rank_of
+from transport_kit.spool.records import envelope_record
 from transport_kit.spool.segments import Kind
 from transport_kit.spool.writer import Full
 
@@ -25,9 +25,8 @@ def move_to_disk(life: Life, clock: Callable[[], float], wall: Callable[[], floa
         sealed = claims[0].sealed
         age = max(0.0, clock() - claims[0].put_at)
         try:
-            head, parts, length = envelope_record(sealed)
             created_ms = int((wall() - age) * 1000)
-            writer.append(Kind.ENVELOPE, rank_of(sealed), head, parts, length, created_ms)
+            writer.append(Kind.ENVELOPE, *envelope_record(sealed), created_ms)
         except (OSError, Full) as error:
             life.memory.release(claims)
             life.have_trouble(words(error) if isinstance(error, OSError) else "it is full", clock())

@@ -30,7 +30,6 @@ from transport_kit.spool.records import (
     event_id_of,
     losses_record,
     quantities_of,
-    rank_of,
 )
 from transport_kit.spool.segments import (
     HEADER_BYTES,
@@ -405,9 +404,8 @@ class Inspection:
         writer = Writer(self._directory, segment_bytes=1024 * 1024, max_bytes=max_bytes)
 
         def put(sealed: SealedEnvelope) -> None:
-            head, parts, length = envelope_record(sealed)
             try:
-                writer.append(Kind.ENVELOPE, rank_of(sealed), head, parts, length)
+                writer.append(Kind.ENVELOPE, *envelope_record(sealed))
             except Full:
                 raise OSError(0, "the spool is full") from None
 

@@ -24,24 +24,22 @@ __all__ = [
     "losses_of",
     "losses_record",
     "quantities_of",
-    "rank_of",
 ]
 
 #: Larger quantities are no honest count.
 MAX_QUANTITY: Final = 2**53
-# Up to this many bytes one copy costs less than a checksum per part; and beyond this many parts one write
-# could take them in two.
+_ORDERED: Final = int(Priority.SESSION)
+# An event with a few attachments is written from where it lies: a copy costs a capture more than a few parts
+# do. Beyond that one copy of what is small costs less, and one write takes no more than some parts at all.
+_FEW_PARTS: Final = 9
 _COPIED: Final = 64 * 1024
 _MOST_PARTS: Final = 500
 
 
-def rank_of(sealed: SealedEnvelope) -> int:
-    """The class in which it waits: what is ordered waits in one lane, whatever else it carries."""
-    return int(Priority.SESSION) if sealed.ordered else int(sealed.priority)
-
-
-def envelope_record(sealed: SealedEnvelope) -> tuple[bytes, list[bytes], int]:
-    """Head, parts of the body, and the body's length. The body is the serialised envelope."""
+def envelope_record(sealed: SealedEnvelope) -> tuple[int, bytes, list[bytes], int]:
+    """Class, head, parts of the body, and the body's length. The body is the serialised envelope."""
+    # What is ordered waits in one lane, whatever else it carries.
+    rank = _ORDERED if sealed.ordered else int(sealed.priority)
     header = sealed.header
     shapes: list[object] = []
     parts: list[bytes] = []
@@ -56,9 +54,9 @@ def envelope_record(sealed: SealedEnvelope) -> tuple[bytes, list[bytes], int]:
         pending = b"\n"
     parts.append(pending)
     length += len(pending)
-    if length <= _COPIED or len(parts) > _MOST_PARTS:
+    if len(parts) > _FEW_PARTS and (length <= _COPIED or len(parts) > _MOST_PARTS):
         parts = [b"".join(parts)]
-    return orjson.dumps((sealed.event_id, len(header), shapes)), parts, length
+    return rank, orjson.dumps((sealed.event_id, len(header), shapes)), parts, length
 
 
 def envelope_of(head: bytes, body: bytes) -> SealedEnvelope:

@@ -15,11 +15,11 @@ from __future__ import annotations
 import math
 import re
 import struct
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NamedTuple
+from zlib import crc32
 
 from transport_kit.sealing import Priority
 
@@ -37,7 +37,7 @@ __all__ = [
     "explain",
     "is_foreign",
     "is_header_of",
-    "record_prefix",
+    "record_parts",
     "segment_header",
 ]
 
@@ -51,8 +51,8 @@ _SEGMENT: Final = struct.Struct("<8sBBH8sQI")
 _SEGMENT_MAGIC: Final = b"\xf5TKspool"
 HEADER_BYTES: Final = _SEGMENT.size
 
-# Magic, mark, version, kind, class, zero, head length, body length, created; then the two checksums.
-_FIXED: Final = struct.Struct("<4s4sBBBBIIQ")
+# Mark, version, kind, class, zero, head length, body length, created; then the two checksums.
+_FIXED: Final = struct.Struct("<8sBBBBIIQ")
 _CHECKS: Final = struct.Struct("<II")
 # 0xF5 occurs in no UTF-8 text, so no JSON in a body begins a search in vain.
 _MAGIC: Final = b"\xf5TKr"
@@ -78,7 +78,7 @@ class Salt(NamedTuple):
 
     @classmethod
     def of(cls, salt: bytes) -> Salt:
-        return cls(zlib.crc32(salt), _MAGIC + salt[:4])
+        return cls(crc32(salt), _MAGIC + salt[:4])
 
 
 class SegmentName(NamedTuple):
@@ -112,7 +112,7 @@ class SegmentName(NamedTuple):
 def segment_header(name: SegmentName) -> bytes:
     """The first bytes of a segment."""
     start = _SEGMENT.pack(_SEGMENT_MAGIC, VERSION, name.rank, 0, name.salt, name.created_ns, 0)[:-4]
-    return start + struct.pack("<I", zlib.crc32(start))
+    return start + struct.pack("<I", crc32(start))
 
 
 def is_foreign(header: bytes) -> bool:
@@ -125,7 +125,7 @@ def is_foreign(header: bytes) -> bool:
     start = header[: HEADER_BYTES - 4]
     (check,) = struct.unpack_from("<I", header, HEADER_BYTES - 4)
     magic, version = start[:8], start[8]
-    return magic == _SEGMENT_MAGIC and check == zlib.crc32(start) and version != VERSION
+    return magic == _SEGMENT_MAGIC and check == crc32(start) and version != VERSION
 
 
 def is_header_of(header: bytes, name: SegmentName) -> bool:
@@ -133,20 +133,20 @@ def is_header_of(header: bytes, name: SegmentName) -> bool:
     return header == segment_header(name)
 
 
-def record_prefix(
+def record_parts(
     salt: Salt, kind: int, rank: int, created_ms: int, head: bytes, body: Sequence[bytes], length: int
-) -> bytes:
-    """The bytes before a record's body: fixed part, checksums, head.
+) -> tuple[bytes, ...]:
+    """A record's bytes, for one write: fixed part, checksums, head, body. `FIXED_BYTES` precede the head.
 
     Args:
         body: The body's parts in order.
         length: Their bytes.
     """
-    fixed = _FIXED.pack(_MAGIC, salt.mark[4:], VERSION, kind, rank, 0, len(head), length, created_ms)
-    head_check = body_check = zlib.crc32(fixed + head, salt.seed)
+    fixed = _FIXED.pack(salt.mark, VERSION, kind, rank, 0, len(head), length, created_ms)
+    head_check = body_check = crc32(head, crc32(fixed, salt.seed))
     for part in body:
-        body_check = zlib.crc32(part, body_check)
-    return b"".join((fixed, _CHECKS.pack(head_check, body_check), head))
+        body_check = crc32(part, body_check)
+    return (fixed, _CHECKS.pack(head_check, body_check), head, *body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +243,7 @@ class Reader:
         fixed = self._fixed_at(begin)
         if fixed is not None and fixed.end <= self.size:
             body = self._bytes(fixed.body_at, fixed.end - fixed.body_at) if bodies else b""
-            if not bodies or zlib.crc32(body, fixed.head_check) == fixed.body_check:
+            if not bodies or crc32(body, fixed.head_check) == fixed.body_check:
                 self.offset = fixed.end
                 return Record(begin, fixed.end, fixed.kind, fixed.rank, fixed.created_ms, fixed.head, body)
         found = self._search(begin)
@@ -258,7 +258,7 @@ class Reader:
         if fixed is None or fixed.end > self.size:
             return None
         body = self._bytes(fixed.body_at, fixed.end - fixed.body_at)
-        if zlib.crc32(body, fixed.head_check) != fixed.body_check:
+        if crc32(body, fixed.head_check) != fixed.body_check:
             return None
         return Record(offset, fixed.end, fixed.kind, fixed.rank, fixed.created_ms, fixed.head, body)
 
@@ -266,7 +266,7 @@ class Reader:
         start = self._bytes(at, FIXED_BYTES)
         if len(start) < FIXED_BYTES or not start.startswith(self._salt.mark):
             return None
-        _, _, version, kind, rank, zero, head_length, body_length, created = _FIXED.unpack_from(start)
+        _, version, kind, rank, zero, head_length, body_length, created = _FIXED.unpack_from(start)
         head_at = at + FIXED_BYTES
         body_at = head_at + head_length
         if version != VERSION or zero or rank > max(Priority) or head_length > MAX_HEAD_BYTES:
@@ -275,7 +275,7 @@ class Reader:
             return None
         head_check, body_check = _CHECKS.unpack_from(start, _FIXED.size)
         head = self._bytes(head_at, head_length)
-        if zlib.crc32(head, zlib.crc32(start[: _FIXED.size], self._salt.seed)) != head_check:
+        if crc32(head, crc32(start[: _FIXED.size], self._salt.seed)) != head_check:
             return None
         return _Fixed(kind, rank, created, head, body_at, body_at + body_length, head_check, body_check)
 
@@ -346,7 +346,7 @@ def explain(read: Callable[[int, int], bytes], salt: bytes, gap: Gap) -> str:
         return f"{there} bytes that do not begin as a record does (F5 54 4B 72)"
     if not start.startswith(mark):
         return "a record with the mark of another segment"
-    _, _, version, _, rank, zero, head_length, body_length, _ = _FIXED.unpack_from(start)
+    _, version, _, rank, zero, head_length, body_length, _ = _FIXED.unpack_from(start)
     whole = FIXED_BYTES + head_length + body_length
     if gap.torn:
         return (

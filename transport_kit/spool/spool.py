@@ -35,7 +35,7 @@ from transport_kit.spool.duty import (
 from transport_kit.spool.election import Election
 from transport_kit.spool.fallback import move_to_disk
 from transport_kit.spool.life import RECOVERY, Life, words
-from transport_kit.spool.records import envelope_record, losses_record, rank_of
+from transport_kit.spool.records import envelope_record, losses_record
 from transport_kit.spool.saying import SpoolFacts, description, facts_of, stats_of
 from transport_kit.spool.segments import Kind
 from transport_kit.spool.status import read_status
@@ -46,6 +46,7 @@ __all__ = ["FileSpool"]
 
 #: A forced small spool still has room for several segments.
 SMALLEST_SEGMENT: Final = 16 * 1024
+_ENVELOPE: Final = int(Kind.ENVELOPE)
 _LOSSES_RANK: Final = int(Priority.TRANSACTION)
 _ACCEPTED: Final = Put(True)
 _REFUSED: Final = Put(False)
@@ -241,8 +242,8 @@ class FileSpool:
         writer = life.writer
         if writer is not None and (life.trouble is None or self._clock() >= life.try_again):
             try:
-                head, parts, length = envelope_record(sealed)
-                writer.append(Kind.ENVELOPE, rank_of(sealed), head, parts, length)
+                rank, head, parts, length = envelope_record(sealed)
+                writer.append(_ENVELOPE, rank, head, parts, length)
             except Full:
                 return _REFUSED
             except OSError as error:

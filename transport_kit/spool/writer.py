@@ -10,7 +10,6 @@ Threads: any number call `append`; a signal handler may interrupt one in `append
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import threading
 import time
@@ -21,11 +20,12 @@ from transport_kit.log import log
 from transport_kit.sealing import Priority
 from transport_kit.spool.directory import Directory
 from transport_kit.spool.segments import (
+    FIXED_BYTES,
     MAX_BODY_BYTES,
     MAX_HEAD_BYTES,
     Salt,
     SegmentName,
-    record_prefix,
+    record_parts,
     segment_header,
 )
 
@@ -41,7 +41,7 @@ SLACK: Final = 1 / 8
 #: that many, up to a bound.
 SPARE_FROM: Final = 1 / 4
 MOST_SPARES: Final = 4
-_TRIES: Final = 3
+_TRIES: Final = range(3)
 
 
 class Full(Exception):
@@ -62,14 +62,13 @@ class _Open:
         "last",
         "name",
         "rank",
+        "records",
         "retired",
         "salt",
         "size",
         "sync_lock",
         "synced",
         "text",
-        "ticket",
-        "tickets",
         "users",
     )
 
@@ -84,9 +83,8 @@ class _Open:
         self.retired = False
         self.users: list[None] = []
         self.last: list[None] = [None]
-        # Writes are numbered: one sync covers all that ended before it.
-        self.tickets = itertools.count(1)
-        self.ticket = 0
+        # A token per record that is whole: how many there are. One sync covers all that were there before it.
+        self.records: list[None] = []
         self.synced = 0
         self.sync_lock = threading.RLock()
 
@@ -156,7 +154,7 @@ class Writer:
         self._full: list[_Open] = []
         # All that are open, for `close` and for a forked child. Items are set and deleted atomically.
         self._open: dict[SegmentName, _Open] = {}
-        # Records written, per segment, until the drainer has seen the segment's end: for figures only.
+        # How many records closed segments of ours have, while the files are there: for figures only.
         self._counts: dict[str, int] = {}
         # Only ever tried, never waited for: it is held during I/O.
         self._rolling = threading.Lock()
@@ -188,7 +186,7 @@ class Writer:
         if created_ms is None:
             created_ms = self._wall_ns() // 1_000_000
         # In one piece: at rest, with cold caches, each further call costs a capture some microseconds.
-        for _ in range(_TRIES):
+        for _ in _TRIES:
             segment, once = self._current[rank], False
             if segment is None or segment.size >= self._segment_bytes:
                 segment, once = self._segment(rank, segment)
@@ -196,22 +194,21 @@ class Writer:
             try:
                 if segment.retired:
                     continue
-                prefix = record_prefix(segment.salt, kind, rank, created_ms, head, parts, length)
+                record = record_parts(segment.salt, kind, rank, created_ms, head, parts, length)
                 try:
-                    written = self._write(segment.fd, (prefix, *parts))
+                    written = self._write(segment.fd, record)
                 except OSError as error:
                     if self._is_lost(segment, error):
                         continue
                     raise
                 segment.size += written
                 self._written += written
-                segment.ticket = ticket = next(segment.tickets)
-                if written != len(prefix) + length:
+                if written != FIXED_BYTES + len(head) + length:
                     self._drop(segment)  # what is there is a gap for readers
                     continue
+                segment.records.append(None)
                 if self._host:
-                    self._sync(segment, ticket)
-                self._counts[segment.text] = ticket
+                    self._sync(segment, len(segment.records))
                 return
             finally:
                 segment.users.pop()
@@ -229,14 +226,15 @@ class Writer:
             return False
         # Someone closed our descriptors under us: the number is not ours any more.
         segment.last.clear()
+        self._counts[segment.text] = len(segment.records)
         return True
 
-    def _sync(self, segment: _Open, ticket: int) -> None:
+    def _sync(self, segment: _Open, records: int) -> None:
         """Together with all who wrote meanwhile: whoever comes first syncs for those that wait here."""
         with segment.sync_lock:
-            if segment.synced >= ticket:
+            if segment.synced >= records:
                 return
-            upto = max(segment.ticket, ticket)
+            upto = len(segment.records)
             try:
                 self._system.sync(segment.fd)
             except OSError:
@@ -364,6 +362,7 @@ class Writer:
         except IndexError:
             self._open.pop(segment.name, None)
             return
+        self._counts[segment.text] = len(segment.records)
         self._open.pop(segment.name, None)
         fd, segment.fd = segment.fd, -1
         self._system.close(fd)
@@ -395,7 +394,7 @@ class Writer:
         self._looked = began
         total = 0
         try:
-            for name in self._system.names(self._directory.segments):
+            for name in self.forget_removed():
                 try:
                     status = self._system.status_of(name, self._directory.segments)
                     total += status.st_size if status.st_size <= self._limit else self._system.taken(status)
@@ -411,11 +410,26 @@ class Writer:
 
     def unseen(self, seen: Callable[[str], int]) -> int:
         """Records written here that a drainer has not seen yet; `seen` says how many of a segment."""
-        return sum(max(0, count - seen(text)) for text, count in list(self._counts.items()))
+        # First the open ones: what is closed meanwhile is in both places, and not in neither.
+        counts = {segment.text: len(segment.records) for segment in list(self._open.values())}
+        counts |= self._counts
+        return sum(max(0, count - seen(text)) for text, count in counts.items())
 
     def forget(self, text: str) -> None:
         """A segment is gone, with all that was in it dealt with."""
         self._counts.pop(text, None)
+
+    def forget_removed(self) -> list[str]:
+        """Forget the segments that others dealt with; the names that are there.
+
+        Raises:
+            OSError: The directory can't be read.
+        """
+        closed = set(self._counts)
+        present = self._system.names(self._directory.segments)
+        for text in closed.difference(present):
+            self.forget(text)
+        return present
 
     # -- ending ----------------------------------------------------------------------------------------
 
