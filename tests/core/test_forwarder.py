@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -117,10 +118,11 @@ def test_a_pace_is_slow_after_a_failure_until_a_run_of_successes() -> None:
     pace.succeeded()
     pace.succeeded()
     pace.failed()  # in a row: it begins anew
+    slow = []
     for _ in range(3):
-        assert pace.slow
+        slow.append(pace.slow)
         pace.succeeded()
-    assert not pace.slow
+    assert [*slow, pace.slow] == [True, True, True, False]
     assert pace.wait(20.0) <= 0
     bound = Rate(1)
     bound.took(30.0)
@@ -246,7 +248,7 @@ def test_a_directory_that_is_not_to_be_trusted_is_an_error_at_the_start(path: st
     """Said to whoever starts it, not found in a log."""
     os.mkdir(path, 0o755)
     for dsns in ((), (Dsn.parse("https://0123456789abcdef0123456789abcdef@sentry.example/1"),)):
-        forwarder = Forwarder(path, options(path), dsns=lambda dsns=dsns: dsns)
+        forwarder = Forwarder(path, options(path), dsns=functools.partial(tuple, dsns))
         with contextlib.closing(forwarder), pytest.raises(OptionsError, match="chmod 700"):
             forwarder.run(once=True)
     os.chmod(path, 0o700)
