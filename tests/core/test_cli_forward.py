@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 import transport_kit.cli.forward as cli_forward
@@ -183,11 +184,13 @@ def test_signals_reach_the_forwarder(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_reader_that_is_gone_does_not_end_the_forwarder(monkeypatch: pytest.MonkeyPatch) -> None:
     """`| head` must not stop deliveries."""
 
-    def broken(*_: object, **__: object) -> None:
+    tried: list[str] = []
+
+    def broken(line: str, **_: object) -> None:
+        tried.append(line)
         raise BrokenPipeError
 
-    said: list[bool] = []
-    monkeypatch.setattr(cli_forward.click, "echo", broken)
+    monkeypatch.setattr(click, "echo", broken)
     cli_forward._echo("x")
-    said.append(True)
-    assert said
+    cli_forward._echo("y")
+    assert tried == ["x", "y"]
