@@ -437,9 +437,9 @@ def test_a_closed_transport_refuses_and_counts(make: Callable[..., Scripted]) ->
     """A capture that comes late says so by its result, not by an exception in a shutdown."""
     transport = make()
     transport.capture_event({"message": "x"})
-    assert not transport.closed
+    before = transport.closed
     assert transport.close().ok
-    assert transport.closed
+    assert (before, transport.closed) == (False, True)
     assert transport.capture_event({"message": "late"}) is False
     assert transport.capture_envelope(Envelope().add_log([{"body": "x"}, {"body": "y"}])) is False
     health = transport.health()
@@ -455,7 +455,12 @@ def test_a_closed_transport_refuses_and_counts(make: Callable[..., Scripted]) ->
 def test_kill_ends_at_once_and_counts_what_is_left(make: Callable[..., Scripted]) -> None:
     """A server that hangs keeps nobody."""
     entered, released = threading.Event(), threading.Event()
-    transport = make(lambda: (entered.set(), released.wait(5)))
+
+    def hang() -> None:
+        entered.set()
+        released.wait(5)
+
+    transport = make(hang)
     transport.capture_event({"message": "in flight"})
     assert entered.wait(5)
     transport.capture_event({"message": "waiting"})

@@ -31,9 +31,12 @@ def test_a_function_is_called_in_the_caller_with_each_envelope() -> None:
     """For apps that have a way of delivering; no thread is involved."""
     threads: list[int] = []
     kept: list[Envelope] = []
-    transport = FunctionTransport(
-        lambda envelope: (kept.append(envelope), threads.append(threading.get_ident()))
-    )
+
+    def keep(envelope: Envelope) -> None:
+        kept.append(envelope)
+        threads.append(threading.get_ident())
+
+    transport = FunctionTransport(keep)
     assert transport.capture_event(EVENT)
     assert transport.capture_event({"type": "transaction", "transaction": "/", "spans": [{}]})
     assert threads == [threading.get_ident()] * 2
@@ -118,9 +121,9 @@ def test_no_dsn_is_off_and_healthy_and_a_bad_one_is_a_failure() -> None:
 def test_a_closed_one_refuses_and_counts(make: Callable[[], Transport], end: str) -> None:
     """The same sentence as for a transport with a worker."""
     transport = make()
-    assert not transport.closed
+    before = transport.closed
     getattr(transport, end)()
-    assert transport.closed
+    assert (before, transport.closed) == (False, True)
     assert transport.capture_event(EVENT) is False
     health = transport.health()
     assert (health.state, health.status) == ("closed", "fail")
@@ -346,7 +349,11 @@ def test_a_loop_that_is_gone_when_the_flush_ends_is_nobodys_problem(
     start = _thread.start_new_thread
 
     def observed(function: Callable[[], None], arguments: tuple[()]) -> int:
-        return start(lambda: (function(), ended.set()), arguments)
+        def run() -> None:
+            function()
+            ended.set()
+
+        return start(run, arguments)
 
     monkeypatch.setattr(_thread, "start_new_thread", observed)
     failures: list[object] = []
