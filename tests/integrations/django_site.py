@@ -110,12 +110,12 @@ def not_looked_at(request: Any) -> HttpResponse:
     def look() -> User:
         return User.objects.get(pk=7)
 
-    request.user = SimpleLazyObject(look)  # type: ignore[no-untyped-call]
+    request.user = SimpleLazyObject(look)
     raise CartError("for nobody")
 
 
 def evaluated(request: Any) -> HttpResponse:
-    request.user = SimpleLazyObject(ada)  # type: ignore[no-untyped-call]
+    request.user = SimpleLazyObject(ada)
     assert request.user.pk == 7
     raise CartError("for ada")
 

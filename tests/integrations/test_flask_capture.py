@@ -9,10 +9,11 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
-from flask import Blueprint, Flask, Response, abort, request, send_file, stream_with_context
+from flask import Blueprint, Flask, Request, Response, abort, request, send_file, stream_with_context
+from flask.sessions import SessionInterface
 from werkzeug.exceptions import ClientDisconnected
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client, create_environ, run_wsgi_app
@@ -164,8 +165,8 @@ def test_an_error_before_routing_has_the_path_for_a_name(site: Site, sink: Any) 
     """A session that can't be opened fails before Flask looks at the route."""
     app = site()
 
-    class Broken:
-        def open_session(self, *_: object) -> None:
+    class Broken(SessionInterface):
+        def open_session(self, app: Flask, request: Request) -> NoReturn:
             raise CartError("no store")
 
     app.session_interface = Broken()
@@ -282,7 +283,7 @@ def test_an_error_of_a_wsgi_middleware_further_in_is_captured(
         yield from inner(environ, start_response)
         raise CartError("later")
 
-    app.wsgi_app = later if as_generator else at_once
+    app.wsgi_app = later if as_generator else at_once  # type: ignore[method-assign]
     kit.init_app(app)
     with pytest.raises(CartError):
         list(app(create_environ("/nowhere"), lambda *_: lambda data: None))
@@ -381,7 +382,7 @@ def test_a_hundred_requests_at_once_keep_their_scopes_apart(site: Site, sink: An
     together = threading.Barrier(10)
 
     @app.get("/<int:number>")
-    def view(number: int) -> None:
+    def view(number: int) -> NoReturn:
         Scope.current().set_tag("number", number)
         together.wait(20)
         raise CartError(str(number))

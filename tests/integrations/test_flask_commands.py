@@ -155,7 +155,8 @@ def test_flush_that_runs_out_of_time_ends_with_1() -> None:
 
     class Slow(CapturedTransport):
         def _flush(self, timeout: float, until: str) -> FlushReport:
-            assert (timeout, until) == (pytest.approx(0.2, abs=0.1), "delivered")
+            assert timeout == pytest.approx(0.2, abs=0.1)
+            assert until == "delivered"
             return FlushReport(False, pending=2)
 
     status, text = run(shell(dsn=Slow()), "flush", "--timeout", "0.2")

@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 import weakref
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from flask import Blueprint, Flask, got_request_exception
@@ -18,7 +18,7 @@ from transport_kit_flask import TransportKit, get_kit
 DSN = "http://0123456789abcdef0123456789abcdef@127.0.0.1:9/42"
 
 
-def fail() -> None:
+def fail() -> NoReturn:
     raise ValueError("broken")
 
 
@@ -75,7 +75,8 @@ def test_an_app_that_refuses_the_routes_is_left_as_it_was() -> None:
             TransportKit(app)
         assert app.wsgi_app == before
         assert app.extensions == {}
-        assert app.before_request_funcs.get(None, []) == app.after_request_funcs.get(None, []) == []
+        assert app.before_request_funcs.get(None, []) == []
+        assert app.after_request_funcs.get(None, []) == []
         assert list(got_request_exception.receivers_for(app)) == []
         assert "transport" not in app.cli.commands
 
@@ -83,7 +84,7 @@ def test_an_app_that_refuses_the_routes_is_left_as_it_was() -> None:
 def test_a_key_of_the_config_that_is_no_text_is_somebody_elses() -> None:
     """A dict takes any key."""
     app = Flask("shop")
-    app.config.update({7: "seven", "TRANSPORT_KIT_DSN": ""})  # type: ignore[dict-item]
+    app.config.update({7: "seven", "TRANSPORT_KIT_DSN": ""})
     TransportKit(app)
     assert get_kit(app).problem is None
 

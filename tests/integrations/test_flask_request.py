@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import flask_login
 import pytest
@@ -55,7 +55,7 @@ def test_a_body_is_sent_as_far_as_the_app_kept_it(
     app = site(send_default_pii=True)
 
     @app.post("/")
-    def view() -> None:
+    def view() -> NoReturn:
         read()
         raise CartError
 
@@ -68,7 +68,7 @@ def test_without_pii_no_body_no_user_and_no_address_is_sent(site: Site, sink: An
     app = site()
 
     @app.post("/")
-    def view() -> None:
+    def view() -> NoReturn:
         g._login_user = SimpleNamespace(id=7)
         request.get_data()
         raise CartError
@@ -97,10 +97,11 @@ def test_the_user_of_flask_login_is_sent_if_it_was_loaded(loads: bool, site: Sit
     manager = flask_login.LoginManager(app)
     loaded: list[str] = []
 
-    @manager.user_loader
     def load(number: str) -> Account:
         loaded.append(number)
         return Account(id=int(number), email="tea@shop.example", name="not sent")
+
+    manager.user_loader(load)
 
     @app.get("/login")
     def login() -> str:
@@ -108,7 +109,7 @@ def test_the_user_of_flask_login_is_sent_if_it_was_loaded(loads: bool, site: Sit
         return "welcome"
 
     @app.get("/fail")
-    def view() -> None:
+    def view() -> NoReturn:
         if loads:
             assert flask_login.current_user.is_authenticated
         raise CartError
@@ -126,7 +127,7 @@ def test_a_user_set_by_hand_wins(site: Site, sink: Any) -> None:
     app = site(send_default_pii=True)
 
     @app.get("/")
-    def view() -> None:
+    def view() -> NoReturn:
         g._login_user = SimpleNamespace(id=7)
         Scope.current().set_user({"id": "by hand"})
         raise CartError
@@ -175,7 +176,7 @@ def test_an_environ_that_breaks_pep_3333_costs_the_request_not_the_event(
         environ["HTTP_X"] = 3
         raise CartError("odd")
 
-    app.wsgi_app = broken
+    app.wsgi_app = broken  # type: ignore[method-assign]
     kit.init_app(app)
     with caplog.at_level(logging.WARNING), pytest.raises(CartError):
         run_wsgi_app(app, create_environ("/"), buffered=True)

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+from django.core.handlers.asgi import ASGIHandler
 from django.utils.deprecation import MiddlewareMixin
 
 from tests.contract.adapters import LOGGER, Adapter, KnownError, ShopError
 from tests.contract.adapters.asgi import AsgiApp
-from tests.integrations.django_support import ASGIHandler, override_settings
+from tests.integrations.django_support import override_settings
 from transport_kit import Scope
 from transport_kit_django import get_kit
 from transport_kit_django.asgi import with_lifespan

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from django.core.handlers.wsgi import WSGIHandler
+
 from tests.contract.adapters import Adapter
 from tests.contract.adapters.django_asgi import ROUTE, site
 from tests.contract.adapters.wsgi import WsgiApp
-from tests.integrations.django_support import WSGIHandler
 from transport_kit_django import get_kit
 from transport_kit_django.wsgi import with_capture
 

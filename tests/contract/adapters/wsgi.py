@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+from werkzeug.datastructures import Headers
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from tests.contract.adapters import Reply
@@ -46,7 +47,7 @@ class WsgiSite:
         self.escaped: list[BaseException] = []
 
     def get(self, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> Reply:
-        request = EnvironBuilder(path, "http://shop.example", method=method, headers=dict(headers or {}))
+        request = EnvironBuilder(path, "http://shop.example", method=method, headers=Headers(headers))
         try:
             body, status, answered = run_wsgi_app(self._app, request.get_environ(), buffered=True)
         except Exception as error:
