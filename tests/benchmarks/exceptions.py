@@ -100,7 +100,7 @@ def _sentry(dsn: str) -> Callable[[BaseException], object] | None:
     except ModuleNotFoundError:
         return None
 
-    class Nowhere(Transport):
+    class Nowhere(Transport):  # type: ignore[misc, unused-ignore]  # Any where it is not installed
         def capture_envelope(self, envelope: object) -> None:
             """Costs nothing."""
 

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 import trustme
@@ -79,7 +80,7 @@ class Raw:
         self._sockets: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
 
-    def __enter__(self) -> Raw:
+    def __enter__(self) -> Self:
         self._threads[0].start()
         return self
 
@@ -192,11 +193,11 @@ class HttpProxy(Raw):
                             return
         method, target, _version = head.split("\r\n")[0].split(" ")
         if method == "CONNECT":
-            host, _, port = target.rpartition(":")
+            host, port = target.rsplit(":", 1)
             upstream = self.connect(host.strip("[]"), int(port))
             sock.sendall(b"HTTP/1.1 200 Connection established\r\nVia: test\r\n\r\n")
         else:
-            host, _, port = target.split("/")[2].rpartition(":")
+            host, port = target.split("/")[2].rsplit(":", 1)
             upstream = self.connect(host.strip("[]"), int(port))
             upstream.sendall(head.encode())
         relay(sock, upstream, self.slow)
@@ -699,10 +700,11 @@ def test_a_client_certificate_that_can_not_be_read_is_named(tls: Tls) -> None:
     """A file that is missing, without the name of the setting, sends nobody to the right place."""
     cert, _ = tls.client_files()
     missing = tls.folder / "missing.pem"
-    for options, names in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"client_cert": missing}, "client_cert: "),
         ({"client_cert": cert, "client_key": missing}, "client_cert, client_key: "),
-    ):
+    )
+    for options, names in cases:
         with make_pool("https://127.0.0.1:9", ca_certs=tls.bundle, **options) as pool:
             error = failure(pool)
         assert error.kind == "tls"

@@ -43,14 +43,14 @@ class Number(int):
     def __int__(self) -> NoReturn:
         raise AssertionError("called")
 
-    __repr__ = __str__ = __index__ = __int__  # type: ignore[assignment]
+    __repr__ = __str__ = __index__ = __int__
 
 
 class Real(float):
     def __float__(self) -> NoReturn:
         raise AssertionError("called")
 
-    __repr__ = __str__ = __float__  # type: ignore[assignment]
+    __repr__ = __str__ = __float__
 
 
 class Listed(list[Any]):
@@ -92,6 +92,12 @@ class Account:
 class Wrong(tzinfo):
     def utcoffset(self, moment: datetime | None) -> timedelta:
         raise RuntimeError("no offset")
+
+    def dst(self, moment: datetime | None) -> timedelta:
+        raise RuntimeError("no offset")
+
+    def tzname(self, moment: datetime | None) -> str:
+        raise RuntimeError("no name")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +146,7 @@ class Wrong(tzinfo):
         (defaultdict(list, a=[1]), {"a": [1]}),
         (collections.Counter("aa"), {"a": 2}),
         (types.MappingProxyType({"a": {1}}), {"a": [1]}),
-        (types.MappingProxyType(Mapped(a=1)), {"a": 1}),
+        (types.MappingProxyType(Mapped(a=1)), {"a": 1}),  # type: ignore[arg-type]
         (types.MappingProxyType(UserDict(a=1)), "<builtins.mappingproxy>"),
         (Text("plain"), "plain"),
         (Text("\ud800"), "�"),
@@ -257,10 +263,15 @@ def test_a_class_may_have_an_odd_name() -> None:
 
 def test_an_enum_whose_value_was_replaced_by_another_member_is_named() -> None:
     """Following members from one to the next could go in a circle."""
-    member = enum.Enum("Strange", "A B")
-    member["A"]._value_ = member["B"]
-    member["B"]._value_ = member["A"]
-    assert "Strange" in str(repair({1: member["A"]}, "event"))
+
+    class Strange(enum.Enum):
+        _value_: Any
+        A = 1
+        B = 2
+
+    Strange.A._value_ = Strange.B
+    Strange.B._value_ = Strange.A
+    assert "Strange" in str(repair({1: Strange.A}, "event"))
 
 
 def test_misbehaving_buffers_and_values_are_named() -> None:
@@ -272,7 +283,7 @@ def test_misbehaving_buffers_and_values_are_named() -> None:
     assert encode([square], "event") == b'["abcd"]'
 
     class Identity(uuid.UUID):
-        @property
+        @property  # type: ignore[misc]
         def int(self) -> NoReturn:  # type: ignore[override]
             raise RuntimeError
 

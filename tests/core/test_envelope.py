@@ -89,7 +89,7 @@ def test_a_dict_that_overrides_everything_is_read_through_its_base() -> None:
         def __iter__(self) -> Any:
             raise AssertionError("called")
 
-        keys = items = get = __getitem__ = __len__ = copy = __iter__
+        keys = items = get = __getitem__ = __len__ = copy = __iter__  # type: ignore[assignment]
 
     envelope = Envelope.event(Odd(a=1))
     assert _payload(envelope) == {"a": 1, "event_id": envelope.headers["event_id"]}

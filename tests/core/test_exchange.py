@@ -377,7 +377,7 @@ def test_an_early_answer_ends_the_sending(interim: bytes) -> None:
 def test_an_interim_answer_does_not_end_the_sending() -> None:
     """A 100 that nobody asked for is allowed, and the body is still wanted."""
     size = 2_000_000
-    received = []
+    received: list[bytes] = []
 
     def serve() -> None:
         theirs.sendall(b"HTTP/1.1 100 ")

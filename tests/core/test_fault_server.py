@@ -10,7 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 
-import brotli
+import brotli  # type: ignore[import-untyped]
 import pytest
 import trustme
 import zstandard

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -187,7 +187,7 @@ def test_a_flush_without_anything_to_send_leaves_health_alone() -> None:
 
 
 @pytest.fixture(name="busy")
-def _busy() -> Callable[[], Health]:
+def _busy() -> Iterator[Callable[[], Health]]:
     """A transport in an outage with a queue in use."""
     transport = make_transport("http://key@127.0.0.1:9/1", backoff_base=60.0)
     assert isinstance(transport, HttpTransport)
@@ -197,7 +197,7 @@ def _busy() -> Callable[[], Health]:
     for number in range(1000):
         transport.capture_event({"message": str(number)})
     transport.flush(0.2)
-    yield transport.health  # type: ignore[misc]
+    yield transport.health
     transport.kill()
 
 

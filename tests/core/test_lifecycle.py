@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import gc
 import os
 import signal
@@ -228,7 +229,7 @@ def test_sigterm_in_a_critical_section_without_threads_ends_the_process(
     def refuse(*arguments: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(lifecycle._thread, "start_new_thread", refuse)
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
     lifecycle._on_sigterm(signal.SIGTERM, None)
     assert only.calls == []
     assert kills[0] == [(signal.SIGTERM, signal.SIG_DFL)]
@@ -291,8 +292,13 @@ def _gate(monkeypatch: pytest.MonkeyPatch) -> forking._Gate:
 def test_a_fork_waits_for_a_section_and_a_section_for_a_fork(gate: forking._Gate) -> None:
     """In the child, what another thread was in the middle of stays in the middle for ever."""
     forked, entered = threading.Event(), threading.Event()
+
+    def fork() -> None:
+        gate._before_fork()
+        forked.set()
+
     with gate:
-        forker = threading.Thread(target=lambda: (gate._before_fork(), forked.set()))
+        forker = threading.Thread(target=fork)
         forker.start()
         assert not forked.wait(0.05)
     assert forked.wait(5)

@@ -149,9 +149,8 @@ def test_without_a_word_there_is_no_proxy() -> None:
 
 def test_each_scheme_has_its_variable_and_all_proxy_is_the_last_resort() -> None:
     """As curl, requests and urllib read them."""
-    both = {"http_proxy": "http://plain", "https_proxy": "http://tls"}
-    assert choose("http", **both) == "plain"
-    assert choose("https", **both) == "tls"
+    assert choose("http", http_proxy="http://plain", https_proxy="http://tls") == "plain"
+    assert choose("https", http_proxy="http://plain", https_proxy="http://tls") == "tls"
     assert choose("https", HTTPS_PROXY="http://upper") == "upper"
     assert choose("https", HTTPS_PROXY="http://upper", https_proxy="http://lower") == "lower"
     assert choose("https", http_proxy="http://plain", ALL_PROXY="http://all") == "all"

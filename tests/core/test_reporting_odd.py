@@ -39,7 +39,7 @@ class Text(str):
     def _fail(self, *arguments: object) -> Any:
         raise RuntimeError("method")
 
-    lower = upper = strip = replace = isascii = encode = startswith = splitlines = partition = _fail
+    lower = upper = strip = replace = isascii = encode = startswith = splitlines = partition = _fail  # type: ignore[assignment]
     __len__ = _fail
 
 

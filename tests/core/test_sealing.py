@@ -409,7 +409,7 @@ def test_every_shape_of_an_event_can_be_trimmed() -> None:
     """Lists without `values`, single objects, threads, nulls and nonsense are legal input."""
     frame = {"vars": {"a": "x" * 5000}}
     trace = {"frames": [frame]}
-    for event in (
+    shapes: tuple[dict[str, Any], ...] = (
         {"exception": [{"stacktrace": trace}]},
         {"exception": {"stacktrace": trace}},
         {"threads": {"values": [{"stacktrace": trace}]}},
@@ -424,7 +424,8 @@ def test_every_shape_of_an_event_can_be_trimmed() -> None:
             "extra": [],
         },
         {"exception": {"values": [None, {"stacktrace": {"frames": [None, 1]}}]}, "list": [["x" * 5000]]},
-    ):
+    )
+    for event in shapes:
         sealed = Envelope.event(event).seal(max_event_bytes=1500)
         assert len(sealed.items[0].payload) <= 1500
         assert json.loads(sealed.items[0].payload)["event_id"] == sealed.event_id

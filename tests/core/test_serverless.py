@@ -151,7 +151,7 @@ def test_what_can_be_called_need_not_be_a_function() -> None:
             return 1 / by
 
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(flush_after(kit)(Handler())(0))  # type: ignore[arg-type]
+        asyncio.run(flush_after(kit)(Handler())(0))
     with pytest.raises(ZeroDivisionError):
         flush_after(kit)(partial(divmod, 1))(0)
     assert [event["transaction"].rpartition(".")[2] for event in transport.events] == ["Handler", "partial"]
@@ -189,7 +189,7 @@ def end_with(error: BaseException) -> None:
     try:
         raise error
     except BaseException:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
 
 
 def test_what_ends_a_script_is_captured_once_and_printed_as_before(
