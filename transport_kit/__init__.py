@@ -21,8 +21,9 @@ from transport_kit.http import BaseHttpTransport, HttpTransport
 from transport_kit.kit import Kit
 from transport_kit.ledger import LossReason
 from transport_kit.limits import RateLimits
+from transport_kit.memory_queue import MemoryQueue
 from transport_kit.options import IntegrationOptions, ReporterOptions, TransportOptions
-from transport_kit.queue import Claim, MemoryQueue, Put, Queue, QueueStats
+from transport_kit.queue import Claim, Put, Queue, QueueStats
 from transport_kit.reporting import (
     Monitor,
     Reporter,

@@ -32,8 +32,9 @@ from transport_kit.health import Health, LastError
 from transport_kit.ledger import LedgerSnapshot, LossReason, Report
 from transport_kit.limits import RateLimits, retry_after_seconds
 from transport_kit.log import log
+from transport_kit.memory_queue import MemoryQueue
 from transport_kit.options import TransportOptions
-from transport_kit.queue import MemoryQueue, Queue
+from transport_kit.queue import Queue
 from transport_kit.reports import report_items
 from transport_kit.sealing import Quantities, SealedEnvelope
 from transport_kit.transport import FlushReport, Transport, is_deliverable, quantities_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import pytest
@@ -11,7 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.contract.queue_contract import MANY, MakeQueue, QueueContract
 from tests.core.worker_support import CLASSES, Clock, event, held, session
-from transport_kit.queue import AWAKE_FOR, Claim, MemoryQueue, Queue
+from tests.timing import quickest
+from transport_kit.memory_queue import AWAKE_FOR, MemoryQueue
+from transport_kit.queue import Claim, Queue
 from transport_kit.sealing import SealedEnvelope
 
 
@@ -117,6 +120,26 @@ def test_a_section_left_half_done_does_not_wedge_the_queue() -> None:
     with queue.lock.rlock:
         queue._items += 1
     assert queue.put(event()).evicted == (), "counted anew before anything is sacrificed"
+
+
+def test_a_put_that_makes_room_costs_little_more_than_one_that_has_it() -> None:
+    """Once a queue is full each capture makes room: three times the put, and not six."""
+    small = event()
+    full = MemoryQueue(10_000, MANY)
+    for _ in range(10_000):
+        full.put(small)
+
+    def seconds(queue: MemoryQueue) -> float:
+        began = time.perf_counter()
+        for _ in range(200):
+            queue.put(small)
+        return time.perf_counter() - began
+
+    def ratio() -> float:
+        slices = [(seconds(full), seconds(MemoryQueue(10_000, MANY))) for _ in range(20)]
+        return min(slow for slow, _ in slices) / min(quick for _, quick in slices)
+
+    assert quickest(ratio, 4.5) <= 4.5
 
 
 class Model(RuleBasedStateMachine):

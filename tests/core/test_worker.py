@@ -27,9 +27,10 @@ from tests.core.worker_support import (
 )
 from tests.timing import quickest
 from transport_kit.ledger import LossReason
+from transport_kit.memory_queue import MemoryQueue
 from transport_kit.options import TransportOptions
 from transport_kit.outcome import Outcome
-from transport_kit.queue import Claim, MemoryQueue
+from transport_kit.queue import Claim
 from transport_kit.sealing import SealedEnvelope
 from transport_kit.transport import FlushReport
 from transport_kit.worker import BackgroundWorker, WorkerState

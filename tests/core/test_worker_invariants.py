@@ -36,8 +36,9 @@ from tests.core.worker_support import (
 )
 from tests.timing import quickest
 from transport_kit.ledger import LossReason, Report
+from transport_kit.memory_queue import MemoryQueue
 from transport_kit.outcome import Outcome
-from transport_kit.queue import Claim, MemoryQueue, Put
+from transport_kit.queue import Claim, Put
 from transport_kit.sealing import SealedEnvelope
 from transport_kit.statelock import StateLock
 from transport_kit.worker import BackgroundWorker, WorkerState

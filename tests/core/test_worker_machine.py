@@ -30,9 +30,9 @@ from transport_kit.envelope import Envelope
 from transport_kit.exchange import ExchangeError, Response
 from transport_kit.http import BaseHttpTransport
 from transport_kit.ledger import LossReason
+from transport_kit.memory_queue import MemoryQueue
 from transport_kit.options import TransportOptions
 from transport_kit.outcome import Outcome
-from transport_kit.queue import MemoryQueue
 from transport_kit.sealing import SealedEnvelope
 from transport_kit.worker import BackgroundWorker
 

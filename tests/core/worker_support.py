@@ -13,9 +13,9 @@ import pytest
 
 from transport_kit.envelope import Envelope, Item
 from transport_kit.ledger import LedgerSnapshot
+from transport_kit.memory_queue import MemoryQueue
 from transport_kit.options import TransportOptions
 from transport_kit.outcome import Outcome
-from transport_kit.queue import MemoryQueue
 from transport_kit.sealing import SealedEnvelope
 from transport_kit.worker import BackgroundWorker, WorkerState
 

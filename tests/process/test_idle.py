@@ -54,9 +54,9 @@ def test_an_idle_process_wakes_up_at_most_once_a_second(
 
 REST = """
 import json, sys, threading, time
-from transport_kit import make_transport, queue
+from transport_kit import make_transport, memory_queue
 from transport_kit.testing import FaultServer
-queue.AWAKE_FOR = 0.0  # at rest as soon as nothing waits, and not a second later
+memory_queue.AWAKE_FOR = 0.0  # at rest as soon as nothing waits, and not a second later
 with FaultServer() as server:
     transport = make_transport(server.dsn)
     taken = []

@@ -11,7 +11,8 @@ import threading
 from typing import Final
 
 from transport_kit.log import log
-from transport_kit.queue import Claim, MemoryQueue
+from transport_kit.memory_queue import MemoryQueue
+from transport_kit.queue import Claim
 from transport_kit.spool.directory import Directory
 from transport_kit.spool.drainer import Drainer
 from transport_kit.spool.election import Election

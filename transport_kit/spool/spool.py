@@ -20,7 +20,8 @@ from typing import Any, Final
 from transport_kit.errors import OptionsError
 from transport_kit.ledger import Report
 from transport_kit.log import log
-from transport_kit.queue import Claim, MemoryQueue, Put, QueueStats
+from transport_kit.memory_queue import MemoryQueue
+from transport_kit.queue import Claim, Put, QueueStats
 from transport_kit.sealing import Priority, SealedEnvelope
 from transport_kit.spool.directory import open_directory, store_credentials
 from transport_kit.spool.drainer import Drainer

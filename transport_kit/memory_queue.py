@@ -1,0 +1,388 @@
+"""MemoryQueue: a bounded queue in this process's memory.
+
+Owns which envelope goes next, which goes when there is no room, and when a claimer looks or sleeps. The
+promises are in `queue.py`; the caller records what was accepted and lost.
+
+Threads: every method may be called from any thread. The queue changes only while its `lock` is held, which
+is also the worker's, so that queue and ledger change together.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from transport_kit.ledger import Report
+from transport_kit.queue import Claim, Put, QueueStats
+from transport_kit.sealing import Priority, SealedEnvelope
+from transport_kit.statelock import StateLock
+from transport_kit.turns import HIGHEST_FIRST, ORDERED, Turns
+
+__all__ = ["MemoryQueue"]
+
+#: Seconds between two looks while work came recently.
+LOOK_EVERY = 0.005
+#: Seconds after the last put during which a claimer looks instead of blocking.
+AWAKE_FOR = 1.0
+#: Seconds after which a parked claimer looks all the same; the system's clock calls take no more than years.
+LONGEST_WAIT = 3600.0
+#: Share of `max_bytes` past which envelopes are held compressed.
+PACK_ABOVE = 0.25
+#: Bytes of an envelope from which on it is. Below, the objects around them weigh as much as is gained, and
+#: setting up the compressor costs a capture more than all the rest of it.
+PACK_FROM = 4 * 1024
+
+
+class _Lane:
+    """What is held of one class and not claimed.
+
+    `waiting` was never tried, oldest first; `retried` was, and is older; both may be claimed. `size` is
+    their bytes, and of this class in the queue's `_delayed`.
+    """
+
+    __slots__ = ("_turn", "retried", "size", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: deque[Claim] = deque()
+        self.retried: deque[Claim] = deque()
+        self.size = 0
+        self._turn = False
+
+    def pop(self) -> Claim:
+        """The next to be tried: new and old ones by turns, so that none keeps the others waiting."""
+        self._turn = bool(self.retried) and not (self._turn and self.waiting)
+        return self.retried.popleft() if self._turn else self.waiting.popleft()
+
+
+class MemoryQueue:
+    """A bounded queue in this process's memory.
+
+    Overflow sacrifices the oldest of the lowest class that waits, never a claimed one; a new envelope
+    below all that waits is refused. Higher classes are claimed more often, lower ones still get a turn.
+    Sessions and check-ins form one first-in-first-out lane: while one of them is claimed, or waits for
+    its next attempt, no other of them is claimed.
+
+    Args:
+        max_items: Envelopes held, claimed ones included.
+        max_bytes: Bytes held, claimed ones included.
+        lock: Share the lock of whatever else must change together with the queue.
+        clock: Monotonic seconds.
+    """
+
+    durable = False
+    shared = False
+
+    def __init__(
+        self,
+        max_items: int,
+        max_bytes: int,
+        lock: StateLock | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.lock = lock or StateLock()
+        self._clock = clock
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._pack_above = max_bytes * PACK_ABOVE
+        # All below is read and written only while holding `lock`, but for the one look of `prepare`.
+        self._available = threading.Condition(self.lock.rlock)
+        # An envelope is in one of three places: ready in its lane, in `_delayed`, or in `_claimed`.
+        self._lanes = tuple(_Lane() for _ in Priority)
+        self._delayed: list[tuple[float, int, Claim]] = []  # a heap, by the time of the next attempt
+        self._claimed: dict[int, Claim] = {}
+        # How many that is, and their bytes: sums that save a put the counting. A signal handler that
+        # raises inside a section leaves them behind; `_recount` finds it out.
+        self._items = 0
+        self._size = 0
+        self._turns = Turns()
+        self._lane_busy: int | None = None  # id of the session or check-in that holds up the others
+        self._last_id = 0
+        self._last_put = float("-inf")
+        self._parked = 0  # claimers that only a change, a wake or a timeout brings back
+        self._wakes = 0
+        self._closed = False
+
+    # -- putting ---------------------------------------------------------------------------------------
+
+    def prepare(self, sealed: SealedEnvelope) -> SealedEnvelope:
+        """Compressed when the queue is past a quarter of its bytes, and the envelope is no small one.
+
+        Reads one number without the lock: an answer that is a moment old costs at most one envelope held
+        in the other form.
+        """
+        return sealed.packed() if self._size > self._pack_above and sealed.size >= PACK_FROM else sealed
+
+    def put(self, sealed: SealedEnvelope) -> Put:
+        with self.lock.rlock:
+            if self._closed:
+                return _REFUSED
+            size = sealed.stored
+            rank = _rank(sealed)
+            put = _ACCEPTED
+            if self._items >= self._max_items or self._size + size > self._max_bytes:
+                evicted = self._make_room(rank, size)
+                if evicted is None:
+                    return _REFUSED
+                put = Put(True, evicted)
+            self._last_id += 1
+            self._last_put = now = self._clock()
+            lane = self._lanes[rank]
+            lane.waiting.append(Claim(self._last_id, sealed, 0, now))
+            lane.size += size
+            self._items += 1
+            self._size += size
+            if self._parked:
+                self._available.notify_all()
+            return put
+
+    def _make_room(self, rank: int, size: int) -> tuple[Claim, ...] | None:
+        """What must go so that `size` bytes of class `rank` fit; None when all that may go is too little.
+
+        A capture pays for this, and once the queue is full each does. So the usual case comes first: the
+        oldest of the lowest class that is held are enough, and none of it was tried.
+        """
+        self._recount()
+        over_items = self._items + 1 - self._max_items
+        over_bytes = self._size + size - self._max_bytes
+        lanes = self._lanes[: rank + 1]
+        for lane in () if self._delayed else lanes:
+            if lane.retried:
+                break
+            if lane.waiting:
+                if len(lane.waiting) < over_items or lane.size < over_bytes:
+                    break
+                evicted = []
+                while over_items > 0 or over_bytes > 0:
+                    claim = lane.waiting.popleft()
+                    over_items -= 1
+                    over_bytes -= self._sacrifice(lane, claim)
+                    evicted.append(claim)
+                return tuple(evicted)
+        return self._make_room_by_class(lanes, over_items, over_bytes)
+
+    def _make_room_by_class(
+        self, lanes: Sequence[_Lane], over_items: int, over_bytes: int
+    ) -> tuple[Claim, ...] | None:
+        delayed = [_rank(claim.sealed) for _, _, claim in self._delayed]
+        held = [len(lane.waiting) + len(lane.retried) + delayed.count(n) for n, lane in enumerate(lanes)]
+        if sum(held) < over_items or sum(lane.size for lane in lanes) < over_bytes:
+            return None
+        evicted: list[Claim] = []
+        for n, lane in enumerate(lanes):
+            for _ in range(held[n]):
+                if over_items <= 0 and over_bytes <= 0:
+                    return tuple(evicted)
+                claim = self._pop_oldest(lane)
+                over_items -= 1
+                over_bytes -= self._sacrifice(lane, claim)
+                evicted.append(claim)
+        return tuple(evicted)
+
+    def _sacrifice(self, lane: _Lane, claim: Claim) -> int:
+        """Forget what was taken out of a lane; its bytes."""
+        size = claim.sealed.stored
+        lane.size -= size
+        self._forget(claim)
+        return size
+
+    def _pop_oldest(self, lane: _Lane) -> Claim:
+        """What was tried is older than what was not; there is little of it, as failures stop the claiming."""
+        tried = list(lane.retried)
+        tried += [entry[2] for entry in self._delayed if self._lanes[_rank(entry[2].sealed)] is lane]
+        if not tried:
+            return lane.waiting.popleft()
+        oldest = min(tried, key=lambda claim: claim.id)
+        if oldest in lane.retried:
+            lane.retried.remove(oldest)
+        else:
+            self._delayed[:] = [entry for entry in self._delayed if entry[2] is not oldest]
+            heapq.heapify(self._delayed)
+        return oldest
+
+    # -- claiming --------------------------------------------------------------------------------------
+
+    def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
+        """Look every few milliseconds while work came within the last second, then park.
+
+        A put wakes only who is parked: waking a thread on every put would cost the capturing thread more
+        than the capture itself. `_parked` is raised while holding the lock and after a last look, so
+        nothing can change between the look and the parking without seeing it.
+        """
+        deadline = self._clock() + timeout
+        with self.lock.rlock:
+            wakes = self._wakes
+            while True:
+                now = self._clock()
+                claims = self._take(limit, now)
+                remaining = deadline - now
+                if claims or remaining <= 0 or self._closed or self._wakes != wakes:
+                    return claims
+                if self._delayed:
+                    remaining = min(remaining, max(self._delayed[0][0] - now, 0.001))
+                if now - self._last_put < AWAKE_FOR:
+                    self._available.wait(min(remaining, LOOK_EVERY))
+                    continue
+                self._parked += 1
+                try:
+                    self._available.wait(min(remaining, LONGEST_WAIT))
+                finally:
+                    self._parked -= 1
+
+    def _take(self, limit: int, now: float) -> list[Claim]:
+        if self._delayed:
+            self._undelay(now)
+        claims: list[Claim] = []
+        while len(claims) < limit:
+            rank = self._turns.choose(self._ready())
+            if rank is None:
+                break
+            lane = self._lanes[rank]
+            claim = lane.pop()
+            lane.size -= claim.sealed.stored
+            if claim.sealed.ordered:
+                self._lane_busy = claim.id
+            self._claimed[claim.id] = claim
+            claims.append(claim)
+        return claims
+
+    def _ready(self) -> Iterator[int]:
+        """Classes of which something may be claimed, highest first."""
+        for rank in HIGHEST_FIRST:
+            lane = self._lanes[rank]
+            if (lane.waiting or lane.retried) and not (rank == ORDERED and self._lane_busy is not None):
+                yield rank
+
+    # -- settling --------------------------------------------------------------------------------------
+
+    def ack(self, claims: Iterable[Claim]) -> None:
+        with self.lock.rlock:
+            for claim in claims:
+                if self._claimed.pop(claim.id, None) is not None:
+                    self._forget(claim)
+
+    def bury(self, claim: Claim, reason: str) -> None:
+        """Memory keeps no dead letters: the same as `ack`."""
+        self.ack([claim])
+
+    def release(self, claims: Iterable[Claim], not_before: float = 0.0) -> None:
+        with self.lock.rlock:
+            for claim in claims:
+                if self._claimed.pop(claim.id, None) is None:
+                    continue
+                claim.attempts += 1
+                self._lanes[_rank(claim.sealed)].size += claim.sealed.stored
+                # A session keeps its lane busy until its next attempt: nothing may overtake it.
+                heapq.heappush(self._delayed, (not_before, claim.id, claim))
+            if self._parked:
+                self._available.notify_all()
+
+    def extend(self, claims: Iterable[Claim]) -> None:
+        """Memory leases never end."""
+
+    def put_losses(self, report: Report, *, ending: bool = False) -> bool:
+        return False
+
+    def take_losses(self) -> Report:
+        return ()
+
+    def describe(self) -> Mapping[str, Any]:
+        return {}
+
+    def wake(self, *, hasten: bool = False) -> None:
+        with self.lock.rlock:
+            if hasten:
+                self._undelay(float("inf"))
+            self._wakes += 1
+            self._available.notify_all()
+
+    def stats(self) -> QueueStats:
+        with self.lock.rlock:
+            self._recount()
+            oldest: float | None = None
+            if self._items:
+                ages = [claim.put_at for claim in self._claimed.values()]
+                ages += [entry[2].put_at for entry in self._delayed]
+                for lane in self._lanes:
+                    ages += [claim.put_at for claim in lane.retried]
+                    if lane.waiting:
+                        ages.append(lane.waiting[0].put_at)
+                oldest = min(ages)
+            claimed = len(self._claimed)
+            return QueueStats(
+                self._items - claimed,
+                claimed,
+                self._size,
+                self._max_items,
+                self._max_bytes,
+                oldest,
+                self._last_id,
+            )
+
+    def close(self) -> list[Claim]:
+        with self.lock.rlock:
+            self._closed = True
+            left = [claim for lane in self._lanes for claim in (*lane.retried, *lane.waiting)]
+            left += [entry[2] for entry in self._delayed]
+            left += self._claimed.values()
+            for lane in self._lanes:
+                lane.waiting.clear()
+                lane.retried.clear()
+                lane.size = 0
+            self._delayed.clear()
+            self._claimed.clear()
+            self._lane_busy = None
+            self._items = self._size = 0
+            self.wake()
+            return left
+
+    # -- for callers that hold the lock ----------------------------------------------------------------
+
+    def _undelay(self, until: float) -> None:
+        """Back into their lanes: what may be claimed at `until`."""
+        while self._delayed and self._delayed[0][0] <= until:
+            claim = heapq.heappop(self._delayed)[2]
+            lane = self._lanes[_rank(claim.sealed)]
+            if claim.sealed.ordered:
+                self._lane_busy = None
+                lane.waiting.appendleft(claim)  # it was the only one out, so it is the oldest
+            else:
+                lane.retried.append(claim)
+
+    def _recount(self) -> None:
+        """Make the sums true again, if a section was left half done."""
+        items = len(self._delayed) + len(self._claimed)
+        for lane in self._lanes:
+            items += len(lane.waiting) + len(lane.retried)
+        if items and items == self._items:
+            return
+        claimed, delayed = list(self._claimed.values()), [entry[2] for entry in self._delayed]
+        for lane in self._lanes:
+            lane.size = sum(claim.sealed.stored for claim in (*lane.waiting, *lane.retried))
+        for claim in delayed:
+            self._lanes[_rank(claim.sealed)].size += claim.sealed.stored
+        self._items = items
+        self._size = sum(lane.size for lane in self._lanes) + sum(claim.sealed.stored for claim in claimed)
+        if self._lane_busy not in {claim.id for claim in (*claimed, *delayed)}:
+            self._lane_busy = None
+
+    def _forget(self, claim: Claim) -> None:
+        self._items -= 1
+        self._size -= claim.sealed.stored
+        if self._lane_busy == claim.id:
+            self._lane_busy = None
+            if self._parked:  # the lane's next may be claimed now, and nobody else would say so
+                self._available.notify_all()
+
+
+_ACCEPTED = Put(True)
+_REFUSED = Put(False)
+
+
+def _rank(sealed: SealedEnvelope) -> int:
+    """The class in which it waits: what is ordered waits in one lane, whatever else it carries."""
+    return ORDERED if sealed.ordered else sealed.priority
