@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import transport_kit
 
@@ -81,14 +82,14 @@ def imported(path: Path) -> Iterator[str]:
                 yield str(node.module)
 
 
-def run(code: str, *arguments: str) -> dict[str, list[str]]:
+def run(code: str, *arguments: str) -> dict[str, list[Any]]:
     """What a fresh interpreter prints as JSON."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=30, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    found: dict[str, list[str]] = json.loads(done.stdout)
+    found: dict[str, list[Any]] = json.loads(done.stdout)
     return found
 
 
