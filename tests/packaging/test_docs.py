@@ -52,15 +52,17 @@ def test_every_python_snippet_is_python(page: Path) -> None:
 
 @pytest.mark.parametrize("cls", [TransportOptions, ReporterOptions, IntegrationOptions])
 def test_every_option_has_its_row_with_its_default(cls: type) -> None:
-    """The table is the reference: an option without a row does not exist for its users."""
+    """The table is the reference: an option without a row does not exist, nor does a type nobody can name."""
     text = (ROOT / "docs" / "reference" / "options.md").read_text(encoding="utf-8")
     section = text.split(f"`{cls.__name__}`")[1].split("\n## ")[0]
-    rows = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|", section, re.M))
+    table = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|", section, re.M)
+    rows = {name: default for name, _, default in table}
     expected = {}
     for option in dataclasses.fields(cls):
         default = option.default
         expected[option.name] = "none" if default is None else "empty" if default == () else f"`{default}`"
     assert rows == expected
+    assert not [name for name, kind, _ in table if re.search(r"\b_", kind)], "names of our own"
 
 
 def test_every_loss_reason_is_explained() -> None:
