@@ -26,9 +26,10 @@ EVERY: Final = 0.25
 SHARE: Final = 20.0
 #: Seconds of counting per round.
 COUNTING: Final = 0.005
-#: Seconds between two publications of figures that changed, and of figures that did not.
+#: Seconds between two publications of figures that changed, and of figures that did not: replacing a file may
+#: put the process to sleep once more, and write to a disk that rests.
 PUBLISH_EVERY: Final = 1.0
-REPEAT_EVERY: Final = 10.0
+REPEAT_EVERY: Final = 60.0
 #: Seconds after which segments with a backlog are written to the disk: the kernel would do it in 30.
 SYNC_AFTER: Final = 1.0
 
