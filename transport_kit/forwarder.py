@@ -1,8 +1,7 @@
 """The forwarder: drains spools from a process of its own, so that app processes only write.
 
-Owns which identities of a directory it serves, and an end that leaves no request half done. How fast a
-backlog is replayed is `pace.py`'s. Delivering is the transport's, with the same worker as in an app; the
-spool prefers a forwarder to all other processes (`spool/election.py`).
+Owns which identities of a directory it serves, and an end that leaves no request half done. Delivering
+one, at a pace, is `paced.py`'s; the spool prefers a forwarder to all other processes (`spool/election.py`).
 
 Threads: `run` belongs to one thread; `stop` and `reload` may be called from any, and from signal handlers;
 `health`, `healths` and `served` are snapshots for any thread.
@@ -19,15 +18,11 @@ from typing import Any, Final
 
 from transport_kit.dsn import Dsn
 from transport_kit.errors import OptionsError
-from transport_kit.exchange import ExchangeError, Response
-from transport_kit.factory import spool_arguments
 from transport_kit.health import Health
-from transport_kit.http import HttpTransport
 from transport_kit.log import log
 from transport_kit.options import TransportOptions
 from transport_kit.pace import REPLAY_INTERVAL, REPLAY_RUN, Pace, Rate
-from transport_kit.queue import Claim
-from transport_kit.spool import FileSpool
+from transport_kit.paced import PacedTransport
 from transport_kit.spool.directory import identities_in, identity_of, open_directory, read_credentials
 from transport_kit.spool.inspection import Inspection
 from transport_kit.spool.system import System
@@ -43,90 +38,6 @@ PATIENCE: Final = 10.0
 
 #: What is told of a run: a word, and facts without secrets.
 Event = Callable[[str, Mapping[str, Any]], None]
-
-
-class _PacedSpool(FileSpool):
-    """Hands out envelopes at a pace, and none once the end has come.
-
-    The pace is kept where envelopes are claimed, so that none waits in a sender's hands: those are what a
-    kill makes duplicates of.
-    """
-
-    def __init__(self, *arguments: Any, pace: Pace, **options: Any) -> None:
-        self._pace = pace
-        self.ending = False
-        super().__init__(*arguments, **options)
-
-    def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
-        wait = self._pace.wait(time.monotonic())
-        if limit and (self.ending or wait > 0):
-            # It still looks after the spool: its bounds, the election, the figures.
-            return super().claim(0, timeout if self.ending else min(wait, timeout))
-        claims = super().claim(limit, timeout)
-        if claims and self.ending:
-            self.release(claims)
-            return []
-        for _ in claims:
-            self._pace.took(time.monotonic())
-        return claims
-
-
-class _PacedTransport(HttpTransport):
-    """Tells its pace how the server answers."""
-
-    def __init__(self, dsn: Dsn, options: TransportOptions, path: str, pace: Pace) -> None:
-        self.pace = pace
-        # Made with the transport; a forwarder does not fork.
-        self.spool: _PacedSpool
-
-        def make_queue() -> FileSpool:
-            self.spool = _PacedSpool(
-                path, identity_of(dsn), **spool_arguments(options), forwarder=True, pace=pace
-            )
-            return self.spool
-
-        super().__init__(dsn, options, make_queue=make_queue)
-
-    def _request(
-        self, method: str, url: str, body: bytes, headers: dict[str, str], *, timeout: float
-    ) -> Response:
-        try:
-            response = super()._request(method, url, body, headers, timeout=timeout)
-        except ExchangeError:
-            self.pace.failed()
-            raise
-        if response.status in self.options.retry_statuses:
-            self.pace.failed()
-        else:
-            self.pace.succeeded()
-        return response
-
-    @property
-    def in_flight(self) -> bool:
-        """Whether a request has no answer yet."""
-        return self.spool.stats().claimed > 0
-
-    def want_report(self) -> None:
-        """Report what is known to be lost now; `reporting` says whether that is over."""
-        self._current_life().worker.want_report()
-
-    @property
-    def reporting(self) -> bool:
-        return self._current_life().worker.reporting
-
-    @property
-    def empty(self) -> bool:
-        """Whether the spool is known to hold nothing that waits, by this process, which drains it."""
-        facts, stats = self.spool.facts(), self.spool.stats()
-        status = facts.status
-        return (
-            facts.draining
-            and not stats.waiting + stats.claimed
-            and status is not None
-            and status.pid == os.getpid()
-            and status.complete
-            and status.pending == 0
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +101,7 @@ class Forwarder:
         self._told = told
         self._system = System()
         # By identity. Written by the thread of `run` only, and replaced as a whole; read by any.
-        self._served: dict[str, _PacedTransport] = {}
+        self._served: dict[str, PacedTransport] = {}
         self._waiting: dict[str, str] = {}
         self._given: dict[str, Dsn] = {}
         # A byte in the pipe for each signal: an Event's lock could be held by the thread they interrupt.
@@ -258,7 +169,7 @@ class Forwarder:
         left: dict[str, str] = {}
         if once:
             left = {name: why for name, why in self._waiting.items() if self._holds(name)}
-            left |= {name: _why_left(each) for name, each in self._served.items() if not each.empty}
+            left |= {name: each.why_left() for name, each in self._served.items() if not each.empty}
         served = self._served
         self._settle(served.values())
         delivered: dict[str, int] = {}
@@ -278,7 +189,7 @@ class Forwarder:
         except (OptionsError, OSError):
             return True
 
-    def _settle(self, transports: Iterable[_PacedTransport]) -> None:
+    def _settle(self, transports: Iterable[PacedTransport]) -> None:
         """Claim no more, wait for the requests in flight, report what was lost, and close.
 
         Loss counts that no server was told of by then are left in the spool.
@@ -366,9 +277,9 @@ class Forwarder:
         finally:
             directory.close()
 
-    def _serve(self, identity: str, dsn: Dsn) -> _PacedTransport:
+    def _serve(self, identity: str, dsn: Dsn) -> PacedTransport:
         pace = Pace(self._rate, interval=self._interval, run=self._run)
-        transport = _PacedTransport(dsn, self._options, self.path, pace)
+        transport = PacedTransport(dsn, self._options, self.path, pace)
         transport.start()
         self._told("serving", {"identity": identity, "dsn": str(dsn)})
         return transport
@@ -462,14 +373,6 @@ class ForwarderView(Transport):
 
     def health(self) -> Health:
         return self._forwarder.health()
-
-
-def _why_left(transport: _PacedTransport) -> str:
-    facts = transport.spool.facts()
-    if not facts.draining:
-        return "another process drains it"
-    health = transport.health()
-    return "; ".join(health.reasons) or "envelopes wait"
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

@@ -18,10 +18,11 @@ import pytest
 
 from transport_kit import Dsn, make_transport
 from transport_kit.errors import OptionsError
-from transport_kit.forwarder import Forwarder, ForwarderView, Summary, _PacedSpool
+from transport_kit.forwarder import Forwarder, ForwarderView, Summary
 from transport_kit.monitor import MOST_REQUESTS, Monitor, metrics_writer
 from transport_kit.options import TransportOptions
 from transport_kit.pace import Pace, Rate
+from transport_kit.paced import PacedSpool
 from transport_kit.spool import FileSpool, identity_of
 from transport_kit.testing import FaultServer
 
@@ -155,7 +156,7 @@ def test_the_pace_is_kept_where_envelopes_are_claimed(server: FaultServer, path:
     """None waits its turn in a sender's hands, where a kill would make a duplicate of it."""
     fill(server.dsn, path, 0, 2)
     pace = Pace(Rate(0.01), interval=0.1)
-    queue = _PacedSpool(path, identity_of(Dsn.parse(server.dsn)), forwarder=True, pace=pace)
+    queue = PacedSpool(path, identity_of(Dsn.parse(server.dsn)), forwarder=True, pace=pace)
     (first,) = queue.claim(1, 5.0)
     assert queue.claim(1, 0.05) == []
     queue.ack([first])
@@ -338,7 +339,7 @@ def test_an_end_that_takes_too_long_gives_up_the_request(
 def test_nothing_is_claimed_once_the_end_has_come(server: FaultServer, path: str) -> None:
     """What a claim brought home too late goes back untouched."""
     fill(server.dsn, path, 0, 1)
-    queue = _PacedSpool(
+    queue = PacedSpool(
         path, identity_of(Dsn.parse(server.dsn)), forwarder=True, pace=Pace(Rate(None), interval=0.1)
     )
 

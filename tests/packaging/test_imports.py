@@ -39,7 +39,7 @@ LAYERS = (
     {"worker"},
     {"http", "spool"},
     {"factory"},
-    {"reporting", "routes"},
+    {"paced", "reporting", "routes"},
     {"kit"},
     {"celery", "gunicorn", "rq", "serverless"},
     {"forwarder", "monitor", "receiver", "testing"},
