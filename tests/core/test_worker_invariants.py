@@ -772,7 +772,7 @@ def test_shared_losses_are_left_to_whoever_drains() -> None:
     given: list[int] = []
     answers: list[bool | OSError] = [OSError("disk"), True]
 
-    def put_losses(report: Report) -> bool:
+    def put_losses(report: Report, *, ending: bool = False) -> bool:
         answer = answers.pop(0) if answers else True
         if isinstance(answer, OSError):
             raise answer
