@@ -78,9 +78,9 @@ lint: $(DEV) ## Check style, imports and format
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 
-types: $(DEV) ## Check types, strictly
+types: $(DEV) ## Check types, strictly: the packages, the example apps and the tests
 	@$(BIN)/python -m mypy
-	@$(BIN)/python -m mypy integrations/transport_kit_django integrations/transport_kit_flask integrations/transport_kit_starlette example_apps $(wildcard tests/typing/*.py)
+	@$(BIN)/python -m mypy integrations/transport_kit_django integrations/transport_kit_flask integrations/transport_kit_starlette example_apps tests
 
 wheel: $(DEV) ## Build wheel and sdist, and use the wheel in an environment of its own
 	@rm -rf dist
