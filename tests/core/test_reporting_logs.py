@@ -340,6 +340,39 @@ def test_secrets_in_records_are_filtered(kept: Kept, logger: logging.Logger) -> 
     assert "hunter2-d" not in str(kept.sealed)
 
 
+@pytest.mark.parametrize(
+    ("message", "parameters"),
+    [
+        ("login of %s, password=%s", ("bob", "hunter2")),
+        ("password=%s of %s", ("hunter2", "bob")),
+        ("%s: password=%r", ("bob", "hunter2\\")),
+        ("for %s Authorization: Bearer %s", ("bob", "hunter2")),
+        ("%s: https://u:%s@host/", ("bob", "hunter2")),
+        ("%s %s has api_key=%s", ("bob", "bob", ["hunter2"])),
+    ],
+)
+def test_a_parameter_that_is_a_secret_by_its_place_is_filtered(
+    kept: Kept, logger: logging.Logger, message: str, parameters: tuple[object, ...]
+) -> None:
+    """This is how apps log passwords; the message alone would hide it, and its parameters tell it."""
+    logger.addHandler(TransportHandler(reporter_for(kept), event_level=logging.ERROR))
+    logger.error(message, *parameters)
+    kept.flush()
+    assert "hunter2" not in str(kept.sealed)
+    assert "bob" in values(kept.logs()[0]).values()
+    assert "bob" in kept.events[0]["logentry"]["params"]
+
+
+def test_a_password_that_is_also_the_users_name_is_not_told_by_its_place(
+    kept: Kept, logger: logging.Logger
+) -> None:
+    """What stands elsewhere in the text too may be seen there, but not that it is the password."""
+    logger.addHandler(TransportHandler(reporter_for(kept)))
+    logger.info("user %s, password=%s", "bob", "bob")
+    kept.flush()
+    assert values(kept.logs()[0])["message.parameter.1"] == "[Filtered]"
+
+
 def test_nothing_escapes_from_the_handler(kept: Kept) -> None:
     """Logging must work where reporting can't."""
 

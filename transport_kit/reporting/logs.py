@@ -92,10 +92,11 @@ class TransportHandler(logging.Handler):
             if not any(wanted):
                 return
             text = tidy(_message(record), _BODY_LENGTH)
+            shown = scrub_text(text)
             if wanted[0]:
-                reporter.logs.add(_log(record, text, reporter))
+                reporter.logs.add(_log(record, text, shown, reporter))
             if wanted[1]:
-                _capture(record, text, reporter)
+                _capture(record, text, shown, reporter)
             if wanted[2]:
                 # After the event, which is not to find itself among its breadcrumbs.
                 level = _EVENT_LEVELS.get(_level(record.levelno)[0], _level(record.levelno)[0])
@@ -125,7 +126,7 @@ def _level(number: int) -> tuple[str, int]:
     return "trace", 1
 
 
-def _log(record: logging.LogRecord, text: str, reporter: Reporter) -> Log:
+def _log(record: logging.LogRecord, text: str, shown: str, reporter: Reporter) -> Log:
     level, severity = _level(record.levelno)
     created = record.created
     trace = trace_facts(Scope.current().unit, reporter.tracing)
@@ -139,27 +140,35 @@ def _log(record: logging.LogRecord, text: str, reporter: Reporter) -> Log:
         attributes["message.template"] = _attribute(_value(record.msg))
         pairs = parameters.items() if isinstance(parameters, dict) else enumerate(parameters)
         for name, value in list(pairs)[:_MAX_EXTRA]:
-            attributes[f"message.parameter.{tidy(name, _NAME_LENGTH)}"] = _named(str(name), value)
+            told = FILTERED if is_private(str(name)) else _parameter(value, text, shown)
+            attributes[f"message.parameter.{tidy(name, _NAME_LENGTH)}"] = _attribute(told)
     for name, value in list(vars(record).items()):
         if name not in _USUAL and len(attributes) < 2 * _MAX_EXTRA:
-            attributes[tidy(name, _NAME_LENGTH)] = _named(str(name), value)
+            attributes[tidy(name, _NAME_LENGTH)] = _attribute(FILTERED if is_private(name) else _value(value))
     return {
         "timestamp": created if type(created) is float and math.isfinite(created) else time.time(),
         "trace_id": trace["trace_id"],
         "span_id": trace["span_id"],
         "level": level,
         "severity_number": severity,
-        "body": scrub_text(text),
+        "body": shown,
         "attributes": attributes,
     }
 
 
-def _named(name: str, value: object) -> Log:
-    return _attribute(FILTERED if is_private(name) else _value(value))
-
-
 def _value(value: object) -> object:
     return bounded(value, Room(_VALUE_BYTES), _VALUE)
+
+
+def _parameter(value: object, text: str, shown: str) -> object:
+    """A parameter of a message; one that scrubbing the text took out was a secret by its place in it, as in
+    `"password=%s"`."""
+    told = _value(value)
+    if shown != text:
+        said = str(told)
+        if shown.count(said) < max(1, text.count(said)):
+            return FILTERED
+    return told
 
 
 def _attribute(value: object) -> Log:
@@ -174,13 +183,13 @@ def _attribute(value: object) -> Log:
     return {"value": value if cls is str else str(value), "type": "string"}
 
 
-def _capture(record: logging.LogRecord, text: str, reporter: Reporter) -> None:
+def _capture(record: logging.LogRecord, text: str, shown: str, reporter: Reporter) -> None:
     level = _level(record.levelno)[0]
-    said: Log = {"formatted": scrub_text(text)}
+    said: Log = {"formatted": shown}
     if record.args and isinstance(record.msg, str):
         said["message"] = scrub_text(tidy(record.msg, _BODY_LENGTH))
         if isinstance(record.args, tuple):
-            said["params"] = [_value(value) for value in record.args[:_MAX_EXTRA]]
+            said["params"] = [_parameter(value, text, shown) for value in record.args[:_MAX_EXTRA]]
     facts: Log = {"logger": tidy(tag_value(record.name), _NAME_LENGTH), "logentry": said}
     given = {name: value for name, value in vars(record).items() if name not in _USUAL}
     if given:
