@@ -83,6 +83,8 @@ def messages(reporter: Reporter, odd: Any) -> None:
 
 
 def exceptions(reporter: Reporter, odd: Any) -> None:
+    assert reporter.capture_exception(ValueError(), attachments=odd) is not None
+    assert reporter.capture_exception(ValueError(), attachments=[odd]) is not None
     reporter.capture_exception(
         ValueError(odd),
         mechanism=odd,

@@ -159,10 +159,18 @@ def test_exceptions_that_guard_their_attributes_are_marked_all_the_same(inbox: K
         def __dict__(self) -> Any:  # type: ignore[override]
             raise RuntimeError("mine")
 
+    class Guarded(dict[str, Any]):
+        def fail(self, *arguments: object) -> Any:
+            raise RuntimeError("mine")
+
+        get = pop = __getitem__ = __setitem__ = fail
+
     reporter = Reporter(inbox)
-    error = Frozen("x")
-    assert reporter.capture_exception(error) is not None
-    assert reporter.capture_exception(error) is None
+    odd = ValueError("y")
+    odd.__dict__ = Guarded()
+    for error in (Frozen("x"), odd):
+        assert reporter.capture_exception(error) is not None
+        assert reporter.capture_exception(error) is None
 
 
 def test_the_mark_is_plain_text_and_survives_a_pickle(inbox: Kept) -> None:
@@ -286,6 +294,17 @@ def test_what_a_hook_changes_in_place_does_not_reach_the_next_event(inbox: Kept)
     plain = Reporter(inbox)
     plain.capture_message("m")
     assert inbox.events[-1]["contexts"]["runtime"]["name"] == "CPython"
+
+
+def test_an_event_that_holds_itself_many_times_is_copied_in_time(inbox: Kept) -> None:
+    """A hook gets a copy, and a copy of what branches without end has none: the app would hang."""
+    endless: list[Any] = []
+    endless += [endless, endless]
+    reporter = Reporter(inbox, ReporterOptions(before_send=lambda event, hint: event))
+    began = time.thread_time()
+    assert reporter.capture_event({"message": "m", "extra": {"endless": endless}}) is not None
+    assert time.thread_time() - began < 2.0
+    assert [part is endless for part in endless] == [True, True]
 
 
 def test_a_transaction_passes_without_the_hook(inbox: Kept) -> None:
@@ -427,6 +446,24 @@ def test_a_capture_near_the_end_of_the_stack_raises_nothing(inbox: Kept) -> None
     with new_scope():
         assert reporter.capture_exception(caught.value) is not None
     assert len(inbox.events[-1]["exception"]["values"][-1]["stacktrace"]["frames"]) == 250
+
+
+def test_an_error_caught_again_and_again_up_a_full_stack_is_reported_once_there_is_room(inbox: Kept) -> None:
+    """Each layer tries in turn; one that got half-way must not have those above skip the exception."""
+    reporter = Reporter(inbox)
+    ids: list[str | None] = []
+
+    def deeper() -> None:
+        try:
+            deeper()
+        except RecursionError as error:
+            ids.append(reporter.capture_exception(error))
+            raise
+
+    with pytest.raises(RecursionError):
+        deeper()
+    assert [event["event_id"] for event in inbox.events] == [found for found in ids if found is not None]
+    assert len(inbox.events) == 1
 
 
 def test_twenty_frames_with_locals_are_captured_cheaply(inbox: Kept) -> None:

@@ -264,7 +264,7 @@ def _has_own_text(cls: type) -> bool:
 
 def _notes(error: BaseException) -> str:
     """What `add_note` added, each on lines of its own; read from the instance, where `add_note` puts it."""
-    notes = _dict_of(error).get("__notes__")
+    notes = dict.get(_dict_of(error), "__notes__")
     if type(notes) is not list:
         return ""
     lines = [clean(cut(note, _NOTES_LENGTH)) for note in notes[:_MAX_NOTES] if issubclass(type(note), str)]

@@ -42,6 +42,8 @@ _DIST = re.compile(r"[A-Za-z0-9_.\-]+")
 _NO_ERROR: Final = frozenset({"debug", "info", "warning"})
 #: Containers within each other that a copy for a hook follows.
 _COPY_DEPTH: Final = 64
+#: Containers that it copies; one of our own making has fewer.
+_MOST_COPIES: Final = 50_000
 #: How an item's type is counted.
 _CATEGORIES: Final = {"event": "error", "transaction": "transaction", "feedback": "feedback"}
 
@@ -110,6 +112,7 @@ class Pipeline:
         kind: str = "event",
         attachments: Iterable[Item] = (),
         request: RequestInfo | None = None,
+        undo: Callable[[], None] | None = None,
     ) -> str | None:
         """Build, complete and send, whatever goes wrong; the event's id when accepted.
 
@@ -119,6 +122,7 @@ class Pipeline:
             kind: `event`, `transaction` or `feedback`.
             attachments: Sent with it; lost, and counted, with it.
             request: The request it was made in; None takes the running one.
+            undo: Called when something failed on the way, and no event came of it.
         """
         try:
             depth: int = getattr(self._nesting, "depth", 0)
@@ -130,11 +134,13 @@ class Pipeline:
                 event = build()
                 if event is None:
                     return None
-                return self._send(event, hint, kind, tuple(attachments), request)
+                return self._send(event, hint, kind, _files(attachments), request)
             finally:
                 self._nesting.depth = depth
         except Exception as problem:
             self.failed(problem, _CATEGORIES[kind])
+            if undo is not None:
+                undo()
             return None
 
     def _send(
@@ -246,7 +252,7 @@ def _asked(name: str, hook: _Hook, event: Event, hint: Mapping[str, Any]) -> Eve
     # The hook gets a copy, for parts of the event are shared with the scope and with caches. A hook that
     # fails drops the event: it may be what takes out things that must not leave the app.
     try:
-        kept: Any = hook(_copy(event, _COPY_DEPTH), dict(hint))
+        kept: Any = hook(_copy(event, _COPY_DEPTH, [_MOST_COPIES]), dict(hint))
     except Exception as problem:
         log.error("%s failed, the event is dropped: %s", name, type(problem).__name__)
         return None
@@ -254,6 +260,21 @@ def _asked(name: str, hook: _Hook, event: Event, hint: Mapping[str, Any]) -> Eve
         return kept
     log.error("%s must return an event or None, not %s; the event is dropped", name, type(kept).__name__)
     return None
+
+
+def _files(attachments: Iterable[Item]) -> tuple[Item, ...]:
+    """The attachments that are ones: what the caller got wrong must not cost the event."""
+    if type(attachments) is tuple and not attachments:
+        return ()
+    try:
+        given: tuple[Any, ...] = tuple(attachments)
+    except Exception as problem:
+        log.error("attachments can't be read: %s", type(problem).__name__)
+        return ()
+    files = tuple(item for item in given if issubclass(type(item), Item))
+    if len(files) < len(given):
+        log.error("an attachment must be made by `attachment`; %s left out", len(given) - len(files))
+    return files
 
 
 def _is_trace(context: object) -> bool:
@@ -322,10 +343,18 @@ def _unusable(name: str, value: str, limit: int) -> str | None:
     )
 
 
-def _copy(value: Any, depth: int) -> Any:
-    """Plain dicts and lists copied, tuples as lists, everything else shared; past `depth` shared too."""
-    if depth and type(value) is dict:
-        return {name: _copy(element, depth - 1) for name, element in value.items()}
-    if depth and (type(value) is list or type(value) is tuple):
-        return [_copy(element, depth - 1) for element in value]
+def _copy(value: Any, depth: int, left: list[int]) -> Any:
+    """Plain dicts and lists copied, tuples as lists, everything else shared; past `depth` shared too.
+
+    Args:
+        left: How many containers may still be copied, as its one element: what holds itself twice has no end.
+    """
+    if depth and left[0] > 0:
+        kind = type(value)
+        if kind is dict:
+            left[0] -= 1
+            return {name: _copy(element, depth - 1, left) for name, element in value.items()}
+        if kind is list or kind is tuple:
+            left[0] -= 1
+            return [_copy(element, depth - 1, left) for element in value]
     return value

@@ -41,6 +41,8 @@ _MESSAGE_LENGTH: Final = 8192
 _FEEDBACK_LENGTH: Final = 4096
 _NAME_LENGTH: Final = 200
 _MECHANISM_LENGTH: Final = 128
+#: Calls within each other that a capture and a transport make, with a reserve.
+_FRAMES_NEEDED: Final = 100
 
 
 class Reporter:
@@ -243,31 +245,35 @@ class Reporter:
             exception, and when this exception was captured before in the current scope.
         """
         told: dict[str, Any] = dict(hint) if hint else {}
+        marked: list[BaseException] = []
 
         def build() -> Event | None:
             found = sys.exc_info()[1] if error is None else error
             if found is None or not issubclass(type(found), BaseException) or not mark_captured(found):
                 return None
-            try:
-                event = self.pipeline.event(level)
-                event["exception"] = {
-                    "values": exception_values(
-                        found,
-                        self._frames,
-                        mechanism=tidy(mechanism, _MECHANISM_LENGTH) or "generic",
-                        handled=bool(handled),
-                    )
-                }
-                event.update(facts or {})
-                if transaction:
-                    set_name(event, transaction, transaction_source)
-            except Exception:
-                take_mark_back(found)
-                raise
+            marked.append(found)
+            if issubclass(type(found), RecursionError):
+                _need_stack(_FRAMES_NEEDED)
+            event = self.pipeline.event(level)
+            event["exception"] = {
+                "values": exception_values(
+                    found,
+                    self._frames,
+                    mechanism=tidy(mechanism, _MECHANISM_LENGTH) or "generic",
+                    handled=bool(handled),
+                )
+            }
+            event.update(facts or {})
+            if transaction:
+                set_name(event, transaction, transaction_source)
             told["exc_info"] = (type(found), found, traceback_of(found))
             return event
 
-        return self.pipeline.capture(build, told, attachments=attachments, request=request)
+        def undo() -> None:
+            if marked:
+                take_mark_back(marked[0])
+
+        return self.pipeline.capture(build, told, attachments=attachments, request=request, undo=undo)
 
     def capture_message(
         self, text: str, level: str = "info", *, attachments: Iterable[Item] = ()
@@ -362,3 +368,9 @@ class Reporter:
             Scope.current().add_breadcrumb(message, category=category, level=level, type=type, data=data)
         except Exception as problem:
             self.pipeline.failed(problem, None)
+
+
+def _need_stack(frames: int) -> None:
+    """Fail where the stack has no room for so many calls: what is half done there is refused, and lost."""
+    if frames:
+        _need_stack(frames - 1)

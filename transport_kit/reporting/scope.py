@@ -386,13 +386,13 @@ def mark_captured(error: BaseException) -> bool:
     """
     scope = _current.get().id
     attributes = _dict_of(error)
-    mark = attributes.get(_MARK)
+    mark = dict.get(attributes, _MARK)
     if type(mark) is str and (mark == scope or mark.startswith(scope + "/")):
         return False
-    attributes[_MARK] = scope
+    dict.__setitem__(attributes, _MARK, scope)
     return True
 
 
 def take_mark_back(error: BaseException) -> None:
     """Undo `mark_captured`: no event came of it, and a layer further out may have better luck."""
-    _dict_of(error).pop(_MARK, None)
+    dict.pop(_dict_of(error), _MARK, None)
