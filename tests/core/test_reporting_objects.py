@@ -7,7 +7,7 @@ import gc
 import importlib
 import time
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import pytest
@@ -58,6 +58,33 @@ def test_a_dataclass_is_told_by_its_fields() -> None:
     # Too deep, or too little room: the class alone.
     assert shown([[[Point(1, 2)]]]) == [[[f"<{__name__}.Point>"]]]
     assert shown(Point(1, 2), room=60).startswith("<")
+
+
+class Login(NamedTuple):
+    """As apps return several values at once."""
+
+    user: str
+    password: str
+
+
+class Unnamed(tuple[Any, ...]):
+    """Says it has names, and has other elements than those."""
+
+    _fields = ("user",)
+
+
+class Liar(tuple[Any, ...]):
+    """Has something else under that name."""
+
+    _fields = property(lambda self: 1 / 0)
+
+
+def test_a_namedtuple_is_told_by_its_names() -> None:
+    """As a plain list its password would have no name to be known by."""
+    assert shown(Login("bob", "hunter2")) == {"user": "bob", "password": "[Filtered]"}
+    assert shown([Login("bob", "hunter2")]) == [{"user": "bob", "password": "[Filtered]"}]
+    assert shown(Unnamed((1, 2, 3))) == [1, 2, 3]
+    assert shown(Liar((1, 2, 3))) == [1, 2, 3]
 
 
 def test_a_dataclass_that_is_half_built_shows_what_it_has() -> None:

@@ -126,7 +126,7 @@ TOLD: list[tuple[Any, Any]] = [
     ({2**70: 1}, {str(2**70): 1}),
     (collections.OrderedDict(a=1), {"a": 1}),
     (collections.deque([1]), "<collections.deque>"),
-    (Point(1, 2), [1, 2]),
+    (Point(1, 2), {"x": 1, "y": 2}),
     (Colour.RED, 1),
     (Word("word"), "word"),
     (Number(7), 7),

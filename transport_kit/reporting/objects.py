@@ -1,8 +1,8 @@
 """Objects: what can be told of an instance without running a line of the app's code.
 
-Owns how fields of dataclasses, attrs classes and Pydantic models are read, and how arrays and tables are
-told by their shape. All other objects (Django's lazy texts and querysets, Werkzeug's locals, anything with
-a `__getattr__`) are told by their class alone, which asks them nothing.
+Owns how fields of dataclasses, attrs classes, Pydantic models and namedtuples are read, and how arrays and
+tables are told by their shape. All other objects (Django's lazy texts and querysets, Werkzeug's locals,
+anything with a `__getattr__`) are told by their class alone, which asks them nothing.
 
 Fields are read from instance dicts and slots through the interpreter's own C descriptors; a property,
 `__getattr__` or `__class__` of the app never runs. Fields declared with `repr=False` are left out: their
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from types import GetSetDescriptorType, MappingProxyType, MemberDescriptorType
 from typing import Any, Final
 
-__all__ = ["fields_of", "may_have_shape", "Plan", "plan_of", "shape_of"]
+__all__ = ["fields_of", "may_have_shape", "names_of", "Plan", "plan_of", "shape_of"]
 
 _MAX_FIELDS: Final = 50
 _NAME_LENGTH: Final = 64
@@ -63,6 +63,15 @@ def plan_of(cls: type) -> Plan | None:
         is_slot = place >= 0 and type(spaces[place][name]) is MemberDescriptorType
         plan.append((name, place if is_slot else -1))
     return tuple(plan)
+
+
+def names_of(cls: type) -> tuple[str, ...]:
+    """The names of a namedtuple's elements, in order; none for any other tuple."""
+    for base in _mro(cls):
+        names = _namespace(base).get("_fields")
+        if type(names) is tuple and all(type(name) is str for name in names):
+            return names
+    return ()
 
 
 def _declared(cls: type) -> list[str] | None:

@@ -134,7 +134,8 @@ class Pipeline:
                 event = build()
                 if event is None:
                     return None
-                return self._send(event, hint, kind, _files(attachments), request)
+                files = () if kind == "transaction" else _files(attachments)
+                return self._send(event, hint, kind, files, request)
             finally:
                 self._nesting.depth = depth
         except Exception as problem:
@@ -264,8 +265,6 @@ def _asked(name: str, hook: _Hook, event: Event, hint: Mapping[str, Any]) -> Eve
 
 def _files(attachments: Iterable[Item]) -> tuple[Item, ...]:
     """The attachments that are ones: what the caller got wrong must not cost the event."""
-    if type(attachments) is tuple and not attachments:
-        return ()
     try:
         given: tuple[Any, ...] = tuple(attachments)
     except Exception as problem:

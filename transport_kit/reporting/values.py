@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import orjson
 
-from transport_kit.reporting.objects import Plan, fields_of, may_have_shape, plan_of, shape_of
+from transport_kit.reporting.objects import Plan, fields_of, may_have_shape, names_of, plan_of, shape_of
 from transport_kit.reporting.scrub import FILTERED, scrub_text
 
 __all__ = [
@@ -170,6 +170,11 @@ def bounded(value: Any, room: Room, limits: Limits, depth: int = 0) -> Any:
                 return _mapping(value, room, limits, depth)
             for kind in _SEQUENCES:
                 if issubclass(cls, kind):
+                    if kind is tuple and cls is not tuple:
+                        names = names_of(cls)
+                        if names and len(names) == tuple.__len__(value):
+                            named = dict(zip(names, tuple.__iter__(value), strict=True))
+                            return _mapping(named, room, limits, depth)
                     return _sequence(value, kind, room, limits, depth)
         except RuntimeError:
             # A set or dict changed between two of our steps: its class says more than half of it.
