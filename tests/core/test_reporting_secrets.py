@@ -73,6 +73,7 @@ class Planter:
             "PASSWORD: '{}'",
             "headers['X-Api-Key'] = '{}'",
             "mysqldump --password {} shop",
+            "mysqldump --password '{} x' shop",
             "Command '['mysqldump', '--password', '{}', 'shop']' failed",
             "<soap:Body><wsse:Password Type='text'>{}</wsse:Password><n>1</n></soap:Body>",
         )

@@ -76,10 +76,17 @@ _SETTING = re.compile(
     rf"""([ \t]*+:[ \t]*+)({_VALUE})""",
     re.DOTALL | re.IGNORECASE,
 )
-# `--password value`, in one text or as a list of arguments is shown.
-_FLAG = re.compile(r"""(?<![\w\-])(--[\w\-]++)([ \t]++|["'],\s*+["'])([^\s"'\-][^\s"']*+)""")
-# An element of XML up to its end; what an object is shown as has none.
-_ELEMENT = re.compile(r"""<([\w:.\-]++)([^<>]*+>)(?:<!\[CDATA\[[^<\]]*+\]\]>|[^<]++)(?=<\\?/)""")
+# `--password value`, quoted or not, in one text or as a list of arguments is shown.
+_FLAG = re.compile(
+    r"""(?<![\w\-])(--[\w.\-]++)([ \t]++|["'],\s*+[bu]?["'])"""
+    r"""([^\s"'\-][^\s"']*+|(?<=[ \t])(?:"[^"]*+"?|'[^']*+'?))"""
+)
+# A secret's element of XML up to its end, or to where the text was cut; what an object is shown as has none.
+_ELEMENT = re.compile(
+    rf"""(<(?=[\w:.\-]*?(?:{_SENSITIVE}))[\w:.\-]++[^<>]*+(?<!/)>)"""
+    r"""(?:\s*+<!\[CDATA\[(?:[^\]]++|\](?!\]>))*+(?:\]\]>)?|[^<]++(?:(?=<\\?/)|(?<=\.\.\.)\Z))""",
+    re.IGNORECASE,
+)
 # The scheme and credentials of an `Authorization` value, wherever they stand.
 _SCHEME = re.compile(r"(?<!\w)(bearer|basic|digest|negotiate)([ \t]++)([\w.~+/=:\-]{6,}+)", re.IGNORECASE)
 # What is a credential by its own form: JSON web tokens, and keys whose makers gave them a prefix.
@@ -140,7 +147,7 @@ def scrub_text(text: str) -> str:
             if ":" in text:
                 text = _SETTING.sub(_filter_pair, _HEADER.sub(_filter_header, text))
     if "<" in text and _SECRET.search(text) is not None:
-        text = _ELEMENT.sub(_filter_element, text)
+        text = _ELEMENT.sub(rf"\1{FILTERED}", text)
     if "--" in text:
         text = _FLAG.sub(_filter_flag, text)
     if len(text) > _SHORTEST_TOKEN:
@@ -179,14 +186,10 @@ def _filter_pair(match: re.Match[str]) -> str:
     return f"{name}{sign}{quote}{FILTERED}{quote}"
 
 
-def _filter_element(match: re.Match[str]) -> str:
-    name, rest = match.groups()
-    return f"<{name}{rest}{FILTERED}" if is_sensitive(name) else match.group()
-
-
 def _filter_flag(match: re.Match[str]) -> str:
-    name, space, _ = match.groups()
-    return f"{name}{space}{FILTERED}" if is_sensitive(name) else match.group()
+    name, space, value = match.groups()
+    quote = value[0] if value[0] in "\"'" else ""
+    return f"{name}{space}{quote}{FILTERED}{quote}" if is_sensitive(name) else match.group()
 
 
 def scrub_query(query: str, *, send_pii: bool) -> str:

@@ -258,7 +258,7 @@ def _sequence(value: Any, kind: Any, room: Room, limits: Limits, depth: int) -> 
     breadth = limits.breadth
     # Taken in one step: other threads may change the container meanwhile.
     elements = value[:breadth] if type(value) is list else list(islice(kind.__iter__(value), breadth))
-    if length == 2 and type(elements[0]) is str and _hides(elements[0], limits):
+    if length == 2 == len(elements) and type(elements[0]) is str and _hides(elements[0], limits):
         elements[1] = FILTERED  # a header or form field as a pair
     # Room for a number each is taken at once, and given back where something else stands.
     left = room.left - 2
