@@ -9,8 +9,12 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tests.core.spool_support import NOW_MS
+from tests.core.worker_support import Clock
+from transport_kit.spool import FileSpool
 from transport_kit.spool.system import System
 
+IDENTITY = "0123456789abcdef"
 _devices = itertools.count(1000)
 
 
@@ -336,3 +340,32 @@ class DiskSystem(System):
 
     def filesystem(self, fd: int) -> str:
         return "ext4"
+
+
+class Place:
+    """A disk and the processes on it."""
+
+    def __init__(self) -> None:
+        self.disk = Disk()
+        self.clock = Clock()
+        self.pids = 10
+
+    def spool(self, **options: object) -> FileSpool:
+        self.pids += 1
+        return FileSpool(
+            "/spool",
+            IDENTITY,
+            system=DiskSystem(self.disk, self.pids),
+            clock=self.clock,
+            wall=lambda: NOW_MS / 1000 + self.clock.now - 1000,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def segments(self) -> list[str]:
+        folder = self.disk.find(f"/spool/{IDENTITY}/seg")
+        return [] if folder is None else [name for name in folder.names if name.endswith(".log")]
+
+    def die(self, spool: FileSpool) -> None:
+        system = spool._system
+        assert isinstance(system, DiskSystem)
+        system.die()

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from transport_kit.envelope import Envelope
 from transport_kit.sealing import SealedEnvelope
+from transport_kit.spool import FileSpool
 from transport_kit.spool.records import envelope_record
 from transport_kit.spool.segments import (
     HEADER_BYTES,
@@ -67,3 +68,17 @@ def read_all(data: bytes, *, final: bool = True, bodies: bool = True) -> list[Re
     while (part := walking.next(final=final, bodies=bodies)) is not None:
         found.append(part)
     return found
+
+
+def drained(spool: FileSpool) -> list[str | None]:
+    """Event ids of all there is, each settled."""
+    found = []
+    while claims := spool.claim(1, 0.0):
+        found += [claim.sealed.event_id for claim in claims]
+        spool.ack(claims)
+    return found
+
+
+def ids(*numbers: int) -> list[str]:
+    """The ids of `event`s."""
+    return [f"{number:032x}" for number in numbers]

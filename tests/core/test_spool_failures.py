@@ -7,88 +7,17 @@ import threading
 
 import pytest
 
-from tests.core.spool_disk import Disk, DiskSystem
-from tests.core.spool_support import NOW_MS, event, log_entry, session
-from tests.core.worker_support import Clock
+from tests.core.spool_disk import IDENTITY, DiskSystem, Place
+from tests.core.spool_support import drained, event, ids, log_entry, session
 from transport_kit.spool import FileSpool
 from transport_kit.spool.directory import identity_of, open_directory, store_credentials
 from transport_kit.spool.segments import Kind
 from transport_kit.spool.writer import Full
 
-IDENTITY = "0123456789abcdef"
-
-
-class Place:
-    """A disk and the processes on it."""
-
-    def __init__(self) -> None:
-        self.disk = Disk()
-        self.clock = Clock()
-        self.pids = 10
-
-    def spool(self, **options: object) -> FileSpool:
-        self.pids += 1
-        return FileSpool(
-            "/spool",
-            IDENTITY,
-            system=DiskSystem(self.disk, self.pids),
-            clock=self.clock,
-            wall=lambda: NOW_MS / 1000 + self.clock.now - 1000,
-            **options,  # type: ignore[arg-type]
-        )
-
-    def segments(self) -> list[str]:
-        folder = self.disk.find(f"/spool/{IDENTITY}/seg")
-        return [] if folder is None else [name for name in folder.names if name.endswith(".log")]
-
-    def die(self, spool: FileSpool) -> None:
-        system = spool._system
-        assert isinstance(system, DiskSystem)
-        system.die()
-
 
 @pytest.fixture(name="place")
 def _place() -> Place:
     return Place()
-
-
-def drained(spool: FileSpool) -> list[str | None]:
-    found = []
-    while claims := spool.claim(1, 0.0):
-        found += [claim.sealed.event_id for claim in claims]
-        spool.ack(claims)
-    return found
-
-
-def ids(*numbers: int) -> list[str]:
-    return [f"{number:032x}" for number in numbers]
-
-
-def test_an_app_leaves_the_drain_to_a_forwarder_that_comes(place: Place) -> None:
-    """With a forwarder app processes only write; what is in their hands they bring to an end first."""
-    app = place.spool()
-    for number in range(3):
-        app.put(event(number))
-    (in_hand,) = app.claim(1, 0.0)
-    forwarder = place.spool(forwarder=True)
-    assert forwarder.claim(1, 0.0) == []
-    place.clock.now += 2
-    assert app.claim(1, 0.0) == []
-    assert app.facts().draining, "it still has one in hand"
-    app._life.drainer.absorb((("queue_overflow", "error", 4),))  # type: ignore[union-attr]
-    app.ack([in_hand])
-    assert app.claim(1, 0.0) == []
-    assert not app.facts().draining
-    place.clock.now += 2
-    assert drained(forwarder) == ids(1, 2)
-    assert forwarder.take_losses() == (("queue_overflow", "error", 4),)
-    place.clock.now += 2
-    assert app.claim(1, 0.0) == []
-    assert app.facts().drainer == forwarder._system.process()
-    place.die(forwarder)
-    app.put(event(5))
-    place.clock.now += 2
-    assert drained(app) == ids(5), "it comes back when the forwarder is gone"
 
 
 def test_a_segment_that_can_not_be_read_is_tried_again(place: Place) -> None:
@@ -195,16 +124,6 @@ def test_a_directory_to_put_right_is_trouble_for_a_child(place: Place) -> None:
     assert "memory" in " ".join(spool.describe()["problems"])
 
 
-def test_nobody_drains_is_said(place: Place) -> None:
-    """Envelopes pile up, and a health page must say why."""
-    spool = place.spool()
-    spool.put(event(1))
-    spool.claim(1, 0.0)
-    assert spool.describe()["problems"] == []
-    writer = place.spool(drain=False)
-    assert writer.describe()["problems"] == []
-
-
 def test_descriptors_that_somebody_closed_are_not_written_to(place: Place) -> None:
     """A daemoniser closes all there are: the record goes to a new segment."""
     spool = place.spool()
@@ -303,27 +222,6 @@ def test_a_process_that_fills_several_segments_a_second_has_as_many_ready(place:
     spool.close()
     assert sorted(filter(None, drained(place.spool()))) == ids(*range(40))
     assert place.segments() == []
-
-
-def test_what_others_delivered_is_not_waited_for_after_taking_over(place: Place) -> None:
-    """A writer knows what it wrote; a flush until all is delivered must not wait for what is long gone."""
-    drainer = place.spool()
-    drainer.claim(0, 0.0)
-    writer = place.spool(segment_bytes=1)
-    for number in range(8):
-        writer.put(event(number, "x" * 9000))
-    assert len(drained(drainer)) == 8
-    writer.claim(0, 0.0)  # closes what is full
-    place.clock.now += 2
-    assert drained(drainer) == []
-    place.die(drainer)
-    place.clock.now += 2
-    assert writer.claim(1, 0.0) == []
-    assert writer.facts().draining
-    assert writer.stats().waiting == 0
-    writer.put(event(9))
-    assert writer.stats().waiting == 1
-    assert drained(writer) == ids(9)
 
 
 def test_who_can_not_roll_at_once_does_not_wait(place: Place) -> None:

@@ -21,7 +21,7 @@ from transport_kit.spool.system import System
 from transport_kit.spool.tail import Entry
 from transport_kit.spool.upkeep import Upkeep
 
-__all__ = ["CANDIDACY_ON_PUT", "LOOK_FIRST", "LOOK_LAST", "LOOK_QUIET", "Duty", "losses_of_drainer"]
+__all__ = ["LOOK_FIRST", "LOOK_LAST", "LOOK_QUIET", "PUTS_A_CANDIDACY", "Duty", "losses_of_drainer"]
 
 #: Seconds between two looks of the drainer: the shortest, while work comes, and the longest.
 LOOK_FIRST: Final = 0.005
@@ -29,9 +29,11 @@ LOOK_LAST: Final = 0.25
 #: Seconds without work after which the drainer looks less often: a capture of its own process still wakes it.
 QUIET_AFTER: Final = 5.0
 LOOK_QUIET: Final = 1.0
-#: Seconds between two candidacies of a process that does not drain, in `claim`; and on a put.
+#: Seconds between two candidacies of a process that does not drain, in `claim`; and on a put. Of those only
+#: each so-many-th looks at the clock: a process that puts less often has time to claim.
 CANDIDACY: Final = 0.99
 CANDIDACY_ON_PUT: Final = 0.1
+PUTS_A_CANDIDACY: Final = 16
 #: Dead letters may take this share of `max_bytes`.
 DEAD_SHARE: Final = 1 / 8
 
@@ -91,6 +93,12 @@ class Duty:
             life.electing.release()
         if won:
             life.poke()
+
+    def run_again(self, life: Life) -> None:
+        """Run, unless this process did a moment ago."""
+        now = self._clock()
+        if now >= life.candidacy_at + CANDIDACY_ON_PUT:
+            self.run(life, now)
 
     def _take_over(self, life: Life) -> None:
         directory = life.directory

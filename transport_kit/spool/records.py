@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import orjson
+from orjson import dumps, loads
 
 from transport_kit.ledger import Quantities, Report
 from transport_kit.sealing import Priority, SealedEnvelope, SealedItem
@@ -56,7 +56,7 @@ def envelope_record(sealed: SealedEnvelope) -> tuple[int, bytes, list[bytes], in
     length += len(pending)
     if len(parts) > _FEW_PARTS and (length <= _COPIED or len(parts) > _MOST_PARTS):
         parts = [b"".join(parts)]
-    return rank, orjson.dumps((sealed.event_id, len(header), shapes)), parts, length
+    return rank, dumps((sealed.event_id, len(header), shapes)), parts, length
 
 
 def envelope_of(head: bytes, body: bytes) -> SealedEnvelope:
@@ -106,7 +106,7 @@ def event_id_of(head: bytes) -> str | None:
 
 def losses_record(report: Report) -> bytes:
     """The head of a record of loss counts; it has no body."""
-    return orjson.dumps(report)
+    return dumps(report)
 
 
 def losses_of(head: bytes) -> Report:
@@ -115,7 +115,7 @@ def losses_of(head: bytes) -> Report:
     Raises:
         ValueError: The head is not one of ours.
     """
-    found: object = orjson.loads(head)
+    found: object = loads(head)
     if not isinstance(found, list):
         raise ValueError("not a list")
     losses = []
@@ -131,7 +131,7 @@ _Shape = tuple[str, int, int, str | None, Quantities]
 
 
 def _head(head: bytes) -> tuple[str | None, int, list[_Shape]]:
-    found: Any = orjson.loads(head)
+    found: Any = loads(head)
     if not isinstance(found, list) or len(found) != 3 or not isinstance(found[2], list):
         raise ValueError("not an envelope's head")
     event_id, header_length, entries = found

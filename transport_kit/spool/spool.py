@@ -26,10 +26,10 @@ from transport_kit.sealing import Priority, SealedEnvelope
 from transport_kit.spool.directory import open_directory, store_credentials
 from transport_kit.spool.drainer import Drainer
 from transport_kit.spool.duty import (
-    CANDIDACY_ON_PUT,
     LOOK_FIRST,
     LOOK_LAST,
     LOOK_QUIET,
+    PUTS_A_CANDIDACY,
     Duty,
     losses_of_drainer,
 )
@@ -255,8 +255,8 @@ class FileSpool:
                     life.is_well()
                 if life.parked:
                     life.poke()
-                elif life.drainer is None and self._clock() >= life.candidacy_at + CANDIDACY_ON_PUT:
-                    self._duty.run(life, self._clock())
+                elif life.drainer is None and not life.puts % PUTS_A_CANDIDACY:
+                    self._duty.run_again(life)
                 return _ACCEPTED
         put = life.memory.put(life.memory.prepare(sealed))
         life.fell_back += put.accepted
