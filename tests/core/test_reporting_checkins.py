@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -108,6 +108,43 @@ def test_a_decorated_function_stays_what_it_was(kept: Kept) -> None:
         "value": 10,
         "unit": "minute",
     }
+
+
+def test_a_generator_function_is_not_told_as_a_run_that_went_well(
+    kept: Kept, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its call does nothing yet: `ok` at once, and silence when it fails, would hide the failure for ever."""
+    monitor = reporter_for(kept).monitor("nightly")
+
+    def rows() -> Iterator[int]:
+        yield 1
+
+    async def pages() -> AsyncIterator[int]:
+        yield 1
+
+    assert monitor(rows) is rows
+    assert monitor(pages) is pages
+    assert caplog.text.count("generator") == 2
+    assert kept.check_ins() == []
+
+
+def test_an_object_with_an_async_call_is_awaited_before_its_end_is_told(kept: Kept) -> None:
+    """Task classes of frameworks are objects; called, they have only begun."""
+
+    class Task:
+        async def __call__(self, number: int) -> int:
+            return 1 // number
+
+    task = reporter_for(kept).monitor("nightly")(Task())
+    assert asyncio.run(task(1)) == 1
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(task(0))
+    assert [check_in["status"] for check_in in kept.check_ins()] == [
+        "in_progress",
+        "ok",
+        "in_progress",
+        "error",
+    ]
 
 
 def test_a_failing_async_job_is_reported(kept: Kept) -> None:

@@ -373,6 +373,45 @@ def test_a_password_that_is_also_the_users_name_is_not_told_by_its_place(
     assert values(kept.logs()[0])["message.parameter.1"] == "[Filtered]"
 
 
+def test_structlog_hands_over_its_keys_as_the_docs_say(kept: Kept, logger: logging.Logger) -> None:
+    """What `docs/capturing.md` says to end the chain with; the usual other end gives one text of a dict."""
+    structlog = pytest.importorskip("structlog")
+    logger.addHandler(TransportHandler(reporter_for(kept), event_level=logging.ERROR))
+    log = structlog.wrap_logger(
+        logger,
+        processors=[structlog.stdlib.render_to_log_kwargs],
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    try:
+        raise ValueError("boom")
+    except ValueError:
+        log.exception("declined", order=3, api_key="hunter2")
+    kept.flush()
+    assert kept.logs()[0]["body"] == "declined"
+    assert (values(kept.logs()[0])["order"], values(kept.logs()[0])["api_key"]) == (3, "[Filtered]")
+    assert kept.events[0]["exception"]["values"][-1]["type"] == "ValueError"
+
+
+def test_loguru_hands_over_no_values_of_variables_as_the_docs_say(kept: Kept) -> None:
+    """Its tracebacks show what each variable holds: a password has no name there to be known by."""
+    shop = pytest.importorskip("loguru").logger
+    reporter = reporter_for(kept)
+    number = shop.add(TransportHandler(lambda: reporter), format=lambda record: "{message}")
+
+    def log_in(password: str) -> None:
+        raise ValueError(len(password))
+
+    try:
+        log_in("hunter" + "2")
+    except ValueError:
+        shop.exception("declined {}", 3)
+    finally:
+        shop.remove(number)
+    kept.flush()
+    assert kept.logs()[0]["body"] == "declined 3"
+    assert "hunter2" not in str(kept.sealed)
+
+
 def test_nothing_escapes_from_the_handler(kept: Kept) -> None:
     """Logging must work where reporting can't."""
 

@@ -65,8 +65,17 @@ class Monitor:
         self._runs: list[tuple[str, float]] = []
 
     def __call__(self, function: _Function) -> _Function:
-        """The function, each call of it reported as a run."""
-        if inspect.iscoroutinefunction(function):
+        """The function, each call of it reported as a run.
+
+        A generator function is left as it is, and the log says so: its call does nothing yet, and would be
+        told as a run that went well. Use `with` inside of it.
+        """
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            log.error("a monitor can't decorate a generator function; its runs are not reported")
+            return function
+        # An object with an async `__call__` is as good as an async function.
+        call = getattr(function, "__call__", None)  # noqa: B004 - looked at, not for whether it is there
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
 
             @functools.wraps(function)
             async def awaited(*args: Any, **kwargs: Any) -> Any:
