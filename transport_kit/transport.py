@@ -279,25 +279,33 @@ class CountingTransport(Transport):
     def _renew_after_fork(self) -> None:
         self._own_books = _Books()
 
-    def _deliver(self, envelope: Envelope) -> LossReason | None:
-        """Do with the envelope what this transport is for; why it was lost, or None."""
+    def _deliver(self, envelope: Envelope) -> LossReason | Quantities | None:
+        """Do with the envelope what this transport is for; why it was lost, or what of it was left out."""
         raise NotImplementedError
 
     def capture_envelope(self, envelope: Envelope) -> bool:
         if not is_deliverable(envelope):
             return False
         quantities = quantities_of(envelope.items)
-        reason: LossReason | None = LossReason.CLOSED
+        outcome: LossReason | Quantities | None = LossReason.CLOSED
         if not self._books.closed:
             try:
-                reason = self._deliver(envelope)
+                outcome = self._deliver(envelope)
             except BaseException:
                 # What is no Exception, such as Ctrl-C, is meant for the app. Counted all the same.
                 self._lose(LossReason.INTERNAL_SDK_ERROR, quantities)
                 raise
-        if reason is not None:
-            self._lose(reason, quantities)
+        if isinstance(outcome, LossReason):
+            self._lose(outcome, quantities)
             return False
+        if outcome:
+            self._lose(LossReason.INTERNAL_SDK_ERROR, outcome)
+            lost = dict(outcome)
+            quantities = tuple(
+                (category, count - lost.get(category, 0))
+                for category, count in quantities
+                if count > lost.get(category, 0)
+            )
         ledger = self._books.ledger
 
         def deliver() -> None:

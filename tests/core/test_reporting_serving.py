@@ -313,6 +313,7 @@ def test_a_file_that_is_too_big_costs_itself_only(tmp_path: Any) -> None:
         item = attachment(path, "big.bin")
         assert reporter_for(kept).capture_message("m", attachments=[item]) is not None
         assert [item.type for item in kept.envelopes[0]] == ["event"]
+        assert kept.lost() == {"internal_sdk_error": {"attachment": 2000}}
 
 
 def test_feedback_is_sent_as_it_was_written(kept: Kept) -> None:

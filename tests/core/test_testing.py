@@ -52,6 +52,22 @@ def test_items_are_found_by_type(transport: CapturedTransport) -> None:
     assert transport.payloads("check_in") == []
 
 
+def test_an_attachment_that_would_be_left_out_is_left_out_counted_and_said(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """A test that looks for its attachment learns why it isn't there."""
+    with CapturedTransport(max_attachment_bytes=10) as transport:
+        envelope = Envelope.event({"message": "x"}).add_attachment(b"y" * 20, filename="big")
+        envelope.add_attachment(tmp_path / "gone", filename="gone").add_attachment(b"fits", filename="small")
+        assert transport.capture_envelope(envelope)
+        assert [item.headers.get("filename") for item in transport.envelopes[0].items] == [None, "small"]
+        health = transport.health()
+        assert health.delivered == {"error": 1, "attachment": 4}
+        assert health.discarded_by_category == {"internal_sdk_error": {"attachment": 21}}
+        assert health.captured == {"error": 1, "attachment": 25}
+    assert caplog.text.count("an item was left out") == 2
+
+
 def test_it_refuses_what_a_real_transport_refuses(
     transport: CapturedTransport, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,6 +9,7 @@ Threads: as any transport. The lists are only appended to, and cleared.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any, Final
 
 from transport_kit.envelope import Envelope
@@ -16,6 +17,7 @@ from transport_kit.errors import SealError
 from transport_kit.ledger import LossReason
 from transport_kit.log import log
 from transport_kit.options import TransportOptions
+from transport_kit.sealing import Quantities
 from transport_kit.transport import CountingTransport
 
 __all__ = ["CapturedTransport"]
@@ -77,7 +79,7 @@ class CapturedTransport(CountingTransport):
         for captured in (self.sealed, self.envelopes, self.events):
             captured.clear()
 
-    def _deliver(self, envelope: Envelope) -> LossReason | None:
+    def _deliver(self, envelope: Envelope) -> LossReason | Quantities | None:
         try:
             sealed = envelope.seal(
                 max_event_bytes=self.options.max_event_bytes,
@@ -92,4 +94,8 @@ class CapturedTransport(CountingTransport):
         self.sealed.append(body)
         self.envelopes.append(parsed)
         self.events += (json.loads(item.get_bytes()) for item in parsed.items if item.type == "event")
-        return None
+        lost: Counter[str] = Counter()
+        for problem, quantities in sealed.left_out:
+            log.error("an item was left out: %s", problem)
+            lost.update(dict(quantities))
+        return tuple(lost.items())
