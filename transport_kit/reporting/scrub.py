@@ -81,9 +81,10 @@ _FLAG = re.compile(
     r"""(?<![\w\-])(--[\w.\-]++)([ \t]++|["'],\s*+[bu]?["'])"""
     r"""([^\s"'\-][^\s"']*+|(?<=[ \t])(?:"[^"]*+"?|'[^']*+'?))"""
 )
-# A secret's element of XML up to its end, or to where the text was cut; what an object is shown as has none.
+# A secret's element of XML up to its end, or to where the text was cut. What an object is shown as has
+# no end, and nothing like attributes.
 _ELEMENT = re.compile(
-    rf"""(<(?=[\w:.\-]*?(?:{_SENSITIVE}))[\w:.\-]++[^<>]*+(?<!/)>)"""
+    rf"""(<(?=[\w:.\-]*?(?:{_SENSITIVE}))[\w:.\-]++(?:\s++(?:(?=[^<>=]++=)[^<>]*+)?+)?+(?<!/)>)"""
     r"""(?:\s*+<!\[CDATA\[(?:[^\]]++|\](?!\]>))*+(?:\]\]>)?|[^<]++(?:(?=<\\?/)|(?<=\.\.\.)\Z))""",
     re.IGNORECASE,
 )
