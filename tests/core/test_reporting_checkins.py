@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -212,6 +213,45 @@ def test_a_check_in_that_cannot_be_made_is_counted(
     assert ran == [1]
     assert kept.lost() == {"internal_sdk_error": {"monitor": 2}}
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_blocks_of_one_monitor_that_overlap_keep_their_own_ends(kept: Kept) -> None:
+    """A monitor in a module's variable is entered by whichever thread and task has work."""
+    monitor = reporter_for(kept).monitor("overlapping")
+
+    async def job(fails: bool, both: asyncio.Barrier, over: asyncio.Event) -> None:
+        async with monitor:
+            await both.wait()
+            if fails:
+                over.set()
+                raise ValueError("first")
+            await over.wait()
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        both, over = asyncio.Barrier(2), asyncio.Event()
+        await asyncio.gather(job(True, both, over), job(False, both, over), return_exceptions=True)
+
+    with monitor:
+        asyncio.run(main())
+        thread = threading.Thread(target=monitor.__enter__)
+        thread.start()
+        thread.join(timeout=10)
+    runs = [check_in["check_in_id"] for check_in in kept.check_ins() if check_in["status"] == "in_progress"]
+    ended = [
+        (runs.index(check_in["check_in_id"]), check_in["status"])
+        for check_in in kept.check_ins()
+        if check_in["status"] != "in_progress"
+    ]
+    assert ended == [(1, "error"), (2, "ok"), (0, "ok")]
+
+
+def test_a_block_left_in_another_context_has_its_end(kept: Kept) -> None:
+    """Frameworks run the two halves of a block in contexts of their own."""
+    monitor = reporter_for(kept).monitor("nightly")
+    contextvars.copy_context().run(monitor.__enter__)
+    contextvars.copy_context().run(monitor.__exit__, None, None, None)
+    assert [check_in["status"] for check_in in kept.check_ins()] == ["in_progress", "ok"]
 
 
 def test_runs_that_overlap_keep_their_own_ends(kept: Kept) -> None:

@@ -5,7 +5,8 @@ Owns the monitor, as a context manager and as a decorator, and the form of a che
 Source: the protocol's check-ins: `in_progress` at the beginning, `ok` or `error` with the duration at the
 end, under one id; the schedule travels along, so that the server knows the monitor without a click.
 
-Threads: one monitor may be used by several threads and tasks as a decorator; a `with` block belongs to one.
+Threads: one monitor may be used by several threads and tasks at once: a run that was begun in a context is
+ended in it, whatever others have begun meanwhile.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import inspect
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar, cast
 
@@ -33,6 +35,11 @@ _SLUG_LENGTH: Final = 50
 _TIMEZONE = re.compile(r"[A-Za-z0-9_+\-/]{1,64}")
 _ALIASES: Final = frozenset({"@yearly", "@annually", "@monthly", "@weekly", "@daily", "@hourly"})
 _UNITS: Final = frozenset({"year", "month", "week", "day", "hour", "minute"})
+
+#: Id and beginning of a run.
+_Run = tuple[str, float]
+# The runs of all monitors that were begun in this context and the ones around it, innermost last.
+_begun: ContextVar[tuple[_Run, ...]] = ContextVar("transport_kit_runs", default=())
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -61,8 +68,8 @@ class Monitor:
         if not self._slug:
             log.error("a monitor needs a slug; without one its check-ins are refused")
         self._config = dict(config)
-        # Id and beginning of the runs within each other.
-        self._runs: list[tuple[str, float]] = []
+        # All that have not ended. Changed in single steps.
+        self._runs: list[_Run] = []
 
     def __call__(self, function: _Function) -> _Function:
         """The function, each call of it reported as a run.
@@ -95,22 +102,29 @@ class Monitor:
         return Monitor(self._pipeline, self._capture, self._slug, self._config)
 
     def __enter__(self) -> Self:
-        run = new_uuid()
-        self._runs.append((run, time.monotonic()))
-        self._send(run, "in_progress", None)
+        run = (new_uuid(), time.monotonic())
+        self._runs.append(run)
+        _begun.set((*_begun.get(), run))
+        self._send(run[0], "in_progress", None)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._runs:
-            return
-        run, began = self._runs.pop()
-        duration = time.monotonic() - began
+        here = _begun.get()
+        # Left in another context than it was entered in (by a callback): the newest is the likeliest.
+        found = [run for run in here if run in self._runs] or self._runs.copy()
+        try:
+            run = found[-1]
+            self._runs.remove(run)
+        except (IndexError, ValueError):
+            return  # none was begun, or another thread has ended it
+        _begun.set(tuple(other for other in here if other is not run))
+        duration = time.monotonic() - run[1]
         if isinstance(error, Exception):
             self._capture(error, mechanism="auto.monitor", handled=False)
         done = error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
-        self._send(run, "ok" if done else "error", duration)
+        self._send(run[0], "ok" if done else "error", duration)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
