@@ -244,6 +244,17 @@ class Unprintable(Exception):
         raise self.args[0]
 
 
+def test_an_argument_after_the_name_of_a_secret_is_filtered() -> None:
+    """`ValidationError("password", value)`; a sentence that only speaks of one hides nothing."""
+    for error, expected in (
+        (ValueError("password", "hunter2"), "('password', '[Filtered]')"),
+        (ValueError("invalid token", "<"), "('invalid token', '<')"),
+        (ValueError("user", "bob"), "('user', 'bob')"),
+        (ValueError("password", 8, 72), "('password', 8, 72)"),
+    ):
+        assert values_of(error)[0]["value"] == expected
+
+
 @pytest.mark.parametrize("problem", [RuntimeError("no"), SystemExit(1), RecursionError(), GeneratorExit()])
 def test_a_text_that_can_not_be_had_costs_the_text_only(problem: BaseException) -> None:
     """An exception that fails while it is shown must not replace the one that is reported."""

@@ -112,7 +112,10 @@ def fail(plant: Planter) -> None:
     bob = Account("bob", plant.secret("a field"), plant.secret("a field without repr"))
     assert all((password, command, settings, texts, bob))
     try:
-        raise LookupError(*plant.texts("arguments"))
+        try:
+            raise LookupError("password", plant.secret("an argument after its name"))
+        except LookupError as first:
+            raise LookupError(*plant.texts("arguments")) from first
     except LookupError as cause:
         error = ValueError("; ".join(plant.texts("the message")))
         for text in plant.texts("notes"):

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 
 from transport_kit.log import log
 from transport_kit.reporting.frames import FrameReader
-from transport_kit.reporting.scrub import is_sensitive, scrub_text
+from transport_kit.reporting.scrub import FILTERED, is_sensitive, scrub_text
 from transport_kit.reporting.values import (
     Limits,
     Room,
@@ -220,7 +220,10 @@ class _Texts:
             return self._argument(args[0], depth, quoted=described_by is _KEY_TEXT)
         if not args:
             return ""
-        return f"({', '.join(self._argument(arg, depth, quoted=True) for arg in args[: _ARGUMENTS.breadth])})"
+        shown = [self._argument(arg, depth, quoted=True) for arg in args[: _ARGUMENTS.breadth]]
+        if len(args) == 2 and _is_secrets_name(args[0]):
+            shown[1] = repr(FILTERED)
+        return f"({', '.join(shown)})"
 
     def _argument(self, argument: Any, depth: int, *, quoted: bool) -> str:
         """An argument as `str` of the exception would show it; `quoted` is how `repr` would."""
@@ -252,6 +255,16 @@ class _Texts:
             return f"<unprintable {class_name(type(value))}>"
         finally:
             self._left -= self._clock() - began
+
+
+def _is_secrets_name(argument: object) -> bool:
+    """Whether it is a name, and no sentence, that hides what comes after it."""
+    return (
+        type(argument) is str
+        and len(argument) <= _NAME_LENGTH
+        and " " not in argument
+        and is_sensitive(argument)
+    )
 
 
 def _has_own_text(cls: type) -> bool:
