@@ -271,7 +271,7 @@ def weight(item: Item) -> int:
     if issubclass(type(payload), os.PathLike):
         try:
             return max(os.stat(payload).st_size, 1)
-        except (OSError, ValueError):
+        except Exception:  # `__fspath__` is the app's
             return 1
     return max(len(payload), 1) if type(payload) in (bytes, str) else 1
 
@@ -284,7 +284,7 @@ def _read(path: os.PathLike[str], limit: int | None, name: str) -> bytes:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise SealError(name, "its path is not a regular file")
             return file.read(-1 if limit is None else limit + 1)
-    except (OSError, ValueError) as error:
-        if isinstance(error, SealError):
-            raise
+    except SealError:
+        raise
+    except Exception as error:  # `__fspath__` is the app's
         raise SealError(name, f"its file can't be read ({type(error).__name__})") from None

@@ -9,7 +9,9 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import loguru
 import pytest
+import structlog
 
 from tests.core.reporting_support import Kept, reporter_for
 from transport_kit.envelope import Envelope
@@ -375,7 +377,6 @@ def test_a_password_that_is_also_the_users_name_is_not_told_by_its_place(
 
 def test_structlog_hands_over_its_keys_as_the_docs_say(kept: Kept, logger: logging.Logger) -> None:
     """What `docs/capturing.md` says to end the chain with; the usual other end gives one text of a dict."""
-    structlog = pytest.importorskip("structlog")
     logger.addHandler(TransportHandler(reporter_for(kept), event_level=logging.ERROR))
     log = structlog.wrap_logger(
         logger,
@@ -394,7 +395,7 @@ def test_structlog_hands_over_its_keys_as_the_docs_say(kept: Kept, logger: loggi
 
 def test_loguru_hands_over_no_values_of_variables_as_the_docs_say(kept: Kept) -> None:
     """Its tracebacks show what each variable holds: a password has no name there to be known by."""
-    shop = pytest.importorskip("loguru").logger
+    shop = loguru.logger
     reporter = reporter_for(kept)
     number = shop.add(TransportHandler(lambda: reporter), format=lambda record: "{message}")
 

@@ -490,6 +490,18 @@ def test_an_attachment_that_cannot_travel_does_not_cost_the_event(tmp_path: path
     assert sealed.packed().left_out == ()
 
 
+def test_a_path_of_the_apps_own_that_fails_does_not_cost_the_event() -> None:
+    """A path of a cloud store may ask the network for its local file."""
+
+    class Elsewhere:
+        def __fspath__(self) -> str:
+            raise RuntimeError("not downloaded")
+
+    sealed = Envelope.event(make_event()).add_attachment(Elsewhere(), filename="a").seal()
+    assert _types(sealed) == ["event"]
+    assert [quantities for _, quantities in sealed.left_out] == [(("attachment", 1),)]
+
+
 def test_attachments_alone_that_cannot_travel_are_an_error() -> None:
     """There is nothing left to send."""
     with pytest.raises(SealError, match="more than 10 bytes"):
