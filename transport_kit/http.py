@@ -65,6 +65,9 @@ class _Life:
         self.heirs: dict[int, _Life] = {}
         # A parent's life is kept: finalising it here could find a lock of its held, and copies its memory.
         self.parent: _Life | None = None
+        # Idents of the threads that are sealing; each adds and takes out its own, in single steps. Here, for
+        # in a forked child the threads are gone and their idents used again.
+        self.sealing: set[int] = set()
         # Senders write all below while holding `guard`; anyone reads it without.
         self.guard = threading.Lock()
         self.limits = _NO_LIMITS
@@ -107,7 +110,6 @@ class BaseHttpTransport(Transport):
             "User-Agent": CLIENT,
             "X-Sentry-Auth": dsn.auth_header(CLIENT),
         }
-        self._sealing = threading.local()
         self._life = self._new_life()
         lifecycle.watch(self)
 
@@ -148,28 +150,26 @@ class BaseHttpTransport(Transport):
         I/O. A capture made by our own sealing or sending on the same thread is refused and counted.
         """
         try:
-            worker = self._current_life().worker
+            life = self._current_life()
+            worker = life.worker
             if not is_deliverable(envelope):
                 return False
-            if worker.on_own_thread or self._is_sealing:
+            if worker.on_own_thread or threading.get_ident() in life.sealing:
                 worker.lose(LossReason.REENTRANT, _one_each(envelope))
                 return False
             if worker.closing:
                 worker.lose(LossReason.CLOSED, quantities_of(envelope.items))
                 return False
-            sealed = self._seal(worker, envelope)
+            sealed = self._seal(life, envelope)
             return sealed is not None and worker.submit(sealed)
         except Exception as error:
             log.error("a capture failed: %s", type(error).__name__)
             return False
 
-    @property
-    def _is_sealing(self) -> bool:
-        return getattr(self._sealing, "now", False)
-
-    def _seal(self, worker: BackgroundWorker, envelope: Envelope) -> SealedEnvelope | None:
+    def _seal(self, life: _Life, envelope: Envelope) -> SealedEnvelope | None:
+        worker = life.worker
         try:
-            self._sealing.now = True
+            life.sealing.add(threading.get_ident())
             sealed = envelope.seal(
                 max_event_bytes=self.options.max_event_bytes,
                 max_attachment_bytes=self.options.max_attachment_bytes,
@@ -180,7 +180,7 @@ class BaseHttpTransport(Transport):
             worker.lose(LossReason.INTERNAL_SDK_ERROR, _one_each(envelope))
             return None
         finally:
-            self._sealing.now = False
+            life.sealing.discard(threading.get_ident())
         for problem, quantities in sealed.left_out:
             log.error("an item was left out: %s", problem)
             worker.lose(LossReason.INTERNAL_SDK_ERROR, quantities)
@@ -238,7 +238,8 @@ class BaseHttpTransport(Transport):
         return self._current_life().worker.end(deadline - time.monotonic())
 
     def _can_wait(self) -> bool:
-        return self._current_life().worker.can_wait and not self._is_sealing
+        life = self._current_life()
+        return life.worker.can_wait and threading.get_ident() not in life.sealing
 
     def _wants_sigterm(self) -> bool:
         return self.options.handle_sigterm

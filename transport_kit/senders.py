@@ -71,7 +71,10 @@ class Senders(Generic[T]):
         self._work = work
         # Looked up here and not at import: a monkey-patch may have come between.
         self._start_thread: Callable[[Callable[[], None], tuple[()]], int] = _thread.start_new_thread
-        self._own = threading.local()
+        self._ident: Callable[[], int] = threading.get_ident
+        # Idents of the threads that act as senders. Each adds and takes out its own, in single steps: an
+        # ident is used again by a later thread. A `threading.local` takes ten times as long to ask.
+        self._acting: set[int] = set()
         # Written only while holding the lock; `leave` reads them without it.
         self._count = 0  # threads that have come and not left
         self._watching = False
@@ -88,11 +91,14 @@ class Senders(Generic[T]):
     @property
     def own(self) -> bool:
         """Whether the calling thread is a sender, or acts as one."""
-        return getattr(self._own, "acting", False)
+        return self._ident() in self._acting
 
     def act(self, acting: bool) -> None:
         """Begin or cease to act as a sender on the calling thread."""
-        self._own.acting = acting
+        if acting:
+            self._acting.add(self._ident())
+        else:
+            self._acting.discard(self._ident())
 
     def leave(self, deadline: float | None = None) -> None:
         """After each critical section: run what was left aside, and see that someone watches if needed.
@@ -164,12 +170,15 @@ class Senders(Generic[T]):
 
     def _run(self) -> None:
         self.act(True)
-        # A thread of ours obeys threading.settrace and setprofile like any other.
-        if threading.gettrace() is not None:
-            sys.settrace(threading.gettrace())
-        if threading.getprofile() is not None:
-            sys.setprofile(threading.getprofile())
-        self._serve()
+        try:
+            # A thread of ours obeys threading.settrace and setprofile like any other.
+            if threading.gettrace() is not None:
+                sys.settrace(threading.gettrace())
+            if threading.getprofile() is not None:
+                sys.setprofile(threading.getprofile())
+            self._serve()
+        finally:
+            self.act(False)
 
     def _serve(self) -> None:
         with self._lock.rlock:

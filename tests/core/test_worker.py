@@ -318,6 +318,32 @@ def test_flush_and_close_on_a_sender_return_at_once() -> None:
         assert max(took) < SOON / 2
 
 
+def test_a_thread_that_gets_the_number_of_a_sender_that_ended_is_none() -> None:
+    """The system gives a new thread the number of one that is gone; its captures would be refused."""
+    senders: set[int] = set()
+    taken: list[bool] = []
+
+    def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
+        senders.add(threading.get_ident())
+        return Outcome()
+
+    def look() -> None:
+        if threading.get_ident() in senders:
+            taken.append(worker.on_own_thread)
+
+    with running(deliver) as worker:
+        worker.submit(event())
+        assert flushed(worker) == (1, 0)
+    until(lambda: not worker.is_alive())
+    for _ in range(1000):
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        if taken:
+            break
+    assert taken == [False]
+
+
 def test_a_close_on_a_sender_ends_the_worker_without_waiting() -> None:
     """It can't wait for the envelope in its own hands: that one is counted as closed."""
     closed = threading.Event()
