@@ -154,22 +154,23 @@ class BaseHttpTransport(Transport):
             worker = life.worker
             if not is_deliverable(envelope):
                 return False
-            if worker.on_own_thread or threading.get_ident() in life.sealing:
+            ident = threading.get_ident()
+            if worker.on_own_thread or ident in life.sealing:
                 worker.lose(LossReason.REENTRANT, _one_each(envelope))
                 return False
             if worker.closing:
                 worker.lose(LossReason.CLOSED, quantities_of(envelope.items))
                 return False
-            sealed = self._seal(life, envelope)
+            sealed = self._seal(life, envelope, ident)
             return sealed is not None and worker.submit(sealed)
         except Exception as error:
             log.error("a capture failed: %s", type(error).__name__)
             return False
 
-    def _seal(self, life: _Life, envelope: Envelope) -> SealedEnvelope | None:
+    def _seal(self, life: _Life, envelope: Envelope, ident: int) -> SealedEnvelope | None:
         worker = life.worker
         try:
-            life.sealing.add(threading.get_ident())
+            life.sealing.add(ident)
             sealed = envelope.seal(
                 max_event_bytes=self.options.max_event_bytes,
                 max_attachment_bytes=self.options.max_attachment_bytes,
@@ -180,7 +181,8 @@ class BaseHttpTransport(Transport):
             worker.lose(LossReason.INTERNAL_SDK_ERROR, _one_each(envelope))
             return None
         finally:
-            life.sealing.discard(threading.get_ident())
+            # One call: a signal handler may raise after each, and the ident must not stay behind.
+            life.sealing.discard(ident)
         for problem, quantities in sealed.left_out:
             log.error("an item was left out: %s", problem)
             worker.lose(LossReason.INTERNAL_SDK_ERROR, quantities)

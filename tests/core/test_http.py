@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pickle
+import sys
 import threading
 import weakref
 import zlib
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -391,6 +393,35 @@ def test_a_capture_made_by_our_own_sealing_is_refused_and_counted(
     health = transport.health()
     assert health.delivered == {"error": 2, "attachment": 5}
     assert health.discarded_by_category == {"reentrant": {"error": len(results)}}
+
+
+def test_a_signal_that_raises_while_an_envelope_is_sealed_costs_that_one_alone(
+    make: Callable[..., Scripted],
+) -> None:
+    """A time limit's handler may raise after any call; the thread must not seem to be sealing ever after."""
+    transport = make()
+    calls = raised = 0
+
+    def interrupt(frame: FrameType, what: str, _: object) -> None:
+        nonlocal calls
+        if what == "c_return" and frame.f_code.co_name == "_seal":
+            calls += 1
+            if calls > raised:
+                raise TimeoutError
+
+    while True:
+        calls = 0
+        sys.setprofile(interrupt)
+        try:
+            transport.capture_event({"message": "interrupted"})
+        finally:
+            sys.setprofile(None)
+        assert transport.capture_event({"message": "after"})
+        if calls <= raised:
+            break
+        raised += 1
+    assert raised >= 2
+    assert "reentrant" not in transport.health().discarded_by_category
 
 
 def test_a_capture_made_by_our_own_sending_is_refused_and_counted(make: Callable[..., Scripted]) -> None:
