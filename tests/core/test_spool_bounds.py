@@ -218,6 +218,19 @@ def test_what_is_larger_than_all_may_be_goes_before_the_rest(make: Make, seg: Pa
     assert (status.damaged, status.evicted, status.pending) == (1, 1, 1)
 
 
+def test_what_lies_behind_a_large_damaged_envelope_is_counted_when_it_is_given_up(
+    make: Make, seg: Path
+) -> None:
+    """An attachment of some megabytes may be damaged as any other: what follows it is whole."""
+    spool = make(max_bytes=SEARCH_STEP)
+    large = place(seg, 4, 0, [event(1)])
+    with large.open("ab") as file:
+        file.write(b"\x01" * (2 * SEARCH_STEP) + record(event(2), salt=bytes([4, 0] * 4)))
+    spool.claim(0, 0.0)
+    assert not large.exists()
+    assert spool.take_losses() == (("cache_overflow", "error", 2),)
+
+
 def test_a_number_of_envelopes_is_a_bound_too(make: Make, seg: Path) -> None:
     """Whole segments go, so it is kept to the segment."""
     spool = make(max_count=10)

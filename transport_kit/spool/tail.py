@@ -26,6 +26,8 @@ __all__ = ["Entry", "Tail", "Tally"]
 
 #: Bytes that are searched for a record at once: some milliseconds. No segment of usual size takes a second.
 SEARCH_STEP: Final = 4 * 1024 * 1024
+#: Such steps in what is given up: behind a damaged envelope of the usual greatest size all is found.
+SEARCH_STEPS: Final = 32
 
 
 @dataclass(slots=True, eq=False)
@@ -290,10 +292,13 @@ class Tail:
             return []
         self._look(reader)
         found: list[Record | Gap] = []
-        while (part := reader.next(final=True, bodies=False)) is not None:
-            self._count(part, reader)
-            found.append(part)
-        if reader.searching:
+        for _ in range(SEARCH_STEPS):
+            while (part := reader.next(final=True, bodies=False)) is not None:
+                self._count(part, reader)
+                found.append(part)
+            if not reader.searching:
+                break
+        else:
             found.append(Gap(reader.offset, reader.size, torn=False))
             reader.offset = reader.size
         return found
