@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 
 import pytest
 
 from tests.core.spool_disk import IDENTITY, DiskSystem, Place
 from tests.core.spool_support import drained, event, ids, log_entry, session
+from tests.core.worker_support import SOON, until
 from transport_kit.spool import FileSpool
 from transport_kit.spool.directory import identity_of, open_directory, store_credentials
 from transport_kit.spool.segments import Kind
@@ -153,6 +155,57 @@ def test_a_failed_sync_accepts_nothing_on_the_disk(place: Place) -> None:
     place.clock.now += 1
     assert spool.put(event(3)).accepted
     assert {1, 3} <= {int(str(found), 16) for found in drained(spool)}
+
+
+def test_who_waited_for_a_sync_that_failed_is_not_told_that_it_is_on_the_disk() -> None:
+    """The kernel reports an error once: a second sync of the same pages is well, and they are lost."""
+    begun, end = threading.Event(), threading.Event()
+
+    class FailingOnce(DiskSystem):
+        def sync(self, fd: int) -> None:
+            if not begun.is_set():
+                begun.set()
+                end.wait(SOON)
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    place = Place()
+    spool = FileSpool(
+        "/spool", IDENTITY, durability="host", system=FailingOnce(place.disk, 7), clock=place.clock
+    )
+    first = threading.Thread(target=spool.put, args=(event(1),))
+    first.start()
+    assert begun.wait(SOON)
+    writer = spool._life.writer
+    assert writer is not None
+    (opened,) = writer._open.values()
+    second = threading.Thread(target=spool.put, args=(event(2),))
+    second.start()
+    assert until(lambda: len(opened.records) == 2)
+    end.set()
+    first.join(SOON)
+    second.join(SOON)
+    assert spool.facts().in_memory == 2
+    place.clock.now += 1
+    assert {1, 2} <= {int(str(found), 16) for found in drained(spool)}
+
+
+def test_a_file_that_a_person_removed_is_not_waited_for(place: Place) -> None:
+    """All in it was delivered; a flush until it is must not wait for it to be seen once more."""
+    spool = place.spool()
+    spool.put(event(1))
+    assert drained(spool) == ids(1)
+    folder = place.disk.find(f"/spool/{IDENTITY}/seg")
+    assert folder is not None
+    for name in place.segments():
+        folder.names.pop(name).links -= 1
+    place.disk.touch(folder)
+    for _ in range(5):  # the drainer sees that it is gone before the writer does
+        place.clock.now += 0.3
+        spool.claim(0, 0.0)
+    assert spool.stats().waiting == 0
+    spool.put(event(2))
+    assert spool.stats().waiting == 1
+    assert drained(spool) == ids(2)
 
 
 def test_a_fork_that_nobody_saw_begins_anew(place: Place) -> None:

@@ -66,6 +66,7 @@ class _Open:
         "retired",
         "salt",
         "size",
+        "sync_failed",
         "sync_lock",
         "synced",
         "text",
@@ -86,6 +87,7 @@ class _Open:
         # A token per record that is whole: how many there are. One sync covers all that were there before it.
         self.records: list[None] = []
         self.synced = 0
+        self.sync_failed = False
         self.sync_lock = threading.RLock()
 
 
@@ -234,11 +236,15 @@ class Writer:
         with segment.sync_lock:
             if segment.synced >= records:
                 return
+            if segment.sync_failed:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
             upto = len(segment.records)
             try:
                 self._system.sync(segment.fd)
             except OSError:
-                # After a failed sync the kernel forgets which pages were lost: never trust the file again.
+                # After a failed sync the kernel forgets which pages were lost: never trust the file again,
+                # nor a second sync of those that wait here.
+                segment.sync_failed = True
                 self._drop(segment)
                 raise
             segment.synced = upto
@@ -296,12 +302,14 @@ class Writer:
         for segment in (*self._current, *(spare for spares in self._spare for spare in spares)):
             if segment is None:
                 continue
+            removed = False
             segment.users.append(None)
             try:
                 if segment.retired or not self._directory.is_removed(
                     segment.fd, segment.text, self._directory.segments
                 ):
                     continue
+                removed = True
                 self._drop(segment)
                 log.warning("a file of the spool was removed while it was written to: %s", segment.text)
             except OSError:
@@ -310,6 +318,8 @@ class Writer:
                 segment.users.pop()
                 if segment.retired:
                     self._close_if_last(segment)
+                if removed:
+                    self.forget(segment.text)  # whoever drains may have seen it go before
         for spares in self._spare:
             spares[:] = [spare for spare in spares if not spare.retired]
 
