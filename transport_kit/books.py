@@ -69,8 +69,8 @@ class Books:
         # A flush wants the losses reported now; `reporting` while that request is under way.
         self.report_wanted = False
         self.reporting = False
-        # Loss counts are on their way between a shared queue and the ledger, on a sender.
-        self.moving = False
+        # So many threads move loss counts between a shared queue and the ledger.
+        self.moving = 0
         # Losses that a request carries now, by the thread that sends it.
         self._carried: dict[int, Report] = {}
         self._last_report = clock()

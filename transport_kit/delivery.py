@@ -134,7 +134,7 @@ class Delivery:
     def _leave_losses(self) -> bool:
         """Leave what was lost here to whoever drains; False when that is this process."""
         with self._lock.rlock:
-            self._books.moving = True
+            self._books.moving += 1
             report = self._books.take_report(alone=True)
         left = False
         try:
@@ -154,7 +154,7 @@ class Delivery:
         with self._lock.rlock:
             if self._books.state is WorkerState.CLOSED:
                 return
-            self._books.moving = True
+            self._books.moving += 1
         report: Report = ()
         try:
             report = self._queue.take_losses()
@@ -173,7 +173,7 @@ class Delivery:
         self.senders.leave()
 
     def _moved_locked(self) -> None:
-        self._books.moving = False
+        self._books.moving -= 1
         self._books.settled.notify_all()
 
     def _pause(self, seconds: float) -> None:

@@ -192,8 +192,9 @@ class BackgroundWorker:
 
     @property
     def reporting(self) -> bool:
-        """Whether a report is wanted now, or under way; a look without the lock."""
-        return self._books.report_wanted or self._books.reporting
+        """Whether a report is wanted now, or under way, or what it would tell; a look without the lock."""
+        books = self._books
+        return books.report_wanted or books.reporting or books.moving > 0
 
     # -- waiting ---------------------------------------------------------------------------------------
 
