@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.spool_support import NAME, event, log_entry, segment, session
+from tests.core.spool_support import NAME, drained, event, ids, log_entry, segment, session
 from tests.core.worker_support import Clock
 from transport_kit.errors import OptionsError
 from transport_kit.spool import FileSpool
@@ -46,19 +46,6 @@ def _make(tmp_path: Path) -> Iterator[Make]:
 def _seg(tmp_path: Path) -> Path:
     """Where segments are."""
     return tmp_path / "spool" / IDENTITY / "seg"
-
-
-def drained(spool: FileSpool) -> list[str | None]:
-    """Event ids of all there is, each settled."""
-    found = []
-    while claims := spool.claim(1, 0.0):
-        found += [claim.sealed.event_id for claim in claims]
-        spool.ack(claims)
-    return found
-
-
-def ids(*numbers: int) -> list[str]:
-    return [f"{number:032x}" for number in numbers]
 
 
 def place(seg: Path, data: bytes, name: SegmentName = NAME) -> Path:

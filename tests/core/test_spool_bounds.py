@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.spool_support import NOW_MS, event, log_entry, record, session
+from tests.core.spool_support import NOW_MS, drained, event, ids, log_entry, record, session
 from tests.core.worker_support import Clock
 from transport_kit.ledger import LossReason
 from transport_kit.sealing import SealedEnvelope
@@ -81,18 +81,6 @@ def place(
         segment_header(name) + b"".join(record(each, salt=salt, created_ms=created_ms) for each in envelopes)
     )
     return path
-
-
-def drained(spool: FileSpool) -> list[str | None]:
-    found = []
-    while claims := spool.claim(1, 0.0):
-        found += [claim.sealed.event_id for claim in claims]
-        spool.ack(claims)
-    return found
-
-
-def ids(*numbers: int) -> list[str]:
-    return [f"{number:032x}" for number in numbers]
 
 
 def test_what_is_over_the_bytes_goes_lowest_class_and_oldest_first(make: Make, seg: Path) -> None:
