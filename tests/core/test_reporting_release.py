@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.core.reporting_support import Kept
+from tests.needs import program
 from transport_kit.options import ReporterOptions
 from transport_kit.reporting import Reporter
 from transport_kit.reporting.release import VARIABLES, detected_release
 from transport_kit.version import VERSION
 
+Finder = Callable[[Path], str | None]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def put(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
+
+
+@pytest.fixture(name="release_of")
+def _release_of(tmp_path: Path) -> Finder:
+    """Looks no higher than the test's own folder, which may lie inside a checkout."""
+    return lambda folder: detected_release({"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}, folder)
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -32,29 +41,30 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_environment_comes_first(tmp_path: Path) -> None:
+def test_the_environment_comes_first(release_of: Finder, tmp_path: Path) -> None:
     """A build system knows best; an empty variable says nothing."""
     put(tmp_path / ".git" / "HEAD", COMMIT)
     assert detected_release({VARIABLES[0]: " shop@1 ", VARIABLES[1]: "x"}, tmp_path) == "shop@1"
     assert detected_release({VARIABLES[0]: " ", VARIABLES[1]: "x"}, tmp_path) == "x"
-    assert detected_release({}, tmp_path) == COMMIT
+    assert release_of(tmp_path) == COMMIT
 
 
-def test_the_commit_is_read_as_git_has_it(tmp_path: Path) -> None:
+def test_the_commit_is_read_as_git_has_it(release_of: Finder, tmp_path: Path) -> None:
     """A branch, a packed branch, a detached head and a worktree, each from a folder below."""
+    program("git")
     repository = tmp_path / "repository"
     (repository / "shop").mkdir(parents=True)
     git(repository, "init", "-q", "-b", "main")
     git(repository, "commit", "-q", "--allow-empty", "-m", "one")
     commit = git(repository, "rev-parse", "HEAD")
-    assert detected_release({}, repository / "shop") == commit
+    assert release_of(repository / "shop") == commit
     git(repository, "pack-refs", "--all")
     assert not (repository / ".git" / "refs" / "heads" / "main").exists()
-    assert detected_release({}, repository) == commit
+    assert release_of(repository) == commit
     git(repository, "worktree", "add", "-q", "-b", "side", str(tmp_path / "worktree"))
-    assert detected_release({}, tmp_path / "worktree") == commit
+    assert release_of(tmp_path / "worktree") == commit
     git(repository, "checkout", "-q", "--detach")
-    assert detected_release({}, repository) == commit
+    assert release_of(repository) == commit
 
 
 @pytest.mark.parametrize(
@@ -68,20 +78,20 @@ def test_the_commit_is_read_as_git_has_it(tmp_path: Path) -> None:
         "ref: refs/heads/bad",
     ],
 )
-def test_a_checkout_that_says_nothing_is_passed_over(tmp_path: Path, head: str) -> None:
+def test_a_checkout_that_says_nothing_is_passed_over(release_of: Finder, tmp_path: Path, head: str) -> None:
     """Half a checkout, or a file that only looks like one."""
     put(tmp_path / ".git" / "HEAD", head)
     put(tmp_path / ".git" / "packed-refs", f"# pack-refs\n{COMMIT} refs/heads/other\nbad refs/heads/bad\n")
     put(tmp_path / ".git" / "refs" / "heads" / "bad", "not a commit")
     put(tmp_path / "pyproject.toml", '[project]\nname = "shop"\nversion = "1.2"\n')
-    assert detected_release({}, tmp_path) == "shop@1.2"
+    assert release_of(tmp_path) == "shop@1.2"
 
 
-def test_a_git_file_that_is_none_is_passed_over(tmp_path: Path) -> None:
+def test_a_git_file_that_is_none_is_passed_over(release_of: Finder, tmp_path: Path) -> None:
     """Something else may be called `.git`."""
     put(tmp_path / ".git", "nonsense")
     put(tmp_path / "pyproject.toml", '[project]\nname = "shop"\nversion = "1.2"\n')
-    assert detected_release({}, tmp_path) == "shop@1.2"
+    assert release_of(tmp_path) == "shop@1.2"
 
 
 @pytest.mark.parametrize(
@@ -96,17 +106,31 @@ def test_a_git_file_that_is_none_is_passed_over(tmp_path: Path) -> None:
         ("\ud800", None),
     ],
 )
-def test_the_projects_metadata_comes_last(tmp_path: Path, text: str, expected: str | None) -> None:
+def test_the_projects_metadata_comes_last(
+    release_of: Finder, tmp_path: Path, text: str, expected: str | None
+) -> None:
     """Its version as it stands there, or as it is installed."""
     (tmp_path / "pyproject.toml").write_bytes(text.encode("utf-8", "surrogatepass"))
-    found = detected_release({}, tmp_path)
-    assert found == expected
+    assert release_of(tmp_path) == expected
 
 
-def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
+def test_a_huge_file_is_not_read(release_of: Finder, tmp_path: Path) -> None:
     """What is read at the start of an app is small."""
     put(tmp_path / "pyproject.toml", '[project]\nname = "shop"\nversion = "1"\n' + "#" * 2_000_000)
-    assert detected_release({}, tmp_path) is None
+    assert release_of(tmp_path) is None
+
+
+def test_the_search_ends_below_a_folder_that_git_does_not_climb_into(tmp_path: Path) -> None:
+    """A home that is a repository, or a parent on a slow network: what is set for git holds for this too."""
+    begin = tmp_path / "above" / "shop" / "deep"
+    begin.mkdir(parents=True)
+    put(tmp_path / "above" / ".git" / "HEAD", COMMIT)
+    (tmp_path / "other-name").symlink_to(tmp_path / "above")
+    for ceiling, expected in (("above", None), ("other-name", None), ("above/shop", None), ("none", COMMIT)):
+        listed = os.pathsep.join(("relative", str(tmp_path / ceiling), str(tmp_path.parent)))
+        assert detected_release({"GIT_CEILING_DIRECTORIES": listed}, begin) == expected, ceiling
+    own = {"GIT_CEILING_DIRECTORIES": str(tmp_path / "above")}
+    assert detected_release(own, tmp_path / "above") == COMMIT
 
 
 def test_a_working_directory_that_is_gone_is_no_error(

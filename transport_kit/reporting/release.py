@@ -1,7 +1,8 @@
 """Release: which version of the app this is, when nobody says.
 
 Owns where it is looked for, in this order: the environment that platforms set, the git checkout, the
-project's own metadata. Runs no program; reads a few small files, once, when a reporter is built.
+project's own metadata. Runs no program; reads a few small files, once, when a reporter is built. The search
+upwards ends below the folders of `GIT_CEILING_DIRECTORIES`, as git's own does.
 
 Threads: any; two that ask at once look twice.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
@@ -49,7 +51,11 @@ def detected_release(environ: Mapping[str, str] | None = None, folder: Path | No
         begin = (folder or Path.cwd()).resolve()
     except OSError:
         return None  # the working directory is gone
-    folders = [begin, *begin.parents][:_MAX_PARENTS]
+    listed = variables.get("GIT_CEILING_DIRECTORIES", "").split(os.pathsep)
+    ceilings = {Path(os.path.realpath(path)) for path in listed if os.path.isabs(path)}
+    # The folder that the search begins in is looked into even where it is listed.
+    above = takewhile(lambda folder: folder not in ceilings, begin.parents)
+    folders = [begin, *above][:_MAX_PARENTS]
     return _first(_commit, folders) or _first(_version, folders)
 
 
