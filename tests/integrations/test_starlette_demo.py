@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from example_apps import demo
+from tests.needs import program
 
 ROOT = Path(__file__).parents[2]
 DEMO = [sys.executable, str(ROOT / "example_apps" / "demo.py")]
@@ -119,9 +120,7 @@ def test_the_demo_says_why_when_the_event_did_not_arrive(
 @pytest.fixture(name="machine")
 def _machine(tmp_path: Path) -> tuple[list[str], Path]:
     """A copy of what make reads, with a `python` of the test's choosing."""
-    make = shutil.which("make")
-    if make is None:
-        pytest.skip("no make on this machine")
+    make = program("make")
     for name in ("Makefile", "constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     fake = tmp_path / "fake-python"

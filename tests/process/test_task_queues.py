@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.needs import program
 from transport_kit.testing import FaultServer
 
 ROOT = Path(__file__).parents[2]
@@ -213,11 +213,10 @@ def test_what_waits_when_a_celery_worker_ends_is_delivered(
 @pytest.fixture(name="redis")
 def _redis(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> str:
     """The address of a Redis of the test's own."""
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("no redis-server on this machine")
     path = tmp_path / "redis.sock"
-    server = start(program, "--port", 0, "--unixsocket", path, "--save", "", "--dir", tmp_path)
+    server = start(
+        program("redis-server"), "--port", 0, "--unixsocket", path, "--save", "", "--dir", tmp_path
+    )
 
     def listens() -> bool:
         with socket.socket(socket.AF_UNIX) as probe:
