@@ -1,10 +1,13 @@
 # What a newcomer types: `make demo`, `make test`. `make` alone lists the rest.
 #
-# PYTHON=python3.12   the interpreter that the environment is made with (3.11 or newer)
+# PYTHON=python3.12   the interpreter that the environment is made with (3.11 or newer): a path, or a name that is on
+#                     PATH or known to pyenv or uv. Each has an environment of its own:
+#                     make test PYTHON=python3.12 VENV=.venv-3.12
 # VENV=.venv          where it is made; constraints.txt says which versions, the machine's own pip settings where from
 # APP=flask           what `make demo` runs: django, flask, fastapi or starlette
 # ONCE=1              `make demo` ends by itself
 # CELL=django-6.0     the one cell of noxfile.py that `make test-all` runs
+# ALLOW_MISSING=1     `make test-all` passes over cells whose interpreter this machine lacks
 # TRIALS=1000         how often `make chaos` kills processes on a spool
 # TESTS=tests/core    what `make test` and `make coverage` run
 # JOBS=0              how many processes share `make test`; 0 is none but the first, which a debugger needs
@@ -18,6 +21,8 @@ APP ?= starlette
 ONCE ?=
 
 BIN := $(VENV)/bin
+FOUND = $(or $(if $(filter python3.%,$(PYTHON)),$(shell sh tests/interpreter.sh $(PYTHON) 2>/dev/null)),$(PYTHON))
+VERSION := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # Each stamp is written last, so that an interrupted installation is taken up again.
 RUN := $(VENV)/.stamp-run
@@ -31,17 +36,27 @@ help: ## Show this list
 
 # Asked before anything is made, so that a machine that lacks something gets a sentence and not a traceback.
 $(BIN)/python:
-	@command -v $(PYTHON) >/dev/null || { \
+	@command -v $(FOUND) >/dev/null || { \
 		echo "There is no $(PYTHON) here. Install Python 3.11 or newer, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; \
 		exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
+	@$(FOUND) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed, and $(PYTHON) is $$($(FOUND) -V 2>&1). Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
 		exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	@$(FOUND) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "$(PYTHON) can't make environments. Install the system package python3-venv (Debian, Ubuntu: sudo apt-get install python3-venv), then repeat." >&2; \
 		exit 1; }
 	@echo "Making $(VENV) ..."
-	@$(PYTHON) -m venv --clear $(VENV)
+	@$(FOUND) -m venv --clear $(VENV)
+
+# An interpreter that is named is the one that runs.
+ifneq ($(origin PYTHON),file)
+$(RUN): | same
+endif
+.PHONY: same
+same: | $(BIN)/python
+	@test "$$($(FOUND) $(VERSION))" = "$$($(BIN)/python $(VERSION))" || { \
+		echo "$(VENV) is of Python $$($(BIN)/python $(VERSION)). Name another folder: make $(MAKECMDGOALS) PYTHON=$(PYTHON) VENV=$(VENV)-other" >&2; \
+		exit 1; }
 
 $(RUN): constraints.txt pyproject.toml | $(BIN)/python
 	@echo "Installing transport-kit with all extras into $(VENV) ..."
@@ -61,6 +76,7 @@ demo: $(if $(filter fastapi,$(APP)),$(DEV),$(RUN)) ## See one error arrive: rece
 	@$(BIN)/python example_apps/demo.py $(APP) $(if $(filter-out 0,$(ONCE)),--once)
 
 test: $(DEV) ## Run the suite
+	@echo "Running the suite with $$($(BIN)/python -V) from $(VENV). The first dots come once every test is found ..."
 	@$(BIN)/python -m pytest -q -m 'not chaos and not servers' -n $(JOBS) --dist loadgroup $(TESTS)
 
 # What `nox` needs is settled with everything else in constraints.txt.
@@ -85,7 +101,7 @@ types: $(DEV) ## Check types, strictly: the packages, the example apps and the t
 wheel: $(DEV) ## Build wheel and sdist, and use the wheel in an environment of its own
 	@rm -rf dist
 	@$(BIN)/python -m build --no-isolation --outdir dist >/dev/null
-	@$(PYTHON) -m venv --clear $(VENV)-wheel
+	@$(BIN)/python -m venv --clear $(VENV)-wheel
 	@$(VENV)-wheel/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[all]"
 	@cd $(VENV)-wheel && bin/python -W error -c 'import transport_kit, transport_kit_django, transport_kit_flask, transport_kit_starlette; assert "$(VENV)-wheel" in transport_kit.__file__'
 	@$(VENV)-wheel/bin/transport-kit --help >/dev/null

@@ -1,19 +1,23 @@
 """The suite of each integration with the oldest and the newest version of its framework: `make test-all`.
 
 Each cell is an environment of its own: what constraints.txt pins, but for the cell's versions. What
-`make test` runs is the cell of constraints.txt itself. A cell whose interpreter is missing is skipped; where
-pyenv keeps them, name them: `PYENV_VERSION=3.11:3.12:3.13 make test-all`.
+`make test` runs is the cell of constraints.txt itself. tests/interpreter.sh finds the interpreters; a missing
+one fails its cells, and with `ALLOW_MISSING=1` they are named and passed over.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 import re
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import nox
 
 ROOT = Path(__file__).parent
+FINDER = ROOT / "tests" / "interpreter.sh"
 #: Of the dependency group `dev`, what checks and builds, and no test imports.
 CHECKS = {
     "build",
@@ -103,9 +107,22 @@ def _name(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", match.group()).lower() if match else ""
 
 
+@functools.cache
+def _interpreter(version: str) -> tuple[str, str]:
+    """The path of a Python, or an empty text and the reason that there is none."""
+    done = subprocess.run((FINDER, version), capture_output=True, text=True, check=False)  # noqa: S603
+    return done.stdout.strip(), done.stderr.strip()
+
+
 def _define(name: str, cell: Cell) -> None:
-    @nox.session(name=name, python=cell.python)
+    python, lack = _interpreter(cell.python)
+
+    @nox.session(name=name, python=python or False)
     def run(session: nox.Session) -> None:
+        if not python:
+            if os.environ.get("ALLOW_MISSING") == "1":
+                session.skip(lack)
+            session.error(f"{lack} ALLOW_MISSING=1 passes over the cells that need it.")
         project = nox.project.load_toml(ROOT / "pyproject.toml")
         needs = [one for one in project["dependency-groups"]["dev"] if _name(one) not in CHECKS]
         free = {*cell.free, *map(_name, cell.versions)}
