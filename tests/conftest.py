@@ -16,18 +16,21 @@ from transport_kit.reporting.scope import _current
 # A shell that runs the suite in the background has Ctrl-C ignored, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# No deadline for an example: what has to be quick asserts it, in seconds of its own thread.
-settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# No deadline for an example: what has to be quick asserts it, in seconds of its own thread. A few examples
+# in each run of the suite, and depth where there is time for it: `make chaos`.
+settings.register_profile(
+    "suite", deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.register_profile("campaign", settings.get_profile("suite"), max_examples=3000)
 settings.load_profile("suite")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where workers share the suite, one has all the child processes: they are as much load as it bears."""
-    for item in items:
-        if "/process/" in item.nodeid:
-            item.add_marker(pytest.mark.xdist_group("process"))
+    """Where workers share the suite, two have the child processes, which mostly wait."""
+    processes = [item for item in items if "/process/" in item.nodeid]
+    for position, item in enumerate(processes):
+        item.add_marker(pytest.mark.xdist_group(f"process-{position % 2}"))
 
 
 @pytest.fixture(autouse=True)

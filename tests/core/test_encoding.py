@@ -315,10 +315,10 @@ def test_nesting_of_ten_thousand_levels_is_cut() -> None:
     assert data.count(b"[") <= encoding.MAX_DEPTH
 
 
-def test_breadth_of_a_million_is_cut_and_the_rest_survives() -> None:
+def test_breadth_of_200_000_is_cut_and_the_rest_survives() -> None:
     """The wide part must not use up what the others need."""
-    wide: list[Any] = [{i} for i in range(1_000_000)]
-    event = {"wide": wide, "also": dict.fromkeys(range(1_000_000)), "event_id": {1: "kept"}}
+    wide: list[Any] = [{i} for i in range(200_000)]
+    event = {"wide": wide, "also": dict.fromkeys(range(200_000)), "event_id": {1: "kept"}}
     began = time.perf_counter()
     data = encode(event, "event")
     assert time.perf_counter() - began < 20
