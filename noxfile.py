@@ -111,7 +111,7 @@ def _name(requirement: str) -> str:
 def _interpreter(version: str) -> tuple[str, str]:
     """The path of a Python, or an empty text and the reason that there is none."""
     done = subprocess.run((FINDER, version), capture_output=True, text=True, check=False)  # noqa: S603
-    return done.stdout.strip(), done.stderr.strip()
+    return done.stdout.strip(), done.stderr.strip().removesuffix(".")  # nox adds one
 
 
 def _define(name: str, cell: Cell) -> None:
@@ -122,7 +122,7 @@ def _define(name: str, cell: Cell) -> None:
         if not python:
             if os.environ.get("ALLOW_MISSING") == "1":
                 session.skip(lack)
-            session.error(f"{lack} ALLOW_MISSING=1 passes over the cells that need it.")
+            session.error(f"{lack}; ALLOW_MISSING=1 passes over the cells that need it")
         project = nox.project.load_toml(ROOT / "pyproject.toml")
         needs = [one for one in project["dependency-groups"]["dev"] if _name(one) not in CHECKS]
         free = {*cell.free, *map(_name, cell.versions)}
