@@ -7,6 +7,7 @@ import enum
 import math
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import orjson
@@ -339,6 +340,70 @@ def test_credentials_in_urls_are_taken_out(text: str, expected: str) -> None:
 def test_values_of_sensitive_pairs_are_taken_out_of_text(text: str, expected: str) -> None:
     """A query string, a form body or JSON in a variable has names too."""
     assert scrub_text(text) == expected
+
+
+#: What a credential is made of beside its prefix; long enough for all of them.
+TAIL = "Zq70Xw9Lm3Kp8Rt5Vb2N"
+
+
+@pytest.mark.parametrize(
+    "credential",
+    [
+        *(f"gh{kind}_{TAIL}" for kind in "oprsu"),
+        f"github_pat_{TAIL}_{TAIL}",
+        f"glpat-{TAIL}",
+        *(f"xox{kind}-12345678-{TAIL}" for kind in "abeoprs"),
+        *(f"{kind}_{mode}_{TAIL}" for kind in ("sk", "rk") for mode in ("live", "test")),
+        "AKIAIOSFODNN7EXAMPLE",
+        "ASIAIOSFODNN7EXAMPLE",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln-_Q",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0",
+    ],
+)
+@pytest.mark.parametrize("around", ["{}", "clone with {} failed", "('{}', 1)", "user:{}@", "a.{}"])
+def test_credentials_are_known_by_their_own_form(credential: str, around: str) -> None:
+    """GitHub, GitLab, Slack, Stripe and AWS mark theirs: they are found wherever they stand."""
+    assert scrub_text(around.format(credential)) == around.format("[Filtered]")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ghp_short and gh_pages",
+        f"aghp_{TAIL}",
+        "glpat-short",
+        "xoxb-short",
+        f"xoxz-{TAIL}",
+        "sk_live_short",
+        f"task_live_{TAIL}",
+        "AKIAIOSFODNN7EXAMPLES",
+        "AKIAiosfodnn7example",
+        "XAKIAIOSFODNN7EXAMPLE",
+        "eyJhbGciOiJIUzI1NiJ9",
+        f"keyJhbGciOiJIUzI1NiJ9.{TAIL}",
+    ],
+)
+def test_what_only_resembles_a_credential_is_left_alone(text: str) -> None:
+    """A word that begins alike may be what explains the error."""
+    assert scrub_text(text) == text
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "Basic", "Digest", "Negotiate"])
+@pytest.mark.parametrize("spelling", [str, str.lower, str.upper])
+@pytest.mark.parametrize("value", ["YIIZrQYGKwYBBQUCoIIZoTCC", "abcdef=", "a1b2c3", "ab.cd-ef", "ABCDEF"])
+def test_credentials_after_their_scheme_are_taken_out(
+    scheme: str, spelling: Callable[[str], str], value: str
+) -> None:
+    """A proxy's error text repeats the value of the header without its name."""
+    assert scrub_text(f"got {spelling(scheme)} {value}, 407") == f"got {spelling(scheme)} [Filtered], 407"
+
+
+@pytest.mark.parametrize(
+    "text", ["basic authentication", "the bearer lost it", "a digest of 5", "negotiate terms"]
+)
+def test_a_scheme_s_name_in_prose_is_left_alone(text: str) -> None:
+    """They are words, too."""
+    assert scrub_text(text) == text
 
 
 @pytest.mark.parametrize(

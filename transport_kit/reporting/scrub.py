@@ -97,8 +97,8 @@ _TOKEN = re.compile(
 )
 _SHORTEST_TOKEN: Final = 11
 #: Cheap signs that a pattern above may be found: most texts hold none.
-_SCHEME_SIGNS: Final = ("earer", "EARER", "asic", "ASIC", "igest", "egotiate")
-_TOKEN_SIGNS: Final = ("eyJ", "_live_", "_test_", "gh", "glpat", "xox")
+_SCHEME_SIGNS: Final = ("earer", "EARER", "asic", "ASIC", "igest", "IGEST", "egotiate", "EGOTIATE")
+_TOKEN_SIGNS: Final = ("eyJ", "_live_", "_test_", "gh", "github_pat_", "glpat", "xox")
 
 
 def is_sensitive(name: str) -> bool:
