@@ -24,7 +24,7 @@ import pytest
 from transport_kit.dsn import Dsn
 from transport_kit.envelope import Envelope, Item
 from transport_kit.errors import OptionsError
-from transport_kit.exchange import ExchangeError, Response
+from transport_kit.exchange import ExchangeError, ExchangeErrorKind, Response
 from transport_kit.http import BaseHttpTransport, HttpTransport
 from transport_kit.ledger import LossReason
 from transport_kit.options import TransportOptions
@@ -219,6 +219,22 @@ def test_a_report_does_not_make_an_event_unrepeatable(make: Callable[..., Script
     transport.capture_event({"message": "x"})
     assert transport.flush().delivered == 1
     assert transport.health().delivered == {"error": 1}
+
+
+@pytest.mark.parametrize("kind", ["connect", "tls", "proxy", "reset", "protocol", "timeout"])
+@pytest.mark.parametrize("body_sent", [False, True])
+@pytest.mark.parametrize("category", ["error", "session"])
+def test_only_a_timeout_after_the_body_gives_up_what_a_server_would_count_twice(
+    kind: ExchangeErrorKind, body_sent: bool, category: str, make: Callable[..., Scripted]
+) -> None:
+    """Whatever else keeps an answer away is an outage, a reset after the whole body too: nothing is lost."""
+    transport = make(ExchangeError(kind, "", body_sent=body_sent))
+    event, session = Envelope.event({"message": "x"}), Envelope().add_session({"sid": "1"})
+    transport.capture_envelope(event if category == "error" else session)
+    given_up = kind == "timeout" and body_sent and category == "session"
+    report = transport.flush()
+    assert (report.delivered, report.discarded) == ((0, 1) if given_up else (1, 0))
+    assert transport.health().discarded_by_category == ({"network_error": {"session": 1}} if given_up else {})
 
 
 @pytest.mark.parametrize("status", [400, 413, 429])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.core.worker_support import until
 from transport_kit.envelope import Envelope
 from transport_kit.factory import make_transport
 from transport_kit.http import HttpTransport
@@ -296,6 +297,19 @@ def test_a_hostile_retry_after_pauses_no_longer_than_the_retry_window(
         transport.flush(0.3)
         left = transport.health().next_probe_in
         assert left is None or left <= 5.0
+        transport.kill()
+
+
+def test_a_pause_of_a_day_is_cut_to_the_retry_window(server: FaultServer) -> None:
+    """Beyond it nothing that waits now would be delivered any more, however long the server asks to wait."""
+    with transport_to(server, retry_window=600.0) as transport:
+        server.answer(503, {"Retry-After": "86400"}, times=1)
+        transport.capture_event({"message": "x"})
+        transport.flush(0.3)
+        assert until(lambda: transport.health().next_probe_in is not None)
+        left = transport.health().next_probe_in
+        assert left is not None
+        assert 0 < left <= 600.0
         transport.kill()
 
 

@@ -6,7 +6,7 @@ import _thread
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 
 import pytest
@@ -26,6 +26,7 @@ from tests.core.worker_support import (
     until,
 )
 from tests.timing import quickest
+from transport_kit import delivery
 from transport_kit.ledger import LossReason
 from transport_kit.memory_queue import MemoryQueue
 from transport_kit.options import TransportOptions
@@ -460,6 +461,109 @@ def test_the_server_s_pause_is_kept() -> None:
         worker.submit(event())
         assert deliver.wait_for(3)
         assert time.monotonic() - began >= 0.29
+
+
+def test_the_server_s_pause_holds_for_its_envelope_although_others_are_delivered() -> None:
+    """A success of another sender closes the breaker; what the server asked to hold back still waits."""
+    clock = Clock()
+    opened = {text: threading.Event() for text in ("asked", "other", "next")}
+    opened["next"].set()
+    outcomes = {"asked": Outcome.retry(LossReason.SEND_ERROR, not_before=clock.now + 30.0)}
+    began: list[str] = []
+
+    def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
+        assert sealed is not None
+        text = next(text for text in opened if text.encode() in sealed.serialize())
+        began.append(text)
+        opened[text].wait(SOON)
+        return outcomes.pop(text, Outcome())
+
+    options = quick(max_senders=2)
+    # Without jitter's share the back-off alone would let it go at once, before what was never tried.
+    worker = BackgroundWorker(memory(options, clock), deliver, options, clock=clock, draw=lambda: 0.0)
+    try:
+        for text in ("asked", "other"):
+            worker.submit(transaction(text))
+        assert until(lambda: sorted(began) == ["asked", "other"])
+        opened["asked"].set()
+        assert until(lambda: worker.facts().breaker.state == "open")
+        opened["other"].set()
+        assert until(lambda: worker.facts().breaker.state == "closed")
+        worker.submit(transaction("next"))
+        assert until(lambda: worker.facts().totals.delivered.get("transaction") == 2)
+        assert began[2:] == ["next"]
+        assert worker.pending == 1
+        clock.now += 30.0
+        assert until(lambda: worker.pending == 0)
+        assert began[2:] == ["next", "asked"]
+    finally:
+        worker.kill()
+
+
+def test_the_pause_of_an_envelope_doubles_with_each_of_its_attempts() -> None:
+    """One that always fails must not come back as often as one that failed once."""
+    clock = Clock()
+    pauses: list[float] = []
+
+    class Noting(MemoryQueue):
+        def release(self, claims: Iterable[Claim], not_before: float = 0.0) -> None:
+            pauses.append(not_before - clock.now)
+            super().release(claims, not_before)
+
+    options = quick(backoff_base=0.01, backoff_max=0.05)
+    worker = BackgroundWorker(
+        Noting(10, 1 << 20, clock=clock), Deliverer(*[RETRY] * 5), options, clock=clock, draw=lambda: 0.5
+    )
+    try:
+        worker.submit(event())
+        for attempts in range(1, 6):
+            assert until(lambda attempts=attempts: len(pauses) == attempts)  # type: ignore[misc]
+            clock.now += 60.0
+        assert until(lambda: worker.pending == 0)
+        assert pauses == pytest.approx([0.005, 0.01, 0.02, 0.025, 0.025])
+    finally:
+        worker.kill()
+
+
+def test_a_queue_that_can_t_be_claimed_from_is_left_alone_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A full disk or a lost mount lasts: trying again at once would take a whole processor."""
+    monkeypatch.setattr(delivery, "CLAIM_AGAIN", 0.2)
+    claimed_at: list[float] = []
+
+    class Broken(MemoryQueue):
+        def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
+            claimed_at.append(time.monotonic())
+            if len(claimed_at) == 1:
+                raise OSError("no such disk")
+            return super().claim(limit, timeout)
+
+    with running(Deliverer(), quick(), Broken(10, 1 << 20)) as worker:
+        worker.submit(event())
+        assert flushed(worker) == (1, 0)
+    assert claimed_at[1] - claimed_at[0] >= 0.2
+
+
+def test_a_worker_ends_at_once_although_a_claim_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pause after it is cut short, before it began too: no thread outlives its worker by it."""
+    monkeypatch.setattr(delivery, "CLAIM_AGAIN", 3600.0)
+    entered, go = threading.Event(), threading.Event()
+
+    class Broken(MemoryQueue):
+        def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
+            entered.set()
+            go.wait(SOON)
+            raise OSError("no such disk")
+
+    for late in (False, True):
+        entered.clear()
+        (go.clear if late else go.set)()
+        with running(Deliverer(), quick(), Broken(10, 1 << 20)) as worker:
+            worker.submit(event())
+            assert entered.wait(SOON)
+            worker.kill()
+            go.set()
 
 
 def test_a_flush_brings_the_next_attempt_forward_once_a_second() -> None:
