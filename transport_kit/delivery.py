@@ -75,7 +75,7 @@ class Delivery:
         self._books = books
         self._clock = clock
         self._draw = draw
-        self._backoff = Backoff(options.backoff_base, max(options.backoff_max, options.backoff_base))
+        self._backoff = Backoff(options.backoff_base, options.backoff_max)
         self.senders: Senders[_Task] = Senders(lock, options.max_senders, self)
         # Read and written only while holding the lock.
         self.breaker = CircuitBreaker(self._backoff)

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from tests.core.worker_support import until
 from transport_kit.dsn import Dsn
 from transport_kit.envelope import Envelope, Item
 from transport_kit.errors import OptionsError
@@ -165,6 +166,18 @@ def test_losses_ride_on_the_next_envelope(make: Callable[..., Scripted]) -> None
     assert transport.reports() == [[("before_send", "error", 2), ("sample_rate", "transaction", 2)]]
     transport.flush()
     assert len(transport.sent) == 1
+
+
+def test_not_every_envelope_carries_a_report(make: Callable[..., Scripted]) -> None:
+    """A storm of losses would make each request longer; an interval, or a flush, collects them."""
+    transport = make()
+    for number in range(3):
+        transport.record_lost_event("before_send", "error")
+        transport.capture_event({"message": str(number)})
+        assert until(lambda: transport.pending == 0)
+    assert transport.reports() == [[], [], []]
+    transport.flush()
+    assert transport.reports()[3:] == [[("before_send", "error", 3)]]
 
 
 def test_a_flush_reports_losses_on_their_own(make: Callable[..., Scripted]) -> None:

@@ -119,6 +119,16 @@ def test_the_strict_rule_makes_any_answer_final(server: FaultServer) -> None:
     assert len(server.requests) >= 1
 
 
+def test_under_the_strict_rule_a_503_with_retry_after_is_a_limit(server: FaultServer) -> None:
+    """What is not repeated has no pause of its own: the next envelope would meet the same server."""
+    with transport_to(server, retry_statuses=()) as transport:
+        server.answer(503, {"Retry-After": "60"}, times=1)
+        assert transport.capture_event({"message": "x"})
+        assert transport.flush().discarded == 1
+        assert list(transport.health().limits) == ["*"]
+        transport.kill()
+
+
 @pytest.mark.parametrize("fault", ["reset", "close", "half", "garbage", "html", "reset_on_accept"])
 def test_no_usable_answer_means_another_attempt(
     fault: str, server: FaultServer, transport: HttpTransport
@@ -325,6 +335,20 @@ def test_our_key_is_masked_where_a_server_echoes_it(
     assert "x***" in line
     assert line.isprintable()
     assert len(line) < 350
+
+
+def test_a_key_is_masked_before_what_a_server_says_is_cut(
+    server: FaultServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A page of any length becomes one line, and the cut leaves no part of a key or secret key."""
+    secret = "fedcba9876543210" * 2
+    dsn = server.dsn.replace(f"{server.key}@", f"{server.key}:{secret}@")
+    with make_transport(dsn, **QUICK) as transport:
+        for status, key in ((400, server.key), (404, secret)):
+            server.answer(status, body=b"x" * 180 + key.encode() + b"y" * 1000, times=1)
+            transport.capture_event({"message": "x"})
+            assert transport.flush().discarded == 1
+            assert lines(caplog)[-1].endswith(": " + "x" * 180 + "***" + "y" * 17)
 
 
 def test_each_kind_of_failure_is_said_once_until_deliveries_work_again(

@@ -83,6 +83,7 @@ def test_the_known_categories_are_those_of_the_vector_file() -> None:
         ("1e400:error, 60:session", {"session": 60.0}),
         (f"{'9' * 400}:error, 60:session", {"session": 60.0}),
         ("99999999999999999999:error, 60:session", {"session": 60.0}),
+        ("9223372036854775808:error, 60:session", {"session": 60.0}),
         ("60:*", {}),
         ("60:metric_bucket:key:reason:custom", {"metric_bucket": 60.0}),
         ("60:metric_bucket:key:reason: spans ; custom :x", {"metric_bucket": 60.0}),
@@ -146,6 +147,8 @@ def test_retry_after_is_ignored_on_other_statuses(status: int) -> None:
         (" tue, 14 nov 2023 22:14:20 gmt ", 60.0),
         ("Tue, 14 Nov 2023 22:13:60 GMT", 39.0),
         ("Sunday, 06-Nov-94 08:49:37 GMT", 0.0),
+        ("Friday, 06-Nov-70 08:49:37 GMT", 0.0),
+        ("Wednesday, 06-Nov-69 08:49:37 GMT", 3150953377.0 - WALL),
         ("Fri, 31 Dec 9999 23:59:59 GMT", 253402300799.0 - WALL),
     ],
 )
@@ -183,6 +186,13 @@ def test_retry_after_is_none_when_absent() -> None:
     assert retry_after_seconds({}, wall=WALL) is None
     assert retry_after_seconds({"RETRY-AFTER": "-3"}, wall=WALL) == 0.0
     assert retry_after_seconds({"retry-after": "2.5"}, wall=WALL) == 3.0
+
+
+def test_what_is_left_until_a_date_is_rounded_up() -> None:
+    """As a number of seconds is: half a second early is one refusal more."""
+    headers = {"Retry-After": "Tue, 14 Nov 2023 22:14:20 GMT"}
+    assert retry_after_seconds(headers, wall=WALL + 0.25) == 60.0
+    assert retry_after_seconds(headers, wall=WALL - 0.25) == 61.0
 
 
 def test_a_date_is_read_against_the_system_clock_by_default() -> None:
@@ -234,6 +244,7 @@ def test_a_response_without_news_keeps_the_very_table() -> None:
     """The common case allocates nothing that would be kept."""
     limits = RateLimits().updated(200, {HEADER: "100:session"}, 0.0)
     assert limits.updated(200, {"Content-Type": "application/json"}, 50.0) is limits
+    assert limits.updated(200, {HEADER: "0:error, -1:span"}, 50.0) is limits
 
 
 def test_tables_are_values() -> None:

@@ -452,6 +452,25 @@ def test_an_envelope_is_given_up_when_its_window_is_over() -> None:
         assert worker.facts().last_drop is not None
 
 
+@pytest.mark.parametrize(("age", "kept"), [(9.5, True), (10.0, False)])
+def test_the_window_is_over_for_what_is_as_old_as_it(age: float, kept: bool) -> None:
+    """Its age when the attempt ends decides, not when it began."""
+    clock, deliver = Clock(), Deliverer(RETRY)
+    options = quick(retry_window=10.0)
+    worker = BackgroundWorker(memory(options, clock), deliver, options, clock=clock, draw=lambda: 0.5)
+    try:
+        deliver.hold()
+        worker.submit(event())
+        assert deliver.wait_for(1)
+        clock.now += age
+        deliver.let_go()
+        assert until(lambda: worker.facts().queue.claimed == 0)
+        assert worker.pending == kept
+        assert worker.facts().totals.discarded == ({} if kept else {"network_error": {"error": 1}})
+    finally:
+        worker.kill()
+
+
 def test_the_server_s_pause_is_kept() -> None:
     """`Retry-After` is a demand; neither envelope nor probe goes before."""
     deliver = Deliverer(Outcome.retry(LossReason.SEND_ERROR, time.monotonic() + 0.3))
@@ -608,6 +627,55 @@ def test_while_the_breaker_is_open_one_probe_goes_out() -> None:
         assert (len(deliver.began), deliver.at_once) == (9, 1)
         deliver.let_go()
         assert worker.flush(SOON).ok
+        assert worker.facts().breaker.state == "closed"
+
+
+def test_whoever_waits_at_the_breaker_sleeps_until_something_changes() -> None:
+    """An outage lasts hours: before a probe, and while one is out, no sender may turn in a loop."""
+    pauses: list[float | None] = []
+
+    class Noting(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            pauses.append(timeout)
+            return super().wait(timeout)
+
+    deliver = Deliverer(RETRY)
+    options = quick(backoff_base=3000.0, backoff_max=3000.0)
+    worker = BackgroundWorker(memory(options), deliver, options, draw=lambda: 0.5)
+    worker._delivery._gate = Noting(worker._lock.rlock)
+    try:
+        worker.submit(event())
+        assert until(lambda: pauses)
+        assert pauses == [delivery.LONGEST_PAUSE], "open"
+        deliver.hold()
+        worker.submit(event())
+        worker.flush(0.0)
+        assert deliver.wait_for(2)
+        before = len(pauses)
+        assert until(lambda: len(pauses) > before or worker.facts().senders == 2)
+        assert until(lambda: pauses[1:])
+        assert worker.facts().breaker.state == "probing"
+        assert set(pauses) == {delivery.LONGEST_PAUSE}
+    finally:
+        deliver.let_go()
+        worker.kill()
+
+
+def test_a_delivery_that_raises_is_no_verdict_on_the_server() -> None:
+    """Poison is our own fault: it opens no breaker, and as a probe it closes none."""
+    options = quick(backoff_base=3000.0, backoff_max=3000.0)
+    with running(Deliverer(ValueError()), options) as worker:
+        worker.submit(event())
+        assert flushed(worker) == (0, 1)
+        assert worker.facts().breaker.state == "closed"
+    deliver = Deliverer(RETRY, ValueError())
+    with running(deliver, options) as worker:
+        worker.submit(event())
+        assert until(lambda: worker.facts().breaker.state == "open")
+        assert flushed(worker) == (0, 1)
+        assert worker.facts().breaker.state == "open"
+        worker.submit(event())
+        assert flushed(worker) == (1, 1), "the probe's end made room for another"
         assert worker.facts().breaker.state == "closed"
 
 
@@ -810,6 +878,20 @@ def test_a_report_nobody_took_comes_again_with_the_next_flush() -> None:
         worker.lose(LossReason.BEFORE_SEND, ONE_LOST)
         assert until(lambda: (worker.flush(SOON), len(reporting.reports) == 2)[1])
         assert reporting.reports == [{("before_send", "error"): 1}, {("before_send", "error"): 2}]
+
+
+def test_a_report_that_goes_alone_is_a_probe_like_any_other() -> None:
+    """Else nothing would be delivered any more: the breaker would wait for its verdict for ever."""
+    reporting = Reporting(False, True)
+    with running(reporting, quick(backoff_base=3000.0, backoff_max=3000.0)) as worker:
+        reporting.worker = worker
+        worker.lose(LossReason.BEFORE_SEND, ONE_LOST)
+        assert worker.flush(SOON).ok
+        assert worker.facts().breaker.state == "open"
+        worker._delivery._last_hastened = float("-inf")
+        assert worker.flush(SOON).ok
+        assert worker.facts().breaker.state == "closed"
+        assert reporting.alone == [True, True]
 
 
 def test_a_flush_is_noticed_by_a_watcher_on_its_way_to_the_queue(reporting: Reporting) -> None:
