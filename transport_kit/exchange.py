@@ -315,8 +315,7 @@ class _Exchange:
                 self._take(min(size, _KEPT_BODY - len(kept)), kept)
                 return bytes(kept), False
             self._take(size, kept)
-            if self._line(0):
-                self._raise("protocol", "bad end of a chunk")
+            self._line(0)  # the end of the chunk's data: an empty line, or an error
         room = _MAX_HEAD
         while line := self._line(room):
             name, colon, _ = line.decode("latin-1").partition(":")

@@ -374,6 +374,17 @@ def test_an_early_answer_ends_the_sending(interim: bytes) -> None:
     assert (response.status, response.body, response.reusable) == (413, b"no", False)
 
 
+def test_an_early_answer_that_is_cut_short_counts_as_one() -> None:
+    """The server has seen the request: repeating it at once on a fresh connection is for silence only."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"HTTP/1.1 413 Too")
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(ExchangeError) as caught:
+            exchange(ours, b"POST / HTTP/1.1\r\n\r\n", bytes(1 << 20), deadline=time.monotonic() + 20)
+    assert (caught.value.kind, caught.value.answered, caught.value.body_sent) == ("reset", True, False)
+
+
 def test_an_interim_answer_does_not_end_the_sending() -> None:
     """A 100 that nobody asked for is allowed, and the body is still wanted."""
     size = 2_000_000

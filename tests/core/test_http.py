@@ -10,6 +10,7 @@ import os
 import pickle
 import sys
 import threading
+import time
 import weakref
 import zlib
 from collections import deque
@@ -26,6 +27,7 @@ from transport_kit.dsn import Dsn
 from transport_kit.envelope import Envelope, Item
 from transport_kit.errors import OptionsError
 from transport_kit.exchange import ExchangeError, ExchangeErrorKind, Response
+from transport_kit.health import Health
 from transport_kit.http import BaseHttpTransport, HttpTransport
 from transport_kit.ledger import LossReason
 from transport_kit.options import TransportOptions
@@ -232,6 +234,19 @@ def test_a_report_does_not_make_an_event_unrepeatable(make: Callable[..., Script
     transport.capture_event({"message": "x"})
     assert transport.flush().delivered == 1
     assert transport.health().delivered == {"error": 1}
+
+
+def test_a_thread_that_seals_can_t_wait_for_the_end(make: Callable[..., Scripted], tmp_path: Any) -> None:
+    """A signal handler that ends the process there would wait for the very envelope that it interrupted."""
+    transport = make()
+    answers: list[bool] = []
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"12345")
+    path = CapturingPath(lambda: answers.append(transport._can_wait()), str(file))
+    assert transport.capture_envelope(Envelope.event({"message": "x"}).add_attachment(path, filename="a"))
+    assert answers
+    assert not any(answers)
+    assert transport._can_wait()
 
 
 @pytest.mark.parametrize("kind", ["connect", "tls", "proxy", "reset", "protocol", "timeout"])
@@ -482,6 +497,25 @@ def test_one_poisoned_envelope_does_not_stop_the_next(
     assert health.discarded_by_category["internal_sdk_error"] == {"error": 1}
     assert ("before_send", "error", 1) in transport.reports()[-1]  # the report was given back
     assert KEY not in caplog.text
+
+
+def test_health_is_that_of_this_moment(make: Callable[..., Scripted]) -> None:
+    """A failure after a success counts, its age is its own, and a probe that is out is not late."""
+    during: list[Health] = []
+    transport: Scripted = make(answered(), LOST, lambda: during.append(transport.health()), answered(400))
+    transport.capture_event({"message": "accepted"})
+    assert transport.flush().delivered == 1
+    assert not transport.health().failing
+    transport.capture_event({"message": "repeated"})
+    assert transport.flush().delivered == 1
+    assert (during[0].breaker, during[0].next_probe_in, during[0].failing) == ("probing", 0.0, True)
+    began = time.monotonic()
+    transport.capture_event({"message": "refused"})
+    assert transport.flush().discarded == 1
+    health = transport.health()
+    assert health.failing
+    assert health.last_error is not None
+    assert 0 <= health.last_error.age <= time.monotonic() - began
 
 
 def test_a_codec_that_is_not_there_fails_at_construction() -> None:

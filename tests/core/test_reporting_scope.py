@@ -25,14 +25,21 @@ def test_a_scope_begins_as_a_copy_and_its_changes_stay_in_it() -> None:
     """What one request sets must not show in the next one's events."""
     with new_scope() as outer:
         outer.set_tag("region", "eu")
+        outer.set_context("shop", {"open": True})
         with new_scope() as inner:
+            inner.set_context("cart", {"n": 1})
             inner.set_tag("region", "us")
             inner.set_extra("n", 1)
             inner.set_user({"id": "1"})
             assert Scope.current() is inner
         assert Scope.current() is outer
-        assert applied(outer) == {"tags": {"region": "eu"}}
-        assert applied(inner) == {"tags": {"region": "us"}, "extra": {"n": 1}, "user": {"id": "1"}}
+        assert applied(outer) == {"tags": {"region": "eu"}, "contexts": {"shop": {"open": True}}}
+        assert applied(inner) == {
+            "tags": {"region": "us"},
+            "extra": {"n": 1},
+            "user": {"id": "1"},
+            "contexts": {"shop": {"open": True}, "cart": {"n": 1}},
+        }
 
 
 def test_each_scope_has_an_id_below_its_parents() -> None:

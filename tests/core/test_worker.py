@@ -27,12 +27,15 @@ from tests.core.worker_support import (
 )
 from tests.timing import quickest
 from transport_kit import delivery
+from transport_kit.books import SOON as SOONEST
+from transport_kit.books import Books
 from transport_kit.ledger import LossReason
 from transport_kit.memory_queue import MemoryQueue
 from transport_kit.options import TransportOptions
 from transport_kit.outcome import Outcome
 from transport_kit.queue import Claim
 from transport_kit.sealing import SealedEnvelope
+from transport_kit.statelock import StateLock
 from transport_kit.transport import FlushReport
 from transport_kit.worker import BackgroundWorker, WorkerState
 
@@ -679,6 +682,15 @@ def test_a_delivery_that_raises_is_no_verdict_on_the_server() -> None:
         assert worker.facts().breaker.state == "closed"
 
 
+def test_deliveries_that_raise_cost_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Ten thousand poisoned envelopes are one line, and a number in health."""
+    with running(Deliverer(ValueError(), ValueError()), quick(max_senders=1)) as worker:
+        worker.submit(event())
+        worker.submit(event())
+        assert flushed(worker) == (0, 2)
+    assert len([record for record in caplog.records if "ValueError" in record.getMessage()]) == 1
+
+
 def test_an_envelope_that_was_claimed_as_the_breaker_opened_waits() -> None:
     """The watcher was about to take one when the other sender's failure came in."""
     failing, opened = threading.Event(), threading.Event()
@@ -878,6 +890,19 @@ def test_a_report_nobody_took_comes_again_with_the_next_flush() -> None:
         worker.lose(LossReason.BEFORE_SEND, ONE_LOST)
         assert until(lambda: (worker.flush(SOON), len(reporting.reports) == 2)[1])
         assert reporting.reports == [{("before_send", "error"): 1}, {("before_send", "error"): 2}]
+
+
+def test_a_look_for_a_due_report_is_never_at_once_and_without_losses_a_whole_interval_off() -> None:
+    """The watcher waits so long: while a report is under way, and while nothing happens, it must not turn."""
+    clock = Clock()
+    books = Books(StateLock(), False, quick(client_report_interval=60.0), clock)
+    clock.now += 600.0
+    assert books.until_due(clock.now) == 60.0
+    books.lose(LossReason.BEFORE_SEND, ONE_LOST)
+    assert books.until_due(clock.now) == SOONEST
+    books.take_report(alone=True)
+    books.lose(LossReason.BEFORE_SEND, ONE_LOST)
+    assert books.until_due(clock.now + 20.0) == 40.0
 
 
 def test_a_report_that_goes_alone_is_a_probe_like_any_other() -> None:
