@@ -104,6 +104,26 @@ def test_tags_are_made_such_as_servers_take(key: Any, value: Any, expected: Any)
     assert applied(scope).get("tags") == expected
 
 
+def test_an_empty_value_takes_the_tag_away() -> None:
+    """Servers take none; the value from before would be wrong from here on."""
+    scope = Scope()
+    scope.set_tag("region", "eu")
+    scope.set_tag("region", "")
+    assert applied(scope) == {}
+
+
+def test_contexts_are_bounded_in_number_and_those_known_may_change() -> None:
+    """A section per row must not fill events, and a full table must not hold old facts."""
+    scope = Scope()
+    for number in range(200):
+        scope.set_context(f"c{number}", {"n": 1})
+    scope.set_context("c0", {"n": 2})
+    contexts = applied(scope)["contexts"]
+    assert (len(contexts), contexts["c0"]) == (50, {"n": 2})
+    scope.set_context("c0", None)
+    assert "c0" not in applied(scope)["contexts"]
+
+
 def test_tags_and_extra_are_bounded_in_number() -> None:
     """A loop that tags with its counter must not fill memory and events."""
     scope = Scope()
