@@ -279,6 +279,17 @@ class QueueContract:
         queue.wake(hasten=True)
         assert b"number 0" in drained(queue)[0].serialize()
 
+    def test_a_session_that_fails_again_and_again_is_overtaken_by_none(self, make: MakeQueue) -> None:
+        """New and tried ones take turns in the other classes; here the first has to arrive first."""
+        queue = make(50, MANY)
+        for n in range(3):
+            queue.put(session(f"number {n}"))
+        for _ in range(4):
+            (claim,) = queue.claim(5, SOON)
+            assert b"number 0" in claim.sealed.unpacked().serialize()
+            queue.release([claim])
+        assert [b"number %d" % n in body for n, body in enumerate(contents(drained(queue, 5)))] == [True] * 3
+
     def test_the_end_of_a_session_wakes_who_waits_for_the_next(self, make: MakeQueue) -> None:
         """No put comes to wake a parked claimer: the settling has to."""
         queue = make(50, MANY)

@@ -8,12 +8,12 @@ import threading
 
 import pytest
 
-from tests.core.spool_disk import IDENTITY, DiskSystem, Place
+from tests.core.spool_disk import IDENTITY, Description, DiskSystem, Node, Place
 from tests.core.spool_support import drained, event, ids, log_entry, session
 from tests.core.worker_support import SOON, until
 from transport_kit.spool import FileSpool
 from transport_kit.spool.directory import identity_of, open_directory, store_credentials
-from transport_kit.spool.segments import Kind
+from transport_kit.spool.segments import Gap, Kind, Reader, Record, SegmentName
 from transport_kit.spool.writer import Full
 
 
@@ -55,6 +55,45 @@ def test_what_can_not_be_read_again_waits(place: Place) -> None:
     place.clock.now += 2
     assert spool.claim(1, 0.0) == []
     assert spool.take_losses() == (("internal_sdk_error", "error", 1),)
+
+
+def test_a_session_that_can_not_be_read_again_is_not_overtaken(place: Place) -> None:
+    """It waits for the disk, and the others of its lane wait for it."""
+    spool = place.spool()
+    for number in range(2):
+        spool.put(session(number))
+    (claim,) = spool.claim(5, 0.0)
+    spool.release([claim])
+    place.disk.failing = {"read": errno.EIO}
+    spool._life.drainer.tails[place.segments()[0]]._reader._window = b""  # type: ignore[union-attr]
+    assert spool.claim(5, 0.0) == []
+    place.disk.failing = {}
+    assert spool.claim(5, 0.0) == []
+    place.clock.now += 2
+    (again,) = spool.claim(5, 0.0)
+    assert again.sealed.serialize() == session(0).serialize()
+    spool.ack([again])
+    assert len(drained(spool)) == 1
+
+
+def test_what_is_in_hand_survives_that_a_person_removes_its_file(place: Place) -> None:
+    """What was read of it is known, and its descriptor is open: an attempt that fails is repeated."""
+    spool = place.spool()
+    for number in range(2):
+        spool.put(event(number))
+    claims = spool.claim(1, 0.0)
+    folder = place.disk.find(f"/spool/{IDENTITY}/seg")
+    assert folder is not None
+    for name in place.segments():
+        folder.names.pop(name).links -= 1
+    place.disk.touch(folder)
+    for _ in range(5):
+        place.clock.now += 0.3
+        assert spool.claim(0, 0.0) == []
+    assert spool.stats().claimed == 1
+    spool.release(claims)
+    assert sorted(filter(None, drained(spool))) == ids(0, 1)
+    assert spool.stats().waiting == 0
 
 
 def test_a_segment_that_can_not_be_removed_is_removed_later(place: Place) -> None:
@@ -189,6 +228,79 @@ def test_who_waited_for_a_sync_that_failed_is_not_told_that_it_is_on_the_disk() 
     assert {1, 2} <= {int(str(found), 16) for found in drained(spool)}
 
 
+class HostSystem(DiskSystem):
+    """A process on a host that may lose its power: what was not synced is gone then."""
+
+    def __init__(self, place: Place, pid: int) -> None:
+        super().__init__(place.disk, pid)
+        self._data: dict[Node, bytes] = {}
+        self._names: dict[Node, dict[str, Node]] = {}
+
+    def sync(self, fd: int) -> None:
+        super().sync(fd)
+        node = self._file(fd).node
+        self._data[node] = bytes(node.data)
+
+    def sync_directory(self, fd: int) -> None:
+        super().sync_directory(fd)
+        folder = self._within(fd)
+        self._names[folder] = dict(folder.names)
+
+    def lose_power(self, folder: Node) -> None:
+        self.die()
+        folder.names = self._names.get(folder, {})
+        for node in folder.names.values():
+            node.data = bytearray(self._data.get(node, b""))
+
+
+def test_host_durability_survives_the_loss_of_power(place: Place) -> None:
+    """Data without a name in its directory is as lost as data that only the kernel had."""
+    system = HostSystem(place, 7)
+    spool = FileSpool(
+        "/spool", IDENTITY, durability="host", segment_bytes=16 * 1024, system=system, clock=place.clock
+    )
+    for number in range(9):
+        assert spool.put(event(number, "x" * 9000)).accepted
+        if number == 5:
+            spool.claim(0, 0.0)  # makes the next segment ahead
+    assert len(place.segments()) >= 4
+    folder = place.disk.find(f"/spool/{IDENTITY}/seg")
+    assert folder is not None
+    system.lose_power(folder)
+    assert sorted(filter(None, drained(place.spool()))) == ids(*range(9))
+
+
+def test_nothing_is_appended_behind_a_write_that_came_short(place: Place) -> None:
+    """A reader of a segment that grows waits at the gap: what was accepted behind it would wait, too."""
+    spool = place.spool()
+    spool.put(event(1))
+    place.disk.capacity = place.disk.used() + 50
+    assert spool.put(event(2)).accepted
+    assert spool.facts().in_memory == 1
+    place.disk.capacity = 1 << 40
+    place.clock.now += 1
+    assert spool.put(event(3)).accepted
+    spool.claim(0, 0.0)
+    folder = place.disk.find(f"/spool/{IDENTITY}/seg")
+    assert folder is not None
+    found = [
+        [type(part) for part in parts_of(text, bytes(folder.names[text].data))] for text in place.segments()
+    ]
+    assert found == [[Record, Gap], [Record]]
+    assert sorted(filter(None, drained(spool))) == ids(1, 2, 3)
+
+
+def parts_of(text: str, data: bytes) -> list[Record | Gap]:
+    """What is in a segment."""
+    name = SegmentName.parse(text)
+    assert name is not None
+    reader = Reader(lambda size, at: data[at : at + size], name.salt, size=len(data))
+    parts = []
+    while (part := reader.next(final=True)) is not None:
+        parts.append(part)
+    return parts
+
+
 def test_a_file_that_a_person_removed_is_not_waited_for(place: Place) -> None:
     """All in it was delivered; a flush until it is must not wait for it to be seen once more."""
     spool = place.spool()
@@ -219,6 +331,24 @@ def test_a_fork_that_nobody_saw_begins_anew(place: Place) -> None:
     assert spool.stats().last_id == 1
     assert sorted(name.split("-")[2] for name in place.segments()) == ["1011", "11"]
     assert sorted(filter(None, drained(spool))) == ids(1, 2)
+
+
+def test_a_forked_child_closes_no_descriptor_that_means_another_file_by_now(place: Place) -> None:
+    """A daemoniser closed all there were, and what the app opened since has their numbers."""
+    spool = place.spool()
+    spool.put(event(1))
+    spool.put(session(2))
+    system = spool._system
+    assert isinstance(system, DiskSystem)
+    writer = spool._life.writer
+    assert writer is not None
+    ours, reused = (opened.fd for opened in writer._open.values())
+    system._close(reused)
+    system.open_files[reused] = Description(place.disk.node(0o100600), True)
+    system.pid += 1000
+    assert spool.put(event(3)).accepted
+    assert reused in system.open_files
+    assert ours not in system.open_files
 
 
 def test_a_roll_that_fails_leaves_the_old_segment_in_use(place: Place) -> None:

@@ -87,3 +87,14 @@ def test_a_process_that_puts_a_lot_runs_for_the_drain_meanwhile(place: Place) ->
         writer.put(event(number))
     assert writer._life.election.held  # type: ignore[union-attr]
     assert writer.claim(1, 0.0)
+
+
+def test_what_was_released_is_not_suspected_by_the_next_drainer(place: Place) -> None:
+    """It outlived its attempt: the death that came later was not its own, and it goes with the others."""
+    first = place.spool()
+    for number in range(3):
+        first.put(event(number))
+    first.release(first.claim(2, 0.0), place.clock.now + 60)
+    place.die(first)
+    place.clock.now += 2
+    assert len(place.spool().claim(5, 0.0)) == 3

@@ -40,6 +40,7 @@ from transport_kit.memory_queue import MemoryQueue
 from transport_kit.outcome import Outcome
 from transport_kit.queue import Claim, Put
 from transport_kit.sealing import SealedEnvelope
+from transport_kit.spool import FileSpool
 from transport_kit.statelock import StateLock
 from transport_kit.worker import BackgroundWorker, WorkerState
 
@@ -678,6 +679,17 @@ def test_shared_a_backlog_from_before_is_found() -> None:
     assert worker.facts().totals.captured == {}
     worker.kill()
     _shared_balance(worker)
+
+
+def test_shared_what_is_on_the_disk_is_not_given_up_when_the_retry_window_is_over(tmp_path: Path) -> None:
+    """An outage of a day is what a spool is for: its own bounds decide, and its `max_age` is one of them."""
+    spool = FileSpool(str(tmp_path / "spool"), "0123456789abcdef")
+    worker = BackgroundWorker(spool, Deliverer(RETRY, RETRY), quick(retry_window=0.0))
+    worker.submit(SMALL)
+    assert worker.flush(SOON, "delivered").ok
+    assert until(lambda: worker.facts().totals.delivered == {"error": 1})
+    assert worker.facts().totals.discarded == {}
+    worker.kill()
 
 
 def test_shared_the_end_gives_back_what_is_in_hand() -> None:

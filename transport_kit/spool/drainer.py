@@ -218,7 +218,7 @@ class Drainer:
                 return True
         except OSError:
             entry.alone = False
-            heapq.heappush(self._delayed, (self._clock() + RETRY_AFTER, entry.id, entry))
+            self._delay(entry, self._clock() + RETRY_AFTER)
             return False
         except ValueError:
             pass
@@ -329,6 +329,12 @@ class Drainer:
         for category, quantity in quantities:
             self.losses[reason.value, category] += quantity
 
+    def _delay(self, entry: Entry, until: float) -> None:
+        """It may be claimed again then; nothing of the ordered lane overtakes it meanwhile."""
+        if entry.ordered:
+            self._lane_busy = entry.id
+        heapq.heappush(self._delayed, (until, entry.id, entry))
+
     def _undelay(self, until: float) -> None:
         """Back into their classes: what may be claimed at `until`."""
         while self._delayed and self._delayed[0][0] <= until:
@@ -361,10 +367,9 @@ class Drainer:
         if entry is None:
             return
         entry.claimed = entry.alone = False
-        entry.deaths = 0
         entry.sealed = None
         entry.tail.log(Op.RELEASE, entry.offset)
-        heapq.heappush(self._delayed, (not_before, entry.id, entry))
+        self._delay(entry, not_before)
 
     def bury(self, id: int, reason: str) -> None:
         """To the dead letters."""
