@@ -242,6 +242,17 @@ def test_what_is_too_old_is_given_up_and_counted(make: Make, seg: Path) -> None:
     assert sorted(spool.take_losses())[0] == (LossReason.CACHE_OVERFLOW.value, "error", 2)
 
 
+def test_what_is_young_in_an_old_segment_is_not_given_up_with_it(make: Make, seg: Path) -> None:
+    """A process that writes little has the same file for weeks: its name is as old as its first record."""
+    spool = make()
+    old = NOW_MS - int(8 * DAY * 1000)
+    path = place(seg, 4, 0, [event(1)], created_ms=old)
+    with path.open("ab") as file:
+        file.write(record(event(2), salt=bytes([4, 0] * 4), created_ms=NOW_MS))
+    assert drained(spool) == ids(2)
+    assert spool.take_losses() == ((LossReason.CACHE_OVERFLOW.value, "error", 1),)
+
+
 def test_a_jump_of_the_clock_costs_nothing(make: Make, seg: Path, clock: Clock, wall: Wall) -> None:
     """Somebody set the clock: ages mean nothing until all that was stamped before is that old."""
     spool = make()
@@ -320,6 +331,7 @@ def test_dead_letters_are_bounded_and_their_names_are_ours(tmp_path: Path) -> No
     names = os.listdir(tmp_path / "s" / IDENTITY / "dead")
     assert f"{5:032x}.json" in names
     assert not [name for name in names if "passwd" in name or name.startswith(".")]
+    assert len(names) == 2 * 4, "what is known of a letter goes with it"
     assert not letter(None, 3000)
     directory.close()
     assert count(directory) == 0

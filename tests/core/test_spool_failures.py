@@ -528,3 +528,266 @@ def test_a_claim_that_waits_looks_again_when_something_is_put() -> None:
     waiter.join(5)
     assert len(found) == 1
     spool.close()
+
+
+class FailingAt(DiskSystem):
+    """A process whose nth system call fails; closing always works."""
+
+    def __init__(self, place: Place, at: int) -> None:
+        super().__init__(place.disk, 7)
+        self._at = at
+
+    def _call(self, name: str) -> None:
+        super()._call(name)
+        if name != "close" and self.calls == self._at:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_no_call_that_fails_at_the_start_leaves_a_descriptor(place: Place) -> None:
+    """It is tried again four times a second as long as the disk is broken: descriptors would run out."""
+    for at in range(1, 200):
+        system = FailingAt(Place(), at)
+        spool = FileSpool(
+            "/spool", IDENTITY, system=system, clock=place.clock, credentials="https://key@host/1"
+        )
+        if system.calls < at:
+            break
+        if spool.facts().trouble is not None:
+            assert system.open_files == {}, at
+        else:
+            assert len(system.open_files) == 3, at
+    assert at > 10
+
+
+def test_a_directory_that_somebody_else_opens_up_leaves_no_descriptor(place: Place) -> None:
+    """The same for what a person has to put right."""
+    place.spool().close()
+    node = place.disk.find(f"/spool/{IDENTITY}/dead")
+    assert node is not None
+    node.mode |= 0o050
+    spool = place.spool(strict=False)
+    system = spool._system
+    assert isinstance(system, DiskSystem)
+    assert system.open_files == {}
+
+
+class SlowerSystem(DiskSystem):
+    """A process that finds what it makes made by another one just before."""
+
+    def make_directory(self, path: str, *, within: int | None = None) -> None:
+        super().make_directory(path, within=within)
+        super().make_directory(path, within=within)
+
+    def link(self, old: str, new: str, within: int) -> None:
+        super().link(old, new, within)
+        if new == "format":
+            super().link(old, new, within)
+
+
+def test_processes_that_begin_a_spool_at_once_do_not_disturb_each_other(place: Place) -> None:
+    """All workers of an app come up together, on an empty disk; and no draft of any stays."""
+    spool = FileSpool("/spool", IDENTITY, system=SlowerSystem(place.disk, 7), clock=place.clock)
+    assert spool.facts().trouble is None
+    root = place.disk.find("/spool")
+    assert root is not None
+    assert sorted(root.names) == [IDENTITY, "format"]
+
+
+def test_what_is_removed_is_told_from_what_is_not(place: Place) -> None:
+    """Writing on to a file without a name loses it; beginning anew for nothing costs a warning each time."""
+    system = DiskSystem(place.disk, 7)
+    directory = open_directory(system, "/spool", IDENTITY)
+    fd = system.create("a", directory.segments)
+    folder = system._within(directory.segments)
+    node = folder.names["a"]
+    assert not directory.is_removed(fd, "a", directory.segments)
+    system.rename("a", "b", directory.segments)
+    assert not directory.is_removed(fd, "a", directory.segments), "moved, and not removed"
+    node.links = 0
+    assert not directory.is_removed(fd, "b", directory.segments), "a filesystem that counts no links"
+    assert directory.is_removed(fd, "a", directory.segments)
+    system.create("a", directory.segments)
+    assert directory.is_removed(fd, "a", directory.segments), "another file has its name"
+
+
+def test_segments_that_are_done_leave_no_descriptor(place: Place) -> None:
+    """Neither their own nor their ack log's: a drainer goes through thousands of them."""
+    spool = place.spool()
+    spool.claim(0, 0.0)
+    system = spool._system
+    assert isinstance(system, DiskSystem)
+    before = len(system.open_files)
+    for number in range(6):
+        other = place.spool(drain=False)
+        other.put(event(number))
+        other.close()
+    assert len(drained(spool)) == 6
+    other = place.spool(drain=False)
+    other.put(event(7))
+    other.close()
+    folder = place.disk.find(f"/spool/{IDENTITY}/seg")
+    assert folder is not None
+    place.clock.now += 2
+    (claim,) = spool.claim(1, 0.0)
+    for name in place.segments():
+        folder.names.pop(name).links -= 1
+    place.disk.touch(folder)
+    spool.ack([claim])
+    place.clock.now += 2
+    spool.claim(0, 0.0)
+    assert len(system.open_files) == before
+
+
+def test_counting_a_backlog_keeps_no_segment_open(place: Place) -> None:
+    """There may be more of them than descriptors; only those whose turn has come are open."""
+    for number in range(20):
+        other = place.spool(drain=False)
+        other.put(event(number))
+        other.close()
+    spool = place.spool()
+    spool.claim(0, 0.0)
+    system = spool._system
+    assert isinstance(system, DiskSystem)
+    status = spool.facts().status
+    assert status is not None
+    assert (status.pending, status.complete) == (20, True)
+    assert len(system.open_files) < 10
+
+
+def test_what_was_held_in_memory_is_as_old_as_it_was(place: Place) -> None:
+    """Its age decides when it is given up, and it is one of what this process put."""
+    spool = place.spool()
+    place.disk.failing = {"write": errno.EIO}
+    spool.put(event(1))
+    place.disk.failing = {}
+    place.clock.now += 5
+    (claim,) = spool.claim(1, 0.0)
+    assert claim.put_at == pytest.approx(1000.0, abs=0.01)
+    assert spool.stats().last_id == 1
+
+
+def test_a_disk_in_trouble_costs_a_capture_nothing(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """It is tried again four times a second, and not by each; and one line is written for all of that."""
+    spool = place.spool(drain=False)
+    place.disk.failing = {"create": errno.EIO}
+    spool.put(event(1))
+    system = spool._system
+    assert isinstance(system, DiskSystem)
+    calls = system.calls
+    for number in range(2, 9):
+        spool.put(event(number))
+    assert system.calls == calls
+    for number in range(9, 12):
+        place.clock.now += 1
+        spool.put(event(number))
+    assert system.calls > calls
+    assert caplog.text.count("can't be used") == 1
+
+
+def test_a_change_that_the_directorys_stamp_does_not_show_is_seen(place: Place) -> None:
+    """A stamp is as coarse as the kernel's tick, and some filesystems keep none."""
+    spool = place.spool()
+    folder = place.disk.find(f"/spool/{IDENTITY}/seg")
+    assert folder is not None
+    writer = place.spool(drain=False)
+    writer.put(event(1))
+    assert drained(spool) == ids(1)
+    for number, later in ((2, 0.05), (3, 2.0)):
+        stamp = folder.mtime_ns
+        place.spool(drain=False).put(event(number))
+        folder.mtime_ns = stamp
+        place.clock.now += later
+        assert drained(spool) == ids(number)
+
+
+def test_a_status_that_can_not_be_replaced_leaves_no_draft(place: Place) -> None:
+    """It is published once a second."""
+    spool = place.spool()
+    place.disk.failing = {"rename": errno.EIO}
+    spool.claim(0, 0.0)
+    folder = place.disk.find(f"/spool/{IDENTITY}")
+    assert folder is not None
+    assert [name for name in folder.names if name.startswith(".")] == []
+
+
+def test_a_letter_that_can_not_be_kept_leaves_no_draft_and_one_that_is_kept_is_counted(place: Place) -> None:
+    """The figure is what sends a person to look."""
+    spool = place.spool()
+    for number in range(2):
+        spool.put(event(number))
+    first, second = spool.claim(2, 0.0)
+    place.disk.failing = {"rename": errno.EIO}
+    spool.bury(first, "poison")
+    folder = place.disk.find(f"/spool/{IDENTITY}/dead")
+    assert folder is not None
+    assert folder.names == {}
+    place.disk.failing = {}
+    spool.bury(second, "poison")
+    place.clock.now += 2
+    spool.claim(0, 0.0)
+    status = spool.facts().status
+    assert status is not None
+    assert status.dead == 1
+
+
+def test_figures_that_do_not_change_are_published_once_a_minute(place: Place) -> None:
+    """Replacing a file every second would keep a disk from resting."""
+    spool = place.spool()
+    spool.claim(0, 0.0)
+    folder = place.disk.find(f"/spool/{IDENTITY}")
+    assert folder is not None
+    published = []
+    for _ in range(70):
+        place.clock.now += 1
+        spool.claim(0, 0.0)
+        published.append(folder.names["status.json"].number)
+    assert len(set(published)) == 2
+
+
+def test_a_backlog_is_written_to_the_disk_once(place: Place) -> None:
+    """By a drainer that has nothing else to do, and only what grows no more."""
+    first = place.spool(drain=False)
+    first.put(event(1))
+    first.close()
+    synced: list[int] = []
+
+    class Counting(DiskSystem):
+        def sync(self, fd: int) -> None:
+            synced.append(self._file(fd).node.number)
+
+    spool = FileSpool("/spool", IDENTITY, system=Counting(place.disk, 7), clock=place.clock)
+    spool.put(session(2))
+    claims = spool.claim(5, 0.0)
+    spool.release(claims, place.clock.now + 3600)
+    for _ in range(5):
+        place.clock.now += 2
+        assert spool.claim(1, 0.0) == []
+    assert len(synced) == 1
+
+
+def test_the_size_of_an_ended_sync_is_not_that_of_what_came_during_it() -> None:
+    """What was appended while it ran may not be on the disk: it gets one of its own."""
+    begun, end, synced = threading.Event(), threading.Event(), []
+
+    class Slow(DiskSystem):
+        def sync(self, fd: int) -> None:
+            synced.append(fd)
+            if len(synced) == 1:
+                begun.set()
+                end.wait(SOON)
+
+    place = Place()
+    spool = FileSpool("/spool", IDENTITY, durability="host", system=Slow(place.disk, 7), clock=place.clock)
+    threads = [threading.Thread(target=spool.put, args=(event(number),)) for number in range(3)]
+    threads[0].start()
+    assert begun.wait(SOON)
+    writer = spool._life.writer
+    assert writer is not None
+    (opened,) = writer._open.values()
+    for thread in threads[1:]:
+        thread.start()
+    assert until(lambda: len(opened.records) == 3)
+    end.set()
+    for thread in threads:
+        thread.join(SOON)
+    assert len(synced) == 2, "one for the first, and one for both that came meanwhile"

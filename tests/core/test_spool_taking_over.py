@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.core.spool_disk import Place
+from tests.core.spool_disk import IDENTITY, DiskSystem, Place
 from tests.core.spool_support import drained, event, ids
+from transport_kit.spool import FileSpool
 from transport_kit.spool.duty import PUTS_A_CANDIDACY
+from transport_kit.spool.election import holders
 
 
 @pytest.fixture(name="place")
@@ -98,3 +100,41 @@ def test_what_was_released_is_not_suspected_by_the_next_drainer(place: Place) ->
     place.die(first)
     place.clock.now += 2
     assert len(place.spool().claim(5, 0.0)) == 3
+
+
+def test_no_other_spool_of_the_process_ends_the_drain_of_the_first(place: Place) -> None:
+    """Closing any descriptor of a lock file would end the lock: nobody opens a second one."""
+    system = DiskSystem(place.disk, 7)
+    first, second, third = (FileSpool("/spool", IDENTITY, system=system, clock=place.clock) for _ in range(3))
+    first.claim(0, 0.0)
+    assert first.facts().drainer == 7
+    second.claim(0, 0.0)
+    second.close()
+    third.claim(0, 0.0)
+    assert not third.facts().draining
+    assert first._life.directory is not None
+    assert holders(first._life.directory) == (7, None)
+    third.close()
+    other = place.spool()
+    other.claim(0, 0.0)
+    assert other.facts().drainer == 7
+    assert first.facts().draining
+
+
+def test_one_of_a_forked_child_s_spools_drains(place: Place) -> None:
+    """The candidacy that it inherited is its parent's; the one that takes its place is one for all."""
+    system = DiskSystem(place.disk, 7)
+    spools = [FileSpool("/spool", IDENTITY, system=system, clock=place.clock) for _ in range(2)]
+    spools[0].claim(0, 0.0)
+    system.pid = 8
+    for spool in spools:
+        spool.claim(0, 0.0)
+    assert [spool.facts().draining for spool in spools] == [True, False]
+
+
+def test_what_nobody_has_looked_at_yet_may_wait(place: Place) -> None:
+    """A flush right after the start must not take a spool for empty whose drainer was killed at once."""
+    first = place.spool(drain=False)
+    first.put(event(1))
+    place.die(first)
+    assert place.spool().stats().waiting == 1

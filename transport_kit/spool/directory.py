@@ -202,7 +202,11 @@ def _open(system: System, path: str, within: int | None, *, make: bool = True, s
             raise OptionsError("queue", f"{shown} is a symbolic link or not a directory") from None
         raise
     problem = None
-    status = system.status(fd)
+    try:
+        status = system.status(fd)
+    except OSError:
+        system.close(fd)
+        raise
     if status.st_uid != system.user():
         problem = f"belongs to user {status.st_uid}, and this process is user {system.user()}"
     elif status.st_mode & 0o077:
