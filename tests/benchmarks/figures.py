@@ -12,6 +12,7 @@ import json
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,41 @@ def _throughput(dsn: str, seconds: float) -> dict[str, float]:
     return {"events/s": delivered / took, "CPU s per 1000": cpu * 1000 / delivered}
 
 
+def health(dsn: str) -> dict[str, float]:
+    """What a probe costs in an outage with a thousand envelopes: the best of 50 turns of 10."""
+    from transport_kit import make_transport
+
+    transport = make_transport("http://0123456789abcdef0123456789abcdef@127.0.0.1:9/1", backoff_base=60.0)
+    for number in range(1000):
+        transport.capture_event({"message": str(number)})
+    transport.flush(0.2)
+    best = float("inf")
+    for _ in range(50):
+        began = time.perf_counter_ns()
+        for _ in range(10):
+            transport.health()
+        best = min(best, (time.perf_counter_ns() - began) / 10)
+    transport.kill()
+    return {"µs": best / 1e3}
+
+
+def at_rest(dsn: str) -> dict[str, float]:
+    """From a capture to its answer, when the sender has parked before."""
+    from transport_kit import make_transport, memory_queue
+
+    memory_queue.AWAKE_FOR = 0.0
+    spent = []
+    with make_transport(dsn) as transport:
+        for number in range(101):
+            began = time.perf_counter_ns()
+            transport.capture_event(event(number))
+            assert transport.flush(10)
+            spent.append(time.perf_counter_ns() - began)
+            threading.Event().wait(0.01)
+    spent = sorted(spent[1:])  # the first one opens the connection
+    return {"p50 ms": spent[49] / 1e6, "p99 ms": spent[98] / 1e6}
+
+
 def importing(dsn: str) -> dict[str, float]:
     """`import transport_kit`, which imports neither urllib3 nor ssl."""
     began = time.perf_counter()
@@ -103,6 +139,8 @@ FIGURES: dict[str, tuple[Callable[[str], dict[str, float]], float]] = {
     "throughput": (throughput, 0.0),
     "throughput_50ms": (throughput_50ms, 0.05),
     "exception": (exception, 0.0),
+    "health": (health, 0.0),
+    "at_rest": (at_rest, 0.0),
     "importing": (importing, 0.0),
     **{name: (figure, 0.0) for name, figure in (request_figures.FIGURES | spool_figures.FIGURES).items()},
 }

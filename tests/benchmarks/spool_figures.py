@@ -255,6 +255,27 @@ def recover(dsn: str) -> dict[str, float]:
         return {"first ms": first * 1e3, "peak RSS MiB": peak / 1024, "of it before": before / 1024}
 
 
+def recover_files(dsn: str) -> dict[str, float]:
+    """A backlog of 10 000 files, as many short processes leave it: from the start to the first envelope."""
+    from tests.core.spool_support import NOW_MS, record
+    from transport_kit.spool import FileSpool
+    from transport_kit.spool.segments import SegmentName, segment_header
+
+    with _folder() as folder:
+        FileSpool(f"{folder}/spool", IDENTITY).close()
+        for number in range(10_000):
+            salt = number.to_bytes(8, "big")
+            name = SegmentName(4, NOW_MS * 1_000_000 + number, 42, salt)
+            path = Path(folder, "spool", IDENTITY, "seg", str(name))
+            path.write_bytes(segment_header(name) + record(_sealed(number), salt=salt))
+        began = time.monotonic()
+        spool = FileSpool(f"{folder}/spool", IDENTITY, max_bytes=4 << 30)
+        assert spool.claim(1, 60.0)
+        first = time.monotonic() - began
+        spool.close()
+        return {"first ms": first * 1e3}
+
+
 _IDLE = """
 import sys
 from transport_kit import make_transport
@@ -381,6 +402,7 @@ FIGURES: dict[str, Callable[[str], dict[str, float]]] = {
     "spool_put_four": put_four,
     "spool_drain": drain,
     "spool_recover": recover,
+    "spool_recover_files": recover_files,
     "spool_idle": idle,
     "spool_work_lost": work_lost,
 }

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from tests.timing import steps
 from transport_kit.envelope import Envelope
 from transport_kit.factory import make_transport
 from transport_kit.health import Health, LastError
@@ -201,15 +201,9 @@ def _busy() -> Iterator[Callable[[], Health]]:
     transport.kill()
 
 
-def test_health_takes_less_than_100_microseconds(busy: Callable[[], Health]) -> None:
-    """Probes come every second from every load balancer; the best of many runs leaves other load out."""
-    best = float("inf")
-    for _ in range(50):
-        began = time.perf_counter()
-        for _ in range(10):
-            busy()
-        best = min(best, (time.perf_counter() - began) / 10)
-    assert best < 100e-6
+def test_health_is_a_few_hundred_lines_whatever_waits(busy: Callable[[], Health]) -> None:
+    """Probes come every second from every load balancer, in an outage with a thousand envelopes too."""
+    assert steps(busy) < 600
     assert busy().pending == {"error": 1000}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import importlib
-import time
 import weakref
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.core.reporting_support import Kept, raised, reporter_for
-from tests.timing import quickest
+from tests.timing import steps
 from transport_kit.reporting.scrub import is_sensitive
 from transport_kit.reporting.values import Limits, Room, _classes, bounded
 
@@ -342,7 +341,7 @@ def cyclic(value: Any) -> Any:
 @settings(suppress_health_check=list(HealthCheck))
 @given(value=graphs)
 def test_any_object_graph_becomes_a_valid_event_in_time(value: Any) -> None:
-    """At most a megabyte and 50 ms, from variables, arguments, extra, breadcrumbs, contexts and events."""
+    """Of at most a megabyte and so many lines: variables, arguments, extra, breadcrumbs, contexts, events."""
     with Kept() as kept:
         reporter = reporter_for(kept)
 
@@ -355,9 +354,9 @@ def test_any_object_graph_becomes_a_valid_event_in_time(value: Any) -> None:
         except ValueError as caught:
             error = caught
         asked = Hostile.asked
-        best = 1.0
-        for _ in range(3):  # a garbage collection of the whole test run may fall into one of them
-            began = time.thread_time()
+        ids: list[str | None] = []
+
+        def capture() -> None:
             with reporter.request(named=lambda: ("/", "url")) as served:
                 scope = served.scope
                 scope.set_extra("value", value)
@@ -365,19 +364,15 @@ def test_any_object_graph_becomes_a_valid_event_in_time(value: Any) -> None:
                 scope.set_tag("value", value)
                 scope.set_user({"id": value, "value": value})
                 scope.add_breadcrumb("m", data={"value": value})
-                first = reporter.capture_exception(error)
-            best = min(best, time.thread_time() - began)
-            if best <= 0.05:
-                break
-            kept.clear()
-        second = reporter.capture_event({"extra": {"value": value}})
-        assert first is not None
-        assert second is not None
-        assert best <= 0.05
+                ids.append(reporter.capture_exception(error))
+
+        assert steps(capture) < 150_000
+        ids.append(reporter.capture_event({"extra": {"value": value}}))
+        assert None not in ids
         assert Hostile.asked == asked
         for sealed in kept.sealed:
             assert len(sealed) <= 1_000_000 + 1000
-        assert [event["event_id"] for event in kept.events] == [first, second]
+        assert [event["event_id"] for event in kept.events] == ids
 
 
 def test_twenty_frames_of_large_variables_stay_small_and_fast() -> None:
@@ -393,12 +388,7 @@ def test_twenty_frames_of_large_variables_stay_small_and_fast() -> None:
         reporter = reporter_for(kept)
         reporter.capture_exception(raised(KeyError("warm")))
 
-        def measure() -> float:
-            with pytest.raises(ValueError, match="x") as caught:
-                call(20)
-            began = time.thread_time()
-            assert reporter.capture_exception(caught.value) is not None
-            return time.thread_time() - began
-
-        assert quickest(measure, 0.05) <= 0.05  # a collection of the whole test run may fall into one
+        with pytest.raises(ValueError, match="x") as caught:
+            call(20)
+        assert steps(lambda: reporter.capture_exception(caught.value)) < 60_000
         assert len(kept.sealed[-1]) < 200_000
