@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.core.worker_support import CLASSES, SOON, event, log_batch, replay, session, transaction
+from tests.core.worker_support import CLASSES, event, log_batch, replay, session, transaction
+from tests.timing import SOON
 from transport_kit.envelope import Envelope
 from transport_kit.queue import Claim, Queue
 from transport_kit.sealing import SealedEnvelope

@@ -25,6 +25,7 @@ import pytest
 import trustme
 
 from tests.core.cli_support import run, run_json
+from tests.timing import SOON
 from transport_kit.cli import main
 from transport_kit.cli._advice import advice_for_error
 from transport_kit.exchange import ExchangeError, ExchangeErrorKind
@@ -349,7 +350,7 @@ def test_tls_to_a_port_without_tls_says_so() -> None:
         thread = threading.Thread(target=answer)
         thread.start()
         result = run_json("check", f"https://{KEY}@127.0.0.1:{listener.getsockname()[1]}/1")
-        thread.join(10)
+        thread.join(30)
     assert "begin the DSN with http://" in failed(result)["advice"]
 
 
@@ -359,7 +360,7 @@ def test_a_tls_handshake_that_hangs_costs_the_timeout() -> None:
         dsn = f"https://{KEY}@127.0.0.1:{listener.getsockname()[1]}/1"
         step = failed(run_json("check", dsn, "--timeout", "0.2"))
     assert step["name"] == "connect"
-    assert 0.2 <= step["seconds"] < 1.5
+    assert 0.2 <= step["seconds"] < SOON / 2
     assert "the port may not speak TLS" in step["advice"]
 
 
@@ -384,9 +385,9 @@ def test_a_connect_that_takes_several_addresses_ends_nevertheless(
         over.set()
         for thread in threading.enumerate():
             if thread.name == "transport-kit-step":
-                thread.join(10)
+                thread.join(30)
     assert step["name"] == "connect"
-    assert step["seconds"] < 2
+    assert step["seconds"] < SOON / 2
     assert "firewall" in step["advice"]
 
 
@@ -498,7 +499,7 @@ def test_a_server_that_never_answers_costs_the_timeout(server: FaultServer) -> N
     server.fault("hang")
     step = failed(run_json("check", server.dsn, "--timeout", "0.2"))
     assert step["name"] == "send"
-    assert 0.2 <= step["seconds"] < 1.5
+    assert 0.2 <= step["seconds"] < SOON / 2
     assert "does not answer" in step["advice"]
 
 
@@ -543,7 +544,7 @@ def test_the_command_draws_its_table_on_a_real_terminal(server: FaultServer) -> 
     )
     os.close(slave)
     shown = b""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + SOON
     try:
         while select.select([master], [], [], max(0.0, deadline - time.monotonic()))[0]:
             try:
@@ -553,7 +554,7 @@ def test_the_command_draws_its_table_on_a_real_terminal(server: FaultServer) -> 
             if not data:
                 break
             shown += data
-        assert process.wait(5) == 0
+        assert process.wait(SOON) == 0
     finally:
         os.close(master)
         process.kill()
@@ -593,7 +594,7 @@ def test_ctrl_c_ends_the_check_with_status_130(server: FaultServer) -> None:
     try:
         assert server.wait_for_requests(1, 20)
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=5)
+        stdout, stderr = process.communicate(timeout=SOON)
     finally:
         process.kill()
         process.wait()

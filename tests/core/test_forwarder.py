@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.timing import SOON
 from transport_kit import Dsn, make_transport
 from transport_kit.errors import OptionsError
 from transport_kit.forwarder import Forwarder, ForwarderView, Summary
@@ -25,8 +26,6 @@ from transport_kit.pace import Pace, Rate
 from transport_kit.paced import PacedSpool
 from transport_kit.spool import FileSpool, identity_of
 from transport_kit.testing import FaultServer
-
-SOON = 20.0
 
 
 @pytest.fixture(name="server")
@@ -199,7 +198,8 @@ def test_what_comes_later_is_taken_on_and_what_is_unknown_waits(
     identity = identity_of(Dsn.parse(server.dsn))
     waited = threading.Event()
     deadline = time.monotonic() + SOON
-    while identity not in forwarder.waiting and time.monotonic() < deadline:
+    # A moment earlier the reason is that it has not been looked at, or that nothing is there.
+    while "no DSN" not in forwarder.waiting.get(identity, "") and time.monotonic() < deadline:
         waited.wait(0.02)
     assert "no DSN" in forwarder.waiting[identity]
     assert any("no DSN" in reason for reason in forwarder.health().reasons)
@@ -328,7 +328,7 @@ def test_an_end_that_takes_too_long_gives_up_the_request(
     assert server.wait_for_requests(1, SOON)
     began = time.monotonic()
     assert run.end().delivered == {}
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < SOON / 2  # no answer would come for ever
     server.release()
     assert once(Forwarder(path, options(path))).delivered == {"error": 1}
     forwarder = Forwarder(path, options(path))

@@ -552,11 +552,11 @@ def test_kill_ends_at_once_and_counts_what_is_left(make: Callable[..., Scripted]
 
     def hang() -> None:
         entered.set()
-        released.wait(5)
+        released.wait(30)
 
     transport = make(hang)
     transport.capture_event({"message": "in flight"})
-    assert entered.wait(5)
+    assert entered.wait(30)
     transport.capture_event({"message": "waiting"})
     assert transport.pending == 2
     transport.kill()
@@ -622,7 +622,7 @@ def test_threads_that_notice_a_fork_at_once_agree_on_one_life(monkeypatch: pytes
 
         def _make_pool(self) -> None:
             if self.waits:
-                both.wait(5)
+                both.wait(30)
 
     transport = Slow()
     transport.waits = True

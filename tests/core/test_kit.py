@@ -228,7 +228,7 @@ def test_starts_at_the_same_time_agree_on_one_transport() -> None:
     ready, seen = threading.Barrier(8), []
 
     def start() -> None:
-        ready.wait(5)
+        ready.wait(30)
         kit.start()
         seen.append(kit.transport)
 
@@ -236,7 +236,7 @@ def test_starts_at_the_same_time_agree_on_one_transport() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(5)
+        thread.join(30)
     assert len(seen) == 8
     assert len(set(map(id, seen))) == 1
     assert not seen[0].closed

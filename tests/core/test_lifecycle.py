@@ -214,7 +214,7 @@ def test_sigterm_in_a_critical_section_comes_back_a_moment_later(kills: Any) -> 
     watched(only)
     lifecycle._on_sigterm(signal.SIGTERM, None)
     assert only.calls == []
-    assert kills[1].wait(5)
+    assert kills[1].wait(30)
     assert kills[0] == [(signal.SIGTERM, lifecycle._on_sigterm)]
 
 
@@ -255,7 +255,7 @@ def test_silence_waits_for_lines_that_are_being_written() -> None:
     class Slow(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             entered.set()
-            release.wait(5)
+            release.wait(30)
             lines.append(record.getMessage())
 
     handler = Slow()
@@ -263,7 +263,7 @@ def test_silence_waits_for_lines_that_are_being_written() -> None:
     try:
         thread = threading.Thread(target=log.warning, args=("one",))
         thread.start()
-        assert entered.wait(5)
+        assert entered.wait(30)
         log.silence(0.05)
         assert lines == []
         threading.Timer(0.05, release.set).start()
@@ -301,7 +301,7 @@ def test_a_fork_waits_for_a_section_and_a_section_for_a_fork(gate: forking._Gate
         forker = threading.Thread(target=fork)
         forker.start()
         assert not forked.wait(0.05)
-    assert forked.wait(5)
+    assert forked.wait(30)
     forker.join()
 
     def section() -> None:
@@ -312,7 +312,7 @@ def test_a_fork_waits_for_a_section_and_a_section_for_a_fork(gate: forking._Gate
     assert not entered.wait(0.05)
     gate._forkers = {threading.get_ident()}  # as if this thread had forked
     gate._after_in_parent()
-    assert entered.wait(5)
+    assert entered.wait(30)
 
 
 def test_a_fork_does_not_wait_for_ever(gate: forking._Gate, monkeypatch: pytest.MonkeyPatch) -> None:

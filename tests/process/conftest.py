@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.timing import SOON
 from transport_kit.testing import FaultServer
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,7 @@ class Ended:
 
 
 class Child:
-    """A running script; ends with the test."""
+    """A running script; ends with the test. What it does not say otherwise, its transports have time for."""
 
     def __init__(self, script: Path, dsn: str, *arguments: str, **environment: str) -> None:
         self.process = subprocess.Popen(
@@ -40,7 +41,13 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "TRANSPORT_KIT_DSN": dsn, **environment},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "TRANSPORT_KIT_DSN": dsn,
+                "TRANSPORT_KIT_SHUTDOWN_TIMEOUT": str(SOON),
+                **environment,
+            },
             start_new_session=True,
         )
 
@@ -52,7 +59,7 @@ class Child:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def end(self, timeout: float = 30.0) -> Ended:
+    def end(self, timeout: float = 2 * SOON) -> Ended:
         """Wait for its end. A child that hangs is a failure, with what it said so far."""
         try:
             out, err = self.process.communicate(timeout=timeout)
@@ -103,7 +110,7 @@ def _start(server: FaultServer, tmp_path: Path) -> Iterator[Callable[..., Child]
 def _run(start: Callable[..., Child]) -> Callable[..., Ended]:
     """Runs a script to its end."""
 
-    def run(script: str, *arguments: str, timeout: float = 30.0, **environment: Any) -> Ended:
+    def run(script: str, *arguments: str, timeout: float = 2 * SOON, **environment: Any) -> Ended:
         return start(script, *arguments, **environment).end(timeout)
 
     return run

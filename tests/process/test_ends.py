@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.timing import quickest
+from tests.timing import SOON, quickest, scaled
 from transport_kit.testing import FaultServer
 
 Run = Callable[..., Any]
@@ -43,10 +43,10 @@ ENDS = {
     # Flushed first: CPython forgets that it was Ctrl-C when any thread evaluates text, as an import may.
     "Ctrl-C": (
         "transport.flush(); transport.capture_event(event('last')); "
-        "os.kill(os.getpid(), signal.SIGINT); time.sleep(10)",
+        "os.kill(os.getpid(), signal.SIGINT); time.sleep(60)",
         -signal.SIGINT,
     ),
-    "SIGTERM": ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(10)", -signal.SIGTERM),
+    "SIGTERM": ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", -signal.SIGTERM),
     "a thread that is left": ("threading.Thread(target=time.sleep, args=(0.2,)).start()", 0),
     "in an exit hook": ("import atexit; atexit.register(transport.capture_event, event('last'))", 0),
 }
@@ -75,16 +75,19 @@ def test_a_transport_that_nobody_kept_is_seen_to_the_end(run: Run, server: Fault
 
 
 def test_captures_after_the_end_has_begun_are_delivered_in_the_caller(run: Run, server: FaultServer) -> None:
-    """An exit hook that comes after ours, and reports how the shutdown went."""
+    """An exit hook that comes after ours, and reports how the shutdown went: what it does itself takes
+    nothing of the time that the transport has."""
+    timeout = scaled(1.0)
     ended = run(
         f"{HEAD}\nimport atexit\n"
         "def last():\n"
-        "    threading.Event().wait(0.5)\n"
+        f"    threading.Event().wait({timeout})\n"
         "    transport.capture_event(event('late'))\n"
         "    print(transport.pending, transport.health().delivered)\n"
         "atexit.register(last)\n"  # runs after the hook that make_transport registers
-        "transport = make_transport(shutdown_timeout=0.4)\n"
+        f"transport = make_transport(shutdown_timeout={timeout})\n"
         "transport.capture_event(event('early'))\n"
+        f"assert transport.flush({SOON}).ok\n"  # connected, and everything imported
     )
     assert ended.out.strip() == "0 {'error': 2}"
     assert messages(server) == ["early", "late"]
@@ -118,8 +121,8 @@ def test_a_capture_while_the_interpreter_is_finalized_waits_for_no_dead_thread(
         "    def __del__(self):\n"
         "        began = time.monotonic()\n"
         "        taken = transport.capture_event(event('late'))\n"
-        "        print(sys.is_finalizing(), taken, time.monotonic() - began < 1.5)\n"
-        "transport = make_transport()\n"
+        f"        print(sys.is_finalizing(), taken, time.monotonic() - began < {SOON / 2})\n"
+        f"transport = make_transport(shutdown_timeout={SOON})\n"
         "if len(sys.argv) > 1: transport.capture_event(event(sys.argv[1]))\n"
         "late = Late()\n"
         "late.itself = late\n",
@@ -148,33 +151,38 @@ def at_once(measure: Callable[[str], float], cases: list[str], enough: float) ->
         return dict(zip(cases, took, strict=True))
 
 
-def test_a_server_that_hangs_costs_an_exit_two_seconds_and_one_line(run: Run, server: FaultServer) -> None:
+def test_a_server_that_hangs_costs_an_exit_the_timeout_and_one_line(run: Run, server: FaultServer) -> None:
     """`shutdown_timeout` is the most that all transports together add; what is left is said."""
     server.fault("hang")
+    timeout = scaled(2.0)
+    enough = 1.9 * timeout  # with the interpreter's own end, and not one timeout for each transport
 
     def measure(how: str) -> float:
         ended = run(
-            f"{HEAD}\nkept = [make_transport() for _ in range(2)]\n"
+            f"{HEAD}\nkept = [make_transport(shutdown_timeout={timeout}) for _ in range(2)]\n"
             "for transport in kept:\n"
             "    for n in range(3): transport.capture_event(event(str(n)))\n"
             f"print(time.monotonic(), flush=True)\n{how}"
         )
-        assert ended.err == "transport-kit: 6 envelopes not delivered within 2 s of exit\n"
+        assert ended.err == f"transport-kit: 6 envelopes not delivered within {timeout:g} s of exit\n"
         return float(ended.ended - float(ended.out))
 
-    took = at_once(measure, ["", "raise SystemExit(0)", "os.kill(os.getpid(), signal.SIGTERM)"], 2.3)
+    took = at_once(measure, ["", "raise SystemExit(0)", "os.kill(os.getpid(), signal.SIGTERM)"], enough)
     assert len(took) == 3
-    assert all(1.9 <= seconds <= 2.3 for seconds in took.values()), took  # with the interpreter's own end
+    assert all(0.95 * timeout <= seconds <= enough for seconds in took.values()), took
 
 
 def test_close_and_flush_return_in_time_although_the_server_hangs(run: Run, server: FaultServer) -> None:
-    """2.0 asked, at most 2.2 taken; from several threads at once; and a closed transport ends at once."""
+    """What was asked, and little more; from several threads at once; and a closed transport ends at once."""
     server.fault("hang")
+    timeout = scaled(2.0)
+    enough = 1.9 * timeout
 
     def measure(call: str) -> float:
-        wait = f"asyncio.run(transport.{call}(2.0))" if call == "aclose" else f"transport.{call}(2.0)"
+        wait = f"transport.{call}({timeout})"
+        wait = f"asyncio.run({wait})" if call == "aclose" else wait
         ended = run(
-            f"{HEAD}\nimport asyncio\ntransport = make_transport()\n"
+            f"{HEAD}\nimport asyncio\ntransport = make_transport(shutdown_timeout={SOON})\n"
             "for n in range(50): transport.capture_event(event(str(n)))\n"
             "def timed():\n"
             "    began = time.monotonic()\n"
@@ -192,14 +200,14 @@ def test_close_and_flush_return_in_time_although_the_server_hangs(run: Run, serv
         verdicts = {report.split()[1] for report in reports}
         assert "False" in verdicts
         assert verdicts == {"False"} or call != "flush"
-        assert ended.ended - float(last) < 1.5  # and not another two seconds
+        assert ended.ended - float(last) < SOON / 2  # and not the time of another close
         seconds = [float(report.split()[0]) for report in reports]
-        assert min(seconds) >= 1.9
+        assert min(seconds) >= 0.95 * timeout
         return max(seconds)
 
-    took = at_once(measure, ["close", "flush", "aclose"], 2.2)
+    took = at_once(measure, ["close", "flush", "aclose"], enough)
     assert len(took) == 3
-    assert all(seconds <= 2.2 for seconds in took.values()), took
+    assert all(seconds <= enough for seconds in took.values()), took
 
 
 # -- signals -----------------------------------------------------------------------------------------------
@@ -257,7 +265,7 @@ def test_sigterm_while_the_main_thread_holds_the_lock_still_drains(run: Run, ser
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    transport.capture_event(event('inside'))\n"
         "lock.drain()\n"
-        "threading.Event().wait(10)\n"
+        "threading.Event().wait(60)\n"
     )
     assert ended.status == -signal.SIGTERM
     assert ended.err == ""
@@ -267,19 +275,23 @@ def test_sigterm_while_the_main_thread_holds_the_lock_still_drains(run: Run, ser
 def test_sigterm_in_the_middle_of_captures_loses_none_that_was_accepted(
     run: Run, server: FaultServer
 ) -> None:
-    """A timer sends it wherever the main thread happens to be: sealing, putting, counting."""
+    """A thread sends it wherever the main thread happens to be: sealing, putting, counting."""
     ended = run(
-        f"{HEAD}\ntransport = make_transport(shutdown_timeout=10.0)\n"
-        "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        f"{HEAD}\ntransport = make_transport()\n"
+        "enough = threading.Event()\n"
+        "def end():\n"
+        "    enough.wait()\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "threading.Thread(target=end).start()\n"
         "n = 0\n"
         "while True:\n"
         "    if transport.pending < 2000 and transport.capture_event(event('x' * 2000)):\n"
-        "        n += 1; os.write(1, b'.')\n",
-        timeout=40.0,
+        "        n += 1; os.write(1, b'.')\n"
+        "        if n == 200: enough.set()\n",
     )
     assert ended.status == -signal.SIGTERM, ended.err
     accepted = ended.out.count(".")
-    assert accepted > 100
+    assert accepted >= 200
     # One may have been accepted and not yet printed.
     assert accepted <= len(messages(server)) <= accepted + 1
     assert len(set(server.event_ids())) == len(server.event_ids())
@@ -304,7 +316,7 @@ transport.capture_event(event("parent"))
 
 
 @pytest.mark.parametrize("before", ["pass", "transport.capture_event(event('before'))"])
-@pytest.mark.parametrize("end", ["sys.exit(0)", "assert transport.flush(5.0).delivered == 1; os._exit(0)"])
+@pytest.mark.parametrize("end", ["sys.exit(0)", "assert transport.flush(30.0).delivered == 1; os._exit(0)"])
 def test_a_forked_child_delivers_its_own_and_nothing_of_its_parents(
     before: str, end: str, run: Run, server: FaultServer
 ) -> None:
@@ -330,11 +342,11 @@ def test_a_fork_while_a_lock_is_held_hangs_nobody(lock: str, run: Run, server: F
         f"{HEAD}\nlogging.basicConfig(level=logging.DEBUG, stream=open(os.devnull, 'w'))\n"
         "other = make_transport(lambda envelope: None)\n"
         "transport = make_transport()\n"
-        "transport.capture_event(event('before')); transport.flush(5.0)\n"
+        "transport.capture_event(event('before')); transport.flush(30.0)\n"
         "held, release = threading.Event(), threading.Event()\n"
         "def hold():\n"
         f"    with {lock}:\n"
-        "        held.set(); release.wait(10)\n"
+        "        held.set(); release.wait(60)\n"
         "threading.Thread(target=hold).start()\n"
         "held.wait()\n"
         "pid = os.fork()\n"
@@ -342,13 +354,12 @@ def test_a_fork_while_a_lock_is_held_hangs_nobody(lock: str, run: Run, server: F
         "    logging.getLogger().debug('child')\n"
         "    assert other.capture_event(event('x')) and other.health().delivered == {'error': 1}\n"
         "    assert transport.capture_event(event('child'))\n"
-        "    assert transport.flush(10.0).ok\n"
+        "    assert transport.flush(30.0).ok\n"
         "    assert transport.health().delivered == {'error': 1}\n"
         "    os._exit(0)\n"
         "_, status = os.waitpid(pid, 0)\n"
         "release.set()\n"
         "sys.exit(status != 0)\n",
-        timeout=40.0,
     )
     assert (ended.status, ended.err) == (0, "")
     assert messages(server) == ["before", "child"]
@@ -370,11 +381,11 @@ def test_a_fork_waits_until_the_first_delivery_has_imported_what_it_needs(
         "sys.meta_path.insert(0, Slow())\n"
         "transport = make_transport()\n"
         "transport.capture_event(event('before'))\n"
-        "assert begun.wait(10)\n"
+        "assert begun.wait(30)\n"
         "pid = os.fork()\n"
         "if pid == 0:\n"
         "    transport.capture_event(event('child'))\n"
-        "    os._exit(0 if transport.flush(10.0).ok else 1)\n"
+        "    os._exit(0 if transport.flush(30.0).ok else 1)\n"
         "_, status = os.waitpid(pid, 0)\n"
         "sys.exit(status != 0)\n",
     )
@@ -393,7 +404,7 @@ def test_a_fork_that_no_hook_saw_is_noticed(run: Run, server: FaultServer) -> No
         "    if pid == 0:\n"
         "        assert transport.health().captured == {}\n"
         "        assert transport.capture_event(event('child'))\n"
-        "        assert transport.flush(5.0).delivered == 1\n"
+        "        assert transport.flush(30.0).delivered == 1\n"
         "        os._exit(0)\n"
         "_, status = os.waitpid(pid, 0)\n"
         "sys.exit(status != 0)\n"
@@ -432,7 +443,7 @@ if __name__ == "__main__":
     context = multiprocessing.get_context(sys.argv[1])
     children = [context.Process(target=work, args=(str(n),)) for n in range(2)]
     for child in children: child.start()
-    for child in children: child.join(20)
+    for child in children: child.join(60)
     assert [child.exitcode for child in children] == [0, 0], children
     with context.Pool(1) as pool:
         pool.map(work, ["pool"])
@@ -441,7 +452,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("before", ["pass", "transport.capture_event(event('main')); transport.flush(5.0)"])
+@pytest.mark.parametrize("before", ["pass", "transport.capture_event(event('main')); transport.flush(30.0)"])
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_a_child_of_multiprocessing_delivers_before_it_ends(
     method: str, before: str, run: Run, server: FaultServer
@@ -455,18 +466,19 @@ def test_a_child_of_multiprocessing_delivers_before_it_ends(
 def test_an_end_that_both_hooks_see_waits_once_and_says_it_once(run: Run, server: FaultServer) -> None:
     """With multiprocessing loaded, its finalizer and atexit both call."""
     server.fault("hang")
+    timeout = scaled(2.0)
 
     def measure() -> float:
         ended = run(
             f"{HEAD}\nimport multiprocessing.util\n"
-            "transport = make_transport(shutdown_timeout=1.0)\n"
+            f"transport = make_transport(shutdown_timeout={timeout})\n"
             "transport.capture_event(event('x'))\n"
             "print(time.monotonic(), flush=True)\n"
         )
-        assert ended.err == "transport-kit: 1 envelope not delivered within 1 s of exit\n"
+        assert ended.err == f"transport-kit: 1 envelope not delivered within {timeout:g} s of exit\n"
         return float(ended.ended - float(ended.out))
 
-    assert 0.9 <= quickest(measure, 1.3) <= 1.3
+    assert 0.95 * timeout <= quickest(measure, 1.9 * timeout) <= 1.9 * timeout
 
 
 # -- many exits --------------------------------------------------------------------------------------------
@@ -485,7 +497,7 @@ if number % 3 == 0: logging.getLogger("app").debug("the last line")
 
 def exits(start: Run, server: FaultServer, count: int) -> None:
     def one(number: int) -> tuple[int, int, str]:
-        ended = start(EXIT, str(number)).end(60.0)
+        ended = start(EXIT, str(number)).end()
         return number, ended.status, ended.err
 
     server.answer(503, times=count // 4)
@@ -521,11 +533,11 @@ def test_forks_under_load_hang_nobody_and_double_nothing(forks: int, run: Run, s
         f"for n in range({forks}):\n"
         "    pid = os.fork()\n"
         "    if pid == 0:\n"
-        "        ok = transport.capture_event(event(f'child {n}')) and transport.flush(20.0).ok\n"
+        "        ok = transport.capture_event(event(f'child {n}')) and transport.flush(60.0).ok\n"
         "        os._exit(0 if ok else 1)\n"
         "    assert os.waitpid(pid, 0)[1] == 0, n\n"
         "stop.set()\n"
-        "assert transport.close(20.0).ok\n",
+        "assert transport.close(60.0).ok\n",
         timeout=550.0,
     )
     assert ended.err == ""

@@ -18,7 +18,7 @@ from transport_kit import Envelope, make_transport
 transport = make_transport()
 if "connected" in sys.argv:
     transport.capture_event({"message": "before"})
-    transport.flush(10.0)
+    transport.flush(30.0)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 taken = []
 try:
@@ -32,7 +32,7 @@ transport.capture_envelope(event)
 print(transport.flush(0.5).pending)
 for descriptor in taken:
     os.close(descriptor)
-print(transport.flush(10.0).delivered, transport.health().discarded_by_category)
+print(transport.flush(30.0).delivered, transport.health().discarded_by_category)
 """
 
 

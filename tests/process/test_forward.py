@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from tests.process.arrivals import all_arrive, ids, told
+from tests.timing import SOON, scaled
 from transport_kit import Dsn, make_transport
 from transport_kit.spool import identity_of
 from transport_kit.testing import FaultServer
 
-SOON = 20.0
 MAX_SENDERS = 8
 WRITER = """
 import sys
@@ -47,7 +47,7 @@ class Forwarder:
             [sys.executable, "-m", "transport_kit", "forward", *arguments, "--json"],
             stdout=subprocess.PIPE,
             text=True,
-            env={**clean, **environment},
+            env={**clean, "TRANSPORT_KIT_SHUTDOWN_TIMEOUT": str(3 * SOON), **environment},
         )
 
     def until(self, word: str) -> dict[str, Any]:
@@ -228,7 +228,7 @@ def test_a_segment_of_absurd_size_holds_up_neither_what_waits_nor_the_end(
         assert all_arrive(server, ids(2), SOON)
         began = time.monotonic()
         assert forwarder.end(signal.SIGTERM) == 0
-        assert time.monotonic() - began < 3.0
+        assert time.monotonic() - began < scaled(3.0)
 
 
 def test_once_tells_the_loss_counts_it_found(tmp_path: Path, forward: Callable[..., Forwarder]) -> None:
@@ -270,7 +270,7 @@ def test_loss_counts_that_no_server_took_are_left_to_the_next_run(
             server.down()
         else:
             server.hold()
-        first = forward(path, "--once", TRANSPORT_KIT_SHUTDOWN_TIMEOUT="0.5")
+        first = forward(path, "--once", TRANSPORT_KIT_SHUTDOWN_TIMEOUT=str(scaled(1.0)))
         assert first.end() == 0
         assert len(server.requests) == (way == "hung")
         if way == "refused":

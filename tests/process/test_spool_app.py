@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.arrivals import all_arrive, ids, told
-from tests.timing import quickest
+from tests.timing import SOON, quickest, scaled
 from transport_kit import make_transport
 from transport_kit.errors import OptionsError
 from transport_kit.spool import FileSpool, identity_of
@@ -33,9 +33,8 @@ if then == "die":
     os.kill(os.getpid(), 9)
 if then == "stay":
     sys.stdin.read()
-transport.close(5.0 if then != "write" else 0.0)
+transport.close(30.0 if then != "write" else 0.0)
 """
-SOON = 10.0
 
 
 def app(server: FaultServer, path: Path, begin: int, end: int, then: str) -> subprocess.Popen[str]:
@@ -92,7 +91,7 @@ def test_another_process_takes_over_within_a_second(tmp_path: Path) -> None:
     def takeover() -> float:
         with FaultServer() as server:
             server.hold()
-            path = tmp_path / str(time.monotonic_ns())
+            path = tmp_path / str(time.monotonic_ns())  # a new one each time
             first = app(server, path, 0, 1, "stay")
             assert server.wait_for_requests(1, SOON)
             second = app(server, path, 1, 1, "stay")
@@ -106,7 +105,7 @@ def test_another_process_takes_over_within_a_second(tmp_path: Path) -> None:
             ended(first)
             return took
 
-    assert quickest(takeover, 1.2) <= 1.2
+    assert quickest(takeover, scaled(2.0)) <= scaled(2.0)
 
 
 def test_a_flush_before_the_start_delivers_what_a_killed_process_left(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ def run(*arguments: str) -> str:
     return found.stdout
 
 
-@pytest.mark.timeout(120)
 def test_no_kill_loses_what_was_accepted() -> None:
     """Writers, drainer or all killed at random; short writes, unseen forks, threads, a full disk: three
     trials of each kind."""

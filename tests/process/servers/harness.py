@@ -26,13 +26,14 @@ from typing import Final
 import trustme
 
 from tests.process.servers.rows import IN_FLIGHT, NONE, SHUTDOWN_TIMEOUT, Row
+from tests.timing import SOON
 from transport_kit.testing import FaultServer
 
 __all__ = ["missing", "Outcome", "ROOT", "run"]
 
 ROOT: Final = Path(__file__).parents[3]
 #: Seconds until whatever a row waits for must have come.
-PATIENCE: Final = 20.0
+PATIENCE: Final = SOON
 #: Clients at a time, requests of each at most, and seconds between two of them.
 CLIENTS: Final = 3
 MOST: Final = 1000

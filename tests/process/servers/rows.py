@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+from tests.timing import scaled
+
 __all__ = ["IN_FLIGHT", "NONE", "Row", "ROWS", "SHUTDOWN_TIMEOUT"]
 
 #: Seconds that the slow request takes which is in flight when the signal comes.
 IN_FLIGHT: Final = 0.3
-#: The library's default.
-SHUTDOWN_TIMEOUT: Final = 2.0
+#: The library's default, as long as it is on this machine.
+SHUTDOWN_TIMEOUT: Final = scaled(2.0)
 #: The hook of a process whose end nothing sees.
 NONE: Final = "none"
 

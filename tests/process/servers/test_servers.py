@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -14,11 +15,12 @@ from tests.needs import do_without
 from tests.process.servers.harness import ROOT, missing, run
 from tests.process.servers.rows import IN_FLIGHT, NONE, ROWS, SHUTDOWN_TIMEOUT, Row
 from tests.process.servers.table import record
+from tests.timing import scaled
 
 #: What a drainer that was killed may have had in its hands.
 MAX_SENDERS = 8
 #: Seconds beyond the request in flight and the time to drain.
-SLACK = 1.0
+SLACK: Final = scaled(2.0)
 CRASH = re.compile(r".*(?:SIGABRT|SIGSEGV|Fatal Python error|RecursionError|Exception ignored in).*")
 HANGS = ("gunicorn gthread", "gunicorn uvicorn", "uvicorn --workers 2", "granian", "hypercorn", "waitress")
 
@@ -51,9 +53,10 @@ def test_a_server_that_ends_under_load_keeps_what_the_table_says(
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name in HANGS], ids=lambda row: row.name)
 def test_a_receiver_that_hangs_costs_the_shutdown_timeout_and_no_more(row: Row, tmp_path: Path) -> None:
     """Process managers kill what is late, and then more than a few events are lost."""
-    outcome = run(row, tmp_path, hangs=True, shutdown_timeout=0.5)
+    timeout = scaled(0.5)
+    outcome = run(row, tmp_path, hangs=True, shutdown_timeout=timeout)
     assert outcome.delivered == 0
-    assert 0.5 <= outcome.seconds <= IN_FLIGHT + 0.5 + SLACK, outcome.said
+    assert timeout <= outcome.seconds <= IN_FLIGHT + timeout + SLACK, outcome.said
 
 
 def test_the_documentation_shows_each_row() -> None:
