@@ -1,9 +1,8 @@
 """Strict JSON: what may be written, and the bounded walk that repairs the rest.
 
-Owns the one call to the JSON encoder on the capture path. Nothing is serialised behind the user's back:
-the encoder refuses dataclasses, subclasses and datetimes, and `repair` writes objects it does not know as
-their class name, without calling any of their methods. Knows nothing about envelopes; `trimming.py` makes
-oversize events smaller.
+Nothing is serialised behind the user's back: the encoder (`encoder.py`) refuses dataclasses, subclasses and
+datetimes, and `repair` writes objects it does not know as their class name, without calling any of their
+methods. Knows nothing about envelopes; `trimming.py` makes oversize events smaller.
 
 Threads: every function may be called from any thread, holds no lock and keeps no state. A value that
 another thread changes meanwhile is written as it was at some moment, part by part, or is a `SealError`.
@@ -23,15 +22,10 @@ from types import MappingProxyType
 from typing import Any, Final
 from uuid import UUID
 
-import orjson
-
+from transport_kit.encoder import Fragment, dumps
 from transport_kit.errors import SealError
 
 __all__ = ["clean_text", "dump", "encode", "repair"]
-
-_STRICT: Final = (
-    orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATETIME
-)
 
 # Bytes of a buffer from which on the allocator takes back what is not used, but for a tenth.
 _GIVEN_BACK: Final = 16 * 1024
@@ -61,12 +55,10 @@ def encode(value: object, path: str) -> bytes:
     Raises:
         SealError: The value changed under our hands at every try, or is too big for the memory.
     """
-    if type(value) is not tuple:
-        try:
-            _frames_to_spare()
-            return dump(value)
-        except (TypeError, RecursionError):
-            pass
+    try:
+        return dump(value)
+    except (TypeError, RecursionError):
+        pass
     try:
         return dump(repair(value, path))
     except SealError:
@@ -80,19 +72,12 @@ def dump(value: object) -> bytes:
 
     Raises:
         TypeError: The encoder refuses it.
+        RecursionError: The recursion limit is too near.
     """
     # The encoder leaves its result in the buffer it wrote to: up to twice the size, and 4 kB for a
     # header. These bytes may wait in a queue that counts them. The end of a large buffer is given back.
-    result = orjson.dumps(value, option=_STRICT)
+    result = dumps(value)
     return result if len(result) >= _GIVEN_BACK else bytes(memoryview(result))
-
-
-def _frames_to_spare(more: int = 10) -> None:
-    # The encoder reads an Enum's value through two frames of Python, and kills the process when these
-    # raise: near the recursion limit the error must come up here, before it starts. `repair` calls the
-    # encoder too, from a few frames further down.
-    if more:
-        _frames_to_spare(more - 1)
 
 
 def clean_text(text: str) -> str:
@@ -219,12 +204,7 @@ class _Repair:
         depth = 0 if parent is None else parent.depth
         if depth >= MAX_DEPTH:
             return "<too deep>"
-        # Not tuples: some releases of the encoder overflow the stack on one at the root of a cycle.
-        if (
-            0 < depth <= _WHOLE_DEPTH
-            and type(value) is not tuple
-            and (whole := self._whole(value)) is not None
-        ):
+        if 0 < depth <= _WHOLE_DEPTH and (whole := self._whole(value)) is not None:
             return whole
         copy: dict[str, Any] | list[Any]
         read = _reader(type(value), _MAPPINGS)
@@ -237,22 +217,22 @@ class _Repair:
         self._open.append(_Open(value, read, copy, parent, key))
         return copy
 
-    def _whole(self, value: object) -> orjson.Fragment | None:
+    def _whole(self, value: object) -> Any:
         try:
-            part = orjson.dumps(value, option=_STRICT)
-        except TypeError:
+            part = dumps(value)
+        except (TypeError, RecursionError):
             return None
         if len(part) > self._text:
             return None
         self._text -= len(part)
-        return orjson.Fragment(part)
+        return Fragment(part)
 
     def _key(self, raw: object) -> str:
         raw = _member_value(raw)
         leaf = self._leaf(raw)
         if type(leaf) is str:
             return leaf
-        return _class_name(raw) if leaf is _NOT_A_LEAF else orjson.dumps(leaf).decode()
+        return _class_name(raw) if leaf is _NOT_A_LEAF else dumps(leaf).decode()
 
     def _leaf(self, value: object) -> Any:
         """The JSON scalar for `value`, or `_NOT_A_LEAF` for a container.

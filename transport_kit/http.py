@@ -19,12 +19,11 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-import orjson
-
 from transport_kit import lifecycle
 from transport_kit.compression import SMALLEST, codec
 from transport_kit.connections import ConnectionPool
 from transport_kit.dsn import Dsn
+from transport_kit.encoder import dumps
 from transport_kit.envelope import Envelope
 from transport_kit.errors import OptionsError, SealError
 from transport_kit.exchange import ExchangeError, Response
@@ -46,7 +45,7 @@ __all__ = ["BaseHttpTransport", "HttpTransport"]
 #: Characters of an error answer that are logged.
 SHOWN = 200
 _CONTENT_TYPE = "application/x-sentry-envelope"
-_REPORT_HEADER = orjson.dumps({"sdk": {"name": SDK_NAME, "version": VERSION}})
+_REPORT_HEADER = dumps({"sdk": {"name": SDK_NAME, "version": VERSION}})
 _NO_LIMITS = RateLimits()
 
 

@@ -14,8 +14,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, Final, Self
 
-import orjson
-
+from transport_kit.encoder import loads
 from transport_kit.encoding import clean_text, encode
 from transport_kit.errors import SealError
 from transport_kit.sealing import KINDS, UNKNOWN, Quantities, SealedItem
@@ -78,7 +77,8 @@ class Item:
     ) -> None:
         if not isinstance(type, str):
             raise TypeError(f"an item's type is a str, not {type.__class__.__name__}")
-        own: dict[str, Any] = {"type": type}
+        # Exact: it is written into heads of records too, which take nothing else.
+        own: dict[str, Any] = {"type": str.__str__(type)}
         if headers:
             own.update((name, value) for name, value in headers.items() if name not in ("type", "length"))
         if content_type is not None:
@@ -259,7 +259,7 @@ def _quantities(headers: Mapping[str, Any], payload: Any, body: bytes) -> Quanti
 def loaded(body: bytes | str) -> dict[str, Any]:
     """The JSON object in `body`, or an empty one."""
     try:
-        found = orjson.loads(body)
+        found = loads(body)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

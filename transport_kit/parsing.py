@@ -11,11 +11,9 @@ Source: PROTOCOL section 2, rules 1 to 14.
 from __future__ import annotations
 
 import json
-import math
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
-import orjson
-
+from transport_kit.encoder import check_depth, dumps, finite, integer, refuse_constant
 from transport_kit.errors import InvalidEnvelope
 
 __all__ = ["MAX_HEADER_BYTES", "MAX_ITEMS", "parse_envelope"]
@@ -105,15 +103,17 @@ def _header(line: bytes, known: frozenset[str]) -> _Headers:
         return dict(found)
 
     try:
+        text = line.decode("utf-8")
+        check_depth(text)
         headers: _Headers = json.loads(
-            line.decode("utf-8"),
+            text,
             object_pairs_hook=keep,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
+            parse_constant=refuse_constant,
+            parse_float=finite,
             parse_int=_integer,
         )
         # What can't be written again is no header: lone surrogates, and nesting out of all proportion.
-        orjson.dumps(headers)
+        dumps(headers)
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
     except json.JSONDecodeError as error:
@@ -130,22 +130,9 @@ def _header(line: bytes, known: frozenset[str]) -> _Headers:
     return headers
 
 
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError("a number out of range")
-    return number
-
-
 def _integer(text: str) -> int | float:
-    """As Relay's reader does: beyond 64 bits a float, and -0 too. Long ints would take quadratic time."""
-    if len(text) <= 20 and text != "-0" and -(2**63) <= (number := int(text)) < 2**64:
-        return number
-    return _finite(text)
+    """As Relay's reader does: beyond 64 bits a float, and -0 too."""
+    return -0.0 if text == "-0" else integer(text)
 
 
 def _length(headers: _Headers, at: int) -> int | None:

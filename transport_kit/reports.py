@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-import orjson
-
+from transport_kit.encoder import dumps
 from transport_kit.envelope import Item
 from transport_kit.ledger import Report
 from transport_kit.sealing import SealedItem
@@ -34,5 +33,5 @@ def report_items(report: Report) -> Iterator[SealedItem]:
     timestamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     for start in range(0, len(entries), MAX_REPORTED):
         part = entries[start : start + MAX_REPORTED]
-        payload = orjson.dumps({"timestamp": timestamp, "discarded_events": part})
+        payload = dumps({"timestamp": timestamp, "discarded_events": part})
         yield Item(payload, type="client_report").seal()

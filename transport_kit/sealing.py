@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple, Self, TypeAlias
 
-import orjson
-
+from transport_kit.encoder import dumps, loads
 from transport_kit.errors import SealError
 
 __all__ = ["Kind", "KINDS", "LeftOut", "Priority", "Quantities", "SealedEnvelope", "SealedItem", "UNKNOWN"]
@@ -196,7 +195,7 @@ class SealedEnvelope:
         Args:
             header: A JSON object such as `b"{}"`.
         """
-        event_id = orjson.loads(header).get("event_id")
+        event_id = loads(header).get("event_id")
         return cls(header, event_id=event_id)
 
     @property
@@ -316,7 +315,7 @@ class SealedEnvelope:
         header = self.header
         if sent_at is not None:
             comma = b"," if len(header) > 2 else b""
-            header = b'%b%b"sent_at":%b}' % (header[:-1], comma, orjson.dumps(sent_at))
+            header = b'%b%b"sent_at":%b}' % (header[:-1], comma, dumps(sent_at))
         parts = [header, b"\n"]
         for item in self.items:
             parts += (item.header, b"\n", item.payload, b"\n")

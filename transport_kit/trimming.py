@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
-import orjson
-
+from transport_kit.encoder import dumps, loads
 from transport_kit.encoding import dump
 from transport_kit.errors import SealError
 
@@ -39,7 +38,7 @@ def trim(body: bytes, limit: int, path: str) -> bytes:
         return body
     size = len(body)
     try:
-        event = orjson.loads(body)
+        event = loads(body)
     except ValueError:
         event = None
     if type(event) is not dict:
@@ -66,7 +65,7 @@ _Cuts = Iterator[tuple[int, Callable[[], object]]]
 
 
 def _cost(value: object) -> int:
-    return len(orjson.dumps(value))
+    return len(dumps(value))
 
 
 def _vars(event: dict[str, Any]) -> _Cuts:

@@ -13,7 +13,6 @@ import ipaddress
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-import orjson
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,6 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from transport_kit.encoder import dumps
 from transport_kit.envelope import Envelope
 from transport_kit.receiver.auth import mask
 from transport_kit.receiver.faults import Faults
@@ -205,7 +205,7 @@ class _Handlers:
             if fault == "slow":
                 await _gone(request, self._faults.slow_by)
         return Response(
-            orjson.dumps({} if event_id is None else {"id": event_id}),
+            dumps({} if event_id is None else {"id": event_id}),
             headers=announced,
             media_type="application/json",
         )
@@ -247,14 +247,14 @@ class _Handlers:
         if not (given.isascii() and given.isdigit() and len(given) < 10 and int(given) > 0):
             raise Refusal(400, "bad limit", [f"a number from 1 to {_MAX_LISTED} is expected"])
         records = self._store.latest(min(int(given), _MAX_LISTED))
-        return Response(orjson.dumps(records), media_type="application/json")
+        return Response(dumps(records), media_type="application/json")
 
     def event(self, request: Request) -> Response:
         """GET /api/events/{event_id}: the newest envelope of that id, with its payload."""
         stored = self._store.by_event_id(request.path_params["event_id"].replace("-", "").lower())
         if stored is None:
             raise Refusal(404, "unknown event", ["no stored envelope has that event id"])
-        shown = mask(orjson.dumps(_detail(stored)).decode(), stored.key)
+        shown = mask(dumps(_detail(stored)).decode(), stored.key)
         return Response(shown, media_type="application/json")
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import orjson
-
+from transport_kit.encoder import indented, loads
 from transport_kit.envelope import Envelope, Item
 from transport_kit.receiver.summary import bounded, dig, exceptions, frames, load, primary_item, text
 
@@ -133,7 +132,7 @@ def _readable(value: object) -> str:
     if value is None or value in ({}, [], ""):
         return ""
     if isinstance(value, dict | list):
-        return orjson.dumps(bounded(value), option=orjson.OPT_INDENT_2).decode()
+        return indented(bounded(value))
     return text(value, 10_000) or ""
 
 
@@ -151,6 +150,6 @@ def _item(item: Item) -> dict[str, Any]:
 def _payload(payload: bytes) -> str:
     """JSON is indented, anything else shown as text."""
     try:
-        return orjson.dumps(orjson.loads(payload), option=orjson.OPT_INDENT_2).decode()
-    except orjson.JSONDecodeError:
+        return indented(loads(payload))
+    except (ValueError, TypeError):
         return payload.decode("utf-8", "replace")

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import orjson
-
+from transport_kit.encoder import dumps, loads
 from transport_kit.envelope import Envelope, Item
 from transport_kit.errors import InvalidEnvelope
 from transport_kit.receiver.auth import Auth, authorize, mask, parse_project, request_auth
@@ -133,7 +132,7 @@ class Ingest:
             size=len(body),
         )
         # The record is what is shown; masked once here, it can't be forgotten there.
-        shown: dict[str, Any] = orjson.loads(mask(orjson.dumps(record).decode(), auth.key))
+        shown: dict[str, Any] = loads(mask(dumps(record).decode(), auth.key))
         try:
             number = self._store.add(event_id=event_id, key=auth.key, record=shown, body=body)
         except sqlite3.Error as error:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import orjson
 from starlette.responses import Response
+
+from transport_kit.encoder import dumps
 
 __all__ = ["Refusal"]
 
@@ -43,7 +44,7 @@ class Refusal(Exception):
         # A header must be one line of visible ASCII whatever the detail quotes from the request.
         line = "".join(c if " " <= c <= "~" else "?" for c in self.detail[:256])
         return Response(
-            orjson.dumps({"detail": self.detail, "causes": self.causes}),
+            dumps({"detail": self.detail, "causes": self.causes}),
             status_code=self.status,
             headers={"X-Sentry-Error": line, **self.headers},
             media_type="application/json",

@@ -17,8 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import orjson
-
+from transport_kit.encoder import dumps, loads
 from transport_kit.errors import OptionsError
 
 __all__ = ["Store", "StoredEnvelope"]
@@ -101,7 +100,7 @@ class Store:
             with self._connection as db:
                 cursor = db.execute(
                     "INSERT INTO envelope (event_id, size, key, record, body) VALUES (?, ?, ?, ?, ?)",
-                    (event_id, len(body), key, orjson.dumps(record).decode(), body),
+                    (event_id, len(body), key, dumps(record).decode(), body),
                 )
                 db.execute("UPDATE total SET envelopes = envelopes + 1, bytes = bytes + ?", (len(body),))
                 number = cursor.lastrowid or 0
@@ -116,7 +115,7 @@ class Store:
             rows = self._connection.execute(
                 "SELECT n, record FROM envelope ORDER BY n DESC LIMIT ?", (limit,)
             ).fetchall()
-        return [{"n": number, **orjson.loads(record)} for number, record in rows]
+        return [{"n": number, **loads(record)} for number, record in rows]
 
     def by_number(self, number: int) -> StoredEnvelope | None:
         """The envelope of that number; None when unknown or dropped."""
@@ -161,7 +160,7 @@ class Store:
         if row is None:
             return None
         number, record, key, body = row
-        return StoredEnvelope(number, {"n": number, **orjson.loads(record)}, key, body)
+        return StoredEnvelope(number, {"n": number, **loads(record)}, key, body)
 
     def _evict(self, db: sqlite3.Connection, newest: int) -> None:
         envelopes, size = db.execute("SELECT envelopes, bytes FROM total").fetchone()

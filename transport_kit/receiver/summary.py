@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
-
+from transport_kit.encoder import dumps, loads
 from transport_kit.envelope import Envelope, Item
 
 __all__ = ["bounded", "dig", "exceptions", "frames", "load", "primary_item", "summarize", "text"]
@@ -29,8 +28,8 @@ _COMPANIONS = frozenset({"attachment", "client_report", "user_report", "profile"
 def load(payload: bytes) -> Mapping[str, Any] | None:
     """A payload's JSON object; None when it is anything else."""
     try:
-        value = orjson.loads(payload)
-    except orjson.JSONDecodeError:
+        value = loads(payload)
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None
 
@@ -131,7 +130,7 @@ def summarize(
 
 def _headers(headers: Mapping[str, Any]) -> object:
     listed = bounded(dict(headers))
-    return listed if len(orjson.dumps(listed)) <= _MAX_HEADERS_BYTES else {"…": "too long to list"}
+    return listed if len(dumps(listed)) <= _MAX_HEADERS_BYTES else {"…": "too long to list"}
 
 
 def _exception(raised: Sequence[Mapping[str, Any]]) -> dict[str, str | None] | None:

@@ -19,8 +19,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, Final, Self
 
-import orjson
-
+from transport_kit.encoder import loads
 from transport_kit.reporting.scrub import (
     FILTERED,
     is_personal,
@@ -250,8 +249,8 @@ def _parsed(text: str, info: RequestInfo) -> object:
     kind = next((value.lower() for name, value in info.headers if name.lower() == "content-type"), "")
     if "json" in kind and len(text) <= _MAX_BODY:
         try:
-            return orjson.loads(text)
-        except orjson.JSONDecodeError:
+            return loads(text)
+        except ValueError:
             return text
     if "form-urlencoded" in kind:
         return scrub_query(text[:_MAX_BODY], send_pii=True)

@@ -17,9 +17,8 @@ from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
-import orjson
-
 from transport_kit.dsn import Dsn
+from transport_kit.encoder import dumps_text
 from transport_kit.options import ReporterOptions
 from transport_kit.reporting.spans import running_span
 from transport_kit.reporting.trace import Trace
@@ -178,7 +177,7 @@ def sentry_members(baggage: str) -> dict[str, str]:
         if sign and name.startswith(_PREFIX) and len(name) > len(_PREFIX):
             name = clean(unquote(name[len(_PREFIX) :]))
             value = clean(cut(unquote(value.strip()), _MAX_VALUE))
-            left -= len(orjson.dumps((name, value)))
+            left -= len(dumps_text(name)) + len(dumps_text(value)) + 3
             if left < 0:
                 break
             members[name] = value

@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
-import orjson
-
+from transport_kit.encoder import dumps_text
 from transport_kit.reporting.objects import Plan, fields_of, may_have_shape, names_of, plan_of, shape_of
 from transport_kit.reporting.scrub import FILTERED, scrub_text
 
@@ -57,7 +56,6 @@ _CLASS_KEY: Final = "<class>"
 
 _module: Callable[[type], Any] = type.__dict__["__module__"].__get__
 _qualname: Callable[[type], str] = type.__dict__["__qualname__"].__get__
-_dumps = orjson.dumps
 
 
 class Room:
@@ -212,8 +210,8 @@ def _text(text: str, room: Room, limits: Limits) -> str:
         if len(text) > limit:
             text = cut(text, limit)
     try:
-        cost = len(_dumps(text))
-    except orjson.JSONEncodeError:
+        cost = len(dumps_text(text))
+    except TypeError:
         return _plain(clean(text), room)
     if cost > room.left:
         return _plain(text, room)
@@ -224,15 +222,15 @@ def _text(text: str, room: Room, limits: Limits) -> str:
 def _plain(text: str, room: Room) -> str:
     """The text, cut to the room there is."""
     try:
-        cost = len(_dumps(text))
-    except orjson.JSONEncodeError:
+        cost = len(dumps_text(text))
+    except TypeError:
         text = clean(text)
-        cost = len(_dumps(text))
+        cost = len(dumps_text(text))
     if cost > room.left:
         # A character takes up to six bytes of JSON (an escaped control character); plain ASCII takes one.
         widest = 1 if cost == len(text) + 2 else 6
         text = cut(text, max(3, (room.left - 2) // widest))
-        cost = len(_dumps(text))
+        cost = len(dumps_text(text))
     room.left -= cost
     return text
 
@@ -349,7 +347,7 @@ def _known_key(name: Any, limits: Limits) -> tuple[str, int]:
     hides, costs = limits.hides, limits.costs
     cost = costs.get(key)
     if cost is None:
-        cost = len(_dumps(key)) + 2
+        cost = len(dumps_text(key)) + 2
         cost = -(cost + len(FILTERED) + 2) if hides is not None and hides(key) else cost + _NUMBER
         if len(costs) >= _CACHED_KEYS:
             costs.clear()

@@ -11,8 +11,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-import orjson
-
+from transport_kit.encoder import dumps
 from transport_kit.ledger import Quantities
 from transport_kit.spool.directory import Directory
 
@@ -51,7 +50,7 @@ def bury(
     written: list[str] = []
     try:
         _make_room(directory, max_bytes - len(body))
-        for ending, data in (("json", orjson.dumps(facts) + b"\n"), ("envelope", body)):
+        for ending, data in (("json", dumps(facts) + b"\n"), ("envelope", body)):
             draft = f".{system.random(8).hex()}"
             fd = system.create(draft, within)
             written.append(draft)

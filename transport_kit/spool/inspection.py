@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-import orjson
-
+from transport_kit.encoder import loads
 from transport_kit.envelope import Envelope
 from transport_kit.errors import OptionsError
 from transport_kit.ledger import LossReason, Quantities
@@ -352,7 +351,7 @@ class Inspection:
 
     def _letter(self, name: str, size: int, written_ms: int) -> Letter:
         try:
-            facts: Any = orjson.loads(self._file(f"{name}.json", self._directory.dead, _MOST_FACTS))
+            facts: Any = loads(self._file(f"{name}.json", self._directory.dead, _MOST_FACTS))
         except (OSError, ValueError):
             facts = {}
         if not isinstance(facts, dict):

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from orjson import dumps, loads
-
+from transport_kit.encoder import dumps, loads
 from transport_kit.ledger import Quantities, Report
 from transport_kit.sealing import Priority, SealedEnvelope, SealedItem
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
-import orjson
-
+from transport_kit.encoder import dumps, loads
 from transport_kit.spool.directory import Directory
 
 __all__ = ["SpoolStatus", "publish", "read_status"]
@@ -63,7 +62,7 @@ def publish(directory: Directory, status: SpoolStatus) -> bool:
     try:
         fd = system.create(draft, directory.identity)
         try:
-            system.close_after(fd, orjson.dumps(asdict(status)) + b"\n")
+            system.close_after(fd, dumps(asdict(status)) + b"\n")
             system.rename(draft, _NAME, directory.identity)
         except OSError:
             system.unlink(draft, directory.identity)
@@ -82,7 +81,7 @@ def read_status(directory: Directory) -> SpoolStatus | None:
             data = system.read(fd, _MAX_BYTES, 0)
         finally:
             system.close(fd)
-        found: Any = orjson.loads(data)
+        found: Any = loads(data)
     except (OSError, ValueError):
         return None
     if not isinstance(found, dict):
