@@ -45,6 +45,7 @@ class Cell:
         versions: Requirements that come instead of what constraints.txt says of the same names.
         tests: What is run.
         free: Names that constraints.txt says nothing of either; `*` is all.
+        without: Packages that are taken away again.
         warnings: Filters for what the cell's own old code warns of; pytest's `-W`.
     """
 
@@ -52,6 +53,7 @@ class Cell:
     versions: tuple[str, ...]
     tests: tuple[str, ...]
     free: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -98,6 +100,10 @@ CELLS = {
     "flask-3.0": Cell("3.11", ("flask==3.0.*", "werkzeug==3.0.*"), FLASK + CONTRACT),
     "flask-newest": Cell("3.13", ("flask",), FLASK + CONTRACT, free=("*",)),
     "core-oldest": Cell("3.11", ("urllib3==2.5.*", "orjson==3.10.*"), ("tests/core",)),
+    "core-orjson-3.11": Cell("3.12", ("orjson==3.11.*",), ("tests/core",)),
+    "core-orjson-3.12": Cell("3.12", ("orjson==3.12.0",), ("tests/core",)),
+    "core-orjson-3.13": Cell("3.12", ("orjson==3.13.0",), ("tests/core",)),
+    "core-without-orjson": Cell("3.12", (), ("tests/core",), without=("orjson",)),
 }
 
 
@@ -132,6 +138,9 @@ def _define(name: str, cell: Cell) -> None:
         constraints.write_text("\n".join(kept), encoding="utf-8")
         # One installation, so that the cell's versions and everybody's wishes are settled together.
         session.install("--constraint", str(constraints), "--editable", ".[all]", *needs, *cell.versions)
+        if cell.without:
+            # Tests read JSON by the kit's own module, so they run without it too.
+            session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", *cell.without)
         names = sorted({"python", *map(_name, cell.versions)} - {"python"})
         session.run(
             "python",

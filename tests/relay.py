@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import orjson
 import pytest
 
+from transport_kit import encoder
 from transport_kit.envelope import Envelope, SealedEnvelope
 from transport_kit.reporting import machine
 
@@ -61,7 +61,7 @@ def read(sealed: SealedEnvelope) -> None:
         if item.type == "attachment":
             assert item.headers["filename"]
             continue
-        payload = orjson.loads(item.get_bytes())
+        payload = encoder.loads(item.get_bytes())
         if item.type in ("event", "transaction", "feedback"):
             if "sdk" not in payload:
                 continue  # handed to the transport as it was written in the test

@@ -19,11 +19,10 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from transport_kit import lifecycle
+from transport_kit import encoder, lifecycle
 from transport_kit.compression import SMALLEST, codec
 from transport_kit.connections import ConnectionPool
 from transport_kit.dsn import Dsn
-from transport_kit.encoder import dumps
 from transport_kit.envelope import Envelope
 from transport_kit.errors import OptionsError, SealError
 from transport_kit.exchange import ExchangeError, Response
@@ -45,7 +44,7 @@ __all__ = ["BaseHttpTransport", "HttpTransport"]
 #: Characters of an error answer that are logged.
 SHOWN = 200
 _CONTENT_TYPE = "application/x-sentry-envelope"
-_REPORT_HEADER = dumps({"sdk": {"name": SDK_NAME, "version": VERSION}})
+_REPORT_HEADER = encoder.dumps({"sdk": {"name": SDK_NAME, "version": VERSION}})
 _NO_LIMITS = RateLimits()
 
 
@@ -98,6 +97,7 @@ class BaseHttpTransport(Transport):
         make_queue: Callable[[], Queue] | None = None,
     ) -> None:
         super().__init__(options)
+        encoder.announce()
         self.dsn: Dsn = dsn
         if make_queue is None and self.options.queue != "memory":
             raise OptionsError("queue", "is made by make_transport, or given as make_queue")

@@ -26,6 +26,7 @@ import trustme
 
 from tests.core.cli_support import run, run_json
 from tests.timing import SOON
+from transport_kit import encoder
 from transport_kit.cli import main
 from transport_kit.cli._advice import advice_for_error
 from transport_kit.exchange import ExchangeError, ExchangeErrorKind
@@ -120,7 +121,7 @@ def test_the_json_answer_holds_every_step_with_its_facts(server: FaultServer) ->
     assert result["dsn"] == server.dsn.replace(KEY, "***")
     assert states(result) == dict.fromkeys(STEPS, "ok")
     parse, resolve, connect, send = (step["facts"] for step in result["steps"])
-    assert parse == {"endpoint": f"{server.url}/api/1/envelope/", "proxy": None}
+    assert parse == {"endpoint": f"{server.url}/api/1/envelope/", "proxy": None, "encoder": encoder.NAME}
     assert resolve == {"host": "127.0.0.1", "addresses": ["127.0.0.1"]}
     assert connect == {"address": f"127.0.0.1:{server.port}"}
     assert (send["status"], send["event_id"]) == (200, server.requests[0].event_id)

@@ -8,13 +8,13 @@ import importlib
 import weakref
 from typing import Any, NamedTuple
 
-import orjson
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.core.reporting_support import Kept, raised, reporter_for
 from tests.timing import steps
+from transport_kit import encoder
 from transport_kit.reporting.scrub import is_sensitive
 from transport_kit.reporting.values import Limits, Room, _classes, bounded
 
@@ -24,7 +24,7 @@ LIMITS = Limits(text=512, breadth=10, depth=3, hides=is_sensitive)
 def shown(value: Any, room: int = 2048) -> Any:
     """The value as an event shows it; strict JSON within its room."""
     found = bounded(value, Room(room), LIMITS)
-    assert len(orjson.dumps(found)) <= room
+    assert len(encoder.dumps(found)) <= room
     return found
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import orjson
 import pytest
 
 from tests.relay import normalised
+from transport_kit import encoder
 from transport_kit.envelope import Envelope
 from transport_kit.options import ReporterOptions
 from transport_kit.reporting import Reporter, RequestInfo, TransportHandler, new_scope
@@ -27,7 +27,7 @@ def reporter_to(sent: list[dict[str, Any]], **options: Any) -> Reporter:
     """A reporter whose events end up in the list, as the bytes sent would be read."""
 
     def take(envelope: Envelope) -> None:
-        sent.extend(orjson.loads(item.get_bytes()) for item in envelope)
+        sent.extend(encoder.loads(item.get_bytes()) for item in envelope)
 
     return Reporter(FunctionTransport(take), ReporterOptions(**{"detect_release": False, **options}))
 
@@ -121,7 +121,7 @@ def test_relay_finds_nothing_to_correct_in_an_exceptions_event(
     result = normalised(sent[-1])
     before, after = sent[-1], result
     assert after["event_id"] == event_id
-    assert b"hunter2" not in orjson.dumps(before)
+    assert b"hunter2" not in encoder.dumps(before)
     assert (after["release"], after["dist"], after["environment"]) == ("shop@1.2.0", "7", "production")
     assert (after["transaction"], after["transaction_info"]) == ("/cart/{id}", {"source": "route"})
     assert after["user"]["id"] == "42"

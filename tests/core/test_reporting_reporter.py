@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import orjson
 import pytest
 
 from tests.core.reporting_support import Kept, raised
 from tests.timing import steps
+from transport_kit import encoder
 from transport_kit.envelope import Envelope
 from transport_kit.options import ReporterOptions
 from transport_kit.reporting import Reporter, RequestInfo, Scope, is_own_logger, new_scope
@@ -201,14 +201,14 @@ def test_scope_data_is_added_and_the_events_own_wins(inbox: Kept) -> None:
 def test_an_event_of_the_apps_own_is_completed_and_not_changed(inbox: Kept) -> None:
     """The caller may send the same dict again; what it says itself stands."""
     own = {"message": "hi", "platform": "other", "contexts": {"os": {"name": "mine"}, "app": {"a": 1}}}
-    kept = orjson.dumps(own)
+    kept = encoder.dumps(own)
     event_id = Reporter(inbox).capture_event(own)
     (event,) = inbox.events
     assert event["event_id"] == event_id
     assert event["platform"] == "other"
     assert event["contexts"]["os"] == {"name": "mine"}
     assert event["contexts"]["runtime"]["name"] == "CPython"
-    assert orjson.dumps(own) == kept
+    assert encoder.dumps(own) == kept
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ def test_the_client_address_is_sent_only_when_pii_is_wanted(inbox: Kept) -> None
         scope.set_user({"id": "42"})
         reporter.capture_exception(raised(ValueError()), request=request)
     off, on = inbox.events
-    assert b"192.0.2.7" not in orjson.dumps(off)
+    assert b"192.0.2.7" not in encoder.dumps(off)
     assert on["user"] == {"id": "42", "ip_address": "192.0.2.7"}
     assert on["request"]["env"] == {"REMOTE_ADDR": "192.0.2.7"}
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
 
-import orjson
 import pytest
 
+from transport_kit import encoder
 from transport_kit.factory import make_transport
 from transport_kit.options import ReporterOptions
 from transport_kit.reporting import Reporter, RequestInfo, TransportHandler
@@ -149,7 +149,7 @@ def everything(plant: Planter, reporter: Reporter) -> None:
         query_string=urlencode({**plant.pairs("query"), "q": token(plant.secret("a token in the query"))}),
         headers=headers,
         cookies={**plant.pairs("cookies"), "c": token(plant.secret("a token in a cookie"))},
-        data=orjson.dumps({"form": {"deep": [plant.pairs("JSON body")]}}),
+        data=encoder.dumps({"form": {"deep": [plant.pairs("JSON body")]}}),
     )
     logger = logging.getLogger("shop.secrets")
     logger.propagate = False
@@ -217,5 +217,5 @@ def test_the_key_of_the_dsn_is_in_the_trace_header_only(server: FaultServer) -> 
         assert transport.flush(timeout=20)
     (request,) = server.requests
     header, _, rest = request.body.partition(b"\n")
-    assert orjson.loads(header)["trace"]["public_key"] == key
+    assert encoder.loads(header)["trace"]["public_key"] == key
     assert key.encode() not in rest

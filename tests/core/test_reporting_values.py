@@ -10,12 +10,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.timing import growth, steps
+from transport_kit import encoder
 from transport_kit.reporting import scrub
 from transport_kit.reporting.exceptions import exception_values
 from transport_kit.reporting.frames import FrameReader
@@ -37,7 +37,7 @@ def walked(value: object, room: int = 2048) -> Any:
     """The value as walked; never more bytes of JSON than there was room for."""
     left = Room(room)
     result = bounded(value, left, LIMITS)
-    assert len(orjson.dumps(result)) <= room - left.left <= room
+    assert len(encoder.dumps(result)) <= room - left.left <= room
     return result
 
 
@@ -569,5 +569,5 @@ def test_any_exception_becomes_strict_json_quickly(
         values: list[dict[str, Any]] = []
         read = partial(exception_values, error, frames, mechanism="m", handled=True)
         assert steps(lambda: values.extend(read())) < 50_000
-        assert len(orjson.dumps(values)) < 100_000
+        assert len(encoder.dumps(values)) < 100_000
         assert values[-1]["stacktrace"]["frames"][-1]["vars"]["local"] is not None

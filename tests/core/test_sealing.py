@@ -14,11 +14,11 @@ import tracemalloc
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from transport_kit import encoder
 from transport_kit.envelope import Envelope, Item, Priority, SealedEnvelope, SealedItem
 from transport_kit.errors import SealError
 from transport_kit.trimming import trim
@@ -360,7 +360,7 @@ def _frames(event: dict[str, Any]) -> list[dict[str, Any]]:
 def test_an_event_within_the_bound_is_not_touched() -> None:
     """Exactly the bound is within it."""
     event = make_event()
-    size = len(orjson.dumps(event))
+    size = len(encoder.dumps(event))
     assert _trimmed(event, size) == event
     assert _trimmed(event, size - 1) != event
     assert trim(b"[1]", 3, "event") == b"[1]"

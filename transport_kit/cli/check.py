@@ -22,6 +22,7 @@ from typing import Any
 
 import click
 
+from transport_kit import encoder
 from transport_kit.cli._advice import advice_for_error, advice_for_name
 from transport_kit.cli._connection import (
     GRACE,
@@ -215,8 +216,10 @@ class _Check:
         if proxy is not None:
             where = "given" if options.proxy is not None else "from the environment (*_PROXY)"
             notes.append(f"goes through the proxy {proxy}, {where}")
-        facts = {"endpoint": dsn.envelope_url, "proxy": proxy}
-        return _Found(f"envelopes go to {dsn.envelope_url}", tuple(notes), facts)
+        facts = {"endpoint": dsn.envelope_url, "proxy": proxy, "encoder": encoder.NAME}
+        written = encoder.NAME if encoder.REMARK is None else f"{encoder.NAME}; {encoder.REMARK}"
+        detail = f"envelopes go to {dsn.envelope_url}; JSON is written by {written}"
+        return _Found(detail, tuple(notes), facts)
 
     def _resolve(self) -> _Found:
         host, port, whose = self._first_hop()

@@ -1,0 +1,220 @@
+"""Hostile values encoded at any distance from the recursion limit, in a process that must live.
+
+`python -m tests.core.encoder_campaign SEED CASES` prints how many were sealed and how many refused. A case
+depends on the seed and its number alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import faulthandler
+import json
+import random
+import sys
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Any
+
+from transport_kit import encoder
+from transport_kit.encoding import encode
+from transport_kit.errors import InvalidEnvelope, SealError
+from transport_kit.parsing import parse_envelope
+
+
+class Plan(enum.Enum):
+    PRO = "pro"
+    ODD = (1, {2})
+    LIST: Any = []  # noqa: RUF012 - filled below
+    TUPLE: Any = ((),)
+
+
+class Colour(enum.StrEnum):
+    RED = "red"
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+class Access(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Listed(list[Any]):
+    pass
+
+
+class Mapped(dict[Any, Any]):
+    pass
+
+
+@dataclasses.dataclass
+class Account:
+    inner: object
+
+
+Plan.LIST.value.append((Plan.LIST, [Plan.LIST]))
+
+Wrap = Callable[[Any], Any]
+LEAVES: list[Any] = [
+    *(None, True, 0, -1, 2**64, 2**70, 1.5, float("nan"), float("inf"), "text", "é\n", "\ud800", b"\xff"),
+    *(Plan.PRO, Plan.ODD, Plan.LIST, Plan.TUPLE, Colour.RED, Level.HIGH, Access.READ | Access.WRITE),
+    *(
+        Text("t"),
+        Listed(),
+        Mapped(),
+        Account(1),
+        uuid.UUID(int=1),
+        Decimal(1),
+        datetime(2026, 1, 1, tzinfo=UTC),
+    ),
+    *(
+        object(),
+        int,
+        ValueError("v"),
+        (),
+        [],
+        {},
+        {1},
+        frozenset({"a"}),
+        deque([1]),
+        MappingProxyType({"a": 1}),
+    ),
+]
+WRAPS: list[Wrap] = [
+    lambda value: [value],
+    lambda value: (value,),
+    lambda value: ((value,),),
+    lambda value: {"k": value},
+    lambda value: {1: value},
+    lambda value: [value, value],
+    lambda value: {"a": 1, "b": [Plan.PRO, value]},
+    lambda value: Listed([value]),
+    lambda value: Mapped(k=value),
+    lambda value: OrderedDict(k=value),
+    lambda value: Account(value),
+    lambda value: deque([value]),
+    lambda value: {Plan.PRO: value},
+]
+
+
+def hostile(chance: random.Random) -> Any:
+    """A value: plain, awkward, deep or in a circle."""
+    value = chance.choice(LEAVES)
+    depth = chance.choice((0, 1, 3, 10, 10, 60, 253, 254, 255, 300, 3_000, 100_000))
+    some = [WRAPS[0], WRAPS[1], WRAPS[2], WRAPS[3]] if depth > 300 else WRAPS
+    few = chance.sample(some, chance.randint(1, 3))
+    doubled = 0
+    end: list[Any] = [value]
+    value = end
+    for _ in range(depth):
+        wrap = chance.choice(few)
+        doubled += wrap is WRAPS[5]
+        # Twice at each level is more than any memory holds.
+        value = wrap(value) if wrap is not WRAPS[5] or doubled < 10 else [value]
+    if chance.random() < 0.3 and not doubled:
+        end.append(chance.choice((value, (value,), ((value,),), {"back": (value,)})))
+    return value
+
+
+def check(value: Any) -> bool:
+    """Encode it; whether it was sealed. What is sealed must be JSON."""
+    try:
+        data = encode(value, "event")
+    except (SealError, RecursionError):
+        return False
+    results.append(data)
+    return True
+
+
+results: list[bytes] = []
+
+
+def by_frames(levels: int, value: Any) -> bool:
+    """At a depth of so many frames of Python."""
+    return by_frames(levels - 1, value) if levels else check(value)
+
+
+def by_calls(levels: int, value: Any) -> bool:
+    """The same, each frame by way of C."""
+    return next(map(by_calls, (levels - 1,), (value,))) if levels else check(value)
+
+
+def at_the_limit(value: Any) -> bool:
+    """In the handler of a RecursionError, as deep as can be, and once more at each frame above."""
+    try:
+        return at_the_limit(value)
+    except RecursionError:
+        if check(value):
+            return True
+        raise
+
+
+def wire(chance: random.Random) -> None:
+    """Deep text through every reader."""
+    depth = chance.choice((10, 254, 255, 1023, 1025, 200_000))
+    sign, end = chance.choice((("[", "]"), ('{"a":', "}")))
+    text = sign * depth + "1" + end * depth
+    try:
+        encoder.loads(text[: chance.choice((len(text), depth))])
+    except (ValueError, RecursionError):
+        pass
+    try:
+        parse_envelope(b'{"a":%b}\n{"type":"x"}\n' % text.encode())
+    except (InvalidEnvelope, RecursionError):
+        pass
+
+
+def case(chance: random.Random) -> bool:
+    """One case; whether its value was sealed."""
+    value = hostile(chance)
+    limit = sys.getrecursionlimit()
+    way = chance.random()
+    try:
+        if way < 0.3:
+            sealed = check(value)
+        elif way < 0.55:
+            sealed = by_frames(limit - chance.randint(0, 60), value)
+        elif way < 0.7:
+            sealed = by_calls(limit // 2 - chance.randint(0, 60), value)
+        elif way < 0.8:
+            sealed = by_calls(limit - chance.randint(0, 60), value)
+        elif way < 0.95:
+            sealed = at_the_limit(value)
+        else:
+            wire(chance)
+            sealed = by_frames(limit - chance.randint(0, 60), value)
+    except RecursionError:
+        sealed = False
+    for data in results:
+        json.loads(data)
+    results.clear()
+    return sealed
+
+
+def main(seed: str, cases: str) -> None:
+    """Run them, with where it stands on stderr should the process die."""
+    faulthandler.enable()
+    sealed = 0
+    for number in range(int(cases)):
+        try:
+            sealed += case(random.Random(f"{seed} {number}"))
+        except BaseException:
+            print(f"case {number} of seed {seed}", file=sys.stderr)
+            raise
+        if number % 100 == 99:
+            print(json.dumps({"done": number + 1, "sealed": sealed}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
