@@ -9,6 +9,8 @@
 # CELL=django-6.0     the one cell of noxfile.py that `make test-all` runs
 # ALLOW_MISSING=1     `make test-all` passes over cells whose interpreter this machine lacks
 # TRIALS=1000         how often `make chaos` kills processes on a spool
+# MODULE=worker       the one module that `make mutants` mutates; SAMPLE=60 mutants of it, drawn with SEED=1;
+#                     ALL=1 is every one, SURVIVORS=1 those that survived the last run
 # TESTS=tests/core    what `make test` and `make coverage` run
 # JOBS=0              how many processes share `make test`; 0 is none but the first, which a debugger needs
 
@@ -19,6 +21,11 @@ JOBS ?= 2
 TRIALS ?= 1000
 APP ?= starlette
 ONCE ?=
+MODULE ?=
+SAMPLE ?= 60
+SEED ?= 1
+ALL ?=
+SURVIVORS ?=
 
 BIN := $(VENV)/bin
 FOUND = $(or $(if $(filter python3.%,$(PYTHON)),$(shell sh tests/interpreter.sh $(PYTHON) 2>/dev/null)),$(PYTHON))
@@ -29,7 +36,7 @@ RUN := $(VENV)/.stamp-run
 DEV := $(VENV)/.stamp-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-all coverage demo lint types wheel docs bench servers servers-uwsgi chaos clean
+.PHONY: help venv test test-all coverage demo lint types wheel docs bench servers servers-uwsgi chaos mutants clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -124,6 +131,12 @@ servers-uwsgi: $(DEV) ## Build uWSGI, which needs a C compiler, and run its part
 
 chaos: $(DEV) ## Run the long campaigns (minutes)
 	@TRIALS=$(TRIALS) $(BIN)/python -m pytest -q -m 'chaos or hypothesis' --hypothesis-profile campaign --timeout 1800 $(TESTS)
+
+# The tool is settled with everything else in constraints.txt.
+mutants: $(DEV) ## Count the mutants that no test notices (hours; a sample of each module)
+	@$(PIP) cosmic-ray
+	@$(BIN)/python -m tests.mutants $(if $(MODULE),--module $(MODULE)) --seed $(SEED) \
+		--sample $(if $(filter-out 0,$(ALL)),0,$(SAMPLE)) $(if $(filter-out 0,$(SURVIVORS)),--survivors)
 
 clean: ## Remove what make made
 	@rm -rf $(VENV) $(VENV)-wheel dist build htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis

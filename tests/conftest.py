@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextvars import Context
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from tests.relay import _relay_reads_what_is_captured  # noqa: F401 - a fixture
 from transport_kit import Scope
@@ -22,6 +22,10 @@ settings.register_profile(
     "suite", deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("campaign", settings.get_profile("suite"), max_examples=3000)
+# A mutant's run needs a failure, not its smallest example.
+settings.register_profile(
+    "mutants", settings.get_profile("suite"), phases=(Phase.explicit, Phase.reuse, Phase.generate)
+)
 settings.load_profile("suite")
 
 

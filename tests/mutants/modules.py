@@ -1,0 +1,71 @@
+"""The modules that are mutated, and for each the tests that speak of it.
+
+The one place to change when a module or a test file moves. The quick tests come first: a mutant's run ends at
+the first failure. Tests that take minutes stay out; what only they would find counts as a survivor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["MODULES", "Module"]
+
+
+@dataclass(frozen=True)
+class Module:
+    """One subject of mutation.
+
+    Attributes:
+        source: A file or a folder, from the root of the checkout.
+        tests: Arguments of pytest: files, or single tests.
+        deselect: Names, or parts of names, of tests that are left out, as they take too long.
+    """
+
+    source: str
+    tests: tuple[str, ...]
+    deselect: tuple[str, ...] = ()
+
+
+_WORKER = (
+    "tests/core/test_worker.py",
+    "tests/core/test_queue.py",
+    "tests/core/test_worker_machine.py",
+    "tests/core/test_worker_invariants.py",
+)
+
+MODULES = {
+    "worker": Module("transport_kit/worker.py", _WORKER),
+    "delivery": Module("transport_kit/delivery.py", (*_WORKER, "tests/core/test_retry.py")),
+    "senders": Module("transport_kit/senders.py", _WORKER),
+    "books": Module("transport_kit/books.py", ("tests/core/test_ledger.py", *_WORKER)),
+    "http": Module("transport_kit/http.py", ("tests/core/test_http.py", "tests/core/test_http_answers.py")),
+    "limits": Module(
+        "transport_kit/limits.py", ("tests/core/test_limits.py", "tests/core/test_http_answers.py")
+    ),
+    "exchange": Module(
+        "transport_kit/exchange.py", ("tests/core/test_exchange.py", "tests/core/test_http.py")
+    ),
+    "sealing": Module("transport_kit/sealing.py", ("tests/core/test_sealing.py",)),
+    "spool": Module(
+        "transport_kit/spool",
+        (
+            "tests/core/test_spool_segments.py",
+            "tests/core/test_spool.py",
+            "tests/core/test_spool_bounds.py",
+            "tests/core/test_spool_failures.py",
+            "tests/core/test_spool_taking_over.py",
+            "tests/core/test_spool_inspection.py",
+            "tests/core/test_spool_contract.py",
+            "tests/core/test_spool_model.py",
+            "tests/core/test_cli_spool.py",
+        ),
+    ),
+    "scrub": Module(
+        "transport_kit/reporting/scrub.py",
+        ("tests/core/test_reporting_values.py", "tests/core/test_reporting_secrets.py"),
+    ),
+    "scope": Module(
+        "transport_kit/reporting/scope.py",
+        ("tests/core/test_reporting_scope.py", "tests/core/test_reporting_reporter.py"),
+    ),
+}
