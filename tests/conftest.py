@@ -22,9 +22,12 @@ settings.register_profile(
     "suite", deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("campaign", settings.get_profile("suite"), max_examples=3000)
-# A mutant's run needs a failure, not its smallest example.
+# A mutant's run needs a failure, not its smallest example, and is one of hundreds.
 settings.register_profile(
-    "mutants", settings.get_profile("suite"), phases=(Phase.explicit, Phase.reuse, Phase.generate)
+    "mutants",
+    settings.get_profile("suite"),
+    max_examples=25,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
 )
 settings.load_profile("suite")
 

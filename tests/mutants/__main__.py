@@ -6,8 +6,8 @@
     make mutants MODULE=limits SURVIVORS=1    those that survived the last run once more
 
 Cosmic Ray makes the mutants, in a copy of the checkout in a temporary folder: an interruption leaves nothing
-behind, and child processes import the copy as well. A mutant that hangs counts as killed. Figures and the
-survivors' diffs are kept in build/mutants/.
+behind, and child processes import the copy as well. A mutant that hangs counts as killed. Figures, the
+survivors' diffs, and which test killed how many, are kept in build/mutants/.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import ast
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,9 +74,11 @@ class _Run:
         # Found stale by their content, not by time and size: mutants follow each other within a second.
         self._call("-m", "compileall", "-q", "--invalidation-mode", "checked-hash", "transport_kit")
         began = time.monotonic()
-        self._call(*self._test_command()[1:])
-        limit = 30 + 5 * (time.monotonic() - began)
-        self._write_config(limit)
+        self._call(*self._test_command(timeout=900)[1:])
+        took = time.monotonic() - began
+        # Wide, because a test that is slow on a loaded machine would count as a mutant killed.
+        limit = 60 + 5 * took
+        self._write_config(limit, timeout=60 + round(took))
         self._call("-m", "cosmic_ray.cli", "init", str(self._config), str(self._session))
         last = _result(self._name) if survivors else None
         possible, chosen = self._choose(sample, seed, last)
@@ -97,22 +101,23 @@ class _Run:
         if done.returncode:
             sys.exit(f"{self._name}: {shlex.join(arguments)} failed without any mutant:\n{done.stdout}")
 
-    def _test_command(self) -> list[str]:
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not chaos"]
+    def _test_command(self, timeout: int) -> list[str]:
+        """What runs the module's tests, each for up to `timeout` seconds."""
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not chaos", "--timeout", str(timeout)]
         # Without shrinking; the same examples for each mutant.
         command += ["--hypothesis-profile", "mutants", "--hypothesis-seed", "0"]
         if self._module.deselect:
             command += ["-k", " and ".join(f"not {name}" for name in self._module.deselect)]
         return [*command, *self._module.tests]
 
-    def _write_config(self, limit: float) -> None:
+    def _write_config(self, limit: float, timeout: int) -> None:
         # A string of JSON is a string of TOML.
         lines = (
             "[cosmic-ray]",
             f"module-path = {json.dumps(self._module.source)}",
             f"timeout = {limit:.1f}",
             "excluded-modules = []",
-            f"test-command = {json.dumps(shlex.join(self._test_command()))}",
+            f"test-command = {json.dumps(shlex.join(self._test_command(timeout)))}",
             "[cosmic-ray.distributor]",
             'name = "local"',
         )
@@ -135,9 +140,10 @@ class _Run:
         return len(possible), len(chosen)
 
     def _record(self, possible: int, last: dict[str, Any] | None) -> None:
-        """Keep the figures, and the survivors as diffs."""
+        """Keep the figures, the survivors as diffs, and which tests killed the others."""
         survivors: list[Key] = []
         diffs: list[str] = []
+        killers: Counter[str] = Counter()
         made = hung = 0
         with use_db(self._session) as database:
             for item, result in database.completed_work_items:
@@ -148,11 +154,21 @@ class _Run:
                 if result.test_outcome is TestOutcome.SURVIVED:
                     survivors.append(_key(item.mutations[0]))
                     diffs.append(f"# {item.mutations[0].operator_name}\n{result.diff}\n")
+                else:
+                    killers[_killer(result.output or "")] += 1
         figures = {"possible": possible, "made": made, "hung": hung, "survivors": sorted(survivors)}
         if last is not None:
             figures |= {"made": last["made"], "hung": last["hung"] + hung}
         (BUILD / f"{self._name}.json").write_text(json.dumps(figures), encoding="utf-8")
         (BUILD / f"{self._name}.diff").write_text("\n".join(sorted(diffs)), encoding="utf-8")
+        lines = [f"{count:5} {test}" for test, count in killers.most_common()]
+        (BUILD / f"{self._name}.killers").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _killer(output: str) -> str:
+    """The test that failed first; a pytest that ended otherwise by its last line."""
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+    return failed[1] if failed else (output.split("\n") or [""])[-1][:100] or "no output"
 
 
 def _copy_checkout(target: Path) -> None:
