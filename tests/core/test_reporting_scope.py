@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextvars import copy_context
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 
 from transport_kit import encoder
 from transport_kit.reporting import Scope, new_scope
+from transport_kit.reporting.scope import enter_scope, leave_scope, mark_captured, take_mark_back
+from transport_kit.reporting.unit import Unit
 
 
 def applied(scope: Scope, **event: Any) -> dict[str, Any]:
@@ -194,6 +197,10 @@ def test_the_events_own_values_win() -> None:
         ({"id": "1", "ip_address": "localhost"}, {"id": "1"}),
         ({"id": "1", "ip_address": 7}, {"id": "1"}),
         ({"id": None, "plan": "gold"}, {"id": None, "plan": "gold"}),
+        ({"id": "i" * 128, "username": "u" * 129}, {"id": "i" * 128, "username": "u" * 125 + "..."}),
+        ({"id": "1", "ip_address": "fe80::1%eth0"}, {"id": "1"}),
+        ({"geo": {"city": "Bonn"}, "data": {"plan": 1}}, {"geo": {"city": "Bonn"}, "data": {"plan": 1}}),
+        ({"id": "1", "geo": "Bonn", "data": "gold"}, {"id": "1", "data": {"data": "gold"}}),
         ({}, None),
         (None, None),
         ("bob", None),
@@ -205,3 +212,286 @@ def test_a_user_is_told_as_servers_take_it(user: Any, expected: Any) -> None:
     scope.set_user({"id": "before"})
     scope.set_user(user)
     assert applied(scope).get("user") == expected
+
+
+def test_a_scope_begins_with_all_that_surrounds_it_and_gives_nothing_back() -> None:
+    """An event of a task inside a request tells of both; the request's own events don't tell of the task."""
+    with new_scope() as outer:
+        outer.set_tag("region", "eu")
+        outer.set_extra("n", 1)
+        outer.set_user({"id": "1"})
+        outer.set_context("shop", {"till": 3})
+        outer.set_level("fatal")
+        outer.set_fingerprint(["a"])
+        outer.add_event_processor(keep)
+        outer.add_attachment(b"x", filename="x.txt")
+        before = applied(outer)
+        with new_scope() as inner:
+            assert applied(inner) == before
+            assert (inner.processors, inner.attachments) == (outer.processors, outer.attachments)
+            assert inner.unit is outer.unit
+            inner.set_tag("till", "3")
+            inner.set_extra("m", 2)
+            inner.set_user(None)
+            inner.set_context("shelf", {"row": 1})
+            inner.set_level("info")
+            inner.set_fingerprint(["b"])
+            inner.add_event_processor(keep)
+            inner.add_attachment(b"y", filename="y.txt")
+        assert applied(outer) == before
+        assert (len(outer.processors), len(outer.attachments)) == (1, 1)
+        assert before == {
+            "tags": {"region": "eu"},
+            "extra": {"n": 1},
+            "user": {"id": "1"},
+            "contexts": {"shop": {"till": 3}},
+            "level": "fatal",
+            "fingerprint": ["a"],
+        }
+
+
+def keep(event: dict[str, Any], hint: dict[str, Any]) -> dict[str, Any]:
+    """An event processor that changes nothing."""
+    return event
+
+
+def test_a_chain_of_scopes_does_not_grow_for_ever() -> None:
+    """A task that starts its own successor would otherwise hold every scope before it."""
+    with contextlib.ExitStack() as stack:
+        scopes = [stack.enter_context(new_scope()) for _ in range(100)]
+        depths = [scope.id.count("/") for scope in scopes]
+    assert max(depths) == 31
+    assert depths.count(0) == 3  # the process's own scope is the first of the chain, and every 32nd after it
+    assert len({scope.id.rpartition("/")[2] for scope in scopes}) == 100
+    assert len(scopes[-1].id.rpartition("/")[2]) == 16
+
+
+def test_an_empty_value_clears_a_tag() -> None:
+    """Servers take no empty tag."""
+    scope = Scope()
+    scope.set_tag("a", "")
+    scope.set_tag("b", "x")
+    scope.set_tag("b", "")
+    scope.set_tag("c", "x")
+    assert applied(scope) == {"tags": {"c": "x"}}
+
+
+def test_contexts_are_sections_as_they_were_when_they_were_set() -> None:
+    """A section set to None is taken out; what is no mapping is no section."""
+    scope = Scope()
+    till = {"drawer": [1]}
+    scope.set_context("till", till)
+    scope.set_context("shelf", {"row": 1})
+    scope.set_context("pairs", [("a", 1)])  # type: ignore[arg-type]
+    till["drawer"].append(2)
+    event = applied(scope)
+    assert event == {"contexts": {"till": {"drawer": [1]}, "shelf": {"row": 1}}}
+    event["contexts"]["till"]["drawer"].clear()
+    assert applied(scope, contexts={"shelf": {"row": 2}}) == {
+        "contexts": {"till": {"drawer": [1]}, "shelf": {"row": 2}}
+    }
+    scope.set_context("shelf", None)
+    scope.set_context("never set", None)
+    assert applied(scope) == {"contexts": {"till": {"drawer": [1]}}}
+
+
+def test_contexts_are_bounded_in_number_and_in_bytes() -> None:
+    """50 sections of 8 KiB; one that is there can still be replaced."""
+    scope = Scope()
+    for number in range(60):
+        scope.set_context(f"c{number}", {"n": number})
+    scope.set_context("c0", {"a": "x" * 9000, "b": "x" * 9000})
+    contexts = applied(scope)["contexts"]
+    assert list(contexts) == [f"c{number}" for number in range(50)]
+    assert 8150 < len(orjson.dumps(contexts["c0"])) <= 8 * 1024
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        ("fatal", "fatal"),
+        ("CRITICAL", "fatal"),
+        ("error", "error"),
+        ("warn", "warning"),
+        ("Warning", "warning"),
+        ("log", "info"),
+        ("info", "info"),
+        ("debug", "debug"),
+        ("verbose", "error"),
+        (10, "error"),
+    ],
+)
+def test_a_level_is_one_that_servers_know(level: Any, expected: str) -> None:
+    """An unknown one would be nulled; the event's own gives way, as a scope's level is set on purpose."""
+    scope = Scope()
+    scope.set_level(level)
+    assert applied(scope, level="info") == {"level": expected}
+    scope.set_level(None)
+    assert applied(scope, level="info") == {"level": "info"}
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "expected"),
+    [
+        (["{{ default }}", "a"], ["{{ default }}", "a"]),
+        (["x" * 300, 7], ["x" * 197 + "...", "7"]),
+        ([str(n) for n in range(30)], [str(n) for n in range(20)]),
+        ("not a list", None),
+        (7, None),
+        (None, None),
+    ],
+)
+def test_a_fingerprint_is_a_short_list_of_texts(fingerprint: Any, expected: Any) -> None:
+    """What is no list of texts groups nothing; an event with its own keeps it."""
+    scope = Scope()
+    scope.set_fingerprint(["before"])
+    scope.set_fingerprint(fingerprint)
+    assert applied(scope).get("fingerprint") == expected
+    assert applied(scope, fingerprint=["own"]) == {"fingerprint": ["own"]}
+
+
+def test_processors_keep_their_order_and_must_be_callable() -> None:
+    """A name instead of a function would drop every event later on."""
+    scope = Scope()
+    scope.add_event_processor(keep)
+    scope.add_event_processor("keep")  # type: ignore[arg-type]
+    scope.add_event_processor(print)
+    assert scope.processors == (keep, print)
+
+
+def test_attachments_are_bounded_in_number_and_always_have_a_name() -> None:
+    """Servers take 30 files with an event."""
+    scope = Scope()
+    scope.add_attachment(b"x", filename="", content_type="text/plain", attachment_type="event.minidump")
+    for number in range(40):
+        scope.add_attachment(b"x", filename=f"{number}" + "n" * 300)
+    first, second = scope.attachments[:2]
+    assert len(scope.attachments) == 30
+    assert first.type == "attachment"
+    assert first.headers | {"length": 1} == {
+        "type": "attachment",
+        "length": 1,
+        "filename": "attachment",
+        "content_type": "text/plain",
+        "attachment_type": "event.minidump",
+    }
+    assert second.headers["filename"] == "0" + "n" * 196 + "..."
+
+
+def test_a_breadcrumb_says_what_was_given_and_no_secret() -> None:
+    """Empty fields are left out; secrets go by their names in `data`, and by their looks in the message."""
+    with new_scope(), enter_unit() as unit:
+        scope = Scope.current()
+        scope.add_breadcrumb()
+        scope.add_breadcrumb("GET https://bob:pw@shop/", category="http", level="WARN", type="query")
+        scope.add_breadcrumb("paid", data={"token": "abc", "sum": 3})
+        scope.add_breadcrumb("odd", data=7)  # type: ignore[arg-type]
+        crumbs = unit.breadcrumbs()
+    for crumb in crumbs:
+        assert crumb.pop("timestamp") > 0
+    assert crumbs == [
+        {"type": "default", "level": "info"},
+        {
+            "type": "query",
+            "level": "warning",
+            "category": "http",
+            "message": "GET https://[Filtered]@shop/",
+        },
+        {
+            "type": "default",
+            "level": "info",
+            "message": "paid",
+            "data": {"token": "[Filtered]", "sum": 3},
+        },
+        {"type": "default", "level": "info", "message": "odd"},
+    ]
+
+
+def test_a_breadcrumb_is_bounded() -> None:
+    """A hundred of them go with each event."""
+    with new_scope(), enter_unit() as unit:
+        Scope.current().add_breadcrumb(
+            "m" * 3000,
+            category="c" * 200,
+            type="t" * 200,
+            data={"rows": ["x" * 100] * 40, "more": "y" * 3000},
+        )
+        (crumb,) = unit.breadcrumbs()
+    assert (len(crumb["category"]), len(crumb["type"])) == (128, 128)
+    assert len(crumb["message"]) == 2048
+    assert 3 * 1024 < len(orjson.dumps(crumb["data"])) <= 4 * 1024
+
+
+@contextlib.contextmanager
+def enter_unit() -> Iterator[Unit]:
+    """A unit of work of its own, with a scope."""
+    unit = Unit()
+    _, token = enter_scope(unit)
+    yield unit
+    leave_scope(token)
+
+
+def test_a_unit_begins_outside_of_what_a_finished_one_left_behind() -> None:
+    """A request that ended in another context must not lend its user to the next one."""
+    with new_scope() as process:
+        process.set_tag("host", "a")
+        with enter_unit() as first:
+            Scope.current().set_user({"id": "1"})
+            with new_scope():
+                first.finished = True
+                with enter_unit() as second:
+                    scope = Scope.current()
+                    assert scope.unit is second
+                    assert applied(scope) == {"tags": {"host": "a"}}
+                with new_scope() as inner:
+                    assert applied(inner) == {"tags": {"host": "a"}, "user": {"id": "1"}}
+
+
+def test_a_unit_within_one_that_runs_begins_with_what_that_one_holds() -> None:
+    """A job that a request runs itself is still that user's."""
+    with enter_unit():
+        Scope.current().set_user({"id": "1"})
+        with enter_unit():
+            assert applied(Scope.current()) == {"user": {"id": "1"}}
+
+
+def test_an_exception_is_marked_once_in_a_scope_and_those_around_it() -> None:
+    """What a task reported is not reported by the request around it, and is by the next request."""
+    error = ValueError()
+    with new_scope():
+        with new_scope():
+            assert mark_captured(error)
+            assert not mark_captured(error)
+        assert not mark_captured(error)
+        take_mark_back(error)
+        assert mark_captured(error)
+        with new_scope():
+            assert mark_captured(error)
+    with new_scope():
+        assert mark_captured(error)
+        take_mark_back(error)
+        take_mark_back(error)
+        assert error.__dict__ == {}
+
+
+def test_extra_in_all_ends_where_there_is_hardly_any_room_left() -> None:
+    """Servers cut an event's extra at 256 KiB; here values are left out instead, and one is shortened."""
+    scope = Scope()
+    for number in range(40):
+        scope.set_extra(f"{number:02}", "x" * 8000)
+    extra = applied(scope)["extra"]
+    assert list(extra) == [f"{number:02}" for number in range(33)]
+    assert [len(value) for value in extra.values()][:-1] == [8000] * 32
+    assert 256 * 1024 - 300 < len(orjson.dumps(extra)) < 256 * 1024 + 300
+
+
+def test_a_user_is_bounded_in_bytes() -> None:
+    """A profile of megabytes must not ride on each event."""
+    scope = Scope()
+    scope.set_user({"id": "1", "motto": "x" * 9000, "story": "x" * 9000})
+    assert 4050 < len(orjson.dumps(applied(scope)["user"])) <= 4 * 1024
+
+
+def test_an_event_that_has_values_already_is_left_as_it_is() -> None:
+    """Without anything set, a scope adds nothing, not even an empty section."""
+    assert applied(Scope(), message="x") == {"message": "x"}

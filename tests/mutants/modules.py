@@ -66,6 +66,6 @@ MODULES = {
     ),
     "scope": Module(
         "transport_kit/reporting/scope.py",
-        ("tests/core/test_reporting_scope.py", "tests/core/test_reporting_reporter.py"),
+        ("tests/core/test_reporting_scope.py",),
     ),
 }
