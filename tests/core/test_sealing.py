@@ -169,6 +169,17 @@ def test_the_facts_follow_from_the_items(
     assert not nameless.repeatable
 
 
+def test_the_classes_are_numbered_from_the_first_to_be_sacrificed() -> None:
+    """A spool's records hold these numbers: another version of the kit must read the same."""
+    assert [(one.name, one.value) for one in sorted(Priority)] == [
+        ("REPLAY", 0),
+        ("LOG", 1),
+        ("TRANSACTION", 2),
+        ("SESSION", 3),
+        ("ERROR", 4),
+    ]
+
+
 def test_quantities_are_summed_per_category() -> None:
     """One loss record per category, however many items."""
     sealed = (
@@ -206,6 +217,14 @@ def test_quantities_are_summed_per_category() -> None:
         (["log", "trace_metric"], ["log_item"], ["trace_metric"], {"log_item": 1, "log_byte": 2}),
         (["check_in"], ["monitor"], None, {"monitor": 1}),
         (["feedback"], ["error"], ["feedback"], {}),
+        (["feedback", "attachment"], ["feedback"], None, {"feedback": 1, "attachment": 2}),
+        (["event", "feedback", "attachment"], ["error"], ["feedback", "attachment"], {"error": 1}),
+        (["event", "user_report"], ["error"], ["user_report"], {"error": 1}),
+        (["span"], ["span"], None, {"span": 1}),
+        (["profile_chunk", "span"], ["profile_chunk"], ["span"], {"profile_chunk": 1}),
+        (["statsd", "metric_buckets", "span"], ["metric_bucket"], ["span"], {}),
+        (["replay_video", "span"], ["replay"], ["span"], {"replay": 1}),
+        (["client_report"], ["internal"], None, {}),
         (["user_report"], ["feedback"], None, {"feedback": 1}),
         (["something_new"], ["error", "session"], ["something_new"], {}),
         (["something_new"], ["*"], None, {}),
@@ -292,6 +311,10 @@ def test_what_does_not_shrink_is_not_packed() -> None:
     assert empty.packed() is empty
     random = Envelope().add_attachment(os.urandom(10_000), filename="a").seal()
     assert random.packed() is random
+    hardly = Envelope().add_attachment(os.urandom(95_000) + bytes(5_000), filename="a").seal()
+    assert hardly.packed() is hardly
+    worth_it = Envelope().add_attachment(os.urandom(85_000) + bytes(15_000), filename="a").seal()
+    assert worth_it.packed().stored < worth_it.stored
 
 
 def test_what_is_held_is_what_the_queue_counts() -> None:
