@@ -209,6 +209,85 @@ def test_an_answer_cut_short_is_a_reset(data: bytes) -> None:
     assert (error.kind, error.body_sent, error.answered) == ("reset", True, True)
 
 
+def fields(count: int) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n" + b"A: b\r\n" * (count - 1) + b"\r\n"
+
+
+def head_of(size: int) -> bytes:
+    """An answer whose head has this many bytes, the empty line not counted."""
+    start = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nA: "
+    return start + b"b" * (size - len(start)) + b"\r\n\r\n"
+
+
+def trailer_of(size: int) -> bytes:
+    """An answer whose trailer has lines of this many bytes together, line ends not counted."""
+    return chunked(b"0\r\n" + b"A: b\r\n" * 1000 + b"A: " + b"b" * (size - 4003) + b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("within", "beyond"),
+    [
+        (fields(255), fields(256)),
+        (head_of(64 * 1024), head_of(64 * 1024 + 1)),
+        (b"HTTP/1.1 199 x\r\n\r\n" * 7 + OK, b"HTTP/1.1 199 x\r\n\r\n" * 8 + OK),
+        (b"HTTP/1.1 599 x\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 600 x\r\nContent-Length: 0\r\n\r\n"),
+        (OK, OK.replace(b"200 OK", b"200\tOK")),
+        (OK, OK.replace(b"200 OK", b"200-OK")),
+        (OK, OK.replace(b"OK", b"O\x7fK")),
+        (OK.replace(b"OK", b"O\tK"), OK.replace(b"OK", b"O\x1fK")),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: " + b"0" * 18 + b"\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: " + b"0" * 19 + b"\r\n\r\n",
+        ),
+        (
+            chunked(b"0;" + b"a" * 4094 + b"\r\n\r\n"),
+            chunked(b"0;" + b"a" * 4095 + b"\r\n\r\n"),
+        ),
+        (chunked(b"00000000\r\n\r\n"), chunked(b"000000000\r\n\r\n")),
+        (trailer_of(64 * 1024), trailer_of(64 * 1024 + 1)),
+    ],
+    ids=lambda data: repr(data[:60])[1:],
+)
+def test_each_bound_is_where_it_is_said_to_be(within: bytes, beyond: bytes) -> None:
+    """An answer at a bound is read whole and leaves the connection usable; one more is refused."""
+    assert answer(within).reusable
+    assert failure(beyond).kind == "protocol"
+
+
+@pytest.mark.parametrize(
+    ("within", "beyond"),
+    [
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1048576\r\n\r\n" + b"x" * 1048576,
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1048577\r\n\r\n" + b"x" * 1048577,
+        ),
+        (
+            chunked(b"fffc0\r\n" + b"x" * 0xFFFC0 + b"\r\n0\r\n\r\n"),
+            chunked(b"fffc1\r\n" + b"x" * 0xFFFC1 + b"\r\n0\r\n\r\n"),
+        ),
+        (
+            chunked(b"40\r\n" + b"x" * 64 + b"\r\n")
+            + (b"40\r\n" + b"x" * 64 + b"\r\n") * 8191
+            + b"0\r\n\r\n",
+            chunked(b"40\r\n" + b"x" * 64 + b"\r\n")
+            + (b"40\r\n" + b"x" * 64 + b"\r\n") * 8192
+            + b"0\r\n\r\n",
+        ),
+    ],
+    ids=["length", "chunk", "chunks"],
+)
+def test_a_body_is_read_to_its_end_up_to_a_mebibyte(within: bytes, beyond: bytes) -> None:
+    """The next byte costs a connection and no more time; each chunk counts 64 bytes beside its data."""
+    for data, reusable in ((within, True), (beyond, False)):
+        with pair() as (ours, theirs):
+            writer = threading.Thread(target=feed, args=(theirs, data))
+            writer.start()
+            response = run(ours, seconds=30)
+            assert (len(response.body), response.reusable) == (64 * 1024, reusable)
+            ours.close()
+            writer.join(5)
+
+
 def test_no_byte_of_an_answer_is_told_apart() -> None:
     """Only then may a POST on a reused connection be repeated at once."""
     error = failure(b"")
