@@ -36,8 +36,10 @@ _WORKER = (
 MODULES = {
     "worker": Module("transport_kit/worker.py", _WORKER),
     "delivery": Module("transport_kit/delivery.py", (*_WORKER, "tests/core/test_retry.py")),
-    "senders": Module("transport_kit/senders.py", _WORKER),
-    "books": Module("transport_kit/books.py", ("tests/core/test_ledger.py", *_WORKER)),
+    "senders": Module(
+        "transport_kit/senders.py", ("tests/core/test_senders.py", "tests/core/test_worker.py")
+    ),
+    "books": Module("transport_kit/books.py", ("tests/core/test_books.py", "tests/core/test_ledger.py")),
     "http": Module("transport_kit/http.py", ("tests/core/test_http.py", "tests/core/test_http_answers.py")),
     "limits": Module(
         "transport_kit/limits.py", ("tests/core/test_limits.py", "tests/core/test_http_answers.py")

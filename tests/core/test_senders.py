@@ -1,0 +1,282 @@
+"""Sender threads by themselves: who comes, who watches, who stays, whatever the work is."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import pytest
+
+from tests.core.worker_support import SOON, until
+from transport_kit import senders
+from transport_kit.senders import Senders
+from transport_kit.statelock import StateLock
+
+
+class Errands:
+    """Work that is a list of functions; a sender that watches waits for the next one, or for the end."""
+
+    def __init__(self, maximum: int = 4) -> None:
+        self.lock = StateLock()
+        self.waiting: deque[Callable[[], None]] = deque()
+        self.watchers = 0
+        self.over = False
+        self.stranded_with: list[float | None] = []
+        self.changed = threading.Condition(self.lock.rlock)
+        self.senders: Senders[Callable[[], None]] = Senders(self.lock, maximum, self)
+
+    def needed_locked(self) -> bool:
+        return bool(self.waiting)
+
+    def watch(self) -> Callable[[], None] | None:
+        with self.changed:
+            self.watchers += 1
+            self.changed.notify_all()
+            try:
+                self.changed.wait_for(lambda: self.waiting or self.over)
+            finally:
+                self.watchers -= 1
+            return self.waiting.popleft() if self.waiting else None
+
+    def perform(self, task: Callable[[], None]) -> None:
+        task()
+
+    def stranded(self, deadline: float | None) -> None:
+        self.stranded_with.append(deadline)
+
+    def put(self, task: Callable[[], None]) -> None:
+        with self.changed:
+            self.waiting.append(task)
+            self.changed.notify_all()
+        self.senders.leave()
+
+    def start_nothing(self) -> list[object]:
+        """From now on threads stay on their way; what each would have run."""
+        started: list[object] = []
+
+        def start(run: Callable[[], None], _: tuple[()]) -> int:
+            started.append(run)
+            return 0
+
+        self.senders._start_thread = start
+        return started
+
+    def end(self) -> None:
+        with self.changed:
+            self.over = True
+            self.changed.notify_all()
+        self.senders.leave()
+
+
+@pytest.fixture(name="make")
+def _make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Errands]]:
+    """Makes errands whose senders linger, and whose calls hold, longer than any test."""
+    monkeypatch.setattr(senders, "LINGER", 10 * SOON)
+    monkeypatch.setattr(senders, "ANSWERED_WITHIN", 10 * SOON)
+    made: list[Errands] = []
+
+    def make(maximum: int = 4) -> Errands:
+        made.append(Errands(maximum))
+        return made[-1]
+
+    yield make
+    for errands in made:
+        errands.end()
+        assert until(lambda: errands.senders.count == 0), "a sender outlives its work"  # noqa: B023
+
+
+class Held:
+    """A task that goes on until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun, self._free = threading.Event(), threading.Event()
+        self.ident = 0
+
+    def __call__(self) -> None:
+        self.ident = threading.get_ident()
+        self.begun.set()
+        self._free.wait(SOON)
+
+    def let_go(self) -> None:
+        self._free.set()
+
+
+def test_a_sender_that_follows_is_called_and_no_thread_is_started(make: Callable[..., Errands]) -> None:
+    """It waits for the watch; left asleep it would take its time while work waits."""
+    errands = make()
+    pair = [Held(), Held()]
+    for held in pair:
+        errands.put(held)
+        assert held.begun.wait(SOON)
+    assert errands.senders.count == 2
+    for held in pair:
+        held.let_go()
+    assert until(lambda: errands.senders._followers == 1 and errands.watchers == 1)
+    again = [Held(), Held()]
+    for held in again:
+        errands.put(held)
+        assert held.begun.wait(SOON)
+    assert {held.ident for held in again} == {held.ident for held in pair}
+    assert errands.senders.count == 2
+    for held in again:
+        held.let_go()
+
+
+def test_there_are_never_more_senders_than_allowed(make: Callable[..., Errands]) -> None:
+    """What waits meanwhile is done by the first that is free."""
+    errands = make(2)
+    tasks = [Held() for _ in range(3)]
+    for held in tasks:
+        errands.put(held)
+    assert tasks[0].begun.wait(SOON)
+    assert tasks[1].begun.wait(SOON)
+    assert errands.senders.count == 2
+    assert not tasks[2].begun.is_set()
+    tasks[0].let_go()
+    assert tasks[2].begun.wait(SOON)
+    assert tasks[2].ident == tasks[0].ident
+    for held in tasks:
+        held.let_go()
+
+
+def test_start_brings_one_sender_that_watches_without_work(make: Callable[..., Errands]) -> None:
+    """A durable queue has a backlog that only a claim finds; a second start changes nothing."""
+    errands = make()
+    errands.senders.start()
+    assert until(lambda: errands.watchers == 1)
+    errands.senders.start()
+    assert errands.senders.count == 1
+
+
+def test_a_sender_is_counted_from_its_call_on(make: Callable[..., Errands]) -> None:
+    """A thread on its way will do the work: a second one for the same work is one too many."""
+    errands = make()
+    started = errands.start_nothing()
+    assert errands.senders.count == 0
+    errands.put(Held())
+    errands.put(Held())
+    errands.senders.start()
+    assert (errands.senders.count, len(started)) == (1, 1)
+    errands.waiting.clear()
+    errands.senders._called = False
+
+
+def test_a_call_that_nobody_answered_is_repeated_when_it_is_void(
+    make: Callable[..., Errands], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller was interrupted before the thread was started."""
+    errands = make()
+    started = errands.start_nothing()
+    monkeypatch.setattr(senders, "ANSWERED_WITHIN", -1.0)
+    errands.put(Held())
+    errands.put(Held())
+    assert len(started) == 2
+    errands.waiting.clear()
+    errands.senders._called = False
+
+
+@pytest.mark.parametrize("deadline", [None, 7.0])
+def test_without_any_thread_the_caller_is_stranded_with_the_work(
+    make: Callable[..., Errands], deadline: float | None
+) -> None:
+    """The host is out of threads. The call is over: the next one tries again."""
+    errands = make()
+
+    def refuse(run: Callable[[], None], _: tuple[()]) -> int:
+        raise RuntimeError("can't start new thread")
+
+    start, errands.senders._start_thread = errands.senders._start_thread, refuse
+    with errands.changed:
+        errands.waiting.append(Held())
+    errands.senders.leave(deadline)
+    assert errands.stranded_with == [deadline]
+    assert errands.senders.count == 0
+    errands.senders._start_thread = start
+    held = errands.waiting[0]
+    assert isinstance(held, Held)
+    held.let_go()
+    errands.senders.leave()
+    assert held.begun.wait(SOON)
+
+
+def test_a_caller_is_not_stranded_while_there_is_a_sender(make: Callable[..., Errands]) -> None:
+    """It comes back to the work as soon as it is done."""
+    errands = make()
+    first, second = Held(), Held()
+    errands.put(first)
+    assert first.begun.wait(SOON)
+
+    def refuse(run: Callable[[], None], _: tuple[()]) -> int:
+        raise MemoryError
+
+    errands.senders._start_thread = refuse
+    errands.put(second)
+    assert errands.stranded_with == []
+    first.let_go()
+    assert second.begun.wait(SOON)
+    second.let_go()
+
+
+def test_who_acts_as_a_sender_is_known_by_its_thread(make: Callable[..., Errands]) -> None:
+    """It must neither capture nor wait; the thread that captures is none."""
+    errands = make()
+    seen: list[bool] = []
+    errands.put(lambda: seen.append(errands.senders.own))
+    assert until(lambda: seen)
+    for acts in (False, True, False, False):
+        errands.senders.act(acts)
+        seen.append(errands.senders.own)
+    assert seen == [True, False, True, False, False]
+
+
+def test_a_sender_that_nobody_needs_leaves_and_one_stays(
+    make: Callable[..., Errands], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads of a burst must not stay for the life of the process."""
+    errands = make()
+    monkeypatch.setattr(senders, "LINGER", 0.01)
+    burst = [Held() for _ in range(4)]
+    for held in burst:
+        errands.put(held)
+        assert held.begun.wait(SOON)
+    assert errands.senders.count == 4
+    for held in burst:
+        held.let_go()
+    assert until(lambda: errands.senders.count == 1 and errands.watchers == 1)
+
+
+def test_at_the_end_those_that_follow_leave_at_once(make: Callable[..., Errands]) -> None:
+    """They would linger in a process that wants to end."""
+    errands = make()
+    pair = [Held(), Held()]
+    for held in pair:
+        errands.put(held)
+        assert held.begun.wait(SOON)
+    for held in pair:
+        held.let_go()
+    assert until(lambda: errands.senders._followers == 1)
+    errands.end()
+    assert until(lambda: errands.senders.count == 0)
+
+
+@pytest.mark.parametrize("kind", ["trace", "profile"])
+def test_a_sender_obeys_the_tracer_and_the_profiler_of_threads(
+    make: Callable[..., Errands], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Coverage and debuggers would be blind to what runs on it; it is no `threading.Thread`."""
+    before = sys.gettrace(), sys.getprofile()
+    errands = make()
+    seen: list[str] = []
+
+    def spy(frame: FrameType, what: str, argument: object) -> None:
+        seen.append(frame.f_code.co_name)
+
+    monkeypatch.setattr(threading, f"get{kind}", lambda: spy)
+    done = threading.Event()
+    errands.put(done.set)
+    assert done.wait(SOON)
+    assert "_serve" in seen
+    assert (sys.gettrace(), sys.getprofile()) == before
