@@ -288,6 +288,25 @@ def test_a_body_is_read_to_its_end_up_to_a_mebibyte(within: bytes, beyond: bytes
             writer.join(5)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1048577\r\n\r\n" + b"x" * 65536,
+        chunked(b"fffc1\r\n" + b"x" * 65536),
+    ],
+)
+def test_a_body_that_is_given_up_spoils_its_connection_although_no_more_has_come(data: bytes) -> None:
+    """The rest comes later, and would be the answer to the next request."""
+    response = answer(data, end=False)
+    assert (len(response.body), response.reusable) == (65536, False)
+
+
+def test_an_error_while_opening_has_sent_and_received_nothing() -> None:
+    """Whoever raises one says no more than its kind; it may be repeated at once."""
+    error = ExchangeError("connect", "refused")
+    assert (error.body_sent, error.answered) == (False, False)
+
+
 def test_no_byte_of_an_answer_is_told_apart() -> None:
     """Only then may a POST on a reused connection be repeated at once."""
     error = failure(b"")

@@ -30,6 +30,7 @@ from transport_kit.exchange import ExchangeError, ExchangeErrorKind, Response
 from transport_kit.health import Health
 from transport_kit.http import BaseHttpTransport, HttpTransport
 from transport_kit.ledger import LossReason
+from transport_kit.memory_queue import MemoryQueue
 from transport_kit.options import TransportOptions
 from transport_kit.reports import MAX_QUANTITY
 from transport_kit.testing import FaultServer
@@ -410,6 +411,82 @@ def test_a_capture_survives_a_handler_that_raises(make: Callable[..., Scripted])
     transport.capture_event({"message": "y"})
     assert transport.flush().ok
     assert transport.health().delivered == {"error": 1}
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        (400, " (it could not read the envelope)"),
+        (401, " (check the DSN's key)"),
+        (402, ""),
+        (403, " (check the DSN's key and project)"),
+        (404, " (check the DSN's host and project)"),
+        (405, " (check the DSN's host and project)"),
+        (412, ""),
+        (413, " (it is too large for this server)"),
+        (414, ""),
+        (599, ""),
+    ],
+)
+def test_a_refusal_is_logged_with_what_to_check(
+    status: int, advice: str, make: Callable[..., Scripted], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The line is all that an operator has; a guess that is wrong costs them an hour."""
+    transport = make(answered(status, b"no\x1b[2J" + b"x" * 300))
+    transport.capture_event({"message": "x"})
+    transport.flush()
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"the server answered {status}{advice} and the envelope was discarded: no [2J" + "x" * 194
+    )
+
+
+@pytest.mark.parametrize("status", [300, 304, 399])
+def test_every_3xx_is_a_redirect_that_is_not_followed(
+    status: int, make: Callable[..., Scripted], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The target in the log is how a wrong host or a login page in between is found."""
+    transport = make(answered(status, location="https://login.example/"))
+    transport.capture_event({"message": "x"})
+    transport.flush()
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"the server answered {status} and the envelope was discarded; "
+        "a redirect is not followed: https://login.example/"
+    )
+    assert transport.health().discarded_by_category == {"send_error": {"error": 1}}
+
+
+@pytest.mark.parametrize(("status", "kept"), [(499, False), (500, True), (599, True)])
+def test_a_report_that_met_a_fault_of_the_server_is_told_again(
+    status: int, kept: bool, make: Callable[..., Scripted]
+) -> None:
+    """The envelope is given up with a 5xx; its losses were not counted there."""
+    transport = make(answered(status))
+    transport.record_lost_event("before_send", "error")
+    transport.flush()
+    transport.flush()
+    assert transport.reports() == [[("before_send", "error", 1)]] * (2 if kept else 1)
+
+
+def test_a_queue_that_only_the_factory_can_make_is_refused(tmp_path: Any) -> None:
+    """A transport made by hand would keep in memory what the options promise to keep on disk."""
+    options = TransportOptions(queue=f"file://{tmp_path}/spool")
+    with pytest.raises(OptionsError, match="queue"):
+        HttpTransport(Dsn.parse(DSN), options)
+    given = MemoryQueue(10, 1000)
+    transport = HttpTransport(Dsn.parse(DSN), options, make_queue=lambda: given)
+    assert transport.health().queue_capacity == 10
+    transport.kill()
+
+
+def test_a_small_body_goes_as_it_is(make: Callable[..., Scripted]) -> None:
+    """Below 256 bytes compression costs more than it saves."""
+    transport = make()
+    for size in (10, 10_000):
+        transport.capture_event({"message": "x" * size})
+        transport.flush()
+    assert ["Content-Encoding" in headers for _, _, headers, _ in transport.sent] == [False, True]
 
 
 class CapturingPath(os.PathLike[str]):
