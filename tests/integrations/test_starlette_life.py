@@ -26,7 +26,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from tests.timing import scaled
+from tests.timing import SOON, scaled
 from transport_kit import FlushReport, FunctionTransport, Kit, TransportOptions
 from transport_kit.testing import FaultServer
 from transport_kit_starlette import TransportMiddleware, lifespan
@@ -410,7 +410,7 @@ def error_of(url: str) -> int:
 def test_an_error_under_uvicorn_reaches_the_receiver_though_the_server_stops_at_once(serve: Any) -> None:
     """The whole way once: a socket in, an envelope out, and no wait in between."""
     with FaultServer() as receiver:
-        served = serve(site(receiver.dsn), lifespan="on")
+        served = serve(site(receiver.dsn, shutdown_timeout=SOON), lifespan="on")
         assert error_of(f"{served.url}/fail?a=1") == 500
         served.stop()
         request = receiver.accepted[0]
