@@ -29,8 +29,8 @@ from transport_kit.parsing import parse_envelope
 class Plan(enum.Enum):
     PRO = "pro"
     ODD = (1, {2})
-    LIST: Any = []  # noqa: RUF012 - filled below
-    TUPLE: Any = ((),)
+    LIST = list[Any]()  # filled below
+    TUPLE = ((),)
 
 
 class Colour(enum.StrEnum):
