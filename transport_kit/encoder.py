@@ -83,25 +83,18 @@ def _look_through(value: object) -> None:
         # Compared one by one: looking a class up would call a metaclass's `__hash__`.
         for part in level:
             kind = type(part)
+            if kind is str or kind is int:
+                continue
             if kind is dict or kind is list or kind is tuple:
                 inner.append(part)
-            elif (
-                kind is not int
-                and kind is not str
-                and kind is not bool
-                and part is not None
-                and kind is not float
-                and kind is not Fragment
-            ):
+            elif part is not None and kind is not bool and kind is not float and kind is not Fragment:
                 raise TypeError("not of JSON's own types")
         if not inner:
             return
-        found = get_referents(*inner)
-        nodes += len(found)
+        nodes += len(level)
         if nodes > _MOST:
             break
-        # Most are text, and this is the fastest way past it.
-        level = [part for part in found if type(part) is not str]
+        level = get_referents(*inner)
     raise TypeError("nested too deeply, or too large")
 
 

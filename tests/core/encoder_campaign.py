@@ -29,7 +29,7 @@ from transport_kit.parsing import parse_envelope
 class Plan(enum.Enum):
     PRO = "pro"
     ODD = (1, {2})
-    LIST = list[Any]()  # filled below
+    LIST = list[Any]()  # noqa: RUF012 - filled below
     TUPLE = ((),)
 
 
