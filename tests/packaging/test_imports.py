@@ -29,6 +29,7 @@ LAYERS = (
         "statelock",
         "version",
     },
+    {"encoder"},
     {"compression", "dsn", "encoding", "exchange", "options", "parsing", "proxies", "sealing"},
     {"connections", "ledger", "lifecycle", "trimming", "turns", "validation"},
     {"items", "queue"},
