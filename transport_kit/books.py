@@ -79,13 +79,13 @@ class Books:
 
     def lose(self, reason: LossReason, quantities: Quantities) -> None:
         """Captured and lost in one."""
-        self.ledger.lose(reason, quantities)
         self._note_drop(reason)
+        self.ledger.lose(reason, quantities)
 
     def discard(self, reason: LossReason, quantities: Quantities) -> None:
         """Lost after it was pending."""
-        self.ledger.discard(reason, quantities)
         self._note_drop(reason)
+        self.ledger.discard(reason, quantities)
 
     def _note_drop(self, reason: LossReason) -> None:
         if reason not in _WANTED_LOSSES:
@@ -95,21 +95,36 @@ class Books:
         """What a put came to, the envelopes that were sacrificed for it included."""
         if self.state is WorkerState.NEW:
             self.state = WorkerState.RUNNING
-        if put.accepted:
+        if put.accepted and self._shared:
+            self.ledger.store(quantities)
+        elif put.accepted:
             self.ledger.capture(quantities)
-            if self._shared:
-                self.ledger.store(quantities)
         else:
             # A shared queue outlives the process, and is a cache to the server.
             self.lose(LossReason.CACHE_OVERFLOW if self._shared else LossReason.QUEUE_OVERFLOW, quantities)
-        for claim in put.evicted:
+        if put.evicted:
+            evicted = put.evicted if isinstance(put.evicted, list) else list(put.evicted)
+            self.give_up(evicted, LossReason.CACHE_OVERFLOW if self._shared else LossReason.QUEUE_OVERFLOW)
+
+    def give_up(self, claims: list[Claim], reason: LossReason) -> None:
+        """Count what a queue let go; each claim is taken out in the step that counts it."""
+        while claims:
+            claim = claims[-1]
             if self._shared:
                 # It was counted as stored, by whichever process put it.
                 self.ledger.claim(claim.sealed.quantities)
-                self.discard(LossReason.CACHE_OVERFLOW, claim.sealed.quantities)
             else:
-                self.discard(LossReason.QUEUE_OVERFLOW, claim.sealed.quantities)
                 self.tick(claim, delivered=False)
+            self.discard(reason, claim.sealed.quantities)
+            del claims[-1]
+
+    def mend(self, pending: Iterable[Claim]) -> None:
+        """Make the counts true again from what is settled and what is pending."""
+        pending = tuple(pending)
+        self.ledger.mend([claim.sealed.quantities for claim in pending])
+        for ticket in self.tickets:
+            ticket.remaining = sum([claim.id <= ticket.last for claim in pending])
+        self.settled.notify_all()
 
     def forget_stored(self, claims: Iterable[Claim], reason: LossReason) -> None:
         """A shared queue could not keep what was counted as stored."""
@@ -140,6 +155,8 @@ class Books:
                 ticket.discarded += not delivered
                 done = done or ticket.remaining <= 0
         if done:
+            # Those of flushes that a signal handler ended, too.
+            self.tickets = [ticket for ticket in self.tickets if ticket.remaining > 0]
             self.settled.notify_all()
 
     # -- client reports --------------------------------------------------------------------------------

@@ -340,9 +340,7 @@ class Delivery:
             for claim in in_hand:
                 self._books.ledger.give_up_claim(claim.sealed.quantities)
         else:
-            for claim in self._queue.close():
-                self._books.discard(reason, claim.sealed.quantities)
-                self._books.tick(claim, delivered=False)
+            self._books.give_up(self._queue.close(), reason)
         self._gate.notify_all()
         self._books.settled.notify_all()
         return in_hand

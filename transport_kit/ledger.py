@@ -11,10 +11,10 @@ allow-list, so those of our own are never reported.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeAlias, TypeVar
 
 from transport_kit.sealing import Quantities
 
@@ -91,8 +91,17 @@ class LedgerSnapshot:
         )
 
 
+_Key = TypeVar("_Key")
+_Loss: TypeAlias = tuple[
+    dict[str, int], dict[str, int], dict[tuple[str, str], int], dict[tuple[str, str], int]
+]
+
+
 class Ledger:
-    """Counts per process, transport and life of it. Not thread-safe: see the module's first lines."""
+    """Counts per process, transport and life of it. Not thread-safe: see the module's first lines.
+
+    Each method changes its counts as its last step, and all of them in that one (see `statelock.py`).
+    """
 
     __slots__ = (
         "_captured",
@@ -105,51 +114,78 @@ class Ledger:
     )
 
     def __init__(self) -> None:
-        self._captured: Counter[str] = Counter()
-        self._delivered: Counter[str] = Counter()
-        self._discarded: dict[str, Counter[str]] = {}
-        self._claimed_from_shared: Counter[str] = Counter()
-        self._stored_in_shared: Counter[str] = Counter()
-        self._returned_to_shared: Counter[str] = Counter()
-        self._unreported: Counter[tuple[str, str]] = Counter()
+        self._captured: dict[str, int] = {}
+        self._claimed_from_shared: dict[str, int] = {}
+        self._delivered: dict[str, int] = {}
+        self._discarded: dict[str, dict[str, int]] = {}
+        self._returned_to_shared: dict[str, int] = {}
+        self._stored_in_shared: dict[str, int] = {}
+        self._unreported: dict[tuple[str, str], int] = {}
 
     def capture(self, quantities: Quantities) -> None:
         """Accepted: pending from now on."""
-        for category, quantity in quantities:
-            self._captured[category] += quantity
+        captured = self._captured
+        captured |= _grown(captured, quantities)
 
     def lose(self, reason: LossReason, quantities: Quantities) -> None:
         """Captured and discarded in one step: it never was pending."""
-        self.capture(quantities)
-        self.discard(reason, quantities)
+        captured = self._captured
+        grown = _grown(captured, quantities)
+        discarded, lost, unreported, untold = self._loss(reason, quantities)
+        captured |= grown
+        discarded |= lost
+        unreported |= untold
 
     def deliver(self, quantities: Quantities) -> None:
         """From pending to delivered."""
-        for category, quantity in quantities:
-            self._delivered[category] += quantity
+        delivered = self._delivered
+        delivered |= _grown(delivered, quantities)
 
     def discard(self, reason: LossReason, quantities: Quantities) -> None:
         """From pending to discarded."""
-        by_category = self._discarded.setdefault(reason.value, Counter())
-        for category, quantity in quantities:
-            by_category[category] += quantity
-            if reason.reported:
-                self._unreported[reason.value, category] += quantity
+        discarded, lost, unreported, untold = self._loss(reason, quantities)
+        discarded |= lost
+        unreported |= untold
+
+    def _loss(self, reason: LossReason, quantities: Quantities) -> _Loss:
+        """The counts that a loss changes, and what is to be put into them."""
+        discarded = self._discarded.setdefault(reason.value, {})
+        unreported = self._unreported
+        untold = _grown(unreported, [((reason.value, name), n) for name, n in quantities if reason.reported])
+        return discarded, _grown(discarded, quantities), unreported, untold
+
+    def capture_delivered(self, quantities: Quantities) -> None:
+        """Captured and delivered in one step."""
+        captured, delivered = self._captured, self._delivered
+        grown, more = _grown(captured, quantities), _grown(delivered, quantities)
+        captured |= grown
+        delivered |= more
 
     def store(self, quantities: Quantities) -> None:
-        """Captured into a shared queue: this process has done its part."""
-        for category, quantity in quantities:
-            self._stored_in_shared[category] += quantity
+        """Captured into a shared queue, in one step: this process has done its part."""
+        captured, stored = self._captured, self._stored_in_shared
+        grown, more = _grown(captured, quantities), _grown(stored, quantities)
+        captured |= grown
+        stored |= more
 
     def claim(self, quantities: Quantities) -> None:
         """Taken from a shared queue: pending here from now on."""
-        for category, quantity in quantities:
-            self._claimed_from_shared[category] += quantity
+        claimed = self._claimed_from_shared
+        claimed |= _grown(claimed, quantities)
 
     def give_up_claim(self, quantities: Quantities) -> None:
         """Returned to a shared queue: no longer pending here."""
-        for category, quantity in quantities:
-            self._returned_to_shared[category] += quantity
+        returned = self._returned_to_shared
+        returned |= _grown(returned, quantities)
+
+    def mend(self, pending: Iterable[Quantities]) -> None:
+        """Make `captured` true again from what is settled and what is pending; not for a shared queue."""
+        captured: dict[str, int] = {}
+        for counts in (self._delivered, *self._discarded.values()):
+            captured |= _grown(captured, counts.items())
+        for quantities in pending:
+            captured |= _grown(captured, quantities)
+        self._captured = captured
 
     @property
     def unreported(self) -> bool:
@@ -158,22 +194,30 @@ class Ledger:
 
     def take_report(self) -> Report:
         """What the next client report says; taken and reset in one step."""
-        taken = tuple((reason, category, n) for (reason, category), n in self._unreported.items() if n)
-        self._unreported.clear()
+        taken = tuple([(reason, category, n) for (reason, category), n in self._unreported.items() if n])
+        self._unreported = {}
         return taken
 
     def give_back(self, report: Iterable[tuple[str, str, int]]) -> None:
         """Undo `take_report` after a request without an answer, or with a 5xx."""
-        for reason, category, quantity in report:
-            self._unreported[reason, category] += quantity
+        unreported = self._unreported
+        unreported |= _grown(unreported, [((reason, category), n) for reason, category, n in report])
 
     def snapshot(self) -> LedgerSnapshot:
         """A copy that no later call changes."""
         return LedgerSnapshot(
             captured=dict(self._captured),
             delivered=dict(self._delivered),
-            discarded={reason: dict(counts) for reason, counts in self._discarded.items()},
+            discarded={reason: dict(counts) for reason, counts in self._discarded.items() if counts},
             claimed_from_shared=dict(self._claimed_from_shared),
             stored_in_shared=dict(self._stored_in_shared),
             returned_to_shared=dict(self._returned_to_shared),
         )
+
+
+def _grown(counts: Mapping[_Key, int], more: Iterable[tuple[_Key, int]]) -> dict[_Key, int]:
+    """The entries of `counts` that change when `more` is added, with their new values."""
+    grown: dict[_Key, int] = {}
+    for key, quantity in more:
+        grown[key] = (grown[key] if key in grown else counts.get(key, 0)) + quantity
+    return grown

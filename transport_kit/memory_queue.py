@@ -95,8 +95,9 @@ class MemoryQueue:
         self._lanes = tuple(_Lane() for _ in Priority)
         self._delayed: list[tuple[float, int, Claim]] = []  # a heap, by the time of the next attempt
         self._claimed: dict[int, Claim] = {}
-        # How many that is, and their bytes: sums that save a put the counting. A signal handler that
-        # raises inside a section leaves them behind; `_recount` finds it out.
+        # What had to make room, and what was held at the end, until whoever counts it takes it out.
+        self._given_up: list[Claim] = []
+        # How many are held, and their bytes: sums that save a put the counting.
         self._items = 0
         self._size = 0
         self._turns = Turns()
@@ -125,28 +126,32 @@ class MemoryQueue:
             rank = _rank(sealed)
             put = _ACCEPTED
             if self._items >= self._max_items or self._size + size > self._max_bytes:
-                evicted = self._make_room(rank, size)
-                if evicted is None:
+                self._given_up = []
+                if not self._make_room(rank, size):
                     return _REFUSED
-                put = Put(True, evicted)
-            self._last_id += 1
-            self._last_put = now = self._clock()
+                put = Put(True, self._given_up)
+            now = self._clock()
+            number = self._last_id + 1
+            claim = Claim(number, sealed, 0, now)
+            if self._parked:
+                self._available.notify_all()  # it goes on when the lock is free
             lane = self._lanes[rank]
-            lane.waiting.append(Claim(self._last_id, sealed, 0, now))
+            waiting = lane.waiting
+            # One step to the end.
+            waiting += (claim,)
             lane.size += size
             self._items += 1
             self._size += size
-            if self._parked:
-                self._available.notify_all()
+            self._last_id = number
+            self._last_put = now
             return put
 
-    def _make_room(self, rank: int, size: int) -> tuple[Claim, ...] | None:
-        """What must go so that `size` bytes of class `rank` fit; None when all that may go is too little.
+    def _make_room(self, rank: int, size: int) -> bool:
+        """Give up what must go so that `size` bytes of class `rank` fit; False when that would not do.
 
         A capture pays for this, and once the queue is full each does. So the usual case comes first: the
         oldest of the lowest class that is held are enough, and none of it was tried.
         """
-        self._recount()
         over_items = self._items + 1 - self._max_items
         over_bytes = self._size + size - self._max_bytes
         lanes = self._lanes[: rank + 1]
@@ -156,53 +161,55 @@ class MemoryQueue:
             if lane.waiting:
                 if len(lane.waiting) < over_items or lane.size < over_bytes:
                     break
-                evicted = []
                 while over_items > 0 or over_bytes > 0:
-                    claim = lane.waiting.popleft()
                     over_items -= 1
-                    over_bytes -= self._sacrifice(lane, claim)
-                    evicted.append(claim)
-                return tuple(evicted)
+                    over_bytes -= self._sacrifice(lane, lane.waiting, 0)
+                return True
         return self._make_room_by_class(lanes, over_items, over_bytes)
 
-    def _make_room_by_class(
-        self, lanes: Sequence[_Lane], over_items: int, over_bytes: int
-    ) -> tuple[Claim, ...] | None:
+    def _make_room_by_class(self, lanes: Sequence[_Lane], over_items: int, over_bytes: int) -> bool:
         delayed = [_rank(claim.sealed) for _, _, claim in self._delayed]
         held = [len(lane.waiting) + len(lane.retried) + delayed.count(n) for n, lane in enumerate(lanes)]
         if sum(held) < over_items or sum(lane.size for lane in lanes) < over_bytes:
-            return None
-        evicted: list[Claim] = []
+            return False
         for n, lane in enumerate(lanes):
             for _ in range(held[n]):
                 if over_items <= 0 and over_bytes <= 0:
-                    return tuple(evicted)
-                claim = self._pop_oldest(lane)
+                    return True
                 over_items -= 1
-                over_bytes -= self._sacrifice(lane, claim)
-                evicted.append(claim)
-        return tuple(evicted)
+                over_bytes -= self._sacrifice_oldest(lane)
+        return True
 
-    def _sacrifice(self, lane: _Lane, claim: Claim) -> int:
-        """Forget what was taken out of a lane; its bytes."""
+    def _sacrifice(self, lane: _Lane, held: deque[Claim] | list[Claim], at: int) -> int:
+        """Give up `held[at]`, which waits in this lane; its bytes."""
+        claim = held[at]
         size = claim.sealed.stored
+        given_up = self._given_up
+        # One step to the end.
+        given_up += (claim,)
+        del held[at]
         lane.size -= size
-        self._forget(claim)
+        self._items -= 1
+        self._size -= size
+        if self._lane_busy == claim.id:
+            self._lane_busy = None
         return size
 
-    def _pop_oldest(self, lane: _Lane) -> Claim:
+    def _sacrifice_oldest(self, lane: _Lane) -> int:
         """What was tried is older than what was not; there is little of it, as failures stop the claiming."""
         tried = list(lane.retried)
         tried += [entry[2] for entry in self._delayed if self._lanes[_rank(entry[2].sealed)] is lane]
         if not tried:
-            return lane.waiting.popleft()
+            return self._sacrifice(lane, lane.waiting, 0)
         oldest = min(tried, key=lambda claim: claim.id)
-        if oldest in lane.retried:
-            lane.retried.remove(oldest)
-        else:
-            self._delayed[:] = [entry for entry in self._delayed if entry[2] is not oldest]
-            heapq.heapify(self._delayed)
-        return oldest
+        if oldest not in lane.retried:
+            # Moved by a copy, so that it is in one of both.
+            delayed = [entry for entry in self._delayed if entry[2] is not oldest]
+            heapq.heapify(delayed)
+            retried = lane.retried
+            retried += (oldest,)
+            self._delayed = delayed
+        return self._sacrifice(lane, lane.retried, lane.retried.index(oldest))
 
     # -- claiming --------------------------------------------------------------------------------------
 
@@ -261,9 +268,12 @@ class MemoryQueue:
 
     def ack(self, claims: Iterable[Claim]) -> None:
         with self.lock.rlock:
-            for claim in claims:
-                if self._claimed.pop(claim.id, None) is not None:
-                    self._forget(claim)
+            self._ack(claims)
+
+    def _ack(self, claims: Iterable[Claim]) -> None:
+        for claim in claims:
+            if self._claimed.pop(claim.id, None) is not None:
+                self._forget(claim)
 
     def bury(self, claim: Claim, reason: str) -> None:
         """Memory keeps no dead letters: the same as `ack`."""
@@ -271,15 +281,18 @@ class MemoryQueue:
 
     def release(self, claims: Iterable[Claim], not_before: float = 0.0) -> None:
         with self.lock.rlock:
-            for claim in claims:
-                if self._claimed.pop(claim.id, None) is None:
-                    continue
-                claim.attempts += 1
-                self._lanes[_rank(claim.sealed)].size += claim.sealed.stored
-                # A session keeps its lane busy until its next attempt: nothing may overtake it.
-                heapq.heappush(self._delayed, (not_before, claim.id, claim))
-            if self._parked:
-                self._available.notify_all()
+            self._release(claims, not_before)
+
+    def _release(self, claims: Iterable[Claim], not_before: float) -> None:
+        for claim in claims:
+            if self._claimed.pop(claim.id, None) is None:
+                continue
+            claim.attempts += 1
+            self._lanes[_rank(claim.sealed)].size += claim.sealed.stored
+            # A session keeps its lane busy until its next attempt: nothing may overtake it.
+            heapq.heappush(self._delayed, (not_before, claim.id, claim))
+        if self._parked:
+            self._available.notify_all()
 
     def extend(self, claims: Iterable[Claim]) -> None:
         """Memory leases never end."""
@@ -302,16 +315,7 @@ class MemoryQueue:
 
     def stats(self) -> QueueStats:
         with self.lock.rlock:
-            self._recount()
-            oldest: float | None = None
-            if self._items:
-                ages = [claim.put_at for claim in self._claimed.values()]
-                ages += [entry[2].put_at for entry in self._delayed]
-                for lane in self._lanes:
-                    ages += [claim.put_at for claim in lane.retried]
-                    if lane.waiting:
-                        ages.append(lane.waiting[0].put_at)
-                oldest = min(ages)
+            oldest = self._oldest()
             claimed = len(self._claimed)
             return QueueStats(
                 self._items - claimed,
@@ -323,22 +327,36 @@ class MemoryQueue:
                 self._last_id,
             )
 
+    def _oldest(self) -> float | None:
+        ages = [claim.put_at for claim in self._claimed.values()]
+        ages += [entry[2].put_at for entry in self._delayed]
+        for lane in self._lanes:
+            ages += [claim.put_at for claim in lane.retried]
+            if lane.waiting:
+                ages.append(lane.waiting[0].put_at)
+        return min(ages, default=None)
+
     def close(self) -> list[Claim]:
         with self.lock.rlock:
+            held = self._held()
+            if self._closed and not held:
+                return []
             self._closed = True
-            left = [claim for lane in self._lanes for claim in (*lane.retried, *lane.waiting)]
-            left += [entry[2] for entry in self._delayed]
-            left += self._claimed.values()
-            for lane in self._lanes:
-                lane.waiting.clear()
-                lane.retried.clear()
-                lane.size = 0
-            self._delayed.clear()
-            self._claimed.clear()
+            lanes = tuple([_Lane() for _ in Priority])
+            self.wake()
+            given_up = self._given_up
+            # One step to the end.
+            given_up += held
+            self._lanes = lanes
+            self._delayed = []
+            self._claimed = {}
             self._lane_busy = None
             self._items = self._size = 0
-            self.wake()
-            return left
+            return given_up
+
+    def mend(self) -> tuple[list[Claim], list[Claim]]:
+        with self.lock.rlock:
+            return self._recount(), self._given_up
 
     # -- for callers that hold the lock ----------------------------------------------------------------
 
@@ -353,22 +371,27 @@ class MemoryQueue:
             else:
                 lane.retried.append(claim)
 
-    def _recount(self) -> None:
-        """Make the sums true again, if a section was left half done."""
-        items = len(self._delayed) + len(self._claimed)
-        for lane in self._lanes:
-            items += len(lane.waiting) + len(lane.retried)
-        if items and items == self._items:
-            return
+    def _held(self) -> list[Claim]:
+        held = [claim for lane in self._lanes for claim in (*lane.retried, *lane.waiting)]
+        held += [entry[2] for entry in self._delayed]
+        held += self._claimed.values()
+        return held
+
+    def _recount(self) -> list[Claim]:
+        """Make the sums true again after a section that was left half done; what is held."""
         claimed, delayed = list(self._claimed.values()), [entry[2] for entry in self._delayed]
         for lane in self._lanes:
-            lane.size = sum(claim.sealed.stored for claim in (*lane.waiting, *lane.retried))
+            lane.size = sum([claim.sealed.stored for claim in (*lane.waiting, *lane.retried)])
         for claim in delayed:
             self._lanes[_rank(claim.sealed)].size += claim.sealed.stored
-        self._items = items
-        self._size = sum(lane.size for lane in self._lanes) + sum(claim.sealed.stored for claim in claimed)
         if self._lane_busy not in {claim.id for claim in (*claimed, *delayed)}:
             self._lane_busy = None
+        if self._parked:
+            self._available.notify_all()
+        held = self._held()
+        self._size = sum([claim.sealed.stored for claim in held])
+        self._items = len(held)
+        return held
 
     def _forget(self, claim: Claim) -> None:
         self._items -= 1

@@ -40,10 +40,13 @@ class Claim:
 
 
 class Put(NamedTuple):
-    """What became of a put: accepted or not, and what was sacrificed for it."""
+    """What became of a put: accepted or not, and what was sacrificed for it.
+
+    A queue in memory hands out its own list: whoever counts a claim takes it out in the same step.
+    """
 
     accepted: bool
-    evicted: tuple[Claim, ...] = ()
+    evicted: list[Claim] | tuple[Claim, ...] = ()
 
 
 class QueueStats(NamedTuple):
@@ -120,5 +123,11 @@ class Queue(Protocol):
         """What health says of a shared queue beyond `stats`: plain values; no I/O. `problems` is a list of
         short sentences."""
 
+    def mend(self) -> tuple[list[Claim], list[Claim]]:
+        """After a section that was left half done: what this queue holds, and what it gave up uncounted.
+
+        Not called for a shared queue. Whoever counts a claim of the second takes it out in the same step.
+        """
+
     def close(self) -> list[Claim]:
-        """Refuse puts from now on; returns what this queue held and now forgets."""
+        """Refuse puts from now on; returns what this queue held and now forgets, as a list like `Put`'s."""

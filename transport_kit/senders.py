@@ -34,7 +34,7 @@ __all__ = ["LINGER", "Senders", "Work"]
 #: Seconds a sender stays when nobody needs it; one always stays.
 LINGER = 1.0
 #: Seconds after which a call that nobody answered is void: its caller was interrupted before it could
-#: start the thread, by a signal handler that raised.
+#: start the thread, by a signal handler that raised. The caller itself need not wait for that.
 ANSWERED_WITHIN = 1.0
 
 T = TypeVar("T")
@@ -80,6 +80,7 @@ class Senders(Generic[T]):
         self._watching = False
         self._called = False  # one was started or notified to take the watch, and has not come yet
         self._void_at = 0.0  # when that call stops counting
+        self._owed_by: int | None = None  # ident of the thread that is to start a sender for that call
         self._followers = 0  # threads that wait for the watch
         self._follow = threading.Condition(lock.rlock)
 
@@ -116,7 +117,7 @@ class Senders(Generic[T]):
                 return
             if (
                 self._watching
-                or (self._called and time.monotonic() < self._void_at)
+                or self._awaited()
                 or (self._count >= self._maximum and not self._followers)
                 or self._lock.held()
             ):
@@ -128,6 +129,10 @@ class Senders(Generic[T]):
             if not self._lock.aside:
                 return  # else something interrupted the section above, and relies on its end
 
+    def _awaited(self) -> bool:
+        """Whether one was called and may still come; not while this thread was to start it, and did not."""
+        return self._called and time.monotonic() < self._void_at and self._owed_by != self._ident()
+
     def start(self) -> None:
         """See that there is a sender even though nothing is known to wait."""
         with self._lock.rlock:
@@ -138,18 +143,21 @@ class Senders(Generic[T]):
 
     def _call_locked(self, *, idle: bool = False) -> bool:
         """See that someone comes to watch; True when the caller has to start a thread."""
-        now = time.monotonic()
-        if self._watching or (self._called and now < self._void_at):
+        if self._watching or self._awaited():
             return False
         if not (idle or self._work.needed_locked()):
             return False
         spawn = not self._followers
         if spawn and self._count >= self._maximum:
             return False
-        self._called = True
-        self._void_at = now + ANSWERED_WITHIN
+        void_at = time.monotonic() + ANSWERED_WITHIN
+        owed_by = self._ident() if spawn else None
         if not spawn:
             self._follow.notify()
+        # One step to the end.
+        self._called = True
+        self._void_at = void_at
+        self._owed_by = owed_by
         return spawn
 
     def _spawn(self, deadline: float | None) -> None:
@@ -157,6 +165,7 @@ class Senders(Generic[T]):
         # thread may hold, and waits for the new thread; a signal handler must do neither.
         try:
             self._start_thread(self._run, ())
+            self._owed_by = None
         except (RuntimeError, MemoryError):
             with self._lock.rlock:
                 self._called = False

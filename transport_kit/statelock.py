@@ -7,11 +7,20 @@ lock would wait for itself. Such a caller leaves its work in `aside`; whoever re
 Assumes: `threading.RLock` is the C one (or gevent's), whose `with` acquires and records the owner in one
 step, so no signal handler can run between the two. Critical sections are short and do no I/O.
 
-Limits: a signal handler that *raises* (KeyboardInterrupt, a timeout turned into an exception) inside a
-critical section leaves it half done, as it does with any Python code. The lock is released all the same,
-nothing hangs, and what can be off is the one envelope in the section's hands. Raised in the instruction
-between `Condition.wait` letting go of the lock and beginning to wait, it surfaces as CPython's own
-RuntimeError ("cannot release un-acquired lock") with the interrupt as its context.
+A signal handler may also *raise* (a task's time limit, KeyboardInterrupt), and end a section wherever it
+is. CPython looks for signals at calls, at the entry of functions and at jumps backward, and nowhere else.
+Two rules follow, each held to by a test that has a handler raise at every instruction:
+
+(1) The function that has the `with` block has no loop inside it; loops are in a function of their own.
+CPython 3.13 leaves the jump backward of some loops out of the exception table of the block around them: what
+a handler raises there passes the `with` by, and the lock stays behind for good.
+(2) What must change together changes in one step: statements in a row without call or loop, such as item and
+attribute assignments and in-place operators. Between two steps that belong together `whole` is False; a
+section that ends there leaves it so, and `mend` runs before anyone else relies on the state.
+
+Limits: raised between `Condition.wait` letting go of the lock and beginning to wait, the exception surfaces
+as CPython's RuntimeError ("cannot release un-acquired lock") with the interrupt as its context; who waits
+hands the latter on (`interrupts.py`).
 """
 
 from __future__ import annotations
@@ -29,11 +38,14 @@ class StateLock:
     Use `with state.rlock:` around the state, then `state.drain()` after the block. `rlock` is taken from
     `threading` at construction, so that a monkey-patch that came before it is honoured.
 
+    `whole` is False, and `mend` to be called by the next owner, while steps that belong together are not
+    all done; both are read and written only by an owner, but for a first look.
+
     Guarantees: an action left with `later` by the owner runs before that owner's `drain` returns, on some
     thread, holding the lock, exactly once, in the order in which actions were left.
     """
 
-    __slots__ = ("aside", "held", "rlock")
+    __slots__ = ("aside", "held", "mend", "rlock", "whole")
 
     def __init__(self) -> None:
         self.rlock = threading.RLock()
@@ -42,6 +54,9 @@ class StateLock:
         self.held: Callable[[], bool] = self.rlock._is_owned  # type: ignore[attr-defined]
         # Appended to only by a thread that owns `rlock`; popped only while owning it.
         self.aside: deque[Callable[[], object]] = deque()
+        self.whole = True
+        # Completes what was left half done; begun again if it is interrupted itself.
+        self.mend: Callable[[], object] = _nothing
 
     def later(self, action: Callable[[], object]) -> None:
         """Leave `action` for when the lock is released. Only for a thread that owns it; never blocks."""
@@ -50,11 +65,25 @@ class StateLock:
     def drain(self) -> None:
         """Run what was left aside. Does nothing for a thread that owns the lock: its own release will."""
         # Looked at again after each release: an action may be left between the last look and the release.
-        while self.aside and not self.held():
+        while (self.aside or not self.whole) and not self.held():
             with self.rlock:
                 self.drain_locked()
 
     def drain_locked(self) -> None:
-        """Run what was left aside; for a caller that holds the lock and whose state is whole."""
-        while self.aside:
-            self.aside.popleft()()
+        """Mend what is half done, and run what was left aside; for whoever did not own the lock before."""
+        if not self.whole:
+            self.mend_locked()
+        aside = self.aside
+        while aside:
+            # An action ends with the step that matters, and is taken out in the same.
+            aside[0]()
+            del aside[0]
+
+    def mend_locked(self) -> None:
+        """Make the state whole; for whoever did not own the lock before."""
+        self.mend()
+        self.whole = True
+
+
+def _nothing() -> None:
+    """What mends a state that needs no mending."""

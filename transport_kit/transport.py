@@ -307,12 +307,7 @@ class CountingTransport(Transport):
                 if count > lost.get(category, 0)
             )
         ledger = self._books.ledger
-
-        def deliver() -> None:
-            ledger.capture(quantities)
-            ledger.deliver(quantities)
-
-        self._record(deliver)
+        self._record(lambda: ledger.capture_delivered(quantities))
         return True
 
     def _lose(self, reason: LossReason, quantities: Quantities) -> None:

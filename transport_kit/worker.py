@@ -62,11 +62,17 @@ class BackgroundWorker:
         # section is followed by `_senders.leave()`, so that what interrupted it is taken in and seen to.
         self._lock = StateLock() if queue.shared else queue.lock
         self._books = Books(self._lock, queue.shared, options, clock)
+        if not queue.shared:
+            self._lock.mend = self._mend_locked
         self._delivery = Delivery(queue, deliver, options, self._lock, self._books, clock, draw)
         self._senders = self._delivery.senders
         # Set when the process is ending: seconds of waiting that the end may still cost. From then on a
         # capture waits for its own delivery, as no thread may be left to do it later.
         self._end_left: float | None = None
+        # While what was left aside is taken in: the queue's last id before.
+        self._admitting: int | None = None
+        # What is left at the end is counted under it; set before the state becomes CLOSED.
+        self._end_reason = LossReason.CLOSED
 
     # -- submitting ------------------------------------------------------------------------------------
 
@@ -99,9 +105,12 @@ class BackgroundWorker:
             return self._submit_shared(sealed)
         if self._lock.held():
             return self._submit_aside(sealed)
-        with self._lock.rlock:
-            accepted = self._admit_locked(sealed)
-        self._senders.leave()
+        try:
+            with self._lock.rlock:
+                accepted = self._admit_locked(sealed)
+        finally:
+            # Also when a signal handler raised: what it left behind may need a sender.
+            self._senders.leave()
         if self._end_left is not None:
             self._wait_at_end(self._end_left)
         return accepted
@@ -115,7 +124,7 @@ class BackgroundWorker:
         if stats.waiting + stats.claimed + len(self._lock.aside) >= stats.max_items:
             self.lose(LossReason.QUEUE_OVERFLOW, sealed.quantities)
             return False
-        self._lock.later(lambda: self._admit_locked(sealed))
+        self._lock.later(lambda: self._admit_aside_locked(sealed))
         return True
 
     def _submit_shared(self, sealed: SealedEnvelope) -> bool:
@@ -132,12 +141,38 @@ class BackgroundWorker:
         return put.accepted
 
     def _admit_locked(self, sealed: SealedEnvelope) -> bool:
+        lock = self._lock
+        if not lock.whole:
+            lock.mend_locked()
         if self._books.state >= WorkerState.DRAINING:
             self._books.lose(LossReason.CLOSED, sealed.quantities)
             return False
+        lock.whole = False
         put = self._queue.put(sealed)
         self._books.count_put(sealed.quantities, put)
+        lock.whole = True
         return put.accepted
+
+    def _admit_aside_locked(self, sealed: SealedEnvelope) -> None:
+        self._admitting = self._queue.stats().last_id
+        self._admit_locked(sealed)
+        self._admitting = None
+
+    def _mend_locked(self) -> None:
+        """Complete what a signal handler that raised left half done."""
+        if self._admitting is not None:
+            taken_in = self._queue.stats().last_id > self._admitting
+            aside = self._lock.aside
+            # One step: it is not to be taken in again.
+            self._admitting = None
+            if taken_in:
+                del aside[0]
+        closed = self._books.state is WorkerState.CLOSED
+        held, given_up = self._queue.mend()
+        self._books.give_up(given_up, self._end_reason if closed else LossReason.QUEUE_OVERFLOW)
+        self._books.mend(held)
+        if closed:
+            self._delivery.end_locked(self._end_reason)
 
     def lose(self, reason: LossReason, quantities: Quantities) -> None:
         """Count what was lost before it was submitted."""
@@ -149,6 +184,8 @@ class BackgroundWorker:
             self._lock.later(action)
             return
         with self._lock.rlock:
+            if not self._lock.whole:
+                self._lock.mend_locked()
             action()
         self._senders.leave()
 
@@ -316,12 +353,15 @@ class BackgroundWorker:
         in_hand: list[Claim] = []
 
         def end() -> None:
-            # First what was captured before: it is left aside, and counts like the rest.
-            self._lock.drain_locked()
             if self._books.state is not WorkerState.CLOSED:
+                self._end_reason = reason
+                self._lock.whole = False
                 self._books.state = WorkerState.CLOSED
                 in_hand.extend(self._delivery.end_locked(reason))
+                self._lock.whole = True
 
+        # What was captured before is left aside before `end` is, and counts like the rest.
+        self._lock.drain()
         self._locked(end)
         if self._shared:
             self._leave_queue(in_hand, reason)
@@ -384,8 +424,10 @@ class BackgroundWorker:
 
     def facts(self) -> WorkerFacts:
         """A snapshot in which ledger and queue belong together; no I/O."""
-        self._lock.drain()
+        inside = self._lock.held()
         with self._lock.rlock:
+            if not inside:
+                self._lock.drain_locked()
             facts = WorkerFacts(
                 self._books.state,
                 self._senders.count,

@@ -43,7 +43,6 @@ def test_what_is_lost_at_the_door_counts_as_captured_too() -> None:
 def test_a_shared_queue_has_its_own_columns() -> None:
     """What another process put, or takes over, is neither captured nor lost here."""
     ledger = Ledger()
-    ledger.capture(ONE)
     ledger.store(ONE)
     ledger.claim(ONE)
     ledger.give_up_claim(ONE)

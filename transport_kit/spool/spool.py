@@ -450,6 +450,10 @@ class FileSpool:
         wall = self._wall()
         return description(facts_of(life, self.path, wall), ran=life.candidacy_at > float("-inf"), wall=wall)
 
+    def mend(self) -> tuple[list[Claim], list[Claim]]:
+        """Nothing is half done here: what a shared queue holds is not the worker's state."""
+        return [], []
+
     def close(self) -> list[Claim]:
         """End this process's part. What is on the disk stays; what could only be kept in memory is returned.
 
