@@ -4,13 +4,13 @@ Owns every call of either, and the guards that keep orjson from ending the proce
 exact ones; everything else is refused, and `encoding.py` repairs it. The decoder takes what JSON is and
 nothing more, at most 1024 levels deep.
 
-Two guards, as orjson neither counts the frames of Python that it needs nor, in some releases, the tuples it
-is in. Both faults end the process with a segmentation fault:
+Two guards, as there are values with which orjson ends the process:
 
-- Near the recursion limit reading an Enum's value raises, which it does not expect. `dumps` makes sure of
+- Near the recursion limit reading an Enum's value raises, which no release expects. `dumps` makes sure of
   room before each call.
-- 3.12.0 and 3.13.0 follow tuples without end. For these, and for releases newer than the last that was
-  tried, `dumps` looks through the value first.
+- 3.12.0 and 3.13.0 follow tuples without end. 3.10.1 to 3.11.9 reserve no room for the closing brackets of
+  what is nested deeply (120 levels by experiment), and write past their buffer. For these, and for releases
+  that nobody has tried, `dumps` looks through the value first.
 
 Threads: every function may be called from any thread; `announce` logs from one of them.
 """
@@ -43,12 +43,13 @@ __all__ = [
     "REMARK",
 ]
 
-#: Releases of orjson that stood the campaign of tests/core/test_encoder.py: the first and the last.
-_SOUND: Final = ((3, 10, 0), (3, 11, 9))
-#: Those that did not.
-_UNSOUND: Final = ("3.12.0", "3.13.0")
-# orjson's own bounds on nesting, for writing and for reading.
-_DEEPEST: Final = 254
+#: Releases of orjson that need no look at the value: those that stand tests/core/test_encoder.py without.
+_SOUND: Final = frozenset({"3.10.0"})
+#: Releases that are known to need it: the first and the last.
+_UNSOUND: Final = ((3, 10, 1), (3, 13, 0))
+# As deep as `encoding.repair` goes, and well below what any release can't do; orjson's own bound is 254.
+_DEEPEST: Final = 100
+# orjson's own.
 _DEEPEST_READ: Final = 1024
 # A value that is part of many others is looked through as often. What is larger than this is repaired.
 _MOST: Final = 1_000_000
@@ -255,13 +256,13 @@ def _imported() -> Any:
 def _remark(version: str | None) -> str | None:
     if version is None:
         return "orjson can't be imported here; writing JSON takes many times as long"
-    if version in _UNSOUND:
-        return "values are looked through first: this release ends the process on a cycle of tuples"
+    if version in _SOUND:
+        return None
     # A candidate of a release is no release.
     numbers = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", version, re.ASCII)
-    if numbers is None or not _SOUND[0] <= tuple(map(int, numbers.groups())) <= _SOUND[1]:
-        return "values are looked through first: this release is not known to be safe"
-    return None
+    if numbers is not None and _UNSOUND[0] <= tuple(map(int, numbers.groups())) <= _UNSOUND[1]:
+        return "values are looked through first: there are some with which this release ends the process"
+    return "values are looked through first: this release is not known to be safe"
 
 
 _orjson: Final = _imported()

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
-from transport_kit.encoder import dumps, loads
-from transport_kit.encoding import dump
+from transport_kit.encoder import loads
+from transport_kit.encoding import encode
 from transport_kit.errors import SealError
 
 __all__ = ["trim"]
@@ -50,12 +50,12 @@ def trim(body: bytes, limit: int, path: str) -> bytes:
                 break
             cut()
             excess -= cost
-        body = dump(event)
+        body = encode(event, path)
         if len(body) <= limit:
             return body
     for length in _STRING_LENGTHS:
         _shorten(event, length)
-        body = dump(event)
+        body = encode(event, path)
         if len(body) <= limit:
             return body
     raise SealError(path, f"{size} bytes, more than {limit}, and {len(body)} when trimmed")
@@ -65,7 +65,7 @@ _Cuts = Iterator[tuple[int, Callable[[], object]]]
 
 
 def _cost(value: object) -> int:
-    return len(dumps(value))
+    return len(encode(value, "part"))
 
 
 def _vars(event: dict[str, Any]) -> _Cuts:

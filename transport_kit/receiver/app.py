@@ -22,6 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from transport_kit.encoder import dumps
+from transport_kit.encoding import encode
 from transport_kit.envelope import Envelope
 from transport_kit.receiver.auth import mask
 from transport_kit.receiver.faults import Faults
@@ -254,7 +255,7 @@ class _Handlers:
         stored = self._store.by_event_id(request.path_params["event_id"].replace("-", "").lower())
         if stored is None:
             raise Refusal(404, "unknown event", ["no stored envelope has that event id"])
-        shown = mask(dumps(_detail(stored)).decode(), stored.key)
+        shown = mask(encode(_detail(stored), "event").decode(), stored.key)
         return Response(shown, media_type="application/json")
 
 
