@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,12 @@ from tests.timing import SOON
 from transport_kit.testing import FaultServer
 
 ROOT = Path(__file__).parents[2]
+#: With the line of the app's script that forks, to which it is attributed.
+FORK_WARNING = re.compile(
+    r"^\S+/child\d+\.py:\d+: DeprecationWarning: This process \(pid=\d+\) is multi-threaded, "
+    r"use of fork\(\) may lead to deadlocks in the child\.\n  +pid = os\.fork\(\)\n",
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,14 @@ class Ended:
     out: str
     err: str
     ended: float
+
+    @property
+    def complaints(self) -> str:
+        """What is on stderr beside Python's own warning, 3.12 and newer, of a fork while threads live.
+
+        An app that forks so is to see it, once and from Python itself: see "Forks" in docs/operations.md.
+        """
+        return self.err if sys.version_info < (3, 12) else FORK_WARNING.sub("", self.err, count=1)
 
 
 class Child:
