@@ -357,6 +357,18 @@ def test_an_event_that_cant_be_sealed_costs_one_line_and_is_counted(
     assert transport.health().status == "warn"
 
 
+def test_an_envelope_that_cant_be_sealed_costs_what_a_server_would_count(
+    make: Callable[..., Scripted],
+) -> None:
+    """One for each item of a category; a client report and an item of an unknown type have none."""
+    transport = make()
+    kinds = ("event", "client_report", "something_new", "attachment", "attachment")
+    envelope = Envelope({"trace": {"sample_rand": "x" * 10_000}}, [Item({}, type=kind) for kind in kinds])
+    assert transport.capture_envelope(envelope) is False
+    discarded = transport.health().discarded_by_category
+    assert discarded == {"internal_sdk_error": {"error": 1, "attachment": 2}}
+
+
 def test_an_attachment_that_cant_be_read_is_left_out_and_said(
     make: Callable[..., Scripted], caplog: pytest.LogCaptureFixture, tmp_path: Any
 ) -> None:

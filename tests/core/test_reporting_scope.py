@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextvars import copy_context
 from typing import Any
 
@@ -483,6 +483,47 @@ def test_extra_in_all_ends_where_there_is_hardly_any_room_left() -> None:
     assert list(extra) == [f"{number:02}" for number in range(33)]
     assert [len(value) for value in extra.values()][:-1] == [8000] * 32
     assert 256 * 1024 - 300 < len(orjson.dumps(extra)) < 256 * 1024 + 300
+
+
+class Broken(Mapping[str, object]):
+    """A mapping that fails when it is read."""
+
+    def __getitem__(self, key: str) -> object:
+        raise OSError("gone")
+
+    def __iter__(self) -> Iterator[str]:
+        raise OSError("gone")
+
+    def __len__(self) -> int:
+        return 1
+
+
+def test_a_mapping_that_fails_is_none() -> None:
+    """A lazy user object looks itself up in a database that may be away; the request goes on."""
+    scope = Scope()
+    scope.set_user(Broken())
+    scope.set_context("shop", Broken())
+    scope.add_breadcrumb("m", data=Broken())
+    assert applied(scope) == {}
+    assert "data" not in scope.unit.breadcrumbs()[0]
+
+
+def test_a_value_is_bounded_in_depth_breadth_and_text() -> None:
+    """Whatever the app puts in, an event stays one that servers take."""
+    nested: Any = 1
+    for _ in range(9):
+        nested = [nested]
+    values = {"depth": nested, "breadth": [0] * 200, "text": "x" * 9000}
+    scope = Scope()
+    for name, value in values.items():
+        scope.set_extra(name, value)
+    extra = applied(scope)["extra"]
+    assert extra["depth"] == [[[[[["<builtins.list>"]]]]]]
+    assert (len(extra["breadth"]), len(extra["text"])) == (101, 8192)
+    scope.add_breadcrumb(data=values)
+    (crumb,) = scope.unit.breadcrumbs()
+    assert crumb["data"]["depth"] == [[[["<builtins.list>"]]]]
+    assert (len(crumb["data"]["breadth"]), len(crumb["data"]["text"])) == (51, 2048)
 
 
 def test_a_user_is_bounded_in_bytes() -> None:

@@ -38,7 +38,7 @@ from tests.timing import SOON, scaled
 from transport_kit.ledger import LossReason, Report
 from transport_kit.memory_queue import MemoryQueue
 from transport_kit.outcome import Outcome
-from transport_kit.queue import Claim, Put
+from transport_kit.queue import Claim, Put, QueueStats
 from transport_kit.sealing import SealedEnvelope
 from transport_kit.spool import FileSpool
 from transport_kit.statelock import StateLock
@@ -875,3 +875,102 @@ def test_shared_a_queue_is_looked_after_while_the_breaker_is_open() -> None:
     assert until(lambda: looks.count(0) >= 2)
     assert len(deliver.began) == 1
     worker.kill()
+
+
+def test_shared_a_flush_ends_with_what_it_waits_for_however_long_it_may_take() -> None:
+    """Whoever waits for delivery gives it an hour, and hopes for a second."""
+    queue, worker = _shared(Deliverer())
+    worker.submit(SMALL)
+    assert worker.flush(3600.0, "delivered").ok
+    assert worker.flush(3600.0).ok
+    in_memory = [3]
+
+    def describe() -> dict[str, int]:
+        return {"in_memory": in_memory[0]}
+
+    queue.describe = describe  # type: ignore[method-assign]
+    queue.put(SMALL)
+    report = worker.flush(0.0)
+    assert (report.ok, report.pending) == (False, 3)
+    in_memory[0] = 0
+    assert worker.flush(3600.0).ok
+    worker.kill()
+
+
+def test_shared_a_flush_has_a_backlog_delivered_and_begins_nothing_without_one() -> None:
+    """A process that captures nothing needs no thread; one that is closed must not live again."""
+    deliver = Deliverer()
+    queue, worker = _shared(deliver)
+    assert worker.flush(0.0).ok
+    assert worker.facts().state is WorkerState.NEW
+    assert not worker.is_alive()
+    queue.put(SMALL)
+    assert worker.flush(3600.0, "delivered").ok
+    assert worker.facts().state is WorkerState.RUNNING
+    worker.kill()
+    with queue.lock.rlock:
+        queue._closed = False
+    queue.put(SMALL)
+    assert worker.flush(0.0, "delivered").stored == 1
+    assert worker.facts().state is WorkerState.CLOSED
+
+
+def test_shared_an_end_waits_for_nobody_unless_losses_are_on_their_way() -> None:
+    """A process that ends has other things to do."""
+    _, worker = _shared(Deliverer())
+    waits: list[float | None] = []
+
+    def wait(timeout: float | None = None) -> bool:
+        waits.append(timeout)
+        return True
+
+    worker._books.settled.wait = wait  # type: ignore[method-assign]
+    worker.kill()
+    assert waits == []
+
+
+@pytest.mark.parametrize(
+    ("waiting", "claimed", "size", "full"),
+    [(1, 0, 9, False), (1, 1, 9, True), (2, 1, 9, True), (0, 0, 10, True), (0, 0, 11, True)],
+)
+def test_shared_a_queue_is_full_at_its_bounds_and_beyond_them(
+    waiting: int, claimed: int, size: int, full: bool
+) -> None:
+    """Several processes may fill one queue past what each of them looked at."""
+    queue, worker = _shared(Deliverer())
+    queue.stats = lambda: QueueStats(waiting, claimed, size, 2, 10, None)  # type: ignore[method-assign]
+    assert worker.full() is full
+    assert worker.pending == waiting + claimed
+
+
+def test_a_report_is_under_way_while_it_is_wanted_sent_or_gathered() -> None:
+    """A forwarder that ends waits for this to become false."""
+    with running(Deliverer()) as worker:
+        seen = [worker.reporting]
+        for name in ("report_wanted", "reporting", "moving"):
+            for value in (True, False):
+                setattr(worker._books, name, value)
+                seen.append(worker.reporting)
+        assert seen == [False, True, False, True, False, True, False]
+
+
+def test_whoever_waits_looks_around_a_few_times_a_second() -> None:
+    """A wait that spins would take a core from the very deliveries that it waits for."""
+    deliver = Deliverer()
+    deliver.hold()
+    options = quick()
+    queue = memory(options)
+    looks: list[None] = []
+    plain = queue.wake
+
+    def wake(*, hasten: bool = False) -> None:
+        looks.append(None)
+        plain(hasten=hasten)
+
+    with running(deliver, options, queue) as worker:
+        worker.submit(SMALL)
+        assert deliver.wait_for(1)
+        queue.wake = wake  # type: ignore[method-assign]
+        assert not worker.flush(0.35).ok
+        assert len(looks) <= 1 + 4  # a flush begins with one
+        queue.wake = plain  # type: ignore[method-assign]
