@@ -26,18 +26,15 @@ class Module:
     deselect: tuple[str, ...] = ()
 
 
-_WORKER = (
-    "tests/core/test_worker.py",
-    "tests/core/test_queue.py",
-    "tests/core/test_worker_machine.py",
-    "tests/core/test_worker_invariants.py",
-)
+_WORKER = ("tests/core/test_worker.py", "tests/core/test_worker_invariants.py")
+#: Seconds each, or thousands of envelopes.
+_LONG = ("idle_worker_wakes", "no_wake_up_is_lost", "ten_thousand_envelopes")
 
 MODULES = {
-    "worker": Module("transport_kit/worker.py", _WORKER),
-    "delivery": Module("transport_kit/delivery.py", (*_WORKER, "tests/core/test_retry.py")),
+    "worker": Module("transport_kit/worker.py", _WORKER, _LONG),
+    "delivery": Module("transport_kit/delivery.py", _WORKER, _LONG),
     "senders": Module(
-        "transport_kit/senders.py", ("tests/core/test_senders.py", "tests/core/test_worker.py")
+        "transport_kit/senders.py", ("tests/core/test_senders.py", "tests/core/test_worker.py"), _LONG
     ),
     "books": Module("transport_kit/books.py", ("tests/core/test_books.py", "tests/core/test_ledger.py")),
     "http": Module("transport_kit/http.py", ("tests/core/test_http.py", "tests/core/test_http_answers.py")),
