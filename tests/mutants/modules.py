@@ -38,12 +38,8 @@ MODULES = {
     ),
     "books": Module("transport_kit/books.py", ("tests/core/test_books.py", "tests/core/test_ledger.py")),
     "http": Module("transport_kit/http.py", ("tests/core/test_http.py", "tests/core/test_http_answers.py")),
-    "limits": Module(
-        "transport_kit/limits.py", ("tests/core/test_limits.py", "tests/core/test_http_answers.py")
-    ),
-    "exchange": Module(
-        "transport_kit/exchange.py", ("tests/core/test_exchange.py", "tests/core/test_http.py")
-    ),
+    "limits": Module("transport_kit/limits.py", ("tests/core/test_limits.py",)),
+    "exchange": Module("transport_kit/exchange.py", ("tests/core/test_exchange.py",)),
     "sealing": Module("transport_kit/sealing.py", ("tests/core/test_sealing.py",)),
     "spool": Module(
         "transport_kit/spool",
