@@ -125,8 +125,11 @@ def test_each_part_of_an_envelope_is_settled_once() -> None:
     totals = made.ledger.snapshot()
     assert totals.discarded == {"ratelimit_backoff": {"error": 1}, "send_error": {}}
     assert totals.delivered == {}
+    ticket = Ticket(last=1, remaining=3)
+    made.tickets.append(ticket)
     made.settle(claim, Outcome())
     made.settle(claim, Outcome(LossReason.SEND_ERROR))
+    assert (ticket.remaining, ticket.delivered, ticket.discarded) == (1, 1, 1)
     totals = made.ledger.snapshot()
     assert (totals.delivered, totals.discarded["send_error"]) == ({"error": 1}, {"error": 1})
 

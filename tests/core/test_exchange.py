@@ -301,6 +301,34 @@ def test_a_body_that_is_given_up_spoils_its_connection_although_no_more_has_come
     assert (len(response.body), response.reusable) == (65536, False)
 
 
+class Wrapped:
+    """A stream that is no `socket`, as TLS inside TLS is none; each byte comes by itself."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.settimeout, self.send, self.fileno = sock.settimeout, sock.send, sock.fileno
+
+    def recv(self, bufsize: int, /) -> bytes:
+        return self._sock.recv(1)
+
+
+def test_a_stream_of_any_make_is_read_as_a_socket_is() -> None:
+    """Whatever it is made of: to the answer's end, to the connection's, or to the deadline."""
+    with pair() as (ours, theirs):
+        writer = threading.Thread(target=feed, args=(theirs, OK))
+        writer.start()
+        response = exchange(Wrapped(ours), HEAD, BODY, deadline=time.monotonic() + 20)
+        writer.join(5)
+        assert (response.status, response.body, response.reusable) == (200, b"ok", True)
+        with pytest.raises(ExchangeError) as late:
+            exchange(Wrapped(ours), HEAD, BODY, deadline=time.monotonic() + 0.05)
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(ExchangeError) as ended:
+            exchange(Wrapped(ours), HEAD, BODY, deadline=time.monotonic() + 20)
+    assert (late.value.kind, late.value.answered) == ("timeout", False)
+    assert (ended.value.kind, ended.value.answered) == ("reset", False)
+
+
 def test_an_error_while_opening_has_sent_and_received_nothing() -> None:
     """Whoever raises one says no more than its kind; it may be repeated at once."""
     error = ExchangeError("connect", "refused")

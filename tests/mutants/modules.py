@@ -44,16 +44,14 @@ MODULES = {
     "spool": Module(
         "transport_kit/spool",
         (
-            "tests/core/test_spool_segments.py",
             "tests/core/test_spool.py",
-            "tests/core/test_spool_bounds.py",
             "tests/core/test_spool_failures.py",
             "tests/core/test_spool_taking_over.py",
             "tests/core/test_spool_inspection.py",
-            "tests/core/test_spool_contract.py",
-            "tests/core/test_spool_model.py",
-            "tests/core/test_cli_spool.py",
+            "tests/core/test_spool_segments.py",
+            "tests/core/test_spool_bounds.py",
         ),
+        ("ten_thousand_segments",),
     ),
     "scrub": Module(
         "transport_kit/reporting/scrub.py",
