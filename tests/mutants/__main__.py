@@ -143,7 +143,7 @@ class _Run:
         """Keep the figures, the survivors as diffs, and which tests killed the others."""
         survivors: list[Key] = []
         diffs: list[str] = []
-        killers: Counter[str] = Counter()
+        killers: Counter[str] = Counter(last["killers"] if last is not None else {})
         made = hung = 0
         with use_db(self._session) as database:
             for item, result in database.completed_work_items:
@@ -157,6 +157,7 @@ class _Run:
                 else:
                     killers[_killer(result.output or "")] += 1
         figures = {"possible": possible, "made": made, "hung": hung, "survivors": sorted(survivors)}
+        figures["killers"] = killers
         if last is not None:
             figures |= {"made": last["made"], "hung": last["hung"] + hung}
         (BUILD / f"{self._name}.json").write_text(json.dumps(figures), encoding="utf-8")
@@ -168,7 +169,7 @@ class _Run:
 def _killer(output: str) -> str:
     """The test that failed first; a pytest that ended otherwise by its last line."""
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
-    return failed[1] if failed else (output.split("\n") or [""])[-1][:100] or "no output"
+    return failed[1] if failed else output.strip().rpartition("\n")[2][:100] or "no output"
 
 
 def _copy_checkout(target: Path) -> None:
