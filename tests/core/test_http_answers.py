@@ -63,7 +63,7 @@ def test_a_redirect_is_not_followed(
     server.answer(status, {"Location": f"{server.url}/login?key={server.key}"})
     assert transport.capture_event({"message": "x"})
     assert transport.flush().ok
-    assert [request.method for request in server.requests] == ["POST"]
+    assert {(request.method, "/login" in request.path) for request in server.requests} == {("POST", False)}
     assert transport.health().discarded_by_category == {"send_error": {"error": 1}}
     (line,) = lines(caplog)
     assert f"answered {status}" in line
@@ -90,7 +90,8 @@ def test_a_refusal_is_final(
     assert transport.capture_event({"message": "next"})
     assert transport.flush().ok
     assert transport.health().delivered == {"error": 1}
-    assert len(server.requests) == 2
+    # A report of the loss may come as well, where it was known before the flush began.
+    assert len([request for request in server.requests if request.event_id is not None]) == 2
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
