@@ -974,3 +974,21 @@ def test_whoever_waits_looks_around_a_few_times_a_second() -> None:
         assert not worker.flush(0.35).ok
         assert len(looks) <= 1 + 4  # a flush begins with one
         queue.wake = plain  # type: ignore[method-assign]
+
+
+def test_shared_losses_that_the_queue_does_not_take_ride_on_the_envelope_at_hand() -> None:
+    """They were due already: waiting for another interval could be waiting for the next process."""
+    carried: list[Report] = []
+
+    def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
+        carried.append(worker.take_report(alone=sealed is None))
+        return Outcome()
+
+    queue, worker = _shared(deliver, client_report_interval=3600.0)
+    queue.put(SMALL)
+    worker.lose(LossReason.BEFORE_SEND, (("error", 3),))
+    worker._books.report_wanted = True
+    worker.start()
+    assert until(lambda: carried)
+    assert carried[0] == (("before_send", "error", 3),)
+    worker.kill()
