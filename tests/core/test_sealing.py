@@ -309,6 +309,8 @@ def test_what_does_not_shrink_is_not_packed() -> None:
     assert tiny.packed().stored <= tiny.stored
     empty = SealedEnvelope.empty(b"{}")
     assert empty.packed() is empty
+    headed = SealedEnvelope.empty(b'{"sdk":"%b"}' % (b"x" * 500))
+    assert headed.packed() is headed
     random = Envelope().add_attachment(os.urandom(10_000), filename="a").seal()
     assert random.packed() is random
     hardly = Envelope().add_attachment(os.urandom(95_000) + bytes(5_000), filename="a").seal()

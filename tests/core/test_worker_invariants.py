@@ -931,7 +931,7 @@ def test_shared_an_end_waits_for_nobody_unless_losses_are_on_their_way() -> None
 
 @pytest.mark.parametrize(
     ("waiting", "claimed", "size", "full"),
-    [(1, 0, 9, False), (1, 1, 9, True), (2, 1, 9, True), (0, 0, 10, True), (0, 0, 11, True)],
+    [(1, 0, 9, False), (1, 1, 9, True), (2, 1, 9, True), (0, 2, 9, True), (0, 0, 10, True), (0, 0, 11, True)],
 )
 def test_shared_a_queue_is_full_at_its_bounds_and_beyond_them(
     waiting: int, claimed: int, size: int, full: bool
