@@ -143,7 +143,9 @@ def test_the_time_of_sending_is_written_at_each_attempt(make: Callable[..., Scri
 def test_each_codec_is_named_and_can_be_undone(compression: str, encoding: str | None) -> None:
     """A body whose encoding is misnamed is a 400 for everything the app ever reports."""
     with FaultServer() as server:
-        transport = HttpTransport(Dsn.parse(server.dsn), TransportOptions(compression=compression))
+        transport = HttpTransport(
+            Dsn.parse(server.dsn), TransportOptions(compression=compression, shutdown_timeout=30.0)
+        )
         with transport:
             transport.capture_event({"message": "compressible " * 100})
             transport.capture_envelope(Envelope().add_session({"sid": "1"}))
