@@ -20,6 +20,14 @@ def books(clock: Clock | None = None, *, shared: bool = False, **options: object
     return Books(StateLock(), shared, quick(client_report_interval=30.0, **options), clock or Clock())
 
 
+def test_new_books_count_nothing_and_want_nothing() -> None:
+    """What reads them before the first capture waits for nobody."""
+    made, ticket = books(), Ticket()
+    assert (made.state, made.last_drop, made.tickets) == (WorkerState.NEW, None, [])
+    assert (made.report_wanted, made.reporting, made.moving) == (False, False, 0)
+    assert (ticket.last, ticket.remaining, ticket.delivered, ticket.discarded) == (0, 0, 0, 0)
+
+
 def test_a_flush_waits_for_what_was_put_before_it_and_for_nothing_else() -> None:
     """Later captures would keep a flush waiting for ever under load."""
     made = books()

@@ -526,9 +526,11 @@ def test_a_value_is_bounded_in_depth_breadth_and_text() -> None:
     assert (len(crumb["data"]["breadth"]), len(crumb["data"]["text"])) == (51, 2048)
 
 
-def test_a_user_is_bounded_in_bytes() -> None:
+def test_a_user_and_a_value_are_bounded_in_bytes() -> None:
     """A profile of megabytes must not ride on each event."""
     scope = Scope()
+    scope.set_extra("words", {"a": "x" * 9000, "b": "x" * 9000})
+    assert 16 * 1024 - 50 < len(orjson.dumps(applied(scope)["extra"]["words"])) <= 16 * 1024
     scope.set_user({"id": "1", "motto": "x" * 9000, "story": "x" * 9000})
     assert 4050 < len(orjson.dumps(applied(scope)["user"])) <= 4 * 1024
 

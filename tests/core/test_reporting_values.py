@@ -571,3 +571,13 @@ def test_any_exception_becomes_strict_json_quickly(
         assert steps(lambda: values.extend(read())) < 50_000
         assert len(encoder.dumps(values)) < 100_000
         assert values[-1]["stacktrace"]["frames"][-1]["vars"]["local"] is not None
+
+
+def test_cookies_of_an_address_are_left_to_whoever_asks_for_them() -> None:
+    """A header of cookies is sent with PII only; without their names nobody could read it."""
+    assert scrub_cookies("client_ip=192.0.2.7; sid=1") == "client_ip=192.0.2.7; sid=[Filtered]"
+
+
+def test_the_shortest_credential_is_found_in_a_text_of_its_own() -> None:
+    """Six characters behind the shortest scheme: what is shorter is not looked at."""
+    assert scrub_text("basic abcd1f") == "basic [Filtered]"

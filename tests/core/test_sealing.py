@@ -292,6 +292,8 @@ def test_the_storage_form_holds_less_and_says_the_same() -> None:
     assert sealed.unpacked() is sealed
     assert packed.stored < sealed.stored / 3
     assert packed.stored < packed.size < sealed.stored
+    assert packed._blob is not None
+    assert packed.stored == len(packed.header) + len(packed._blob) + 400 + 2 * 150
     for fact in ("header", "size", "event_id", "priority", "ordered", "repeatable", "quantities"):
         assert getattr(packed, fact) == getattr(sealed, fact)
     assert packed.serialize("now") == sealed.serialize("now")
