@@ -578,6 +578,15 @@ def test_cookies_of_an_address_are_left_to_whoever_asks_for_them() -> None:
     assert scrub_cookies("client_ip=192.0.2.7; sid=1") == "client_ip=192.0.2.7; sid=[Filtered]"
 
 
-def test_the_shortest_credential_is_found_in_a_text_of_its_own() -> None:
-    """Six characters behind the shortest scheme: what is shorter is not looked at."""
-    assert scrub_text("basic abcd1f") == "basic [Filtered]"
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("basic abcd1f", "basic [Filtered]"),
+        ("bearer abcdefgh12345", "bearer [Filtered]"),
+        ("AKIAIOSFODNN7EXAMPLE", "[Filtered]"),
+        ("ASIAIOSFODNN7EXAMPLE", "[Filtered]"),
+    ],
+)
+def test_a_credential_is_found_in_a_text_of_its_own(text: str, expected: str) -> None:
+    """Nothing around it gives it away: neither a longer text nor a sign of another pattern."""
+    assert scrub_text(text) == expected
