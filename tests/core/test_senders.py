@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -160,6 +161,7 @@ def test_a_sender_is_counted_from_its_call_on(make: Callable[..., Errands]) -> N
     errands.put(Held())
     errands.senders.start()
     assert (errands.senders.count, len(started)) == (1, 1)
+    assert 0 < errands.senders._void_at - time.monotonic() <= 10 * SOON
     errands.waiting.clear()
     errands.senders._called = False
 
