@@ -152,6 +152,14 @@ def test_start_brings_one_sender_that_watches_without_work(make: Callable[..., E
     assert errands.senders.count == 1
 
 
+def test_without_work_nobody_is_called(make: Callable[..., Errands]) -> None:
+    """Each critical section ends with a look: a thread for each of them would be one for nothing."""
+    errands = make()
+    started = errands.start_nothing()
+    errands.senders.leave()
+    assert (started, errands.senders.count) == ([], 0)
+
+
 def test_a_sender_is_counted_from_its_call_on(make: Callable[..., Errands]) -> None:
     """A thread on its way will do the work: a second one for the same work is one too many."""
     errands = make()
