@@ -136,6 +136,7 @@ def test_each_part_of_an_envelope_is_settled_once() -> None:
     ticket = Ticket(last=1, remaining=3)
     made.tickets.append(ticket)
     made.settle(claim, Outcome())
+    assert (ticket.remaining, ticket.delivered, ticket.discarded) == (2, 1, 0)
     made.settle(claim, Outcome(LossReason.SEND_ERROR))
     assert (ticket.remaining, ticket.delivered, ticket.discarded) == (1, 1, 1)
     totals = made.ledger.snapshot()
