@@ -144,19 +144,22 @@ class _Run:
         survivors: list[Key] = []
         diffs: list[str] = []
         killers: Counter[str] = Counter(last["killers"] if last is not None else {})
-        made = hung = 0
+        done: set[Key] = set()
+        hung = 0
         with use_db(self._session) as database:
             for item, result in database.completed_work_items:
                 if result.worker_outcome is WorkerOutcome.SKIPPED:
                     continue
-                made += 1
+                done.add(_key(item.mutations[0]))
                 hung += result.output == "timeout"
                 if result.test_outcome is TestOutcome.SURVIVED:
                     survivors.append(_key(item.mutations[0]))
                     diffs.append(f"# {item.mutations[0].operator_name}\n{result.diff}\n")
                 else:
                     killers[_killer(result.output or "")] += 1
-        figures = {"possible": possible, "made": made, "hung": hung, "survivors": sorted(survivors)}
+        if last is not None:  # an interrupted run says nothing about the rest
+            survivors += [key for key in map(tuple, last["survivors"]) if key not in done]
+        figures = {"possible": possible, "made": len(done), "hung": hung, "survivors": sorted(survivors)}
         figures["killers"] = killers
         if last is not None:
             figures |= {"made": last["made"], "hung": last["hung"] + hung}
