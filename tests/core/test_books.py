@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from tests.core.worker_support import SOON, Clock, event, quick, session
+from tests.core.worker_support import Clock, event, quick, session
+from tests.timing import SOON
 from transport_kit.books import Books, Ticket
 from transport_kit.ledger import LossReason
 from transport_kit.outcome import Outcome, WorkerState

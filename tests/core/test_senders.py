@@ -11,7 +11,8 @@ from types import FrameType
 
 import pytest
 
-from tests.core.worker_support import SOON, until
+from tests.core.worker_support import until
+from tests.timing import SOON
 from transport_kit import senders
 from transport_kit.senders import Senders
 from transport_kit.statelock import StateLock
