@@ -54,11 +54,14 @@ def strike(call: Callable[[], object], instruction: int) -> tuple[bool, BaseExce
         raise Interrupted
 
     before = signal.signal(_STRIKE, handle)
+    # Python discards what is raised inside a callback of the collector, such as Hypothesis has one.
+    gc.disable()
     try:
         _watched(call, instruction)
     except BaseException as error:
         return bool(struck), error
     finally:
+        gc.enable()
         signal.signal(_STRIKE, before)
     return bool(struck), None
 

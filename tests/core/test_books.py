@@ -132,7 +132,7 @@ def test_each_part_of_an_envelope_is_settled_once() -> None:
     left_out = left_out.with_lost(LossReason.SEND_ERROR, (("error", 3), ("span", 2)))
     made.settle(claim, left_out)
     totals = made.ledger.snapshot()
-    assert totals.discarded == {"ratelimit_backoff": {"error": 1}, "send_error": {}}
+    assert totals.discarded == {"ratelimit_backoff": {"error": 1}}
     assert totals.delivered == {}
     ticket = Ticket(last=1, remaining=3)
     made.tickets.append(ticket)

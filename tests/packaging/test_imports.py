@@ -21,6 +21,7 @@ LAYERS = (
         "forking",
         "health",
         "ids",
+        "interrupts",
         "limits",
         "log",
         "offloop",
