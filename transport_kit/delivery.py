@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from transport_kit.books import Books
+from transport_kit.interrupts import let_through
 from transport_kit.ledger import LossReason, Report
 from transport_kit.log import log
 from transport_kit.options import TransportOptions
@@ -252,8 +253,10 @@ class Delivery:
                 if task is None:
                     return
                 failure = self._perform(task, left)
-                if failure is not None and not isinstance(failure, Exception):
-                    raise failure  # the caller's own: its interrupt, its exit
+                if failure is not None:
+                    if not isinstance(failure, Exception):
+                        raise failure  # the caller's own: its interrupt, its exit
+                    let_through(failure)
         finally:
             self.senders.act(False)
 

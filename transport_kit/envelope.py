@@ -15,6 +15,7 @@ from typing import IO, Any, Final, Self
 from transport_kit.encoding import encode
 from transport_kit.errors import InvalidEnvelope, SealError
 from transport_kit.ids import new_uuid
+from transport_kit.interrupts import let_through
 from transport_kit.items import (
     EVENT_TYPES,
     MAX_ATTACHMENT_BYTES,
@@ -249,6 +250,7 @@ class Envelope:
                     if grown > max_envelope_bytes:
                         raise SealError(item.type, f"takes the envelope over {max_envelope_bytes} bytes")
                 except SealError as error:
+                    let_through(error)
                     if item.type != "attachment":
                         raise
                     left_out.append((error, (("attachment", weight(item)),)))
@@ -258,6 +260,7 @@ class Envelope:
         except SealError:
             raise
         except Exception as error:
+            let_through(error)
             raise SealError("envelope", f"can't be sealed ({type(error).__name__})") from None
         if left_out and not sealed:
             raise left_out[0][0]

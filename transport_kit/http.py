@@ -27,6 +27,7 @@ from transport_kit.envelope import Envelope
 from transport_kit.errors import OptionsError, SealError
 from transport_kit.exchange import ExchangeError, Response
 from transport_kit.health import Health, LastError
+from transport_kit.interrupts import let_through
 from transport_kit.ledger import LedgerSnapshot, LossReason, Report
 from transport_kit.limits import RateLimits, retry_after_seconds
 from transport_kit.log import log
@@ -163,6 +164,7 @@ class BaseHttpTransport(Transport):
             sealed = self._seal(life, envelope, ident)
             return sealed is not None and worker.submit(sealed)
         except Exception as error:
+            let_through(error)
             log.error("a capture failed: %s", type(error).__name__)
             return False
 
@@ -176,6 +178,7 @@ class BaseHttpTransport(Transport):
                 max_envelope_bytes=self.options.max_envelope_bytes,
             )
         except SealError as error:
+            let_through(error)
             log.error("an envelope was refused: %s", error)
             worker.lose(LossReason.INTERNAL_SDK_ERROR, _one_each(envelope))
             return None

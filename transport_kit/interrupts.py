@@ -12,9 +12,17 @@ Threads: functions only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
 __all__ = ["let_through"]
+
+# The class's own descriptors: an exception of the app may define attributes of these names that raise.
+_traceback_of: Callable[[BaseException], TracebackType | None]
+_traceback_of = BaseException.__dict__["__traceback__"].__get__
+_context_of: Callable[[BaseException], BaseException | None]
+_context_of = BaseException.__dict__["__context__"].__get__
+_VARARGS = 0x04  # CO_VARARGS of the `inspect` module, which is slow to import
 
 
 def let_through(error: BaseException) -> None:
@@ -25,8 +33,10 @@ def let_through(error: BaseException) -> None:
     """
     found: BaseException | None = error
     frames: set[FrameType] = set()
-    while found is not None:
-        trace = found.__traceback__
+    seen: set[int] = set()
+    while found is not None and id(found) not in seen:  # an app may link exceptions in a circle
+        seen.add(id(found))
+        trace = _traceback_of(found)
         if found is not error and (trace is None or trace.tb_frame not in frames):
             return  # the app was handling it when it called us
         while trace is not None:
@@ -34,14 +44,14 @@ def let_through(error: BaseException) -> None:
             if _is_handler(trace):
                 raise found
             trace = trace.tb_next
-        found = found.__context__
+        found = _context_of(found)
 
 
 def _is_handler(trace: TracebackType) -> bool:
     """Whether its frame is that of a signal handler: called with a number and the frame it interrupted."""
     frame = trace.tb_frame
     caller = frame.f_back
-    if caller is None:
+    if caller is None or (frame.f_code.co_argcount < 2 and not frame.f_code.co_flags & _VARARGS):
         return False
     names = frame.f_code.co_varnames[: frame.f_code.co_argcount]
     values = frame.f_locals
@@ -51,6 +61,3 @@ def _is_handler(trace: TracebackType) -> bool:
     else:
         arguments = [values.get(name) for name in names]
     return any(argument is caller for argument in arguments)
-
-
-_VARARGS = 0x04  # CO_VARARGS of the `inspect` module, which is slow to import

@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 from transport_kit.encoder import loads
 from transport_kit.encoding import clean_text, encode
 from transport_kit.errors import SealError
+from transport_kit.interrupts import let_through
 from transport_kit.sealing import KINDS, UNKNOWN, Quantities, SealedItem
 from transport_kit.trimming import trim
 from transport_kit.validation import CONTAINER_TYPES, is_event_id
@@ -271,7 +272,8 @@ def weight(item: Item) -> int:
     if issubclass(type(payload), os.PathLike):
         try:
             return max(os.stat(payload).st_size, 1)
-        except Exception:  # `__fspath__` is the app's
+        except Exception as error:  # `__fspath__` is the app's
+            let_through(error)
             return 1
     return max(len(payload), 1) if type(payload) in (bytes, str) else 1
 

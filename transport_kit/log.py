@@ -12,6 +12,8 @@ import _thread
 import logging
 import time
 
+from transport_kit.interrupts import let_through
+
 __all__ = ["log"]
 
 
@@ -45,8 +47,9 @@ class _Log:
         try:
             self._inside[me] = None
             self._logger.log(level, message, *arguments, exc_info=exc_info, stacklevel=3)
-        except Exception:
-            pass  # a handler's own failure, and the only place to tell is the one that fails
+        except Exception as error:
+            let_through(error)
+            # a handler's own failure, and the only place to tell is the one that fails
         finally:
             self._inside.pop(me, None)
 

@@ -22,6 +22,7 @@ from transport_kit.dsn import Dsn
 from transport_kit.envelope import Envelope, Item
 from transport_kit.errors import OptionsError
 from transport_kit.health import Health
+from transport_kit.interrupts import let_through
 from transport_kit.ledger import Ledger, LossReason, Quantities
 from transport_kit.limits import KNOWN_CATEGORIES
 from transport_kit.log import log
@@ -93,6 +94,7 @@ class Transport:
             envelope = Envelope.transaction(event) if transaction else Envelope.event(event)
             envelope.headers["sdk"] = {"name": SDK_NAME, "version": VERSION}
         except Exception as error:
+            let_through(error)
             log.error("an event could not be put into an envelope: %s", type(error).__name__)
             self._lose(LossReason.INTERNAL_SDK_ERROR, (("error", 1),))
             return False
@@ -203,7 +205,8 @@ class Transport:
         for callback in tuple(self._buffers):
             try:
                 callback()
-            except Exception:
+            except Exception as error:
+                let_through(error)
                 log.exception("a before_flush callback failed")
         # More than this no lock can wait; NaN becomes 0.
         return max(0.0, min(seconds - (time.monotonic() - began), threading.TIMEOUT_MAX / 2))
@@ -385,6 +388,7 @@ class FunctionTransport(CountingTransport):
             self._busy.now = True
             self._function(envelope)
         except Exception as error:
+            let_through(error)
             log.error("the transport function failed: %s", type(error).__name__)
             return LossReason.INTERNAL_SDK_ERROR
         finally:
@@ -427,7 +431,8 @@ def quantities_of(items: Iterable[Item]) -> Quantities:
     for item in tuple(items):
         try:
             pairs = item.quantities
-        except Exception:
+        except Exception as error:
+            let_through(error)
             pairs = ((item.data_category or "default", 1),)
         for category, quantity in pairs:
             totals[category] = totals.get(category, 0) + quantity

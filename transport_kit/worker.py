@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from transport_kit.books import Books, Ticket
 from transport_kit.delivery import Delivery
+from transport_kit.interrupts import let_through
 from transport_kit.ledger import LossReason, Quantities, Report
 from transport_kit.log import log
 from transport_kit.options import TransportOptions
@@ -134,6 +135,7 @@ class BackgroundWorker:
         try:
             put = self._queue.put(sealed)
         except Exception as error:
+            let_through(error)
             self.lose(LossReason.INTERNAL_SDK_ERROR, sealed.quantities)
             log.error("an envelope could not be stored: %s", type(error).__name__)
             return False
@@ -292,13 +294,17 @@ class BackgroundWorker:
         """Wait until `deadline`, the end, or until `done` says so, which is asked under the lock."""
         while True:
             self._senders.leave(deadline)
-            with self._lock.rlock:
-                self._lock.drain_locked()
-                left = deadline - self._clock()
-                if left <= 0 or self._books.state is WorkerState.CLOSED or done() or sys.is_finalizing():
-                    return  # while the interpreter is finalized there is nobody to wait for
-                if not self._books.settled.wait(min(left, PULSE)):
-                    self._queue.wake()  # the watcher was between its look at what is wanted and its claim
+            try:
+                with self._lock.rlock:
+                    self._lock.drain_locked()
+                    left = deadline - self._clock()
+                    if left <= 0 or self._books.state is WorkerState.CLOSED or done() or sys.is_finalizing():
+                        return  # while the interpreter is finalized there is nobody to wait for
+                    if not self._books.settled.wait(min(left, PULSE)):
+                        self._queue.wake()  # the watcher was between its look at what is wanted and its claim
+            except RuntimeError as error:
+                let_through(error)  # see statelock.py
+                raise
 
     # -- ending ----------------------------------------------------------------------------------------
 
@@ -379,6 +385,7 @@ class BackgroundWorker:
             try:
                 step()
             except Exception as error:
+                let_through(error)
                 log.error("a queue could not be left in order: %s", type(error).__name__)
         if left:
             self._locked(lambda: self._books.forget_stored(left, reason))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import json
@@ -565,7 +566,9 @@ def test_a_signal_that_raises_while_an_envelope_is_sealed_costs_that_one_alone(
         calls = 0
         sys.setprofile(interrupt)
         try:
-            transport.capture_event({"message": "interrupted"})
+            # It reaches the app, as what a signal handler raises does.
+            with contextlib.suppress(TimeoutError):
+                transport.capture_event({"message": "interrupted"})
         finally:
             sys.setprofile(None)
         assert transport.capture_event({"message": "after"})

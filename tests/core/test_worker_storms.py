@@ -247,12 +247,13 @@ class Interrupted(Exception):
 
 
 def test_handlers_that_raise_leave_a_worker_that_still_works() -> None:
-    """A task's time limit strikes anywhere. At most what was in a section's hands is off; nothing hangs."""
+    """A task's time limit strikes anywhere. It reaches the task, no count is off, and nothing hangs."""
     raised = [0]
     deliver = Deliverer()
     queue = memory(quick())
     worker = BackgroundWorker(queue, deliver, quick())
     armed = [False]
+    reached = 0
 
     def from_signal() -> None:
         if armed[0]:
@@ -270,9 +271,10 @@ def test_handlers_that_raise_leave_a_worker_that_still_works() -> None:
                 worker.flush(0.002)
                 worker.facts()
                 armed[0] = False
-            except (Interrupted, RuntimeError):
-                pass  # the latter is CPython's own, from within Condition.wait: see statelock.py
-    assert raised[0] > 300
+            except Interrupted:
+                reached += 1
+    assert raised[0] == reached > 300
+    balance(worker, queue)
     done = len(deliver.began)
     for _ in range(20):
         assert worker.submit(SMALL)

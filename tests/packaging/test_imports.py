@@ -16,12 +16,12 @@ import transport_kit
 ROOT = Path(transport_kit.__file__).parent
 #: From the ground up. A module imports from layers below its own only; a folder is one room.
 LAYERS = (
+    {"interrupts"},
     {
         "errors",
         "forking",
         "health",
         "ids",
-        "interrupts",
         "limits",
         "log",
         "offloop",

@@ -22,6 +22,7 @@ from typing import Any, Final, Protocol, Self, TypeVar, cast
 
 from transport_kit.envelope import Envelope
 from transport_kit.ids import new_uuid
+from transport_kit.interrupts import let_through
 from transport_kit.log import log
 from transport_kit.reporting import machine
 from transport_kit.reporting.pipeline import Pipeline
@@ -148,6 +149,7 @@ class Monitor:
             check_in["contexts"] = {"trace": {"trace_id": trace["trace_id"]}}
             self._pipeline.transport.capture_envelope(Envelope({"sdk": machine.sdk()}).add_check_in(check_in))
         except Exception as problem:
+            let_through(problem)
             self._pipeline.failed(problem, "monitor")
 
 

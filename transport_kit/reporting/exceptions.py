@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
+from transport_kit.interrupts import let_through
 from transport_kit.log import log
 from transport_kit.reporting.frames import FrameReader
 from transport_kit.reporting.scrub import FILTERED, is_sensitive, scrub_text
@@ -141,6 +142,7 @@ def _part(instead: _T, make: Callable[..., _T], *arguments: Any) -> _T:
     except RecursionError:
         raise  # a layer further out has more room
     except Exception as problem:
+        let_through(problem)
         log.error("a part of an exception could not be told: %s", type(problem).__name__)
         return instead
 
@@ -211,7 +213,8 @@ class _Texts:
         try:
             cls: Any = type(error)
             described_by: object = cls.__str__
-        except Exception:
+        except Exception as problem:
+            let_through(problem)
             return f"<unprintable {class_name(type(error))}>"
         if described_by is not _PLAIN_TEXT and described_by is not _KEY_TEXT:
             return self._call(str, error)
@@ -251,7 +254,8 @@ class _Texts:
             return cut(render(value), _VALUE_LENGTH)
         except KeyboardInterrupt:
             raise  # the user's, not the value's
-        except BaseException:
+        except BaseException as error:
+            let_through(error)
             return f"<unprintable {class_name(type(value))}>"
         finally:
             self._left -= self._clock() - began
@@ -271,7 +275,8 @@ def _has_own_text(cls: type) -> bool:
     try:
         described_by: object = cls.__str__
         return described_by is not object.__str__
-    except Exception:
+    except Exception as error:
+        let_through(error)
         return False
 
 

@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from types import CodeType, FrameType, FunctionType, ModuleType, TracebackType
 from typing import Any, Final
 
+from transport_kit.interrupts import let_through
 from transport_kit.reporting.scrub import FILTERED, is_private, is_sensitive
 from transport_kit.reporting.values import MINIMUM, Limits, Room, bounded, clean, cut, tidy
 
@@ -252,7 +253,8 @@ def _source(filename: str, namespace: dict[str, Any]) -> list[str]:
         if filename not in linecache.cache and not _readable(filename):
             return []
         return linecache.getlines(filename, namespace)
-    except Exception:
+    except Exception as error:
+        let_through(error)
         return []  # a loader of the app's, or a file that changed its nature since: no source, no harm
 
 

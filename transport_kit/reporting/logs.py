@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from transport_kit.interrupts import let_through
 from transport_kit.reporting.logbuffer import Log, is_own_logger
 from transport_kit.reporting.reporter import Reporter
 from transport_kit.reporting.scope import Scope
@@ -102,6 +103,7 @@ class TransportHandler(logging.Handler):
                 level = _EVENT_LEVELS.get(_level(record.levelno)[0], _level(record.levelno)[0])
                 Scope.current().add_breadcrumb(text, category=record.name, level=level, type="log")
         except Exception as problem:
+            let_through(problem)
             # `handleError` would print to stderr, and the record was the app's, not ours.
             if reporter is not None:
                 reporter.pipeline.failed(problem, "log_item")
@@ -115,7 +117,8 @@ def _message(record: logging.LogRecord) -> str:
             shown = {key: FILTERED if is_sensitive(str(key)) else value for key, value in named.items()}
             return str(record.msg) % shown
         return str(record.getMessage())
-    except Exception:
+    except Exception as error:
+        let_through(error)
         return record.msg if type(record.msg) is str else "<unprintable message>"
 
 

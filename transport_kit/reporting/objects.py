@@ -18,6 +18,8 @@ from collections.abc import Callable
 from types import GetSetDescriptorType, MappingProxyType, MemberDescriptorType
 from typing import Any, Final
 
+from transport_kit.interrupts import let_through
+
 __all__ = ["fields_of", "may_have_shape", "names_of", "Plan", "plan_of", "shape_of"]
 
 _MAX_FIELDS: Final = 50
@@ -86,7 +88,8 @@ def _declared(cls: type) -> list[str] | None:
             if marker in space:
                 try:
                     names = listed(space[marker])
-                except Exception:
+                except Exception as error:
+                    let_through(error)
                     return None  # a class that only pretends
                 return [name for name in names if type(name) is str and len(name) <= _NAME_LENGTH]
     return None
@@ -127,6 +130,7 @@ def shape_of(value: Any, cls: type) -> str | None:
         # Exactly these classes: a subclass may have given `shape` another meaning.
         if pandas is not None and cls in (pandas.DataFrame, pandas.Series):
             return f"shape {value.shape}"
-    except Exception:
+    except Exception as error:
+        let_through(error)
         return None  # half-imported, or half-built
     return None

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from transport_kit.envelope import Envelope, Item
 from transport_kit.ids import new_uuid
+from transport_kit.interrupts import let_through
 from transport_kit.ledger import LossReason
 from transport_kit.log import log
 from transport_kit.options import ReporterOptions
@@ -98,6 +99,7 @@ class Pipeline:
                 bodies=self.options.max_request_body_size,
             )
         except Exception as problem:
+            let_through(problem)
             # Fields of other types than they should have: the exception is worth more than its request.
             log.warning("a request could not be described: %s", type(problem).__name__)
             return {}
@@ -139,6 +141,7 @@ class Pipeline:
             finally:
                 self._nesting.depth = depth
         except Exception as problem:
+            let_through(problem)
             self.failed(problem, _CATEGORIES[kind])
             if undo is not None:
                 undo()
@@ -245,8 +248,9 @@ class Pipeline:
         try:
             self.transport.record_lost_event(LossReason.INTERNAL_SDK_ERROR, category)
             log.error("an event could not be made: %s", type(problem).__name__)
-        except Exception:
-            pass  # at the end of the stack or of the memory there is nothing left to do it with
+        except Exception as problem:
+            let_through(problem)
+            # at the end of the stack or of the memory there is nothing left to do it with
 
 
 def _asked(name: str, hook: _Hook, event: Event, hint: Mapping[str, Any]) -> Event | None:
@@ -255,6 +259,7 @@ def _asked(name: str, hook: _Hook, event: Event, hint: Mapping[str, Any]) -> Eve
     try:
         kept: Any = hook(_copy(event, _COPY_DEPTH, [_MOST_COPIES]), dict(hint))
     except Exception as problem:
+        let_through(problem)
         log.error("%s failed, the event is dropped: %s", name, type(problem).__name__)
         return None
     if kept is None or isinstance(kept, dict):
@@ -268,6 +273,7 @@ def _files(attachments: Iterable[Item]) -> tuple[Item, ...]:
     try:
         given: tuple[Any, ...] = tuple(attachments)
     except Exception as problem:
+        let_through(problem)
         log.error("attachments can't be read: %s", type(problem).__name__)
         return ()
     files = tuple(item for item in given if issubclass(type(item), Item))

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from transport_kit.interrupts import let_through
 from transport_kit.items import Item
 from transport_kit.options import ReporterOptions
 from transport_kit.reporting import machine
@@ -207,6 +208,7 @@ class Reporter:
             span = running_span(unit)
             return self.tracing.outgoing_headers(unit, None if span is None else span.span_id, url, baggage)
         except Exception as problem:
+            let_through(problem)
             self.pipeline.failed(problem, None)
             return {}
 
@@ -367,6 +369,7 @@ class Reporter:
         try:
             Scope.current().add_breadcrumb(message, category=category, level=level, type=type, data=data)
         except Exception as problem:
+            let_through(problem)
             self.pipeline.failed(problem, None)
 
 

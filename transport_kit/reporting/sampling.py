@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from transport_kit.interrupts import let_through
 from transport_kit.ledger import LossReason
 from transport_kit.log import log
 from transport_kit.options import ReporterOptions
@@ -78,6 +79,7 @@ class Sampler:
         try:
             rate: Any = self._sampler(context()) if self._sampler is not None else None
         except Exception as problem:
+            let_through(problem)
             self._say("traces_sampler failed: %s; nothing is sampled by it", type(problem).__name__)
             return 0.0
         if rate is None:

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Final, TypeAlias
 
 from transport_kit.ids import random_bytes
+from transport_kit.interrupts import let_through
 from transport_kit.items import Item
 from transport_kit.reporting.scrub import is_sensitive
 from transport_kit.reporting.tags import TAG_LENGTH, tag_key, tag_value
@@ -172,7 +173,8 @@ class Scope:
         try:
             given = () if fingerprint is None or isinstance(fingerprint, str) else fingerprint
             parts = list(islice(given, _MAX_FINGERPRINT))
-        except Exception:
+        except Exception as error:
+            let_through(error)
             parts = []  # it can't be iterated over
         self._fingerprint = tuple(tidy(part, TAG_LENGTH) for part in parts)
 
@@ -299,7 +301,8 @@ def _items_of(value: object) -> dict[Any, Any] | None:
     """A mapping's items; None for what is no mapping, and for one that fails when it is read."""
     try:
         return dict(value) if isinstance(value, Mapping) else None
-    except Exception:
+    except Exception as error:
+        let_through(error)
         return None
 
 

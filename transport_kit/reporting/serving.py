@@ -15,6 +15,7 @@ from contextvars import Token
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
 
+from transport_kit.interrupts import let_through
 from transport_kit.items import Item
 from transport_kit.ledger import LossReason
 from transport_kit.log import log
@@ -178,6 +179,7 @@ class ServedRequest(Unit):
             try:
                 self._begin_transaction()
             except Exception as problem:
+                let_through(problem)
                 reporter.pipeline.failed(problem, "transaction")
         return self
 
@@ -203,6 +205,7 @@ class ServedRequest(Unit):
             if reporter.sessions is not None and self._op.endswith(".server"):
                 reporter.sessions.record(self._started, 2 if self.crashed else 1 if self.errored else 0)
         except Exception as problem:
+            let_through(problem)
             reporter.pipeline.failed(problem, None)
         finally:
             self.finished = True
@@ -315,6 +318,7 @@ class ServedRequest(Unit):
         try:
             return self._facts.is_expected(error)
         except Exception as problem:
+            let_through(problem)
             log.warning("whether an exception was expected could not be told: %s", type(problem).__name__)
             return False
 
@@ -324,5 +328,6 @@ def _asked(callback: Callable[[], _T], what: str) -> _T | None:
     try:
         return callback()
     except Exception as problem:
+        let_through(problem)
         log.warning("the %s of a request could not be told: %s", what, type(problem).__name__)
         return None

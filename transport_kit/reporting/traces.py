@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from transport_kit.dsn import Dsn
 from transport_kit.encoder import dumps_text
+from transport_kit.interrupts import let_through
 from transport_kit.options import ReporterOptions
 from transport_kit.reporting.spans import running_span
 from transport_kit.reporting.trace import Trace
@@ -78,7 +79,8 @@ class Tracing:
     def _continued(self, header: Header) -> Trace:
         try:
             return self._parsed(header)
-        except Exception:
+        except Exception as error:
+            let_through(error)
             return Trace()  # the integration's own failure: a new trace is better than none
 
     def _parsed(self, header: Header) -> Trace:
