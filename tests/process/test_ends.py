@@ -202,7 +202,8 @@ def test_close_and_flush_return_in_time_although_the_server_hangs(run: Run, serv
         assert verdicts == {"False"} or call != "flush"
         assert ended.ended - float(last) < SOON / 2  # and not the time of another close
         seconds = [float(report.split()[0]) for report in reports]
-        assert min(seconds) >= 0.95 * timeout
+        # Who closes second ends with the first, which may have begun long before it.
+        assert (min(seconds) if call == "flush" else max(seconds)) >= 0.95 * timeout
         return max(seconds)
 
     took = at_once(measure, ["close", "flush", "aclose"], enough)
