@@ -100,6 +100,7 @@ coverage: $(DEV) ## Run the suite, and fail below 95 % of branches in transport_
 lint: $(DEV) ## Check style, imports and format
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/lint-imports --no-cache
 
 types: $(DEV) ## Check types, strictly: the packages, the example apps and the tests
 	@$(BIN)/python -m mypy

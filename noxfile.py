@@ -24,6 +24,7 @@ CHECKS = {
     "coverage",
     "django-stubs",
     "hatchling",
+    "import-linter",
     "mypy",
     "nox",
     "ruff",

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from transport_kit import encoder
-from transport_kit.envelope import Envelope, SealedEnvelope
-from transport_kit.reporting import machine
+from transport_kit.envelope import encoder
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.envelope.sealed import SealedEnvelope
+from transport_kit.reporting import runtime_facts
 
 processing = importlib.import_module("sentry_relay.processing")
 
@@ -146,7 +147,7 @@ def _relay_reads_what_is_captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 
     def tapped(self: Envelope, **bounds: Any) -> SealedEnvelope:
         result = seal(self, **bounds)
-        if len(sealed) < MOST and self.headers.get("sdk") == machine.sdk():
+        if len(sealed) < MOST and self.headers.get("sdk") == runtime_facts.sdk():
             sealed.append(result)
         return result
 

@@ -4,26 +4,17 @@ The names below are the public ones; what is not among them is private. `transpo
 too, and `transport_kit.receiver` with the extra of that name.
 """
 
-from transport_kit.dsn import Dsn
-from transport_kit.envelope import Envelope, Item
-from transport_kit.errors import (
-    InvalidDsn,
-    InvalidEnvelope,
-    MissingExtra,
-    OptionsError,
-    SealError,
-    TransportKitError,
-)
-from transport_kit.exchange import ExchangeError, Response
-from transport_kit.factory import make_transport
-from transport_kit.health import Health
-from transport_kit.http import BaseHttpTransport, HttpTransport
-from transport_kit.kit import Kit
-from transport_kit.ledger import LossReason
-from transport_kit.limits import RateLimits
-from transport_kit.memory_queue import MemoryQueue
-from transport_kit.options import IntegrationOptions, ReporterOptions, TransportOptions
-from transport_kit.queue import Claim, Put, Queue, QueueStats
+from transport_kit.config.dsn import Dsn
+from transport_kit.config.options import IntegrationOptions, ReporterOptions, TransportOptions
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.envelope.item import Item
+from transport_kit.envelope.item_types import Priority
+from transport_kit.envelope.losses import LossReason
+from transport_kit.envelope.sealed import SealedEnvelope, SealedItem
+from transport_kit.kit.kit import Kit
+from transport_kit.kit.routes import LEAVES, Answer, Leaf
+from transport_kit.queues.memory import MemoryQueue
+from transport_kit.queues.protocol import Claim, Put, Queue, QueueStats
 from transport_kit.reporting import (
     Monitor,
     Reporter,
@@ -36,12 +27,25 @@ from transport_kit.reporting import (
     attachment,
     new_scope,
 )
-from transport_kit.retry import Backoff, CircuitBreaker
-from transport_kit.routes import LEAVES, Answer, Leaf
-from transport_kit.sealing import Priority, SealedEnvelope, SealedItem
-from transport_kit.transport import FlushReport, FunctionTransport, NullTransport, Transport
-from transport_kit.version import VERSION as __version__  # noqa: N811 - the name that Python looks for
-from transport_kit.worker import BackgroundWorker, Outcome
+from transport_kit.runtime.errors import (
+    InvalidDsn,
+    InvalidEnvelope,
+    MissingExtra,
+    OptionsError,
+    SealError,
+    TransportKitError,
+)
+from transport_kit.runtime.version import VERSION as __version__  # noqa: N811 - the name that Python looks for
+from transport_kit.transport.base import Transport
+from transport_kit.transport.factory import make_transport
+from transport_kit.transport.health import Health
+from transport_kit.transport.http import BaseHttpTransport, HttpTransport
+from transport_kit.transport.local import FunctionTransport, NullTransport
+from transport_kit.transport.wire.exchange import ExchangeError, Response
+from transport_kit.transport.worker.limits import RateLimits
+from transport_kit.transport.worker.outcome import FlushReport, Outcome
+from transport_kit.transport.worker.retry import Backoff, CircuitBreaker
+from transport_kit.transport.worker.worker import BackgroundWorker
 
 __all__ = [
     "__version__",

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from celery import signals
 
-from transport_kit.kit import Kit
+from transport_kit.kit.kit import Kit
 from transport_kit.reporting import ServedRequest
-from transport_kit.reporting.serving import Callbacks
+from transport_kit.reporting.served_request import Callbacks
 
 __all__ = ["connect"]
 

@@ -12,7 +12,7 @@ Threads: the worker's main thread, before and after it serves.
 
 from __future__ import annotations
 
-from transport_kit import lifecycle
+from transport_kit.runtime import process
 
 __all__ = ["post_fork", "worker_exit"]
 
@@ -25,9 +25,9 @@ def post_fork(server: object, worker: object) -> None:
     """
     if any(base.__module__.endswith(("geventlet", "ggevent")) for base in type(worker).__mro__):
         return
-    lifecycle.start_all()
+    process.start_all()
 
 
 def worker_exit(server: object, worker: object) -> None:
     """gunicorn's hook in a worker that is about to end: deliver what waits, up to `shutdown_timeout`."""
-    lifecycle.end_all()
+    process.end_all()

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import rq
 
-from transport_kit.kit import Kit
+from transport_kit.kit.kit import Kit
 from transport_kit.reporting import Scope, ServedRequest
-from transport_kit.reporting.serving import Callbacks
+from transport_kit.reporting.served_request import Callbacks
 
 if TYPE_CHECKING:
     from rq.job import Job

@@ -18,10 +18,10 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
-from transport_kit.kit import Kit
-from transport_kit.log import log
+from transport_kit.kit.kit import Kit
 from transport_kit.reporting import RequestFacts, ServedRequest
-from transport_kit.reporting.serving import Callbacks
+from transport_kit.reporting.served_request import Callbacks
+from transport_kit.runtime.log import log
 
 __all__ = ["flush_after", "report_uncaught"]
 

@@ -7,7 +7,7 @@ from django.core import checks
 from django.core.signals import setting_changed
 
 from transport_kit.serverless import report_uncaught
-from transport_kit_django import capture
+from transport_kit_django import facts
 from transport_kit_django.checks import check_setting, check_site
 from transport_kit_django.conf import get_kit, on_setting_changed
 
@@ -22,9 +22,9 @@ class TransportKitConfig(AppConfig):
 
     def ready(self) -> None:
         """Connect signals, checks and a hook. The transport is made by the middleware, or when first used."""
-        capture.connect()
+        facts.connect()
         setting_changed.connect(on_setting_changed, dispatch_uid="transport_kit")
         checks.register(check_setting)
         checks.register(check_site)
         # What ends a management command has no signal.
-        report_uncaught(get_kit, capture.Command(), mechanism="auto.command.django")
+        report_uncaught(get_kit, facts.Command(), mechanism="auto.command.django")

@@ -14,8 +14,8 @@ from contextvars import Context
 from typing import Any
 
 from transport_kit import ServedRequest
-from transport_kit_django.capture import MECHANISM, Outside
 from transport_kit_django.conf import get_kit
+from transport_kit_django.facts import MECHANISM, Outside
 from transport_kit_django.middleware import HANDED_OVER
 
 __all__ = ["was_used", "with_lifespan"]

@@ -16,8 +16,8 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest, HttpResponse
 
 from transport_kit import LEAVES, ServedRequest
-from transport_kit_django.capture import MECHANISM, Facts, connect
 from transport_kit_django.conf import get_kit
+from transport_kit_django.facts import MECHANISM, Facts, connect
 
 __all__ = ["HANDED_OVER", "TransportMiddleware"]
 

@@ -15,8 +15,8 @@ from typing import Any
 from django.http import StreamingHttpResponse
 
 from transport_kit import ServedRequest
-from transport_kit_django.capture import MECHANISM, Outside
 from transport_kit_django.conf import get_kit
+from transport_kit_django.facts import MECHANISM, Outside
 from transport_kit_django.middleware import HANDED_OVER
 
 __all__ = ["with_capture"]

@@ -4,7 +4,7 @@
 """
 
 from transport_kit_starlette.handlers import report_server_errors
-from transport_kit_starlette.life import lifespan
+from transport_kit_starlette.lifespan_events import lifespan
 from transport_kit_starlette.middleware import TransportMiddleware
 from transport_kit_starlette.routes import get_kit, transport_routes
 

@@ -1,7 +1,7 @@
 """What is known of an ASGI request without asking anyone; each answer is made when it is asked for.
 
 Owns the translation of a scope into plain values, and which exceptions only say that the client went away.
-Reads no body and calls no method of the app's objects; how a request is named is in `names.py`.
+Reads no body and calls no method of the app's objects; how a request is named is in `route_names.py`.
 
 Threads: one request's, on whichever thread asks.
 """
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from transport_kit import RequestFacts, RequestInfo
-from transport_kit_starlette.names import below, route_of
+from transport_kit_starlette.route_names import below, route_of
 from transport_kit_starlette.routes import header
 
 __all__ = ["BODY_KEPT", "Facts", "Tee"]
@@ -93,7 +93,7 @@ class Facts(RequestFacts):
         if isinstance(error, BaseExceptionGroup):
             return all(self.is_expected(one) for one in error.exceptions)
         # ASGI lets a server's `send` raise OSError then; an OSError from anywhere else is the app's own.
-        return isinstance(error, OSError) and _came_through(self._send, error)
+        return isinstance(error, OSError) and _raised_by_send(self._send, error)
 
     def _whole_path(self) -> str:
         """As the client knows it, whether or not the server put `root_path` in front."""
@@ -116,7 +116,7 @@ class Tee:
         return message
 
 
-def _came_through(send: Send, error: BaseException) -> bool:
+def _raised_by_send(send: Send, error: BaseException) -> bool:
     """Whether `send`, a function, a method or an object, is among the frames that the exception left."""
     codes = {
         getattr(function, "__code__", None)

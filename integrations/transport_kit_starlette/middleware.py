@@ -1,7 +1,7 @@
 """`TransportMiddleware`: one ASGI layer around an app. It translates, starts and stops; the kit decides.
 
 Owns the translation of ASGI: which request is one of ours, where each other one begins and ends, and the
-life of the transport (`life.py`). Reads no body and changes no message.
+life of the transport (`lifespan_events.py`). Reads no body and changes no message.
 
 Threads: runs on the event loop's thread. Capturing there is building and queueing an event, no I/O;
 closing and flushing wait on a thread of their own.
@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from transport_kit import Kit, ServedRequest
 from transport_kit_starlette.facts import Facts, Tee
-from transport_kit_starlette.life import live
-from transport_kit_starlette.names import below
+from transport_kit_starlette.lifespan_events import live
+from transport_kit_starlette.route_names import below
 from transport_kit_starlette.routes import KIT_KEY, respond
 
 __all__ = ["TransportMiddleware"]

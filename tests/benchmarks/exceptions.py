@@ -52,9 +52,9 @@ def median(figures: list[float]) -> float:
 def exception(dsn: str) -> dict[str, float]:
     """`capture_exception` with 20 frames whose variables are a list of 50, a dict of 20 and a long text."""
     from transport_kit import Envelope, make_transport
-    from transport_kit.options import ReporterOptions
+    from transport_kit.config.options import ReporterOptions
     from transport_kit.reporting import Reporter
-    from transport_kit.transport import NullTransport
+    from transport_kit.transport.local import NullTransport
 
     errors = failures()
     with make_transport(dsn) as transport:

@@ -109,9 +109,10 @@ def health(dsn: str) -> dict[str, float]:
 
 def at_rest(dsn: str) -> dict[str, float]:
     """From a capture to its answer, when the sender has parked before."""
-    from transport_kit import make_transport, memory_queue
+    from transport_kit import make_transport
+    from transport_kit.queues import memory
 
-    memory_queue.AWAKE_FOR = 0.0
+    memory.AWAKE_FOR = 0.0
     spent = []
     with make_transport(dsn) as transport:
         for number in range(101):

@@ -53,7 +53,7 @@ class _Puts:
     """Puts into a spool of a process that only writes, as beside a forwarder, and bare writes."""
 
     def __init__(self, folder: str, spool: str = "spool") -> None:
-        from transport_kit.spool import FileSpool
+        from transport_kit.queues.spool import FileSpool
 
         self._spool = FileSpool(f"{folder}/{spool}", IDENTITY, drain=False, max_bytes=4 << 30)
         # What an app's worker does all the time.
@@ -172,7 +172,7 @@ def write_paced(folder: str, begin: float) -> None:
 
 
 def drain_until_killed(folder: str) -> None:
-    from transport_kit.spool import FileSpool
+    from transport_kit.queues.spool import FileSpool
 
     spool = FileSpool(f"{folder}/spool", IDENTITY)
 
@@ -192,7 +192,7 @@ fill(sys.argv[1], int(sys.argv[2]))
 
 
 def fill(folder: str, number: int) -> None:
-    from transport_kit.spool import FileSpool
+    from transport_kit.queues.spool import FileSpool
 
     spool = FileSpool(f"{folder}/spool", IDENTITY, drain=False, max_bytes=4 << 30)
     envelopes = [_sealed(each) for each in range(64)]
@@ -204,10 +204,10 @@ def fill(folder: str, number: int) -> None:
 
 def drain(dsn: str) -> dict[str, float]:
     """20 000 events of 10 kB by one sender of the worker, to nobody."""
-    from transport_kit.options import TransportOptions
-    from transport_kit.outcome import Outcome
-    from transport_kit.spool import FileSpool
-    from transport_kit.worker import BackgroundWorker
+    from transport_kit.config.options import TransportOptions
+    from transport_kit.queues.spool import FileSpool
+    from transport_kit.transport.worker.outcome import Outcome
+    from transport_kit.transport.worker.worker import BackgroundWorker
 
     with _folder() as folder:
         with _process(_FILL, folder, 20_000) as output:
@@ -234,7 +234,7 @@ def drain(dsn: str) -> dict[str, float]:
 
 def recover(dsn: str) -> dict[str, float]:
     """A backlog of 500 MB: seconds from the start to the first envelope, and memory while all are drained."""
-    from transport_kit.spool import FileSpool
+    from transport_kit.queues.spool import FileSpool
 
     with _folder() as folder:
         with _process(_FILL, folder, 50_000) as output:
@@ -258,8 +258,8 @@ def recover(dsn: str) -> dict[str, float]:
 def recover_files(dsn: str) -> dict[str, float]:
     """A backlog of 10 000 files, as many short processes leave it: from the start to the first envelope."""
     from tests.core.spool_support import NOW_MS, record
-    from transport_kit.spool import FileSpool
-    from transport_kit.spool.segments import SegmentName, segment_header
+    from transport_kit.queues.spool import FileSpool
+    from transport_kit.queues.spool.segments import SegmentName, segment_header
 
     with _folder() as folder:
         FileSpool(f"{folder}/spool", IDENTITY).close()

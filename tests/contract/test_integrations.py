@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.contract.adapters import LOGGER, Adapter, Sink, adapters
-from transport_kit.reporting.logs import TransportHandler
+from transport_kit.reporting.log_handler import TransportHandler
 
 TOKEN = "a-long-enough-token"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

@@ -20,10 +20,10 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
-from transport_kit import encoder
-from transport_kit.encoding import encode
-from transport_kit.errors import InvalidEnvelope, SealError
-from transport_kit.parsing import parse_envelope
+from transport_kit.envelope import encoder
+from transport_kit.envelope.encoding import encode
+from transport_kit.envelope.parsing import parse_envelope
+from transport_kit.runtime.errors import InvalidEnvelope, SealError
 
 
 class Plan(enum.Enum):

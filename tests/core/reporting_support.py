@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transport_kit.options import ReporterOptions
+from transport_kit.config.options import ReporterOptions
 from transport_kit.reporting import Reporter
 from transport_kit.testing import CapturedTransport
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from tests.core.spool_support import NOW_MS
 from tests.core.worker_support import Clock
-from transport_kit.spool import FileSpool
-from transport_kit.spool.system import System
+from transport_kit.queues.spool import FileSpool
+from transport_kit.queues.spool.system import System
 
 IDENTITY = "0123456789abcdef"
 _devices = itertools.count(1000)

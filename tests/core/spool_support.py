@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from transport_kit.envelope import Envelope
-from transport_kit.sealing import SealedEnvelope
-from transport_kit.spool import FileSpool
-from transport_kit.spool.records import envelope_record
-from transport_kit.spool.segments import (
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.envelope.sealed import SealedEnvelope
+from transport_kit.queues.spool import FileSpool
+from transport_kit.queues.spool.records import envelope_record
+from transport_kit.queues.spool.segments import (
     HEADER_BYTES,
     Gap,
-    Kind,
     Reader,
     Record,
+    RecordKind,
     Salt,
     SegmentName,
     record_parts,
@@ -48,7 +48,7 @@ def log_entry(number: int) -> SealedEnvelope:
 def record(sealed: SealedEnvelope, *, salt: bytes = SALT, created_ms: int = NOW_MS) -> bytes:
     """The bytes that a writer appends."""
     rank, head, parts, length = envelope_record(sealed)
-    return b"".join(record_parts(Salt.of(salt), Kind.ENVELOPE, rank, created_ms, head, parts, length))
+    return b"".join(record_parts(Salt.of(salt), RecordKind.ENVELOPE, rank, created_ms, head, parts, length))
 
 
 def segment(envelopes: Iterable[SealedEnvelope]) -> bytes:

@@ -8,11 +8,11 @@ import pytest
 
 from tests.core.worker_support import Clock, event, quick, session
 from tests.timing import SOON
-from transport_kit.books import Books, Ticket
-from transport_kit.ledger import LossReason
-from transport_kit.outcome import Outcome, WorkerState
-from transport_kit.queue import Claim, Put
-from transport_kit.statelock import StateLock
+from transport_kit.envelope.losses import LossReason
+from transport_kit.queues.protocol import Claim, Put
+from transport_kit.runtime.lock import StateLock
+from transport_kit.transport.worker.books import Books
+from transport_kit.transport.worker.outcome import Outcome, Ticket, WorkerState
 
 EVENT = (("error", 1),)
 
@@ -25,7 +25,7 @@ def test_new_books_count_nothing_and_want_nothing() -> None:
     """What reads them before the first capture waits for nobody."""
     made, ticket = books(), Ticket()
     assert (made.state, made.last_drop, made.tickets) == (WorkerState.NEW, None, [])
-    assert (made.report_wanted, made.reporting, made.moving) == (False, False, 0)
+    assert (made.report_wanted, made.reporting, made.transfers_in_progress) == (False, False, 0)
     assert (ticket.last, ticket.remaining, ticket.delivered, ticket.discarded) == (0, 0, 0, 0)
 
 
@@ -34,11 +34,11 @@ def test_a_flush_waits_for_what_was_put_before_it_and_for_nothing_else() -> None
     made = books()
     first, second = Ticket(last=2, remaining=2), Ticket(last=3, remaining=3)
     made.tickets += [first, second]
-    made.tick(Claim(3, event()), delivered=True)
+    made.settle_ticket(Claim(3, event()), delivered=True)
     assert (first.remaining, first.delivered, first.discarded) == (2, 0, 0)
     assert (second.remaining, second.delivered, second.discarded) == (2, 1, 0)
-    made.tick(Claim(2, event()), delivered=False)
-    made.tick(Claim(4, event()), delivered=True)
+    made.settle_ticket(Claim(2, event()), delivered=False)
+    made.settle_ticket(Claim(4, event()), delivered=True)
     assert (first.remaining, first.delivered, first.discarded) == (1, 0, 1)
     assert (second.remaining, second.delivered, second.discarded) == (1, 1, 1)
 
@@ -61,7 +61,7 @@ def test_whoever_waits_is_woken_by_the_last_of_its_envelopes(order: tuple[int, i
     thread.start()
     assert waiting.wait(SOON)
     with made.settled:
-        made.tick(Claim(1, event()), delivered=True)
+        made.settle_ticket(Claim(1, event()), delivered=True)
     thread.join(SOON)
     assert woken == [True]
 
@@ -214,17 +214,17 @@ def test_what_a_request_carried_comes_back_once() -> None:
     """By the request's failure, or by the end of the worker while it is under way; not by both."""
     made = books()
     made.lose(LossReason.SEND_ERROR, EVENT)
-    report = made.carry(alone=True)
+    report = made.attach_report(alone=True)
     assert report == (("send_error", "error", 1),)
     made.give_back(report)
     assert made.take_untold() == report
     assert made.take_untold() == ()
     made.lose(LossReason.SEND_ERROR, EVENT)
-    made.carry(alone=True)
+    made.attach_report(alone=True)
     made.lose(LossReason.NETWORK_ERROR, EVENT)
     assert sorted(made.take_untold()) == [("network_error", "error", 1), ("send_error", "error", 1)]
     made.lose(LossReason.SEND_ERROR, EVENT)
-    made.carry(alone=True)
+    made.attach_report(alone=True)
     made.carried()
     made.carried()
     assert made.take_untold() == ()

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 import transport_kit.cli
 from transport_kit.__main__ import main as run
 from transport_kit.cli import main
-from transport_kit.errors import InvalidDsn, OptionsError
-from transport_kit.version import VERSION
+from transport_kit.runtime.errors import InvalidDsn, OptionsError
+from transport_kit.runtime.version import VERSION
 
 
 class Hidden:

@@ -26,11 +26,11 @@ import trustme
 
 from tests.core.cli_support import run, run_json
 from tests.timing import SOON
-from transport_kit import encoder
 from transport_kit.cli import main
 from transport_kit.cli._advice import advice_for_error
-from transport_kit.exchange import ExchangeError, ExchangeErrorKind
+from transport_kit.envelope import encoder
 from transport_kit.testing import FaultServer
+from transport_kit.transport.wire.exchange import ExchangeError, ExchangeErrorKind
 
 STEPS = ["parse", "resolve", "connect", "send"]
 KEY = FaultServer.key

@@ -16,7 +16,7 @@ import pytest
 import transport_kit.cli.forward as cli_forward
 from tests.core.cli_support import run
 from transport_kit import make_transport
-from transport_kit.forwarder import Forwarder, Summary
+from transport_kit.forwarder.forwarder import Forwarder, Summary
 from transport_kit.testing import FaultServer
 
 KEY = "0123456789abcdef0123456789abcdef"

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from transport_kit.cli import main
 from transport_kit.cli.receiver import _echo
-from transport_kit.dsn import Dsn
+from transport_kit.config.dsn import Dsn
 from transport_kit.receiver import Receiver
 from transport_kit.receiver.faults import FAULTS
 

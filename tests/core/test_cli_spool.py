@@ -18,9 +18,9 @@ from tests.core.cli_support import run, run_json
 from tests.core.spool_support import event, log_entry, session
 from transport_kit import Dsn, Envelope
 from transport_kit.cli import _tables
-from transport_kit.sealing import SealedEnvelope
-from transport_kit.spool import FileSpool, identity_of
-from transport_kit.spool.inspection import Inspection
+from transport_kit.envelope.sealed import SealedEnvelope
+from transport_kit.queues.spool import FileSpool, identity_of
+from transport_kit.queues.spool.inspection import Inspection
 
 KEY = "0123456789abcdef0123456789abcdef"
 DSN = Dsn.parse(f"https://{KEY}@sentry.example/42")
@@ -338,11 +338,11 @@ def test_replay_into_a_full_spool_keeps_the_letter(path: Path, monkeypatch: pyte
     bury(path, event(1))
 
     def full(*_: object, **__: object) -> None:
-        from transport_kit.spool.writer import Full
+        from transport_kit.queues.spool.writer import Full
 
         raise Full
 
-    monkeypatch.setattr("transport_kit.spool.inspection.Writer.append", full)
+    monkeypatch.setattr("transport_kit.queues.spool.inspection.Writer.append", full)
     found = run_json("spool", "replay", str(path))
     assert found["failed"] == {f"{1:032x}": "the spool is full"}
     assert letters(path)

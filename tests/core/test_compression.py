@@ -6,10 +6,10 @@ import importlib.util
 
 import pytest
 
-from transport_kit import compression
-from transport_kit.compression import codec
-from transport_kit.errors import MissingExtra, OptionsError
+from transport_kit.runtime.errors import MissingExtra, OptionsError
 from transport_kit.testing.received import decode_body
+from transport_kit.transport.wire import compression
+from transport_kit.transport.wire.compression import codec
 
 BODY = b'{"type":"event","length":1000}\n' * 100
 

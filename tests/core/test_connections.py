@@ -24,11 +24,11 @@ import trustme
 
 import transport_kit
 from tests.timing import SOON
-from transport_kit.connections import ConnectionPool
-from transport_kit.errors import MissingExtra, OptionsError
-from transport_kit.exchange import ExchangeError, Response
-from transport_kit.options import TransportOptions
+from transport_kit.config.options import TransportOptions
+from transport_kit.runtime.errors import MissingExtra, OptionsError
 from transport_kit.testing import FaultServer
+from transport_kit.transport.wire.connections import ConnectionPool
+from transport_kit.transport.wire.exchange import ExchangeError, Response
 
 PATH = "/api/1/envelope/"
 HEADERS = {"Content-Type": "application/x-sentry-envelope", "X-Sentry-Auth": "Sentry sentry_key=k"}
@@ -1030,8 +1030,8 @@ def test_urllib3_and_ssl_wait_for_the_first_post(server: FaultServer) -> None:
 import json, sys, types
 package = sys.modules["transport_kit"] = types.ModuleType("transport_kit")
 package.__path__ = [sys.argv[2]]  # this module alone, whatever the package imports beside it
-from transport_kit.connections import ConnectionPool
-from transport_kit.options import TransportOptions
+from transport_kit.transport.wire.connections import ConnectionPool
+from transport_kit.config.options import TransportOptions
 def loaded():
     return sorted({"urllib3", "ssl", "http.client", "certifi", "socks"} & set(sys.modules))
 seen = [loaded()]

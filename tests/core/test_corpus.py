@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from transport_kit.envelope import Envelope
+from transport_kit.envelope.envelope import Envelope
 
 CORPUS = Path(__file__).parent.parent / "data" / "corpus"
 FILES = sorted(CORPUS.glob("*.envelope"))

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.timing import growth
-from transport_kit.dsn import Dsn
-from transport_kit.errors import InvalidDsn
+from transport_kit.config.dsn import Dsn
+from transport_kit.runtime.errors import InvalidDsn
 
 KEY = "e12d836b15bb49d7bbf99e64295d995b"
 SECRET = "s3cretS3cret"

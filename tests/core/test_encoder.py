@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transport_kit import encoder
+from transport_kit.envelope import encoder
 
 #: What makes orjson a release that nobody has tried.
 UNKNOWN = "import orjson; orjson.__version__ = '99.0.0'\n"
@@ -66,7 +66,8 @@ def test_a_release_that_nobody_tried_is_guarded_and_one_line_says_so() -> None:
         + """
 import logging, sys
 logging.basicConfig(stream=sys.stdout, format="%(message)s", level="INFO")
-from transport_kit import encoder, make_transport
+from transport_kit.envelope import encoder
+from transport_kit import make_transport
 for _ in range(2):
     make_transport("http://00000000000000000000000000000001@127.0.0.1:9/1").close(timeout=0)
 value = []
@@ -107,9 +108,9 @@ def test_without_orjson_everything_works_by_the_standard_library() -> None:
     out = run(
         ABSENT
         + """
-from transport_kit import encoder
-from transport_kit.encoding import encode
-import transport_kit.reporting.reporter, transport_kit.forwarder, transport_kit.spool
+from transport_kit.envelope import encoder
+from transport_kit.envelope.encoding import encode
+import transport_kit.reporting.reporter, transport_kit.forwarder, transport_kit.queues.spool
 print(encoder.NAME)
 print(encode({"a": [1, "é", float("nan"), {2: (3,)}]}, "event"))
 """
@@ -125,7 +126,8 @@ print(encode({"a": [1, "é", float("nan"), {2: (3,)}]}, "event"))
 def test_a_second_sub_interpreter_encodes_by_orjson_too() -> None:
     """There orjson refuses arguments by keyword; uWSGI and mod_wsgi run apps there."""
     code = (
-        "from transport_kit.encoding import encode; print(encode({'a': [1]}, 'event').decode(), flush=True)"
+        "from transport_kit.envelope.encoding import encode; "
+        "print(encode({'a': [1]}, 'event').decode(), flush=True)"
     )
     out = run(
         f"""
@@ -185,7 +187,7 @@ def test_what_is_nested_deeper_than_a_repair_goes_is_refused(wrap: Any, depth: i
 def test_no_bracket_is_written_past_the_end_of_a_buffer() -> None:
     """Most releases reserve no room for the closing ones: the allocator's own checks see it."""
     code = """
-from transport_kit.encoding import encode
+from transport_kit.envelope.encoding import encode
 shapes = [lambda t: [t], lambda t: (t,), lambda t: {"a": t}, lambda t: ["s", t], lambda t: {"a": (t,)}]
 for shape in shapes:
     for depth in range(90, 255):
@@ -241,9 +243,9 @@ def test_deep_text_from_the_wire_is_refused_whatever_recursion_limit_an_app_has(
         + """
 import sys
 sys.setrecursionlimit(10**6)
-from transport_kit import encoder
-from transport_kit.errors import InvalidEnvelope
-from transport_kit.parsing import parse_envelope
+from transport_kit.envelope import encoder
+from transport_kit.runtime.errors import InvalidEnvelope
+from transport_kit.envelope.parsing import parse_envelope
 deep = b"[" * 400_000 + b"]" * 400_000
 try:
     parse_envelope(b'{"a":' + deep + b"}")

@@ -24,9 +24,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transport_kit import encoder, encoding
-from transport_kit.encoding import clean_text, encode, repair
-from transport_kit.errors import SealError
+from transport_kit.envelope import encoder, encoding
+from transport_kit.envelope.encoding import clean_text, encode, repair
+from transport_kit.runtime.errors import SealError
 
 
 class Text(str):
@@ -420,7 +420,7 @@ def test_an_enum_near_the_recursion_limit_does_not_kill_the_process() -> None:
     """The encoder crashes when reading an Enum's value raises; captures of a RecursionError are that deep."""
     code = """
 import enum
-from transport_kit.encoding import encode
+from transport_kit.envelope.encoding import encode
 
 class Plan(enum.Enum):
     PRO = 1

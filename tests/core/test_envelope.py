@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from transport_kit.envelope import Envelope, Item
-from transport_kit.errors import InvalidEnvelope, SealError
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.envelope.item import Item
+from transport_kit.runtime.errors import InvalidEnvelope, SealError
 
 EVENT_ID = "9ec79c33ec9942ab8353589fcb2e04dc"
 DASHED = "9EC79C33-EC99-42AB-8353-589FCB2E04DC"

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.timing import growth
-from transport_kit.envelope import Envelope, Item
-from transport_kit.errors import InvalidEnvelope
-from transport_kit.parsing import MAX_HEADER_BYTES, MAX_HEADERS_BYTES
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.envelope.item import Item
+from transport_kit.envelope.parsing import MAX_HEADER_BYTES, MAX_HEADERS_BYTES
+from transport_kit.runtime.errors import InvalidEnvelope
 
 VECTORS: list[dict[str, Any]] = json.loads(
     (Path(__file__).parent.parent / "data" / "envelope_vectors.json").read_text()

@@ -7,9 +7,10 @@ import pickle
 
 import pytest
 
-from transport_kit import errors
-from transport_kit.dsn import Dsn
-from transport_kit.errors import (
+from transport_kit.config.dsn import Dsn
+from transport_kit.config.options import IntegrationOptions, TransportOptions
+from transport_kit.runtime import errors
+from transport_kit.runtime.errors import (
     InvalidDsn,
     InvalidEnvelope,
     MissingExtra,
@@ -17,7 +18,6 @@ from transport_kit.errors import (
     SealError,
     TransportKitError,
 )
-from transport_kit.options import IntegrationOptions, TransportOptions
 
 SECRET = "s3cret-t0ken"
 EXAMPLES = [

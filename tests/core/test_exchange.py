@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.timing import SOON
-from transport_kit.exchange import ExchangeError, Response, describe, exchange
+from transport_kit.transport.wire.exchange import ExchangeError, Response, describe, exchange
 
 HEAD = b"POST /api/1/envelope/ HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\n"
 BODY = b"body"

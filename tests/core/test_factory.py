@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from transport_kit.dsn import Dsn
-from transport_kit.envelope import Envelope
-from transport_kit.errors import InvalidDsn, OptionsError
-from transport_kit.factory import build_transport, make_transport
-from transport_kit.http import BaseHttpTransport, HttpTransport
-from transport_kit.options import TransportOptions
+from transport_kit.config.dsn import Dsn
+from transport_kit.config.options import TransportOptions
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.runtime.errors import InvalidDsn, OptionsError
 from transport_kit.testing import CapturedTransport
-from transport_kit.transport import FunctionTransport, NullTransport, Transport
+from transport_kit.transport.base import Transport
+from transport_kit.transport.factory import build_transport, make_transport
+from transport_kit.transport.http import BaseHttpTransport, HttpTransport
+from transport_kit.transport.local import FunctionTransport, NullTransport
 
 KEY = "0123456789abcdef0123456789abcdef"
 DSN = f"https://{KEY}@sentry.example/42"

@@ -18,13 +18,13 @@ import pytest
 
 from tests.timing import SOON
 from transport_kit import Dsn, make_transport
-from transport_kit.errors import OptionsError
-from transport_kit.forwarder import Forwarder, ForwarderView, Summary
-from transport_kit.monitor import MOST_REQUESTS, Monitor, metrics_writer
-from transport_kit.options import TransportOptions
-from transport_kit.pace import Pace, Rate
-from transport_kit.paced import PacedSpool
-from transport_kit.spool import FileSpool, identity_of
+from transport_kit.config.options import TransportOptions
+from transport_kit.forwarder.forwarder import Forwarder, ForwarderView, Summary
+from transport_kit.forwarder.metrics import metrics_writer
+from transport_kit.forwarder.pacing import Pace, PacedSpool, Rate
+from transport_kit.forwarder.status_server import MOST_REQUESTS, StatusServer
+from transport_kit.queues.spool import FileSpool, identity_of
+from transport_kit.runtime.errors import OptionsError
 from transport_kit.testing import FaultServer
 
 
@@ -364,7 +364,7 @@ def test_nothing_is_claimed_once_the_end_has_come(server: FaultServer, path: str
 # -- health and metrics --------------------------------------------------------------------------------
 
 
-def get(monitor: Monitor, target: str, method: str = "GET", **headers: str) -> tuple[int, str]:
+def get(monitor: StatusServer, target: str, method: str = "GET", **headers: str) -> tuple[int, str]:
     connection = http.client.HTTPConnection("127.0.0.1", monitor.port, timeout=5)
     with contextlib.closing(connection):
         connection.request(method, target, headers=headers)
@@ -381,7 +381,7 @@ def test_health_and_metrics_tell_of_all_identities_without_keys(
     running(forwarder)
     assert server.wait_for(3, SOON)
     identity = identity_of(Dsn.parse(server.dsn))
-    with Monitor(
+    with StatusServer(
         "127.0.0.1", 0, subject=ForwarderView(forwarder), metrics=metrics_writer(forwarder.healths)
     ) as monitor:
         status, body = get(monitor, "/health")
@@ -418,7 +418,10 @@ def test_health_and_metrics_tell_of_all_identities_without_keys(
 def test_a_page_in_a_browser_cant_read_it_by_a_name_that_leads_to_loopback(path: str) -> None:
     """DNS rebinding; the port is guessable."""
     forwarder = Forwarder(path, options(path))
-    with contextlib.closing(forwarder), Monitor("127.0.0.1", 0, subject=ForwarderView(forwarder)) as monitor:
+    with (
+        contextlib.closing(forwarder),
+        StatusServer("127.0.0.1", 0, subject=ForwarderView(forwarder)) as monitor,
+    ):
         assert get(monitor, "/health", Host="evil.example")[0] == 421
         assert get(monitor, "/health", Host="[")[0] == 421
         assert get(monitor, "/health", Host="localhost:1")[0] == 200
@@ -428,7 +431,10 @@ def test_a_page_in_a_browser_cant_read_it_by_a_name_that_leads_to_loopback(path:
 def test_strangers_on_other_addresses_see_the_status_only(path: str) -> None:
     """A probe of the container needs no more."""
     forwarder = Forwarder(path, options(path))
-    with contextlib.closing(forwarder), Monitor("0.0.0.0", 0, subject=ForwarderView(forwarder)) as monitor:
+    with (
+        contextlib.closing(forwarder),
+        StatusServer("0.0.0.0", 0, subject=ForwarderView(forwarder)) as monitor,
+    ):
         assert get(monitor, "/health", Host="10.0.0.1")[1] == '{"status": "warn"}'
 
 
@@ -438,16 +444,16 @@ def test_a_monitor_says_why_it_cant_listen() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(OptionsError, match="Address already in use"):
-            Monitor("127.0.0.1", taken.getsockname()[1])
+            StatusServer("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(OptionsError, match="must be an IP address"):
-        Monitor("localhost", 0)
-    with Monitor("::1", 0) as monitor:
+        StatusServer("localhost", 0)
+    with StatusServer("::1", 0) as monitor:
         assert monitor.url.startswith("http://[::1]:")
 
 
 def test_a_monitor_serves_a_handful_at_a_time_and_survives_those_that_hang() -> None:
     """Sockets that say nothing must not fill the process with threads."""
-    with Monitor("127.0.0.1", 0) as monitor, contextlib.ExitStack() as stack:
+    with StatusServer("127.0.0.1", 0) as monitor, contextlib.ExitStack() as stack:
         for _ in range(MOST_REQUESTS):
             stack.enter_context(socket.create_connection(("127.0.0.1", monitor.port)))
         refused = stack.enter_context(socket.create_connection(("127.0.0.1", monitor.port), timeout=SOON))

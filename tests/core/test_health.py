@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from tests.timing import steps
-from transport_kit.envelope import Envelope
-from transport_kit.factory import make_transport
-from transport_kit.health import Health, LastError
-from transport_kit.http import HttpTransport
+from transport_kit.envelope.envelope import Envelope
 from transport_kit.testing import FaultServer
+from transport_kit.transport.factory import make_transport
+from transport_kit.transport.health import Health, LastError
+from transport_kit.transport.http import HttpTransport
 
 FULL = Health(
     pid=77,

@@ -24,18 +24,20 @@ from typing import Any
 import pytest
 
 from tests.core.worker_support import until
-from transport_kit.dsn import Dsn
-from transport_kit.envelope import Envelope, Item
-from transport_kit.errors import OptionsError
-from transport_kit.exchange import ExchangeError, ExchangeErrorKind, Response
-from transport_kit.health import Health
-from transport_kit.http import BaseHttpTransport, HttpTransport, _pending
-from transport_kit.ledger import LedgerSnapshot, LossReason
-from transport_kit.memory_queue import MemoryQueue
-from transport_kit.options import TransportOptions
-from transport_kit.reports import MAX_QUANTITY
+from transport_kit.config.dsn import Dsn
+from transport_kit.config.options import TransportOptions
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.envelope.item import Item
+from transport_kit.envelope.losses import LossReason
+from transport_kit.queues.memory import MemoryQueue
+from transport_kit.runtime.errors import OptionsError
+from transport_kit.runtime.version import CLIENT
 from transport_kit.testing import FaultServer
-from transport_kit.version import CLIENT
+from transport_kit.transport.health import Health
+from transport_kit.transport.http import BaseHttpTransport, HttpTransport, _pending
+from transport_kit.transport.wire.exchange import ExchangeError, ExchangeErrorKind, Response
+from transport_kit.transport.worker.client_reports import MAX_QUANTITY
+from transport_kit.transport.worker.ledger import LedgerSnapshot
 
 KEY = "0123456789abcdef0123456789abcdef"
 SECRET = "fedcba9876543210fedcba9876543210"

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from tests.core.worker_support import until
-from transport_kit.envelope import Envelope
-from transport_kit.factory import make_transport
-from transport_kit.http import HttpTransport
+from transport_kit.envelope.envelope import Envelope
 from transport_kit.testing import FaultServer
+from transport_kit.transport.factory import make_transport
+from transport_kit.transport.http import HttpTransport
 
 QUICK = {"backoff_base": 0.01, "backoff_max": 0.01, "shutdown_timeout": 5.0}
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from transport_kit import ids
+from transport_kit.envelope import ids
 
 #: The forks that hooks see, and one made in C, which none does.
 FORKS: dict[str, Callable[[], int]] = {"os.fork": os.fork, "in C": lambda: ctypes.PyDLL(None).fork()}
@@ -59,7 +59,7 @@ def test_two_copies_of_one_snapshot_get_different_bytes(monkeypatch: pytest.Monk
     """A function's environment may be copied with its memory, and woken up many times a while later."""
     ids.random_bytes(1)
     snapshot, later = ids._stock, ids._stock.drawn_at + 60.0
-    monkeypatch.setattr("transport_kit.ids.time.time", lambda: later)
+    monkeypatch.setattr("transport_kit.envelope.ids.time.time", lambda: later)
     copies = []
     for _ in range(2):
         stock = object.__new__(ids._Stock)
@@ -72,5 +72,5 @@ def test_two_copies_of_one_snapshot_get_different_bytes(monkeypatch: pytest.Monk
 def test_a_clock_that_leaps_at_every_look_costs_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests freeze and move clocks as they like."""
     moments = iter(range(0, 10_000, 10))
-    monkeypatch.setattr("transport_kit.ids.time.time", lambda: float(next(moments)))
+    monkeypatch.setattr("transport_kit.envelope.ids.time.time", lambda: float(next(moments)))
     assert len({ids.random_bytes(32) for _ in range(100)}) == 100

@@ -13,7 +13,7 @@ import pytest
 
 from tests.timing import SOON
 from transport_kit import Envelope, make_transport
-from transport_kit.interrupts import let_through
+from transport_kit.runtime.interrupts import let_through
 from transport_kit.testing import FaultServer
 
 

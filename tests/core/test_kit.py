@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
-from transport_kit.dsn import Dsn
-from transport_kit.envelope import Envelope
-from transport_kit.errors import InvalidDsn, MissingExtra, OptionsError
-from transport_kit.kit import Kit
-from transport_kit.options import TransportOptions
-from transport_kit.routes import Answer
-from transport_kit.transport import FlushReport, FunctionTransport, NullTransport, Transport
+from transport_kit.config.dsn import Dsn
+from transport_kit.config.options import TransportOptions
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.kit.kit import Kit
+from transport_kit.kit.routes import Answer
+from transport_kit.runtime.errors import InvalidDsn, MissingExtra, OptionsError
+from transport_kit.transport.base import Transport
+from transport_kit.transport.local import FunctionTransport, NullTransport
+from transport_kit.transport.worker.outcome import FlushReport
 
 KEY = "0123456789abcdef0123456789abcdef"
 DSN = f"http://{KEY}@127.0.0.1:9/42"

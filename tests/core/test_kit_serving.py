@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from transport_kit.envelope import Envelope
-from transport_kit.kit import Kit
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.kit.kit import Kit
 from transport_kit.reporting import RequestFacts, RequestInfo, Scope
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transport_kit.ledger import Ledger, LossReason
-from transport_kit.sealing import Quantities
+from transport_kit.envelope.losses import LossReason, Quantities
+from transport_kit.transport.worker.ledger import Ledger
 
 ONE: Quantities = (("error", 1),)
 TRANSACTION: Quantities = (("transaction", 1), ("span", 3))

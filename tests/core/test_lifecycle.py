@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from transport_kit import forking, lifecycle
-from transport_kit.log import log
-from transport_kit.options import TransportOptions
-from transport_kit.transport import FlushReport, Transport
+from transport_kit.config.options import TransportOptions
+from transport_kit.runtime import forks, process
+from transport_kit.runtime.log import log
+from transport_kit.transport.base import Transport
+from transport_kit.transport.worker.outcome import FlushReport
 
 
 class Ending(Transport):
@@ -52,15 +53,15 @@ class Ending(Transport):
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> Any:
     """No transport of another test, nothing said yet."""
-    monkeypatch.setattr(lifecycle, "_watched", {})
-    monkeypatch.setattr(lifecycle, "_told_in", None)
+    monkeypatch.setattr(process, "_watched", {})
+    monkeypatch.setattr(process, "_reported_in", None)
     yield
     log.renew()
 
 
 def watched(*transports: Ending) -> None:
     for transport in transports:
-        lifecycle.watch(transport)
+        process.watch(transport)
 
 
 def test_all_transports_begin_before_one_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,7 +70,7 @@ def test_all_transports_begin_before_one_is_waited_for(capsys: pytest.CaptureFix
     order: list[str] = []
     first.calls = second.calls = order
     watched(first, second)
-    lifecycle.end_all()
+    process.end_all()
     assert order == ["flush 0", "flush 0", "end", "end"]
     assert second.deadlines[0] - first.deadlines[0] == pytest.approx(2.0)
     assert capsys.readouterr().err == ""
@@ -79,8 +80,8 @@ def test_what_is_left_behind_is_one_line_and_said_once(capsys: pytest.CaptureFix
     """`atexit` and multiprocessing's finalizer may both call."""
     endings = [Ending(2), Ending(), Ending(1, timeout=0.5)]
     watched(*endings)
-    lifecycle.end_all()
-    lifecycle.end_all()
+    process.end_all()
+    process.end_all()
     assert capsys.readouterr().err == "transport-kit: 3 envelopes not delivered within 2 s of exit\n"
 
 
@@ -88,7 +89,7 @@ def test_one_envelope_is_not_plural(capsys: pytest.CaptureFixture[str]) -> None:
     """The line is read by people."""
     only = Ending(1)
     watched(only)
-    lifecycle.end_all()
+    process.end_all()
     assert "1 envelope not delivered" in capsys.readouterr().err
 
 
@@ -98,7 +99,7 @@ def test_a_transport_that_fails_does_not_take_the_others_down(
     """A class of the user's own may raise; its neighbour's envelopes still count."""
     bad, good = Ending(error=RuntimeError("boom")), Ending(1)
     watched(bad, good)
-    lifecycle.end_all()
+    process.end_all()
     assert good.calls == ["flush 0", "end"]
     assert "1 envelope" in capsys.readouterr().err
     assert [record.getMessage() for record in caplog.records] == [
@@ -111,7 +112,7 @@ def test_a_closed_stderr_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     only = Ending(1)
     watched(only)
     monkeypatch.setattr(sys, "stderr", None)
-    lifecycle.end_all()
+    process.end_all()
     assert only.calls == ["flush 0", "end"]
 
 
@@ -119,10 +120,10 @@ def test_a_transport_is_held_weakly() -> None:
     """A hook must not keep alive what the app has dropped."""
     only = Ending()
     watched(only)
-    assert len(lifecycle._watched) == 1
+    assert len(process._watched) == 1
     del only
     gc.collect()
-    assert lifecycle._watched == {}
+    assert process._watched == {}
 
 
 def test_the_hooks_are_installed_once() -> None:
@@ -145,7 +146,7 @@ def test_a_fork_renews_every_transport_once() -> None:
     """In the child, before the app's code runs."""
     one, two = Ending(), Ending()
     watched(one, two)
-    lifecycle.renew_all()
+    process.renew_all()
     assert one.calls == two.calls == ["renew"]
 
 
@@ -157,7 +158,7 @@ def test_a_fork_leaves_renewal_to_the_first_use_where_gevent_may_still_patch(
     monkeypatch.setitem(sys.modules, "gevent", types.ModuleType("gevent"))
     one = Ending()
     watched(one)
-    lifecycle.renew_all()
+    process.renew_all()
     assert one.calls == []
 
 
@@ -166,17 +167,17 @@ def test_sigterm_is_left_alone_off_the_main_thread_and_where_it_is_taken() -> No
     before = signal.getsignal(signal.SIGTERM)
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        thread = threading.Thread(target=lifecycle._catch_sigterm)
+        thread = threading.Thread(target=process._catch_sigterm)
         thread.start()
         thread.join()
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         for taken in (signal.SIG_IGN, lambda number, frame: None):
             signal.signal(signal.SIGTERM, taken)
-            lifecycle._catch_sigterm()
+            process._catch_sigterm()
             assert signal.getsignal(signal.SIGTERM) is taken
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        lifecycle._catch_sigterm()
-        assert signal.getsignal(signal.SIGTERM) is lifecycle._on_sigterm
+        process._catch_sigterm()
+        assert signal.getsignal(signal.SIGTERM) is process._on_sigterm
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -193,7 +194,7 @@ def _kills(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(os, "kill", kill)
     before = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, lifecycle._on_sigterm)
+    signal.signal(signal.SIGTERM, process._on_sigterm)
     yield sent, arrived
     signal.signal(signal.SIGTERM, before)
 
@@ -202,7 +203,7 @@ def test_sigterm_drains_and_is_sent_again_with_its_default_action(kills: Any) ->
     """The exit status stays what a supervisor expects: ended by SIGTERM."""
     only = Ending()
     watched(only)
-    lifecycle._on_sigterm(signal.SIGTERM, None)
+    process._on_sigterm(signal.SIGTERM, None)
     assert only.calls == ["flush 0", "end"]
     assert kills[0] == [(signal.SIGTERM, signal.SIG_DFL)]
 
@@ -212,10 +213,10 @@ def test_sigterm_in_a_critical_section_comes_back_a_moment_later(kills: Any) -> 
     only = Ending()
     only.free = False
     watched(only)
-    lifecycle._on_sigterm(signal.SIGTERM, None)
+    process._on_sigterm(signal.SIGTERM, None)
     assert only.calls == []
     assert kills[1].wait(30)
-    assert kills[0] == [(signal.SIGTERM, lifecycle._on_sigterm)]
+    assert kills[0] == [(signal.SIGTERM, process._on_sigterm)]
 
 
 def test_sigterm_in_a_critical_section_without_threads_ends_the_process(
@@ -230,7 +231,7 @@ def test_sigterm_in_a_critical_section_without_threads_ends_the_process(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(_thread, "start_new_thread", refuse)
-    lifecycle._on_sigterm(signal.SIGTERM, None)
+    process._on_sigterm(signal.SIGTERM, None)
     assert only.calls == []
     assert kills[0] == [(signal.SIGTERM, signal.SIG_DFL)]
 
@@ -240,7 +241,7 @@ def test_a_handler_that_calls_ours_decides_about_the_end(kills: Any) -> None:
     only = Ending()
     watched(only)
     signal.signal(signal.SIGTERM, lambda number, frame: None)
-    lifecycle._on_sigterm(signal.SIGTERM, None)
+    process._on_sigterm(signal.SIGTERM, None)
     assert only.calls == []
     assert kills[0] == []
 
@@ -281,15 +282,15 @@ def test_silence_waits_for_lines_that_are_being_written() -> None:
 
 
 @pytest.fixture(name="gate")
-def _gate(monkeypatch: pytest.MonkeyPatch) -> forking._Gate:
+def _gate(monkeypatch: pytest.MonkeyPatch) -> forks._Gate:
     """A gate whose hooks the test calls itself."""
     monkeypatch.setattr(os, "register_at_fork", lambda **hooks: None)
-    gate = forking._Gate()
+    gate = forks._Gate()
     gate.install()
     return gate
 
 
-def test_a_fork_waits_for_a_section_and_a_section_for_a_fork(gate: forking._Gate) -> None:
+def test_a_fork_waits_for_a_section_and_a_section_for_a_fork(gate: forks._Gate) -> None:
     """In the child, what another thread was in the middle of stays in the middle for ever."""
     forked, entered = threading.Event(), threading.Event()
 
@@ -315,9 +316,9 @@ def test_a_fork_waits_for_a_section_and_a_section_for_a_fork(gate: forking._Gate
     assert entered.wait(30)
 
 
-def test_a_fork_does_not_wait_for_ever(gate: forking._Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_does_not_wait_for_ever(gate: forks._Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """A section that hangs is worse for the child than for the app, which must go on."""
-    monkeypatch.setattr(forking, "LONGEST", 0.01)
+    monkeypatch.setattr(forks, "LONGEST", 0.01)
     with gate:
         gate._before_fork()
         gate._after_in_parent()
@@ -325,7 +326,7 @@ def test_a_fork_does_not_wait_for_ever(gate: forking._Gate, monkeypatch: pytest.
     assert not gate._lock.locked()
 
 
-def test_a_child_has_an_open_gate(gate: forking._Gate) -> None:
+def test_a_child_has_an_open_gate(gate: forks._Gate) -> None:
     """Whoever held it is not here."""
     gate._before_fork()
     gate._renew()
@@ -335,7 +336,7 @@ def test_a_child_has_an_open_gate(gate: forking._Gate) -> None:
 
 def test_before_the_first_transport_there_is_no_gate() -> None:
     """Importing the package changes nothing about forks."""
-    with forking._Gate() as nothing:
+    with forks._Gate() as nothing:
         assert nothing is None
 
 
@@ -347,24 +348,24 @@ def test_children_of_multiprocessing_are_seen_to_their_end(monkeypatch: pytest.M
     after_fork: list[Any] = []
     monkeypatch.setattr(util, "Finalize", lambda obj, call, **more: finalizers.append({"call": call, **more}))
     monkeypatch.setattr(util, "register_after_fork", lambda obj, call: after_fork.append(call))
-    monkeypatch.setattr(lifecycle, "_watches_multiprocessing", False)
+    monkeypatch.setattr(process, "_watches_multiprocessing", False)
     for _ in range(2):
-        lifecycle._watch_multiprocessing()
-    assert finalizers == [{"call": lifecycle.end_all, "exitpriority": -100}]
+        process._watch_multiprocessing()
+    assert finalizers == [{"call": process.end_all, "exitpriority": -100}]
     (call,) = after_fork
     call(None)
     assert len(finalizers) == 2
     monkeypatch.delitem(sys.modules, "multiprocessing.util")
-    monkeypatch.setattr(lifecycle, "_watches_multiprocessing", False)
-    lifecycle._watch_multiprocessing()  # nobody uses it: it is not imported either
+    monkeypatch.setattr(process, "_watches_multiprocessing", False)
+    process._watch_multiprocessing()  # nobody uses it: it is not imported either
     assert len(finalizers) == 2
     assert "multiprocessing.util" not in sys.modules
 
 
 def test_at_the_exit_nothing_is_logged_any_more(caplog: pytest.LogCaptureFixture) -> None:
     """See `silence`; multiprocessing's finalizer and SIGTERM end without an interpreter's end."""
-    lifecycle.end_all()
+    process.end_all()
     log.warning("after the end")
-    lifecycle._at_exit()
+    process._at_exit()
     log.warning("after the exit")
     assert [record.getMessage() for record in caplog.records] == ["after the end"]

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.timing import growth
-from transport_kit.limits import ALL, KNOWN_CATEGORIES, RateLimits, retry_after_seconds
+from transport_kit.transport.worker.limits import ALL, KNOWN_CATEGORIES, RateLimits, retry_after_seconds
 
 DATA = json.loads(
     (Path(__file__).parents[1] / "data" / "rate_limit_vectors.json").read_text(encoding="utf-8")

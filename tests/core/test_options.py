@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transport_kit.errors import OptionsError
-from transport_kit.options import (
+from transport_kit.config.options import (
     ENV_PREFIX,
     IntegrationOptions,
     ReporterOptions,
     TransportOptions,
     resolve,
 )
+from transport_kit.runtime.errors import OptionsError
 
 ALL = (TransportOptions, ReporterOptions, IntegrationOptions)
 SECRET = "s3cret-t0ken"

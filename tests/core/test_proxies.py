@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from transport_kit.errors import OptionsError
-from transport_kit.proxies import Proxy, bypasses, choose_proxy, parse_proxy
+from transport_kit.runtime.errors import OptionsError
+from transport_kit.transport.wire.proxies import Proxy, bypasses, choose_proxy, parse_proxy
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.contract.queue_contract import MANY, MakeQueue, QueueContract
 from tests.core.worker_support import CLASSES, Clock, event, held, session
 from tests.timing import steps
-from transport_kit.memory_queue import AWAKE_FOR, MemoryQueue
-from transport_kit.queue import Claim, Queue
-from transport_kit.sealing import SealedEnvelope
+from transport_kit.envelope.sealed import SealedEnvelope
+from transport_kit.queues.memory import AWAKE_FOR, MemoryQueue
+from transport_kit.queues.protocol import Claim, Queue
 
 
 class TestMemoryQueue(QueueContract):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from transport_kit import encoder
+from transport_kit.envelope import encoder
 from transport_kit.reporting.exceptions import exception_values
 from transport_kit.reporting.frames import FrameReader
 

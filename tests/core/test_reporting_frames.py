@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from transport_kit import encoder
+from transport_kit.envelope import encoder
 from transport_kit.reporting import frames as room_under_test
 from transport_kit.reporting.frames import FrameReader
-from transport_kit.reporting.values import Room
+from transport_kit.reporting.values.bounded import Room
 
 
 @pytest.fixture(autouse=True)

@@ -14,9 +14,9 @@ import pytest
 import structlog
 
 from tests.core.reporting_support import Kept, reporter_for
-from transport_kit.envelope import Envelope
+from transport_kit.envelope.envelope import Envelope
 from transport_kit.reporting import Reporter, TransportHandler
-from transport_kit.reporting.logbuffer import BATCH, LogBuffer
+from transport_kit.reporting.log_buffer import BATCH, LogBuffer
 
 
 @pytest.fixture(name="kept")

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from tests.core.reporting_support import Kept, raised, reporter_for
 from tests.timing import steps
-from transport_kit import encoder
-from transport_kit.reporting.scrub import is_sensitive
-from transport_kit.reporting.values import Limits, Room, _classes, bounded
+from transport_kit.envelope import encoder
+from transport_kit.reporting.values.bounded import Limits, Room, _classes, bounded
+from transport_kit.reporting.values.scrub import is_sensitive
 
 LIMITS = Limits(text=512, breadth=10, depth=3, hides=is_sensitive)
 

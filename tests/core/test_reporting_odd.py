@@ -10,7 +10,7 @@ import pytest
 
 from tests.core.reporting_support import Kept, reporter_for
 from transport_kit.reporting import Reporter, RequestInfo, TransportHandler, attachment
-from transport_kit.reporting.checkins import monitor_config
+from transport_kit.reporting.monitors import monitor_config
 
 
 class Raises:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from tests.relay import normalised
-from transport_kit import encoder
-from transport_kit.envelope import Envelope
-from transport_kit.options import ReporterOptions
+from transport_kit.config.options import ReporterOptions
+from transport_kit.envelope import encoder
+from transport_kit.envelope.envelope import Envelope
 from transport_kit.reporting import Reporter, RequestInfo, TransportHandler, new_scope
-from transport_kit.transport import FunctionTransport
+from transport_kit.transport.local import FunctionTransport
 
 #: Stands in variables; as a name, for the source lines around a frame are part of an event.
 PASSWORD = "hunter2"

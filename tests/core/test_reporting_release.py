@@ -11,10 +11,10 @@ import pytest
 
 from tests.core.reporting_support import Kept
 from tests.needs import program
-from transport_kit.options import ReporterOptions
+from transport_kit.config.options import ReporterOptions
 from transport_kit.reporting import Reporter
 from transport_kit.reporting.release import VARIABLES, detected_release
-from transport_kit.version import VERSION
+from transport_kit.runtime.version import VERSION
 
 Finder = Callable[[Path], str | None]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

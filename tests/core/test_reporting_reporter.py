@@ -13,11 +13,11 @@ import pytest
 
 from tests.core.reporting_support import Kept, raised
 from tests.timing import steps
-from transport_kit import encoder
-from transport_kit.envelope import Envelope
-from transport_kit.options import ReporterOptions
+from transport_kit.config.options import ReporterOptions
+from transport_kit.envelope import encoder
+from transport_kit.envelope.envelope import Envelope
 from transport_kit.reporting import Reporter, RequestInfo, Scope, is_own_logger, new_scope
-from transport_kit.transport import NullTransport
+from transport_kit.transport.local import NullTransport
 
 
 @pytest.fixture(name="inbox")

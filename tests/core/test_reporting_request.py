@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from transport_kit import encoder
-from transport_kit.reporting import RequestInfo, request
-from transport_kit.reporting.request import request_interface
+from transport_kit.envelope import encoder
+from transport_kit.reporting import RequestInfo, request_info
+from transport_kit.reporting.request_info import request_interface
 
 LOGIN = RequestInfo(
     method="post",
@@ -210,14 +210,14 @@ def test_an_environ_with_next_to_nothing_in_it_becomes_a_request() -> None:
 
 def test_what_clients_send_fills_no_memory() -> None:
     """A client chooses names and values of its headers; what is remembered of them has a bound."""
-    for n in range(3 * request._MAX_HARMLESS):
+    for n in range(3 * request_info._MAX_HARMLESS):
         info = RequestInfo.from_environ({f"HTTP_X_{n}": f"value {n}", "HTTP_Y" * 50: "y" * 5000}, url="")
         found = request_interface(info, send_pii=False)["headers"]
         assert found[f"X-{n}"] == f"value {n}"
-    assert len(request._harmless) <= request._MAX_HARMLESS
-    assert len(request._header_names) <= request._MAX_HARMLESS
-    assert max(map(len, request._harmless)) <= request._HARMLESS_LENGTH
-    assert max(map(len, request._header_names)) <= request._REMEMBERED_LENGTH
+    assert len(request_info._harmless) <= request_info._MAX_HARMLESS
+    assert len(request_info._header_names) <= request_info._MAX_HARMLESS
+    assert max(map(len, request_info._harmless)) <= request_info._HARMLESS_LENGTH
+    assert max(map(len, request_info._header_names)) <= request_info._REMEMBERED_LENGTH
 
 
 def test_a_secret_in_a_header_is_filtered_each_time_and_not_remembered() -> None:
@@ -227,7 +227,7 @@ def test_a_secret_in_a_header_is_filtered_each_time_and_not_remembered() -> None
     for _ in range(2):
         shown = request_interface(info, send_pii=False)["headers"]
         assert "8f14e45f" not in str(shown)
-        assert "8f14e45f" not in str(request._harmless)
+        assert "8f14e45f" not in str(request_info._harmless)
 
 
 def test_a_request_does_not_change() -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from transport_kit import encoder
+from transport_kit.envelope import encoder
 from transport_kit.reporting import Scope, new_scope
 from transport_kit.reporting.scope import enter_scope, leave_scope, mark_captured, take_mark_back
-from transport_kit.reporting.unit import Unit
+from transport_kit.reporting.unit_of_work import Unit
 
 
 def applied(scope: Scope, **event: Any) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from urllib.parse import urlencode
 
 import pytest
 
-from transport_kit import encoder
-from transport_kit.factory import make_transport
-from transport_kit.options import ReporterOptions
+from transport_kit.config.options import ReporterOptions
+from transport_kit.envelope import encoder
 from transport_kit.reporting import Reporter, RequestInfo, TransportHandler
 from transport_kit.testing import FaultServer
+from transport_kit.transport.factory import make_transport
 
 #: Names under which apps keep secrets, in the spellings of headers, settings, forms and code.
 NAMES = (

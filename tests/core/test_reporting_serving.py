@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from tests.core.reporting_support import Kept, raised, reporter_for
-from transport_kit.items import Item
+from transport_kit.envelope.item import Item
 from transport_kit.reporting import Reporter, RequestInfo, Scope, attachment, new_scope
-from transport_kit.reporting.unit import MAX_BREADCRUMBS
+from transport_kit.reporting.unit_of_work import MAX_BREADCRUMBS
 
 
 @pytest.fixture(name="kept")

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transport_kit import encoder
-from transport_kit.dsn import Dsn
-from transport_kit.options import ReporterOptions
-from transport_kit.reporting.trace import Trace
-from transport_kit.reporting.traces import Tracing, sentry_members
-from transport_kit.reporting.unit import Unit
+from transport_kit.config.dsn import Dsn
+from transport_kit.config.options import ReporterOptions
+from transport_kit.envelope import encoder
+from transport_kit.reporting.tracing.propagation import Tracing, sentry_members
+from transport_kit.reporting.tracing.trace import Trace
+from transport_kit.reporting.unit_of_work import Unit
 
 KEY = "0123456789abcdef0123456789abcdef"
 DSN = Dsn.parse(f"https://{KEY}@o7.ingest.example/42")

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from tests.core.reporting_support import SPAN, TRACE, Kept, reporter_for
-from transport_kit.health import Health
-from transport_kit.ledger import LossReason
-from transport_kit.options import ReporterOptions
+from transport_kit.config.options import ReporterOptions
+from transport_kit.envelope.losses import LossReason
 from transport_kit.reporting import Reporter, RequestInfo
-from transport_kit.reporting.sampling import LOOK_EVERY, Sampler
-from transport_kit.reporting.spans import MAX_SPANS, status_of
-from transport_kit.reporting.trace import Trace
-from transport_kit.transport import NullTransport
+from transport_kit.reporting.tracing.sampling import LOOK_EVERY, Sampler
+from transport_kit.reporting.tracing.spans import MAX_SPANS, status_of
+from transport_kit.reporting.tracing.trace import Trace
+from transport_kit.transport.health import Health
+from transport_kit.transport.local import NullTransport
 
 
 @pytest.fixture(name="kept")
@@ -482,7 +482,7 @@ def test_a_failure_around_a_request_is_counted_and_never_the_apps(
     with reporter.request(named=named):
         pass
     monkeypatch.undo()
-    monkeypatch.setattr("transport_kit.reporting.serving.Transaction.set_status", fail)
+    monkeypatch.setattr("transport_kit.reporting.served_request.Transaction.set_status", fail)
     with pytest.raises(ValueError, match="mine"), reporter.request(named=named):
         raise ValueError("mine")
     monkeypatch.undo()

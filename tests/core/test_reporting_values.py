@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.timing import growth, steps
-from transport_kit import encoder
-from transport_kit.reporting import scrub
+from transport_kit.envelope import encoder
 from transport_kit.reporting.exceptions import exception_values
 from transport_kit.reporting.frames import FrameReader
-from transport_kit.reporting.scrub import (
+from transport_kit.reporting.values import scrub
+from transport_kit.reporting.values.bounded import MINIMUM, Limits, Room, bounded, class_name, cut
+from transport_kit.reporting.values.scrub import (
     is_personal,
     is_private,
     is_sensitive,
@@ -28,7 +29,6 @@ from transport_kit.reporting.scrub import (
     scrub_text,
     scrub_userinfo,
 )
-from transport_kit.reporting.values import MINIMUM, Limits, Room, bounded, class_name, cut
 
 LIMITS = Limits(text=64, breadth=5, depth=3, hides=is_private)
 
@@ -197,7 +197,7 @@ def test_a_container_that_changes_meanwhile_is_told_by_its_class_at_worst() -> N
 
 def test_a_container_that_can_not_be_read_is_told_by_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
     """On an interpreter without a global lock a reading may fail half-way."""
-    from transport_kit.reporting import values
+    from transport_kit.reporting.values import bounded as values
 
     def fails(*args: object) -> Any:
         raise RuntimeError("changed size during iteration")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from transport_kit.retry import Backoff, CircuitBreaker
+from transport_kit.transport.worker.retry import Backoff, CircuitBreaker
 
 BACKOFF = Backoff(base=0.5, cap=60.0)
 draws = st.floats(min_value=0, max_value=1, exclude_max=True)

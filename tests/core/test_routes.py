@@ -13,11 +13,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transport_kit.envelope import Envelope
-from transport_kit.health import Health, LastError
-from transport_kit.options import IntegrationOptions, TransportOptions
-from transport_kit.routes import LEAVES, MAX_FLUSH, Answer, FlushDue, Leaf, answer, flush_answer, parse_query
-from transport_kit.transport import FlushReport, FunctionTransport, NullTransport, Transport
+from transport_kit.config.options import IntegrationOptions, TransportOptions
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.kit.routes import (
+    LEAVES,
+    MAX_FLUSH,
+    Answer,
+    FlushDue,
+    Leaf,
+    answer,
+    flush_answer,
+    parse_query,
+)
+from transport_kit.transport.base import Transport
+from transport_kit.transport.health import Health, LastError
+from transport_kit.transport.local import FunctionTransport, NullTransport
+from transport_kit.transport.worker.outcome import FlushReport
 
 TOKEN = "a-long-enough-token"
 BEARER = f"Bearer {TOKEN}"

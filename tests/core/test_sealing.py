@@ -18,10 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transport_kit import encoder
-from transport_kit.envelope import Envelope, Item, Priority, SealedEnvelope, SealedItem
-from transport_kit.errors import SealError
-from transport_kit.trimming import trim
+from transport_kit.envelope import encoder
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.envelope.item import Item
+from transport_kit.envelope.item_types import Priority
+from transport_kit.envelope.sealed import SealedEnvelope, SealedItem
+from transport_kit.envelope.trimming import trim
+from transport_kit.runtime.errors import SealError
 
 EVENT_ID = "9ec79c33ec9942ab8353589fcb2e04dc"
 

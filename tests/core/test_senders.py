@@ -13,9 +13,9 @@ import pytest
 
 from tests.core.worker_support import until
 from tests.timing import SOON
-from transport_kit import senders
-from transport_kit.senders import Senders
-from transport_kit.statelock import StateLock
+from transport_kit.runtime.lock import StateLock
+from transport_kit.transport.worker import senders
+from transport_kit.transport.worker.senders import Senders
 
 
 class Errands:

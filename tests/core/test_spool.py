@@ -15,13 +15,13 @@ import pytest
 from tests.core.spool_support import NAME, drained, event, ids, log_entry, segment, session
 from tests.core.worker_support import Clock
 from tests.timing import SOON, scaled
-from transport_kit.errors import OptionsError
-from transport_kit.spool import FileSpool
-from transport_kit.spool.acklog import AckLog, Op, read_progress
-from transport_kit.spool.directory import open_directory
-from transport_kit.spool.drainer import CONVICTED_AFTER
-from transport_kit.spool.segments import SegmentName
-from transport_kit.spool.system import System
+from transport_kit.queues.spool import FileSpool
+from transport_kit.queues.spool.acklog import AckLog, Op, read_progress
+from transport_kit.queues.spool.directory import open_directory
+from transport_kit.queues.spool.drainer import CONVICTED_AFTER
+from transport_kit.queues.spool.segments import SegmentName
+from transport_kit.queues.spool.system import System
+from transport_kit.runtime.errors import OptionsError
 
 IDENTITY = "0123456789abcdef"
 Make = Callable[..., FileSpool]

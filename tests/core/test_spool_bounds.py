@@ -12,18 +12,18 @@ import pytest
 
 from tests.core.spool_support import NOW_MS, drained, event, ids, log_entry, record, session
 from tests.core.worker_support import Clock
-from transport_kit.ledger import LossReason
-from transport_kit.sealing import SealedEnvelope
-from transport_kit.spool import FileSpool
-from transport_kit.spool.ages import JUMP, Ages
-from transport_kit.spool.dead import bury, count
-from transport_kit.spool.directory import open_directory
-from transport_kit.spool.drainer import SEARCH_AGAIN
-from transport_kit.spool.segments import SegmentName, segment_header
-from transport_kit.spool.status import SpoolStatus, publish, read_status
-from transport_kit.spool.system import Stat, System
-from transport_kit.spool.tail import SEARCH_STEP
-from transport_kit.spool.writer import Full, Writer
+from transport_kit.envelope.losses import LossReason
+from transport_kit.envelope.sealed import SealedEnvelope
+from transport_kit.queues.spool import FileSpool
+from transport_kit.queues.spool.dead_letters import bury, count
+from transport_kit.queues.spool.directory import open_directory
+from transport_kit.queues.spool.drainer import SEARCH_AGAIN
+from transport_kit.queues.spool.maintenance import JUMP, Ages
+from transport_kit.queues.spool.segment_reader import SEARCH_STEP
+from transport_kit.queues.spool.segments import SegmentName, segment_header
+from transport_kit.queues.spool.status import SpoolStatus, publish, read_status
+from transport_kit.queues.spool.system import Stat, System
+from transport_kit.queues.spool.writer import Full, Writer
 
 IDENTITY = "0123456789abcdef"
 DAY = 86_400.0

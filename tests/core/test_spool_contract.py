@@ -10,8 +10,8 @@ import pytest
 from tests.contract.queue_contract import MANY, MakeQueue, QueueContract
 from tests.core.worker_support import CLASSES, event
 from tests.timing import SOON
-from transport_kit.queue import Queue
-from transport_kit.spool import FileSpool
+from transport_kit.queues.protocol import Queue
+from transport_kit.queues.spool import FileSpool
 
 IDENTITY = "0123456789abcdef"
 
@@ -46,7 +46,6 @@ class TestFileSpool(QueueContract):
         queue = make(1, MANY)
         queue.put(event())
         claims = queue.claim(1, SOON)
-        queue.extend(claims)
         queue.ack(claims)
         queue.ack(claims)
         queue.release(claims)

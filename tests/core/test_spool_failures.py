@@ -12,10 +12,10 @@ from tests.core.spool_disk import IDENTITY, Description, DiskSystem, Node, Place
 from tests.core.spool_support import drained, event, ids, log_entry, session
 from tests.core.worker_support import until
 from tests.timing import SOON
-from transport_kit.spool import FileSpool
-from transport_kit.spool.directory import identity_of, open_directory, store_credentials
-from transport_kit.spool.segments import Gap, Kind, Reader, Record, SegmentName
-from transport_kit.spool.writer import Full
+from transport_kit.queues.spool import FileSpool
+from transport_kit.queues.spool.directory import identity_of, open_directory, store_credentials
+from transport_kit.queues.spool.segments import Gap, Reader, Record, RecordKind, SegmentName
+from transport_kit.queues.spool.writer import Full
 
 
 @pytest.fixture(name="place")
@@ -432,11 +432,11 @@ def test_interrupted_inside_its_lock_the_spool_does_not_wait_for_itself(place: P
         spool.ack(claims[:1])
         spool.release(claims[1:2])
         assert spool.stats().claimed == 3
-    spool.lock.drain()
+    spool.lock.run_deferred()
     assert spool.stats().claimed == 1
     with spool.lock.rlock:
         assert spool.close() == []
-    spool.lock.drain()
+    spool.lock.run_deferred()
     assert sorted(filter(None, drained(place.spool()))) == ids(1, 2)
 
 
@@ -496,7 +496,7 @@ def test_a_full_spool_keeps_memory_waiting(place: Place) -> None:
     assert spool.facts().trouble is None
     writer._over, writer._looked = True, place.clock.now
     with pytest.raises(Full):
-        writer.append(Kind.ENVELOPE, 4, b"", (), 0)
+        writer.append(RecordKind.ENVELOPE, 4, b"", (), 0)
 
 
 def test_the_lanes_of_all_classes_are_read_ahead_and_survive_an_eviction(place: Place) -> None:

@@ -10,11 +10,11 @@ import pytest
 
 from tests.core.spool_support import event
 from transport_kit import Dsn
-from transport_kit.spool import FileSpool, identity_of
-from transport_kit.spool.acklog import ack_name
-from transport_kit.spool.inspection import Inspection
-from transport_kit.spool.segments import SegmentName
-from transport_kit.spool.system import Stat, System
+from transport_kit.queues.spool import FileSpool, identity_of
+from transport_kit.queues.spool.acklog import ack_name
+from transport_kit.queues.spool.inspection import Inspection
+from transport_kit.queues.spool.segments import SegmentName
+from transport_kit.queues.spool.system import Stat, System
 
 DSN = Dsn.parse("https://0123456789abcdef0123456789abcdef@sentry.example/42")
 IDENTITY = identity_of(DSN)

@@ -25,9 +25,9 @@ from hypothesis.stateful import (
 from tests.core.spool_disk import Died, Disk, DiskSystem
 from tests.core.spool_support import event, log_entry, session
 from tests.core.worker_support import Clock
-from transport_kit.queue import Claim
-from transport_kit.sealing import SealedEnvelope
-from transport_kit.spool import FileSpool
+from transport_kit.envelope.sealed import SealedEnvelope
+from transport_kit.queues.protocol import Claim
+from transport_kit.queues.spool import FileSpool
 
 IDENTITY = "0123456789abcdef"
 #: Claims that one process holds at most, like a worker's senders.

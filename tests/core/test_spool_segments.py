@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.spool_support import NAME, SALT, event, log_entry, read_all, reader, record, segment, session
-from transport_kit.envelope import Envelope, Item
-from transport_kit.sealing import SealedEnvelope
-from transport_kit.spool.records import (
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.envelope.item import Item
+from transport_kit.envelope.sealed import SealedEnvelope
+from transport_kit.queues.spool.records import (
     envelope_of,
     envelope_record,
     event_id_of,
@@ -20,7 +21,7 @@ from transport_kit.spool.records import (
     losses_record,
     quantities_of,
 )
-from transport_kit.spool.segments import (
+from transport_kit.queues.spool.segments import (
     FIXED_BYTES,
     HEADER_BYTES,
     WINDOW,
@@ -29,7 +30,7 @@ from transport_kit.spool.segments import (
     Record,
     Salt,
     SegmentName,
-    is_foreign,
+    is_newer_version,
     segment_header,
 )
 
@@ -102,10 +103,10 @@ def test_a_later_version_is_recognised_and_a_damaged_header_is_not_taken_for_one
     header = segment_header(NAME)
     later = bytearray(header[:-4])
     later[8] = 2
-    assert is_foreign(bytes(later) + zlib.crc32(later).to_bytes(4, "little"))
-    assert not is_foreign(header)
-    assert not is_foreign(bytes(later) + header[-4:])
-    assert not is_foreign(header[:-1])
+    assert is_newer_version(bytes(later) + zlib.crc32(later).to_bytes(4, "little"))
+    assert not is_newer_version(header)
+    assert not is_newer_version(bytes(later) + header[-4:])
+    assert not is_newer_version(header[:-1])
     assert len(header) == HEADER_BYTES
     damaged = bytes(HEADER_BYTES) + WHOLE[HEADER_BYTES:]
     assert bodies(damaged) == WRITTEN
@@ -132,7 +133,7 @@ def test_a_truncation_costs_the_record_that_is_cut(at: int) -> None:
     assert [part.offset for part in intact] == [part.offset for part in RECORDS if part.end <= at]
     gaps = [part for part in found if isinstance(part, Gap)]
     assert len(gaps) <= 1
-    assert all(gap.torn and gap.end == at for gap in gaps)
+    assert all(gap.incomplete and gap.end == at for gap in gaps)
 
 
 @given(st.data())
@@ -259,9 +260,9 @@ def test_a_hole_is_not_read() -> None:
         return at if at < 4096 or far <= at < far + len(last) else far if at < far else None
 
     walking = Reader(read, SALT, size=1 << 61, data=data)
-    assert walking.next(final=True) == Gap(HEADER_BYTES, far, torn=False)
+    assert walking.next(final=True) == Gap(HEADER_BYTES, far, incomplete=False)
     assert isinstance(walking.next(final=True), Record)
-    assert walking.next(final=True) == Gap(far + len(last), 1 << 61, torn=False)
+    assert walking.next(final=True) == Gap(far + len(last), 1 << 61, incomplete=False)
     assert walking.next(final=True) is None
 
 

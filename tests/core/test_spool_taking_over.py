@@ -6,9 +6,9 @@ import pytest
 
 from tests.core.spool_disk import IDENTITY, DiskSystem, Place
 from tests.core.spool_support import drained, event, ids
-from transport_kit.spool import FileSpool
-from transport_kit.spool.duty import PUTS_A_CANDIDACY
-from transport_kit.spool.election import holders
+from transport_kit.queues.spool import FileSpool
+from transport_kit.queues.spool.drain_loop import PUTS_A_CANDIDACY
+from transport_kit.queues.spool.election import holders
 
 
 @pytest.fixture(name="place")

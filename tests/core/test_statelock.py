@@ -9,7 +9,7 @@ from types import FrameType
 
 import pytest
 
-from transport_kit.statelock import StateLock
+from transport_kit.runtime.lock import StateLock
 
 
 @pytest.fixture(name="lock")
@@ -48,11 +48,11 @@ def test_what_is_left_aside_runs_once_in_order_under_the_lock(lock: StateLock) -
     ran: list[tuple[int, bool]] = []
     with lock.rlock:
         for n in range(3):
-            lock.later(lambda n=n: ran.append((n, lock.held())))  # type: ignore[misc]
-        lock.drain()
+            lock.defer(lambda n=n: ran.append((n, lock.held())))  # type: ignore[misc]
+        lock.run_deferred()
         assert ran == [], "an owner's drain waits for its release: its state may be half changed"
-    lock.drain()
-    lock.drain()
+    lock.run_deferred()
+    lock.run_deferred()
     assert ran == [(0, True), (1, True), (2, True)]
 
 
@@ -62,13 +62,13 @@ def test_an_action_may_leave_another_one(lock: StateLock) -> None:
 
     def first() -> None:
         ran.append("first")
-        lock.later(lambda: ran.append("second"))
+        lock.defer(lambda: ran.append("second"))
 
     with lock.rlock:
-        lock.later(first)
-    lock.drain()
+        lock.defer(first)
+    lock.run_deferred()
     assert ran == ["first", "second"]
-    assert not lock.aside
+    assert not lock.deferred
 
 
 def test_a_signal_inside_a_section_is_made_up_for_by_its_end(
@@ -76,11 +76,11 @@ def test_a_signal_inside_a_section_is_made_up_for_by_its_end(
 ) -> None:
     """The handler runs on the thread that owns the lock: it leaves its work, and doesn't hang."""
     ran: list[bool] = []
-    on_signal.append(lambda: lock.later(lambda: ran.append(True)) if lock.held() else ran.append(False))
+    on_signal.append(lambda: lock.defer(lambda: ran.append(True)) if lock.held() else ran.append(False))
     with lock.rlock:
         signal.raise_signal(signal.SIGUSR1)
         assert ran == []
-    lock.drain()
+    lock.run_deferred()
     signal.raise_signal(signal.SIGUSR1)
     assert ran == [True, False]
 
@@ -92,14 +92,14 @@ def test_another_thread_runs_what_the_owner_left_and_only_after_it(lock: StateLo
 
     def own() -> None:
         with lock.rlock:
-            lock.later(lambda: ran.append(threading.get_ident()))
+            lock.defer(lambda: ran.append(threading.get_ident()))
             entered.set()
             go.wait(30)
 
     owner = threading.Thread(target=own)
     owner.start()
     assert entered.wait(30)
-    drainer = threading.Thread(target=lock.drain)
+    drainer = threading.Thread(target=lock.run_deferred)
     drainer.start()
     assert ran == []
     go.set()

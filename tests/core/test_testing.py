@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from transport_kit.envelope import Envelope, Item
-from transport_kit.factory import make_transport
-from transport_kit.kit import Kit
-from transport_kit.options import ReporterOptions, TransportOptions
+from transport_kit.config.options import ReporterOptions, TransportOptions
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.envelope.item import Item
+from transport_kit.kit.kit import Kit
 from transport_kit.reporting import Reporter
 from transport_kit.testing import CapturedTransport
 from transport_kit.testing.fixtures import captured_envelopes, captured_events, captured_transport
+from transport_kit.transport.factory import make_transport
 
 __all__ = ["captured_envelopes", "captured_events", "captured_transport"]
 

@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 
 from tests.timing import SOON
-from transport_kit.envelope import Envelope, Item
-from transport_kit.errors import OptionsError
-from transport_kit.ledger import LossReason
-from transport_kit.options import TransportOptions
-from transport_kit.transport import FlushReport, FunctionTransport, NullTransport, Transport, quantities_of
-from transport_kit.version import SDK_NAME, VERSION
+from transport_kit.config.options import TransportOptions
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.envelope.item import Item
+from transport_kit.envelope.losses import LossReason
+from transport_kit.runtime.errors import OptionsError
+from transport_kit.runtime.version import SDK_NAME, VERSION
+from transport_kit.transport.base import Transport, quantities_of
+from transport_kit.transport.local import FunctionTransport, NullTransport
+from transport_kit.transport.worker.outcome import FlushReport
 
 EVENT = {"message": "x"}
 

@@ -25,18 +25,17 @@ from tests.core.worker_support import (
     until,
 )
 from tests.timing import SOON, quickest, scaled
-from transport_kit import delivery
-from transport_kit.books import SOON as SOONEST
-from transport_kit.books import Books
-from transport_kit.ledger import LossReason
-from transport_kit.memory_queue import MemoryQueue
-from transport_kit.options import TransportOptions
-from transport_kit.outcome import Outcome
-from transport_kit.queue import Claim
-from transport_kit.sealing import SealedEnvelope
-from transport_kit.statelock import StateLock
-from transport_kit.transport import FlushReport
-from transport_kit.worker import BackgroundWorker, WorkerState
+from transport_kit.config.options import TransportOptions
+from transport_kit.envelope.losses import LossReason
+from transport_kit.envelope.sealed import SealedEnvelope
+from transport_kit.queues.memory import MemoryQueue
+from transport_kit.queues.protocol import Claim
+from transport_kit.runtime.lock import StateLock
+from transport_kit.transport.worker import dispatch
+from transport_kit.transport.worker.books import SOON as SOONEST
+from transport_kit.transport.worker.books import Books
+from transport_kit.transport.worker.outcome import FlushReport, Outcome, WorkerState
+from transport_kit.transport.worker.worker import BackgroundWorker
 
 RETRY = Outcome.retry(LossReason.NETWORK_ERROR)
 DISCARD = Outcome(LossReason.SEND_ERROR)
@@ -552,7 +551,7 @@ def test_a_queue_that_can_t_be_claimed_from_is_left_alone_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A full disk or a lost mount lasts: trying again at once would take a whole processor."""
-    monkeypatch.setattr(delivery, "CLAIM_AGAIN", 0.2)
+    monkeypatch.setattr(dispatch, "CLAIM_AGAIN", 0.2)
     claimed_at: list[float] = []
 
     class Broken(MemoryQueue):
@@ -570,7 +569,7 @@ def test_a_queue_that_can_t_be_claimed_from_is_left_alone_for_a_while(
 
 def test_a_worker_ends_at_once_although_a_claim_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pause after it is cut short, before it began too: no thread outlives its worker by it."""
-    monkeypatch.setattr(delivery, "CLAIM_AGAIN", 3600.0)
+    monkeypatch.setattr(dispatch, "CLAIM_AGAIN", 3600.0)
     entered, go = threading.Event(), threading.Event()
 
     class Broken(MemoryQueue):
@@ -650,7 +649,7 @@ def test_whoever_waits_at_the_breaker_sleeps_until_something_changes() -> None:
     try:
         worker.submit(event())
         assert until(lambda: pauses)
-        assert pauses == [delivery.LONGEST_PAUSE], "open"
+        assert pauses == [dispatch.LONGEST_PAUSE], "open"
         deliver.hold()
         worker.submit(event())
         worker.flush(0.0)
@@ -659,7 +658,7 @@ def test_whoever_waits_at_the_breaker_sleeps_until_something_changes() -> None:
         assert until(lambda: len(pauses) > before or worker.facts().senders == 2)
         assert until(lambda: pauses[1:])
         assert worker.facts().breaker.state == "probing"
-        assert set(pauses) == {delivery.LONGEST_PAUSE}
+        assert set(pauses) == {dispatch.LONGEST_PAUSE}
     finally:
         deliver.let_go()
         worker.kill()
@@ -1308,7 +1307,7 @@ def test_nothing_is_left_of_ten_thousand_envelopes() -> None:
             {},
             [],
         )
-        assert not worker._lock.aside
+        assert not worker._lock.deferred
         assert all(not lane.waiting and not lane.retried and lane.size == 0 for lane in queue._lanes)
         assert worker.facts().senders <= 8
     assert until(lambda: _thread._count() <= before)

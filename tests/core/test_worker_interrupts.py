@@ -13,9 +13,9 @@ import pytest
 
 from tests.core.interruption import Interrupted, every_instruction, strike, untraced
 from tests.core.worker_support import Deliverer, balance, event, memory, quick, session, transaction, until
-from transport_kit.ledger import LossReason
-from transport_kit.memory_queue import MemoryQueue
-from transport_kit.worker import BackgroundWorker
+from transport_kit.envelope.losses import LossReason
+from transport_kit.queues.memory import MemoryQueue
+from transport_kit.transport.worker.worker import BackgroundWorker
 
 pytestmark = untraced
 

@@ -35,14 +35,14 @@ from tests.core.worker_support import (
     untraced,
 )
 from tests.timing import SOON, scaled
-from transport_kit.ledger import LossReason, Report
-from transport_kit.memory_queue import MemoryQueue
-from transport_kit.outcome import Outcome
-from transport_kit.queue import Claim, Put, QueueStats
-from transport_kit.sealing import SealedEnvelope
-from transport_kit.spool import FileSpool
-from transport_kit.statelock import StateLock
-from transport_kit.worker import BackgroundWorker, WorkerState
+from transport_kit.envelope.losses import LossReason, Report
+from transport_kit.envelope.sealed import SealedEnvelope
+from transport_kit.queues.memory import MemoryQueue
+from transport_kit.queues.protocol import Claim, Put, QueueStats
+from transport_kit.queues.spool import FileSpool
+from transport_kit.runtime.lock import StateLock
+from transport_kit.transport.worker.outcome import Outcome, WorkerState
+from transport_kit.transport.worker.worker import BackgroundWorker
 
 RETRY = Outcome.retry(LossReason.NETWORK_ERROR)
 SMALL = event("small")
@@ -947,7 +947,7 @@ def test_a_report_is_under_way_while_it_is_wanted_sent_or_gathered() -> None:
     """A forwarder that ends waits for this to become false."""
     with running(Deliverer()) as worker:
         seen = [worker.reporting]
-        for name in ("report_wanted", "reporting", "moving"):
+        for name in ("report_wanted", "reporting", "transfers_in_progress"):
             for value in (True, False):
                 setattr(worker._books, name, value)
                 seen.append(worker.reporting)

@@ -26,16 +26,16 @@ from hypothesis.stateful import (
 
 from tests.core.worker_support import CLASSES, balance, event, memory, quick, until
 from tests.timing import SOON
-from transport_kit.dsn import Dsn
-from transport_kit.envelope import Envelope
-from transport_kit.exchange import ExchangeError, Response
-from transport_kit.http import BaseHttpTransport
-from transport_kit.ledger import LossReason
-from transport_kit.memory_queue import MemoryQueue
-from transport_kit.options import TransportOptions
-from transport_kit.outcome import Outcome
-from transport_kit.sealing import SealedEnvelope
-from transport_kit.worker import BackgroundWorker
+from transport_kit.config.dsn import Dsn
+from transport_kit.config.options import TransportOptions
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.envelope.losses import LossReason
+from transport_kit.envelope.sealed import SealedEnvelope
+from transport_kit.queues.memory import MemoryQueue
+from transport_kit.transport.http import BaseHttpTransport
+from transport_kit.transport.wire.exchange import ExchangeError, Response
+from transport_kit.transport.worker.outcome import Outcome
+from transport_kit.transport.worker.worker import BackgroundWorker
 
 # Python 3.12 warns of every fork of a process with threads: forking one is what is tested.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")

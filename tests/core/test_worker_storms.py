@@ -29,10 +29,10 @@ from tests.core.worker_support import (
     untraced,
 )
 from tests.timing import SOON, scaled
-from transport_kit.ledger import LossReason
-from transport_kit.outcome import Outcome
-from transport_kit.sealing import SealedEnvelope
-from transport_kit.worker import BackgroundWorker
+from transport_kit.envelope.losses import LossReason
+from transport_kit.envelope.sealed import SealedEnvelope
+from transport_kit.transport.worker.outcome import Outcome
+from transport_kit.transport.worker.worker import BackgroundWorker
 
 pytestmark = untraced
 
@@ -128,7 +128,7 @@ def _signals_and_collections(captures: int) -> None:
         gc.collect()
         report = worker.flush(SOON)
         assert report.ok, report
-        assert not queue.lock.aside
+        assert not queue.lock.deferred
         totals = worker.facts().totals
         assert totals.captured["error"] == made["main"] + made["signals"] + died[0]
         assert totals.captured["session"] == sum(counted) == share // 2 * 2

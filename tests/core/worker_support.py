@@ -12,13 +12,14 @@ from contextlib import contextmanager
 import pytest
 
 from tests.timing import SOON
-from transport_kit.envelope import Envelope, Item
-from transport_kit.ledger import LedgerSnapshot
-from transport_kit.memory_queue import MemoryQueue
-from transport_kit.options import TransportOptions
-from transport_kit.outcome import Outcome
-from transport_kit.sealing import SealedEnvelope
-from transport_kit.worker import BackgroundWorker, WorkerState
+from transport_kit.config.options import TransportOptions
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.envelope.item import Item
+from transport_kit.envelope.sealed import SealedEnvelope
+from transport_kit.queues.memory import MemoryQueue
+from transport_kit.transport.worker.ledger import LedgerSnapshot
+from transport_kit.transport.worker.outcome import Outcome, WorkerState
+from transport_kit.transport.worker.worker import BackgroundWorker
 
 #: For captures at any instruction, the tracer's own included: coverage takes a lock there that it can't
 #: take twice, so a handler that interrupts it hangs. What storms run through, other tests cover.
@@ -183,7 +184,7 @@ def accounted(totals: LedgerSnapshot, pending: Counter[str]) -> None:
 
 def balance(worker: BackgroundWorker, queue: MemoryQueue) -> None:
     """Invariant 1, with what is pending counted from the queue's contents and not from the ledger."""
-    queue.lock.drain()
+    queue.lock.run_deferred()
     with queue.lock.rlock:
         facts, pending = worker.facts(), held(queue)
         assert sum((facts.queue.waiting, facts.queue.claimed)) == queue._items

@@ -13,7 +13,7 @@ from flask import Flask
 from flask.testing import FlaskCliRunner
 
 from transport_kit import Envelope, FlushReport, Health, LossReason
-from transport_kit.kit import _what_became_of_it
+from transport_kit.kit.kit import _what_became_of_it
 from transport_kit.serverless import flush_after
 from transport_kit.testing import CapturedTransport, FaultServer
 from transport_kit_flask import TransportKit, get_kit

@@ -24,8 +24,8 @@ from tests.integrations.receiver_support import (
     manifest,
     replayed,
 )
-from transport_kit.dsn import Dsn
-from transport_kit.envelope import Envelope
+from transport_kit.config.dsn import Dsn
+from transport_kit.envelope.envelope import Envelope
 from transport_kit.receiver import Faults, Store, create_app
 
 MIB = 1024 * 1024

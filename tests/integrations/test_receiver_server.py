@@ -18,9 +18,9 @@ import pytest
 
 from tests.integrations.receiver_support import AUTH, CORPUS, EVENT, EVENT_ID, URL, manifest, replayed
 from tests.timing import SOON
-from transport_kit.errors import OptionsError
 from transport_kit.receiver import Receiver, Store, create_app
 from transport_kit.receiver.serve import _resolve
+from transport_kit.runtime.errors import OptionsError
 
 
 @pytest.fixture(name="receiver")

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from tests.integrations.receiver_support import KEY
-from transport_kit.envelope import Item
-from transport_kit.errors import OptionsError
+from transport_kit.envelope.item import Item
 from transport_kit.receiver import Faults, Store
 from transport_kit.receiver.faults import RateLimit
+from transport_kit.runtime.errors import OptionsError
 
 
 def add(store: Store, size: int = 10, event_id: str | None = None, **record: Any) -> int:

@@ -31,18 +31,24 @@ _WORKER = ("tests/core/test_worker.py", "tests/core/test_worker_invariants.py")
 _LONG = ("idle_worker_wakes", "no_wake_up_is_lost", "ten_thousand_envelopes")
 
 MODULES = {
-    "worker": Module("transport_kit/worker.py", _WORKER, _LONG),
-    "delivery": Module("transport_kit/delivery.py", _WORKER, _LONG),
+    "worker": Module("transport_kit/transport/worker/worker.py", _WORKER, _LONG),
+    "dispatch": Module("transport_kit/transport/worker/dispatch.py", _WORKER, _LONG),
     "senders": Module(
-        "transport_kit/senders.py", ("tests/core/test_senders.py", "tests/core/test_worker.py"), _LONG
+        "transport_kit/transport/worker/senders.py",
+        ("tests/core/test_senders.py", "tests/core/test_worker.py"),
+        _LONG,
     ),
-    "books": Module("transport_kit/books.py", ("tests/core/test_books.py", "tests/core/test_ledger.py")),
-    "http": Module("transport_kit/http.py", ("tests/core/test_http.py", "tests/core/test_http_answers.py")),
-    "limits": Module("transport_kit/limits.py", ("tests/core/test_limits.py",)),
-    "exchange": Module("transport_kit/exchange.py", ("tests/core/test_exchange.py",)),
-    "sealing": Module("transport_kit/sealing.py", ("tests/core/test_sealing.py",)),
+    "books": Module(
+        "transport_kit/transport/worker/books.py", ("tests/core/test_books.py", "tests/core/test_ledger.py")
+    ),
+    "http": Module(
+        "transport_kit/transport/http.py", ("tests/core/test_http.py", "tests/core/test_http_answers.py")
+    ),
+    "limits": Module("transport_kit/transport/worker/limits.py", ("tests/core/test_limits.py",)),
+    "exchange": Module("transport_kit/transport/wire/exchange.py", ("tests/core/test_exchange.py",)),
+    "sealed": Module("transport_kit/envelope/sealed.py", ("tests/core/test_sealing.py",)),
     "spool": Module(
-        "transport_kit/spool",
+        "transport_kit/queues/spool",
         (
             "tests/core/test_spool.py",
             "tests/core/test_spool_failures.py",
@@ -54,7 +60,7 @@ MODULES = {
         ("ten_thousand_segments",),
     ),
     "scrub": Module(
-        "transport_kit/reporting/scrub.py",
+        "transport_kit/reporting/values/scrub.py",
         ("tests/core/test_reporting_values.py", "tests/core/test_reporting_secrets.py"),
     ),
     "scope": Module(

@@ -11,8 +11,8 @@ import click
 import pytest
 
 from transport_kit.cli import main
-from transport_kit.ledger import LossReason
-from transport_kit.options import IntegrationOptions, ReporterOptions, TransportOptions
+from transport_kit.config.options import IntegrationOptions, ReporterOptions, TransportOptions
+from transport_kit.envelope.losses import LossReason
 
 ROOT = Path(__file__).parents[2]
 #: What belongs to the project, besides the files at its root.

@@ -29,12 +29,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from transport_kit.dsn import Dsn
-from transport_kit.http import HttpTransport
-from transport_kit.options import TransportOptions
-from transport_kit.spool import FileSpool, identity_of
-from transport_kit.spool.system import System
+from transport_kit.config.dsn import Dsn
+from transport_kit.config.options import TransportOptions
+from transport_kit.queues.spool import FileSpool, identity_of
+from transport_kit.queues.spool.system import System
 from transport_kit.testing import FaultServer
+from transport_kit.transport.http import HttpTransport
 
 MAX_SENDERS = 4
 WRITERS = 3

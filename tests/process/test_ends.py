@@ -265,7 +265,7 @@ def test_sigterm_while_the_main_thread_holds_the_lock_still_drains(run: Run, ser
         "with lock.rlock:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    transport.capture_event(event('inside'))\n"
-        "lock.drain()\n"
+        "lock.run_deferred()\n"
         "threading.Event().wait(60)\n"
     )
     assert ended.status == -signal.SIGTERM

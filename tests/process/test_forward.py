@@ -18,7 +18,7 @@ import pytest
 from tests.process.arrivals import all_arrive, ids, told
 from tests.timing import SOON, scaled
 from transport_kit import Dsn, make_transport
-from transport_kit.spool import identity_of
+from transport_kit.queues.spool import identity_of
 from transport_kit.testing import FaultServer
 
 MAX_SENDERS = 8

@@ -65,9 +65,10 @@ def test_an_idle_process_wakes_up_at_most_once_a_second(
 
 REST = """
 import statistics, threading, time
-from transport_kit import make_transport, memory_queue
+from transport_kit import make_transport
+from transport_kit.queues import memory
 from transport_kit.testing import FaultServer
-memory_queue.AWAKE_FOR = 0.0  # at rest as soon as nothing waits, and not a second later
+memory.AWAKE_FOR = 0.0  # at rest as soon as nothing waits, and not a second later
 with FaultServer() as server:
     transport = make_transport(server.dsn)
     queue = transport._life.worker._queue
@@ -95,8 +96,8 @@ def test_a_capture_at_rest_is_on_the_wire_within_100_ms(run: Callable[..., Any])
 SPOOL_IDLE = """
 import sys, threading
 from transport_kit import make_transport
-from transport_kit.spool import duty
-duty.QUIET_AFTER = 0.5  # at rest as soon as nothing came for half a second
+from transport_kit.queues.spool import drain_loop
+drain_loop.QUIET_AFTER = 0.5  # at rest as soon as nothing came for half a second
 transport = make_transport(queue="file://" + sys.argv[1])
 transport.start()
 if sys.argv[2] == "drains":
@@ -124,10 +125,10 @@ def test_idle_processes_on_a_spool_wake_up_at_most_once_a_second_each(
 SPOOL_REST = """
 import statistics, sys, threading, time
 from transport_kit import make_transport
-from transport_kit.spool import duty
+from transport_kit.queues.spool import drain_loop
 from transport_kit.testing import FaultServer
-duty.QUIET_AFTER = 0.0  # at rest as soon as nothing waits
-duty.LOOK_QUIET = 3600.0  # by itself it does not look again
+drain_loop.QUIET_AFTER = 0.0  # at rest as soon as nothing waits
+drain_loop.LOOK_QUIET = 3600.0  # by itself it does not look again
 with FaultServer() as server:
     transport = make_transport(server.dsn, queue="file://" + sys.argv[1])
     taken = []

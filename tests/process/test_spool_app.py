@@ -15,8 +15,8 @@ import pytest
 from tests.process.arrivals import all_arrive, ids, told
 from tests.timing import SOON, quickest, scaled
 from transport_kit import make_transport
-from transport_kit.errors import OptionsError
-from transport_kit.spool import FileSpool, identity_of
+from transport_kit.queues.spool import FileSpool, identity_of
+from transport_kit.runtime.errors import OptionsError
 from transport_kit.testing import FaultServer
 
 APP = """

@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 from transport_kit.cli._text import MaskedGroup
-from transport_kit.errors import OptionsError, TransportKitError
-from transport_kit.version import VERSION
+from transport_kit.runtime.errors import OptionsError, TransportKitError
+from transport_kit.runtime.version import VERSION
 
 __all__ = ["main"]
 

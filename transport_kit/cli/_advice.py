@@ -13,7 +13,7 @@ from __future__ import annotations
 import socket
 from urllib.parse import urlsplit
 
-from transport_kit.exchange import ExchangeError, Response
+from transport_kit.transport.wire.exchange import ExchangeError, Response
 
 __all__ = ["advice_for_answer", "advice_for_error", "advice_for_name", "is_page", "redirect_target"]
 

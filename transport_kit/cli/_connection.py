@@ -22,21 +22,21 @@ import click
 
 from transport_kit.cli._advice import advice_for_answer, advice_for_error, is_page, redirect_target
 from transport_kit.cli._text import MaskedCommand, masked, one_line
-from transport_kit.connections import ConnectionPool
-from transport_kit.dsn import Dsn
-from transport_kit.envelope import Envelope
-from transport_kit.errors import InvalidDsn
-from transport_kit.exchange import ExchangeError, Response
-from transport_kit.factory import DSN_VARIABLE
-from transport_kit.http import HttpTransport
-from transport_kit.options import ReporterOptions, TransportOptions, resolve
-from transport_kit.proxies import Proxy, choose_proxy
+from transport_kit.config.dsn import Dsn
+from transport_kit.config.options import ReporterOptions, TransportOptions, resolve
+from transport_kit.envelope.envelope import Envelope
 from transport_kit.reporting import Reporter, new_scope
-from transport_kit.transport import FunctionTransport
+from transport_kit.runtime.errors import InvalidDsn
+from transport_kit.transport.factory import DSN_VARIABLE
+from transport_kit.transport.http import HttpTransport
+from transport_kit.transport.local import FunctionTransport
+from transport_kit.transport.wire.connections import ConnectionPool
+from transport_kit.transport.wire.exchange import ExchangeError, Response
+from transport_kit.transport.wire.proxies import Proxy, choose_proxy
 
 __all__ = [
+    "Attempt",
     "connection_options",
-    "Delivery",
     "dsn_argument",
     "envelope_for",
     "GRACE",
@@ -218,7 +218,7 @@ def envelope_for(event: Mapping[str, Any], options: ReporterOptions, tags: Mappi
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class Attempt:
     """What became of one envelope.
 
     Attributes:
@@ -295,7 +295,7 @@ class OneShot(HttpTransport):
         self.met.append(response)
         return response
 
-    def deliver(self, envelope: Envelope, timeout: float) -> Delivery:
+    def deliver(self, envelope: Envelope, timeout: float) -> Attempt:
         """Send the envelope and wait up to `timeout` seconds for its fate."""
         self.met.clear()
         before = self.health()
@@ -315,7 +315,7 @@ class OneShot(HttpTransport):
         event_id = envelope.headers.get("event_id")
         met = self.met[-1] if self.met else None
         problem, advice = self._verdict(met, discarded, lines, timeout)
-        return Delivery(
+        return Attempt(
             delivered=problem is None,
             event_id=event_id if isinstance(event_id, str) else None,
             status=met.status if isinstance(met, Response) else None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from transport_kit.cli._text import masked
 
 if TYPE_CHECKING:
-    from transport_kit.sealing import SealedEnvelope
+    from transport_kit.envelope.sealed import SealedEnvelope
 
 __all__ = ["contents"]
 

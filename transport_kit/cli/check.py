@@ -22,7 +22,6 @@ from typing import Any
 
 import click
 
-from transport_kit import encoder
 from transport_kit.cli._advice import advice_for_error, advice_for_name
 from transport_kit.cli._connection import (
     GRACE,
@@ -38,11 +37,12 @@ from transport_kit.cli._connection import (
     within,
 )
 from transport_kit.cli._output import Step, output_for
-from transport_kit.dsn import Dsn
-from transport_kit.errors import InvalidDsn, OptionsError
-from transport_kit.exchange import ExchangeError
-from transport_kit.kit import Kit
-from transport_kit.options import ReporterOptions
+from transport_kit.config.dsn import Dsn
+from transport_kit.config.options import ReporterOptions
+from transport_kit.envelope import encoder
+from transport_kit.kit.kit import Kit
+from transport_kit.runtime.errors import InvalidDsn, OptionsError
+from transport_kit.transport.wire.exchange import ExchangeError
 
 __all__ = ["check_app", "command"]
 

@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from transport_kit.cli._text import MaskedCommand, one_line
-from transport_kit.dsn import Dsn
-from transport_kit.errors import InvalidDsn, OptionsError
-from transport_kit.factory import DSN_VARIABLE
-from transport_kit.options import ENV_PREFIX, TransportOptions, resolve
+from transport_kit.config.dsn import Dsn
+from transport_kit.config.options import ENV_PREFIX, TransportOptions, resolve
+from transport_kit.runtime.errors import InvalidDsn, OptionsError
+from transport_kit.transport.factory import DSN_VARIABLE
 
 if TYPE_CHECKING:
-    from transport_kit.forwarder import Forwarder
+    from transport_kit.forwarder.forwarder import Forwarder
 
 __all__ = ["command"]
 
@@ -109,7 +109,7 @@ def command(
       transport-kit forward /var/spool/shop --dsn-file /etc/shop/dsns --health 8125 --metrics 8125
       transport-kit forward /var/spool/shop --once --max-rate 20
     """
-    from transport_kit.forwarder import Forwarder, ForwarderView
+    from transport_kit.forwarder.forwarder import Forwarder, ForwarderView
 
     values: dict[str, object] = {"queue": f"file://{directory.absolute()}", "handle_sigterm": False}
     if ENV_PREFIX + "SHUTDOWN_TIMEOUT" not in os.environ:
@@ -151,19 +151,20 @@ def _monitor(
     metrics: int | None,
     printer: _Printer,
 ) -> None:
-    from transport_kit.monitor import Monitor, metrics_writer
+    from transport_kit.forwarder.metrics import metrics_writer
+    from transport_kit.forwarder.status_server import StatusServer
 
     writer = None if metrics is None else metrics_writer(forwarder.healths)
     together = health == metrics and health != 0
     if health is not None:
         served = monitors.enter_context(
-            Monitor(listen, health, subject=view, metrics=writer if together else None)
+            StatusServer(listen, health, subject=view, metrics=writer if together else None)
         )
         printer.tell("health", {"url": f"{served.url}/health"})
         if together:
             printer.tell("metrics", {"url": f"{served.url}/metrics"})
     if metrics is not None and not together:
-        served = monitors.enter_context(Monitor(listen, metrics, metrics=writer))
+        served = monitors.enter_context(StatusServer(listen, metrics, metrics=writer))
         printer.tell("metrics", {"url": f"{served.url}/metrics"})
 
 

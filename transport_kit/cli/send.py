@@ -13,7 +13,7 @@ from typing import IO, Any
 import click
 
 from transport_kit.cli._connection import (
-    Delivery,
+    Attempt,
     MaskedCommand,
     OneShot,
     connection_options,
@@ -24,9 +24,9 @@ from transport_kit.cli._connection import (
     parse_dsn,
     read_options,
 )
-from transport_kit.envelope import Envelope
-from transport_kit.errors import InvalidDsn, InvalidEnvelope
-from transport_kit.options import ReporterOptions
+from transport_kit.config.options import ReporterOptions
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.runtime.errors import InvalidDsn, InvalidEnvelope
 
 __all__ = ["command"]
 
@@ -149,7 +149,7 @@ def _read(file: IO[bytes], limit: int) -> Envelope:
         raise click.UsageError(f"{_name(file)}: {error}") from None
 
 
-def _sentence(name: str, delivery: Delivery) -> str:
+def _sentence(name: str, delivery: Attempt) -> str:
     subject = name if delivery.event_id is None else f"{name} {delivery.event_id}"
     lines = []
     if delivery.delivered:

@@ -1,7 +1,7 @@
 """`transport-kit spool`: look into a spool, check it, and deal with its dead letters.
 
 Owns the subcommands, and what they print: tables for people, one JSON object for machines. Reading and
-changing the files is `transport_kit.spool.inspection`'s. Works beside writers and a drainer.
+changing the files is `transport_kit.queues.spool.inspection`'s. Works beside writers and a drainer.
 
 What is shown was sent by anyone: see `_tables.py` for what it can't do to a terminal, and `_contents.py` for
 the keys in it.
@@ -27,11 +27,11 @@ from transport_kit.cli._connection import interruptible
 from transport_kit.cli._contents import contents
 from transport_kit.cli._tables import age, quantities, size, table
 from transport_kit.cli._text import MaskedCommand, MaskedGroup, masked, one_line
-from transport_kit.errors import InvalidEnvelope, OptionsError, SealError
+from transport_kit.runtime.errors import InvalidEnvelope, OptionsError, SealError
 
 if TYPE_CHECKING:
-    from transport_kit.sealing import SealedEnvelope
-    from transport_kit.spool.inspection import Inspection, Letter, Progressed, SegmentFacts, Waiting
+    from transport_kit.envelope.sealed import SealedEnvelope
+    from transport_kit.queues.spool.inspection import Inspection, Letter, Progressed, SegmentFacts, Waiting
 
 __all__ = ["command"]
 
@@ -337,7 +337,7 @@ def _letter_row(letter: Letter) -> dict[str, Any]:
 @_as_json
 def replay(ids: tuple[str, ...], directory: Path, as_json: bool) -> None:
     """Puts dead letters, all or those named, back among what waits."""
-    from transport_kit.options import TransportOptions, resolve
+    from transport_kit.config.options import TransportOptions, resolve
 
     (options,) = resolve({}, (TransportOptions,))
     replayed: list[str] = []
@@ -433,9 +433,9 @@ def _say_changes(as_json: bool, word: str, done: list[str], failed: Mapping[str,
 @contextlib.contextmanager
 def _opened(directory: Path) -> Iterator[list[Inspection]]:
     """All identities of a spool."""
-    from transport_kit.spool.directory import identities_in
-    from transport_kit.spool.inspection import Inspection
-    from transport_kit.spool.system import System
+    from transport_kit.queues.spool.directory import identities_in
+    from transport_kit.queues.spool.inspection import Inspection
+    from transport_kit.queues.spool.system import System
 
     path = str(directory.absolute())
     with contextlib.ExitStack() as stack, interruptible():

@@ -21,9 +21,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from transport_kit.encoder import dumps
-from transport_kit.encoding import encode
-from transport_kit.envelope import Envelope
+from transport_kit.envelope.encoder import dumps
+from transport_kit.envelope.encoding import encode
+from transport_kit.envelope.envelope import Envelope
 from transport_kit.receiver.auth import mask
 from transport_kit.receiver.faults import Faults
 from transport_kit.receiver.ingest import MAX_ENVELOPE_BYTES, Ingest, Post

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs
 
-from transport_kit.dsn import Dsn
-from transport_kit.errors import InvalidDsn
+from transport_kit.config.dsn import Dsn
 from transport_kit.receiver.refusal import Refusal
+from transport_kit.runtime.errors import InvalidDsn
 
 __all__ = ["Auth", "authorize", "mask", "parse_project", "request_auth"]
 

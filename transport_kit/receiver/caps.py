@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from transport_kit.envelope import Item
+from transport_kit.envelope.item import Item
 from transport_kit.receiver.refusal import Refusal
 
 __all__ = ["check_caps"]

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from transport_kit.encoder import indented, loads
-from transport_kit.envelope import Envelope, Item
+from transport_kit.envelope.encoder import indented, loads
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.envelope.item import Item
 from transport_kit.receiver.summary import bounded, dig, exceptions, frames, load, primary_item, text
 
 __all__ = ["describe"]

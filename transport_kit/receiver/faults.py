@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from transport_kit.envelope import Item
-from transport_kit.errors import OptionsError
-from transport_kit.limits import RateLimits
+from transport_kit.envelope.item import Item
+from transport_kit.runtime.errors import OptionsError
+from transport_kit.transport.worker.limits import RateLimits
 
 __all__ = ["FAULTS", "Faults", "RateLimit"]
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from transport_kit.encoder import dumps, loads
-from transport_kit.envelope import Envelope, Item
-from transport_kit.errors import InvalidEnvelope
+from transport_kit.envelope.encoder import dumps, loads
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.envelope.item import Item
+from transport_kit.envelope.validation import check, is_event_id
 from transport_kit.receiver.auth import Auth, authorize, mask, parse_project, request_auth
 from transport_kit.receiver.caps import check_caps
 from transport_kit.receiver.decoding import KNOWN_ENCODINGS, decode
@@ -25,7 +26,7 @@ from transport_kit.receiver.faults import Faults
 from transport_kit.receiver.refusal import Refusal
 from transport_kit.receiver.store import Store
 from transport_kit.receiver.summary import dig, load, primary_item, summarize
-from transport_kit.validation import check, is_event_id
+from transport_kit.runtime.errors import InvalidEnvelope
 
 __all__ = ["MAX_ENVELOPE_BYTES", "Ingest", "Post"]
 

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from transport_kit.dsn import Dsn
+from transport_kit.config.dsn import Dsn
 from transport_kit.receiver.auth import mask
 from transport_kit.receiver.details import describe
 from transport_kit.receiver.refusal import Refusal

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from starlette.responses import Response
 
-from transport_kit.encoder import dumps
+from transport_kit.envelope.encoder import dumps
 
 __all__ = ["Refusal"]
 

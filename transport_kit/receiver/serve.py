@@ -24,11 +24,11 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from transport_kit.errors import OptionsError
 from transport_kit.receiver.app import RESET_EXTENSION, create_app
 from transport_kit.receiver.faults import Faults
 from transport_kit.receiver.ingest import MAX_ENVELOPE_BYTES
 from transport_kit.receiver.store import Store
+from transport_kit.runtime.errors import OptionsError
 
 __all__ = ["DEVELOPMENT_KEY", "Receiver"]
 

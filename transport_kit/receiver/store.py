@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from transport_kit.encoder import dumps, loads
-from transport_kit.errors import OptionsError
+from transport_kit.envelope.encoder import dumps, loads
+from transport_kit.runtime.errors import OptionsError
 
 __all__ = ["Store", "StoredEnvelope"]
 

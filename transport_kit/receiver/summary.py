@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from transport_kit.encoder import dumps, loads
-from transport_kit.envelope import Envelope, Item
+from transport_kit.envelope.encoder import dumps, loads
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.envelope.item import Item
 
 __all__ = ["bounded", "dig", "exceptions", "frames", "load", "primary_item", "summarize", "text"]
 

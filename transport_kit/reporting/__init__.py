@@ -4,14 +4,14 @@ Owns what an event says and what it leaves out. Knows no framework (integrations
 `RequestInfo`), no envelope and no HTTP.
 """
 
-from transport_kit.reporting.checkins import Monitor
-from transport_kit.reporting.logbuffer import is_own_logger
-from transport_kit.reporting.logs import TransportHandler
+from transport_kit.reporting.log_buffer import is_own_logger
+from transport_kit.reporting.log_handler import TransportHandler
+from transport_kit.reporting.monitors import Monitor
 from transport_kit.reporting.reporter import Reporter
-from transport_kit.reporting.request import RequestInfo
+from transport_kit.reporting.request_info import RequestInfo
 from transport_kit.reporting.scope import Scope, attachment, new_scope
-from transport_kit.reporting.serving import RequestFacts, ServedRequest
-from transport_kit.reporting.spans import Span
+from transport_kit.reporting.served_request import RequestFacts, ServedRequest
+from transport_kit.reporting.tracing.spans import Span
 
 __all__ = [
     "attachment",

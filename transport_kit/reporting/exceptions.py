@@ -18,11 +18,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
-from transport_kit.interrupts import let_through
-from transport_kit.log import log
 from transport_kit.reporting.frames import FrameReader
-from transport_kit.reporting.scrub import FILTERED, is_sensitive, scrub_text
-from transport_kit.reporting.values import (
+from transport_kit.reporting.values.bounded import (
     Limits,
     Room,
     bounded,
@@ -33,6 +30,9 @@ from transport_kit.reporting.values import (
     qualname_of,
     tidy,
 )
+from transport_kit.reporting.values.scrub import FILTERED, is_sensitive, scrub_text
+from transport_kit.runtime.interrupts import let_through
+from transport_kit.runtime.log import log
 
 __all__ = ["exception_values", "traceback_of"]
 

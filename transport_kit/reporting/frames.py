@@ -2,7 +2,7 @@
 
 Owns what a frame says (place, source lines, whether it is the app's own, variables) and the caches that
 make it cheap. What is the same each time a line of code fails is kept per code object and line; the
-variables are read each time, through `values.py`.
+variables are read each time, through `bounded.py`.
 
 Reads source only through `linecache` (a file, or what the module's loader says), regular files of a
 bounded size only, and never raises for a file that is gone, moved, huge or badly encoded.
@@ -22,9 +22,9 @@ from collections.abc import Iterable
 from types import CodeType, FrameType, FunctionType, ModuleType, TracebackType
 from typing import Any, Final
 
-from transport_kit.interrupts import let_through
-from transport_kit.reporting.scrub import FILTERED, is_private, is_sensitive
-from transport_kit.reporting.values import MINIMUM, Limits, Room, bounded, clean, cut, tidy
+from transport_kit.reporting.values.bounded import MINIMUM, Limits, Room, bounded, clean, cut, tidy
+from transport_kit.reporting.values.scrub import FILTERED, is_private, is_sensitive
+from transport_kit.runtime.interrupts import let_through
 
 __all__ = ["FrameReader"]
 

@@ -18,18 +18,19 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from transport_kit.envelope import Envelope, Item
-from transport_kit.ids import new_uuid
-from transport_kit.interrupts import let_through
-from transport_kit.ledger import LossReason
-from transport_kit.log import log
-from transport_kit.options import ReporterOptions
-from transport_kit.reporting import machine
-from transport_kit.reporting.request import RequestInfo, request_interface
+from transport_kit.config.options import ReporterOptions
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.envelope.ids import new_uuid
+from transport_kit.envelope.item import Item
+from transport_kit.envelope.losses import LossReason
+from transport_kit.reporting import runtime_facts
+from transport_kit.reporting.request_info import RequestInfo, request_interface
 from transport_kit.reporting.scope import Scope, known_level, usable_ip, user_facts
-from transport_kit.reporting.traces import Tracing, trace_facts
-from transport_kit.reporting.values import clean, tidy
-from transport_kit.transport import Transport
+from transport_kit.reporting.tracing.propagation import Tracing, trace_facts
+from transport_kit.reporting.values.bounded import clean, tidy
+from transport_kit.runtime.interrupts import let_through
+from transport_kit.runtime.log import log
+from transport_kit.transport.base import Transport
 
 __all__ = ["Event", "event_id_of", "Pipeline", "set_name", "usable_release"]
 
@@ -87,8 +88,8 @@ class Pipeline:
         event["event_id"] = new_uuid()
         event["timestamp"] = time.time()
         event["level"] = known_level(level)
-        event["contexts"] = machine.contexts()
-        event["sdk"] = machine.sdk()
+        event["contexts"] = runtime_facts.contexts()
+        event["sdk"] = runtime_facts.sdk()
         return event
 
     def _described(self, request: RequestInfo) -> Event:
@@ -170,7 +171,7 @@ class Pipeline:
             if rate < 1.0 and self._draw() >= rate:
                 self._lose(LossReason.SAMPLE_RATE, kind, files)
                 return None
-        envelope = Envelope({"event_id": kept["event_id"], "sdk": machine.sdk()})
+        envelope = Envelope({"event_id": kept["event_id"], "sdk": runtime_facts.sdk()})
         trace = self.tracing.sampling_context(scope.unit, kept)
         if trace:
             envelope.headers["trace"] = trace
@@ -221,7 +222,7 @@ class Pipeline:
         if kind == "event" and self.options.before_send is not None:
             hooks.append((LossReason.BEFORE_SEND, "before_send", self.options.before_send))
         for reason, name, hook in hooks:
-            kept = _asked(name, hook, event, hint)
+            kept = _call_hook(name, hook, event, hint)
             if kept is None:
                 self._lose(reason, kind, files, event)
                 return None
@@ -253,7 +254,7 @@ class Pipeline:
             # at the end of the stack or of the memory there is nothing left to do it with
 
 
-def _asked(name: str, hook: _Hook, event: Event, hint: Mapping[str, Any]) -> Event | None:
+def _call_hook(name: str, hook: _Hook, event: Event, hint: Mapping[str, Any]) -> Event | None:
     # The hook gets a copy, for parts of the event are shared with the scope and with caches. A hook that
     # fails drops the event: it may be what takes out things that must not leave the app.
     try:
@@ -318,7 +319,7 @@ def _fixed_facts(options: ReporterOptions) -> Event:
             facts[name] = value
         else:
             log.warning("option %s %s; events go without it", name, problem)
-    host = options.server_name or machine.host_name()
+    host = options.server_name or runtime_facts.host_name()
     if host:
         facts["server_name"] = tidy(host, _NAME_LENGTH)
     return facts

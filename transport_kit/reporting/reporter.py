@@ -1,7 +1,7 @@
 """Reporter: what the app and the integrations call.
 
 Owns the public methods and how each kind of event is begun. What all events go through is `pipeline.py`;
-the parts are `exceptions.py`, `frames.py`, `request.py`, `scope.py`, `spans.py` and `machine.py`.
+the parts are `exceptions.py`, `frames.py`, `request_info.py`, `scope.py`, `spans.py` and `runtime_facts.py`.
 
 Threads: every method may be called from any thread. No method raises, none waits for a lock, none does
 I/O but read source lines.
@@ -15,26 +15,26 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from transport_kit.interrupts import let_through
-from transport_kit.items import Item
-from transport_kit.options import ReporterOptions
-from transport_kit.reporting import machine
-from transport_kit.reporting.checkins import Monitor, monitor_config
+from transport_kit.config.options import ReporterOptions
+from transport_kit.envelope.item import Item
+from transport_kit.reporting import runtime_facts
 from transport_kit.reporting.exceptions import exception_values, traceback_of
 from transport_kit.reporting.frames import FrameReader
-from transport_kit.reporting.logbuffer import LogBuffer, is_own_logger
+from transport_kit.reporting.log_buffer import LogBuffer, is_own_logger
+from transport_kit.reporting.monitors import Monitor, monitor_config
 from transport_kit.reporting.pipeline import Event, Pipeline, event_id_of, set_name, usable_release
 from transport_kit.reporting.release import detected_release
-from transport_kit.reporting.request import RequestInfo
-from transport_kit.reporting.sampling import Sampler
+from transport_kit.reporting.request_info import RequestInfo
 from transport_kit.reporting.scope import Scope, known_level, mark_captured, new_scope, take_mark_back
-from transport_kit.reporting.scrub import scrub_text
-from transport_kit.reporting.serving import Callbacks, ServedRequest
+from transport_kit.reporting.served_request import Callbacks, ServedRequest
 from transport_kit.reporting.sessions import Sessions
-from transport_kit.reporting.spans import NO_SPAN, Span, running_span
-from transport_kit.reporting.traces import Tracing
-from transport_kit.reporting.values import cut, tidy
-from transport_kit.transport import Transport
+from transport_kit.reporting.tracing.propagation import Tracing
+from transport_kit.reporting.tracing.sampling import Sampler
+from transport_kit.reporting.tracing.spans import NO_SPAN, Span, running_span
+from transport_kit.reporting.values.bounded import cut, tidy
+from transport_kit.reporting.values.scrub import scrub_text
+from transport_kit.runtime.interrupts import let_through
+from transport_kit.transport.base import Transport
 
 __all__ = ["Reporter"]
 
@@ -83,7 +83,7 @@ class Reporter:
             for name in ("environment", "release")
             if name in said
         }
-        sdk = machine.sdk()
+        sdk = runtime_facts.sdk()
         self.log_attributes["sentry.sdk.name"] = {"value": sdk["name"], "type": "string"}
         self.log_attributes["sentry.sdk.version"] = {"value": sdk["version"], "type": "string"}
         if "server_name" in said:
@@ -319,7 +319,7 @@ class Reporter:
             built["event_id"] = event_id_of(own.get("event_id"))
             built["level"] = known_level(level)
             if isinstance(contexts, Mapping):
-                built["contexts"] = {**machine.contexts(), **contexts}
+                built["contexts"] = {**runtime_facts.contexts(), **contexts}
             return built
 
         return self.pipeline.capture(build, {} if hint is None else hint, attachments=attachments)

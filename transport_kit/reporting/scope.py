@@ -16,13 +16,22 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Final, TypeAlias
 
-from transport_kit.ids import random_bytes
-from transport_kit.interrupts import let_through
-from transport_kit.items import Item
-from transport_kit.reporting.scrub import is_sensitive
-from transport_kit.reporting.tags import TAG_LENGTH, tag_key, tag_value
-from transport_kit.reporting.unit import Unit
-from transport_kit.reporting.values import Limits, Room, as_text, bounded, cut, tidy
+from transport_kit.envelope.ids import random_bytes
+from transport_kit.envelope.item import Item
+from transport_kit.reporting.unit_of_work import Unit
+from transport_kit.reporting.values.bounded import (
+    TAG_LENGTH,
+    Limits,
+    Room,
+    as_text,
+    bounded,
+    cut,
+    tag_key,
+    tag_value,
+    tidy,
+)
+from transport_kit.reporting.values.scrub import is_sensitive
+from transport_kit.runtime.interrupts import let_through
 
 __all__ = [
     "attachment",

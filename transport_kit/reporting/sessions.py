@@ -20,10 +20,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from transport_kit.envelope import Envelope
-from transport_kit.reporting import machine
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.reporting import runtime_facts
 from transport_kit.reporting.ticker import Ticker
-from transport_kit.transport import Transport
+from transport_kit.transport.base import Transport
 
 __all__ = ["OUTCOMES", "Sessions"]
 
@@ -95,7 +95,7 @@ class Sessions:
             bucket[OUTCOMES[outcome]] = count
         aggregates = list(buckets.values())
         for first in range(0, len(aggregates), _MAX_BUCKETS):
-            envelope = Envelope({"sdk": machine.sdk()})
+            envelope = Envelope({"sdk": runtime_facts.sdk()})
             envelope.add_sessions(
                 {"aggregates": aggregates[first : first + _MAX_BUCKETS], "attrs": self._attributes}
             )

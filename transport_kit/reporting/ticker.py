@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Callable
 
-from transport_kit.log import log
+from transport_kit.runtime.log import log
 
 __all__ = ["Ticker"]
 

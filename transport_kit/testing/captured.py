@@ -12,13 +12,12 @@ import json
 from collections import Counter
 from typing import Any, Final
 
-from transport_kit.envelope import Envelope
-from transport_kit.errors import SealError
-from transport_kit.ledger import LossReason
-from transport_kit.log import log
-from transport_kit.options import TransportOptions
-from transport_kit.sealing import Quantities
-from transport_kit.transport import CountingTransport
+from transport_kit.config.options import TransportOptions
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.envelope.losses import LossReason, Quantities
+from transport_kit.runtime.errors import SealError
+from transport_kit.runtime.log import log
+from transport_kit.transport.local import CountingTransport
 
 __all__ = ["CapturedTransport"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from transport_kit.envelope import Envelope
+from transport_kit.envelope.envelope import Envelope
 from transport_kit.testing.captured import CapturedTransport
 
 __all__ = ["captured_envelopes", "captured_events", "captured_transport"]

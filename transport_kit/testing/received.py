@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transport_kit.envelope import Envelope
+    from transport_kit.envelope.envelope import Envelope
 
 __all__ = ["BadRequest", "ReceivedRequest", "RequestReader", "decode_body"]
 
@@ -72,7 +72,7 @@ class ReceivedRequest:
             InvalidEnvelope: The body is not one.
         """
         if self._envelope is None:
-            from transport_kit.envelope import Envelope
+            from transport_kit.envelope.envelope import Envelope
 
             self._envelope = Envelope.deserialize(self.body)
         return self._envelope

@@ -25,10 +25,10 @@ _NOTES = Path(os.environ["SERVER_NOTES"])
 
 #: Which function on the stack gives a hook away; the innermost that is found counts.
 _HOOKS = {
-    ("lifecycle.py", "_on_sigterm"): "SIGTERM",
-    ("lifecycle.py", "_at_exit"): "atexit",
+    ("process.py", "_on_sigterm"): "SIGTERM",
+    ("process.py", "_at_exit"): "atexit",
     ("util.py", "_run_finalizers"): "Finalize",
-    ("offloop.py", "off_loop"): "lifespan",
+    ("threads.py", "off_loop"): "lifespan",
     ("gunicorn.py", "worker_exit"): "worker_exit",
     ("celery.py", "_Tasks"): "worker_process_shutdown",
     ("rq.py", "ReportingMixin"): "after each job",

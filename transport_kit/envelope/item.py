@@ -1,0 +1,294 @@
+"""Items as the caller makes them: payload, headers, what their loss costs, and how they become bytes.
+
+Owns item headers and quantities, and reads the files that the caller names; no other I/O. What an item's
+type decides is `item_types.py`'s table.
+
+Threads: an item belongs to one thread until it is sealed. Payloads may change meanwhile: see `encoding.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import uuid
+from collections.abc import Mapping
+from typing import Any, Final, Self
+
+from transport_kit.envelope.encoder import loads
+from transport_kit.envelope.encoding import clean_text, encode
+from transport_kit.envelope.item_types import KINDS, UNKNOWN
+from transport_kit.envelope.losses import Quantities
+from transport_kit.envelope.sealed import SealedItem
+from transport_kit.envelope.trimming import trim
+from transport_kit.envelope.validation import CONTAINER_TYPES, is_event_id
+from transport_kit.runtime.errors import SealError
+from transport_kit.runtime.interrupts import let_through
+
+__all__ = [
+    "event_id_of",
+    "EVENT_TYPES",
+    "is_dict",
+    "Item",
+    "loaded",
+    "MAX_ATTACHMENT_BYTES",
+    "MAX_EVENT_BYTES",
+    "MAX_HEADER_LINE_BYTES",
+    "weight",
+]
+
+MAX_EVENT_BYTES: Final = 1_000_000
+MAX_ATTACHMENT_BYTES: Final = 20 * 1024 * 1024
+# A receiver in use answers 413 above this.
+MAX_HEADER_LINE_BYTES: Final = 8 * 1024
+
+EVENT_TYPES: Final = frozenset({"event", "transaction", "feedback"})
+_UI_PLATFORMS: Final = frozenset({"cocoa", "android", "javascript"})
+_ONE: Final[dict[str, Quantities]] = {
+    name: ((kind.category, 1),) for name, kind in KINDS.items() if kind.category is not None
+}
+_PLAIN_HEADERS: Final = {name: b'{"type":"%b","length":%%d}' % name.encode() for name in KINDS}
+_NOTHING: Final[Quantities] = ()
+
+
+class Item:
+    """One item of an envelope.
+
+    Args:
+        payload: Bytes; a str, written as UTF-8; a path, read when sealed or asked for; or any other
+            value, written as JSON. It is not copied before that.
+        type: The item's type; an unknown one is kept.
+        headers: Further item headers. `type` and `length` are ours.
+        content_type, filename, attachment_type, item_count: Item headers by name.
+
+    Attributes:
+        headers: The item headers; of a parsed item as received, `length` included.
+        payload: What was given, or the bytes received.
+    """
+
+    __slots__ = ("headers", "payload")
+
+    def __init__(
+        self,
+        payload: object,
+        *,
+        type: str,
+        headers: Mapping[str, Any] | None = None,
+        content_type: str | None = None,
+        filename: str | None = None,
+        attachment_type: str | None = None,
+        item_count: int | None = None,
+    ) -> None:
+        if not isinstance(type, str):
+            raise TypeError(f"an item's type is a str, not {type.__class__.__name__}")
+        # Exact: it is written into heads of records too, which take nothing else.
+        own: dict[str, Any] = {"type": str.__str__(type)}
+        if headers:
+            own.update((name, value) for name, value in headers.items() if name not in ("type", "length"))
+        if content_type is not None:
+            own["content_type"] = content_type
+        if filename is not None:
+            own["filename"] = filename
+        if attachment_type is not None:
+            own["attachment_type"] = attachment_type
+        if item_count is not None:
+            own["item_count"] = item_count
+        self.headers = own
+        self.payload: Any = _held(payload)
+
+    @classmethod
+    def received(cls, headers: dict[str, Any], payload: object) -> Self:
+        """An item with these very headers and payload: nothing is copied, left out or checked."""
+        item = cls.__new__(cls)
+        item.headers = headers
+        item.payload = payload
+        return item
+
+    @property
+    def type(self) -> str:
+        """The item's type."""
+        return str(self.headers["type"])
+
+    @property
+    def data_category(self) -> str | None:
+        """The data category whose limit stops the item; None for unknown types, `internal` for reports."""
+        return _category(self.headers)
+
+    @property
+    def quantities(self) -> Quantities:
+        """What the loss of this item costs, as (data category, quantity) pairs.
+
+        Raises:
+            SealError: As `get_bytes`, for types whose loss is counted in bytes.
+        """
+        kind = self.type
+        needs_bytes = kind in ("attachment", "log", "trace_metric") or (
+            kind in ("transaction", "span") and not is_dict(self.payload)
+        )
+        return _quantities(self.headers, self.payload, self.get_bytes() if needs_bytes else b"")
+
+    def get_bytes(self) -> bytes:
+        """The payload; of a parsed item exactly the bytes received.
+
+        Raises:
+            SealError: It can't be read from its path, or can't be written as JSON.
+        """
+        return self._bytes(None)
+
+    def seal(
+        self, *, max_event_bytes: int = MAX_EVENT_BYTES, max_attachment_bytes: int = MAX_ATTACHMENT_BYTES
+    ) -> SealedItem:
+        """The item as bytes.
+
+        Raises:
+            SealError: It can't be read or written, or is too big. Names the value at fault.
+        """
+        headers = self.headers
+        kind = headers["type"]
+        if kind in EVENT_TYPES:
+            body = self._bytes(None)
+            if len(body) > max_event_bytes:
+                body = trim(body, max_event_bytes, kind)
+        elif kind == "attachment":
+            body = self._bytes(max_attachment_bytes)
+            if len(body) > max_attachment_bytes:
+                raise SealError(kind, f"more than {max_attachment_bytes} bytes")
+        else:
+            body = self._bytes(None)
+        header = self.header(len(body))
+        if len(header) > MAX_HEADER_LINE_BYTES:
+            raise SealError(
+                f"{kind[:100]}.headers", f"{len(header)} bytes, more than {MAX_HEADER_LINE_BYTES}"
+            )
+        return SealedItem(kind, header, body, _category(headers), _quantities(headers, self.payload, body))
+
+    def header(self, length: int) -> bytes:
+        """The header line for a payload of `length` bytes, without the newline."""
+        headers = self.headers
+        if len(headers) == 1 and (plain := _PLAIN_HEADERS.get(headers["type"])):
+            return plain % length
+        first = {"type": headers["type"], "length": length}
+        if len(headers) > 1:
+            first.update((name, value) for name, value in headers.items() if name not in first)
+        return encode(first, "item.headers")
+
+    def _bytes(self, limit: int | None) -> bytes:
+        """The payload; of a file at most one byte more than `limit`."""
+        payload = self.payload
+        if type(payload) is dict:
+            return encode(payload, self.type)
+        if type(payload) is bytes:
+            return payload
+        if type(payload) is str:
+            try:
+                return payload.encode()
+            except UnicodeEncodeError:
+                return clean_text(payload).encode()
+        if issubclass(type(payload), os.PathLike):
+            return _read(payload, limit, self.type)
+        body = encode(payload, self.type)
+        if body[:1] != b"{" and self.type in EVENT_TYPES:
+            raise SealError(self.type, f"a {type(payload).__name__} is not a JSON object")
+        return body
+
+    def __repr__(self) -> str:
+        return f"<Item {self.type!r}>"
+
+
+def is_dict(payload: object) -> bool:
+    # `isinstance` would ask the object's own `__class__`.
+    return issubclass(type(payload), dict)
+
+
+def _held(payload: Any) -> Any:
+    """What an item keeps: exact bytes, exact str, or the value itself.
+
+    Buffers can change and subclasses can answer with anything, so both are read here, through the base
+    class. Only a mapping that is not a dict is copied by its own methods.
+    """
+    kind = type(payload)
+    if kind is dict or kind is bytes:
+        return payload
+    if issubclass(kind, bytes | bytearray | memoryview):
+        return bytes(memoryview(payload))
+    if issubclass(kind, str):
+        return str.__str__(payload)
+    if issubclass(kind, Mapping) and not issubclass(kind, dict):
+        return dict(payload)
+    return payload
+
+
+def event_id_of(value: object) -> str | None:
+    """A valid id in the form that servers store, 32 lower-case hex digits; else None."""
+    if type(value) is uuid.UUID:
+        return value.hex
+    if type(value) is str and is_event_id(value):
+        return value.replace("-", "").lower()
+    return None
+
+
+def _category(headers: Mapping[str, Any]) -> str | None:
+    kind = headers["type"]
+    if kind == "profile_chunk" and headers.get("platform") in _UI_PLATFORMS:
+        return "profile_chunk_ui"
+    return KINDS.get(kind, UNKNOWN).category
+
+
+def _quantities(headers: Mapping[str, Any], payload: Any, body: bytes) -> Quantities:
+    """PROTOCOL section 3, third column. `body` is the payload's bytes where the count depends on them."""
+    kind = headers["type"]
+    if kind == "event":
+        return _ONE["event"]
+    if kind == "transaction":
+        spans = dict.get(payload if is_dict(payload) else loaded(body), "spans")
+        return (("transaction", 1), ("span", 1 + (len(spans) if isinstance(spans, list | tuple) else 0)))
+    if kind == "attachment":
+        return (("attachment", max(len(body), 1)),)
+    if kind in CONTAINER_TYPES:
+        count = headers.get("item_count")
+        if type(count) is not int or count < 0:
+            members = loaded(body).get("items")
+            count = len(members) if isinstance(members, list) else 1
+        if kind == "log":
+            return (("log_item", count), ("log_byte", len(body)))
+        if kind == "trace_metric":
+            return (("trace_metric", count), ("trace_metric_byte", len(body)))
+        return (("span", count),)
+    category = _category(headers)
+    if category is None or category in ("internal", "metric_bucket"):
+        return _NOTHING
+    return ((category, 1),)
+
+
+def loaded(body: bytes | str) -> dict[str, Any]:
+    """The JSON object in `body`, or an empty one."""
+    try:
+        found = loads(body)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def weight(item: Item) -> int:
+    """Bytes of an attachment that could not be sealed, for the books; 1 when nobody knows."""
+    payload = item.payload
+    if issubclass(type(payload), os.PathLike):
+        try:
+            return max(os.stat(payload).st_size, 1)
+        except Exception as error:  # `__fspath__` is the app's
+            let_through(error)
+            return 1
+    return max(len(payload), 1) if type(payload) in (bytes, str) else 1
+
+
+def _read(path: os.PathLike[str], limit: int | None, name: str) -> bytes:
+    """A regular file's bytes. Never waits for a pipe's other end."""
+    try:
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+        with open(os.open(path, flags), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise SealError(name, "its path is not a regular file")
+            return file.read(-1 if limit is None else limit + 1)
+    except SealError:
+        raise
+    except Exception as error:  # `__fspath__` is the app's
+        raise SealError(name, f"its file can't be read ({type(error).__name__})") from None

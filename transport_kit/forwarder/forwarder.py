@@ -1,0 +1,384 @@
+"""The forwarder: drains spools from a process of its own, so that app processes only write.
+
+Owns which identities of a directory it serves, and an end that leaves no request half done. Delivering
+one, at a pace, is `pacing.py`'s; the spool prefers a forwarder to all other processes
+(`queues/spool/election.py`).
+
+Threads: `run` belongs to one thread; `stop` and `reload` may be called from any, and from signal handlers;
+`health`, `healths` and `served` are snapshots for any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from transport_kit.config.dsn import Dsn
+from transport_kit.config.options import TransportOptions
+from transport_kit.forwarder.pacing import REPLAY_INTERVAL, REPLAY_RUN, Pace, PacedTransport, Rate
+from transport_kit.queues.spool.directory import identities_in, identity_of, open_directory, read_credentials
+from transport_kit.queues.spool.inspection import Inspection
+from transport_kit.queues.spool.system import System
+from transport_kit.runtime.errors import OptionsError
+from transport_kit.runtime.log import log
+from transport_kit.transport.base import Transport
+from transport_kit.transport.health import Health
+
+__all__ = ["Event", "Forwarder", "ForwarderView", "Summary"]
+
+#: Seconds between two looks for new identities; while it waits for something to end.
+LOOK_EVERY: Final = 1.0
+PULSE: Final = 0.02
+#: Seconds that `run(once=True)` goes on while nothing is delivered.
+PATIENCE: Final = 10.0
+
+#: What is told of a run: a word, and facts without secrets.
+Event = Callable[[str, Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run came to: quantities per category, and identities with envelopes that were left.
+
+    Attributes:
+        delivered: To servers.
+        discarded: Per reason and category.
+        left: Why something was left, by identity.
+    """
+
+    delivered: Mapping[str, int]
+    discarded: Mapping[str, Mapping[str, int]]
+    left: Mapping[str, str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was left."""
+        return not self.left
+
+
+class Forwarder:
+    """Delivers what the spools in a directory hold, each to its own DSN.
+
+    Args:
+        path: The spool's directory; may come into being later.
+        options: Of every transport it makes.
+        dsns: Called at the start and for each reload: the DSNs given. For other identities what apps
+            stored with `spool_credentials` is used; one without either waits.
+        max_rate: Envelopes a second, all identities together.
+        interval, run: See `Pace`.
+        patience: Seconds that `run(once=True)` goes on while nothing is delivered.
+        told: Called with what happens.
+
+    Raises:
+        OptionsError: An option is out of range.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        options: TransportOptions,
+        *,
+        dsns: Callable[[], Iterable[Dsn]] = tuple,
+        max_rate: float | None = None,
+        interval: float = REPLAY_INTERVAL,
+        run: int = REPLAY_RUN,
+        patience: float = PATIENCE,
+        told: Event = lambda word, facts: None,
+    ) -> None:
+        if max_rate is not None and not 0 < max_rate < float("inf"):  # nor what is no number
+            raise OptionsError("max_rate", "must be above 0")
+        self.path = path
+        self._options = options
+        self._dsns = dsns
+        self._rate = Rate(max_rate)
+        self._interval = interval
+        self._run = run
+        self._patience = patience
+        self._on_event = told
+        self._system = System()
+        # By identity. Written by the thread of `run` only, and replaced as a whole; read by any.
+        self._served: dict[str, PacedTransport] = {}
+        self._waiting: dict[str, str] = {}
+        self._given: dict[str, Dsn] = {}
+        # A byte in the pipe for each signal: an Event's lock could be held by the thread they interrupt.
+        self._read_end, self._write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._stops = 0
+        self._reload = False
+
+    def close(self) -> None:
+        """Let go of what a run needs. After the run."""
+        read_end, write_end = self._read_end, self._write_end
+        self._read_end = self._write_end = -1
+        for fd in (read_end, write_end):
+            if fd >= 0:
+                os.close(fd)
+
+    # -- from signal handlers --------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """End the run when the requests in flight are answered; asked twice, at once."""
+        self._stops += 1
+        self._poke()
+
+    def reload(self) -> None:
+        """Read DSNs, stored credentials and certificates anew."""
+        self._reload = True
+        self._poke()
+
+    def _poke(self) -> None:
+        try:
+            os.write(self._write_end, b"!")
+        except OSError:
+            pass  # full: it is awake; or closed: the run is over
+
+    def _wait(self, seconds: float) -> None:
+        ready, _, _ = select.select([self._read_end], [], [], seconds)
+        if ready:
+            os.read(self._read_end, 4096)
+
+    # -- the run ---------------------------------------------------------------------------------------
+
+    def run(self, *, once: bool = False) -> Summary:
+        """Deliver until `stop`; with `once` until nothing waits, or nothing can be delivered.
+
+        Raises:
+            OptionsError: The directory is not one to trust, or is missing with `once`; a DSN given can't
+                be used.
+        """
+        self._given = {identity_of(dsn): dsn for dsn in self._dsns()}
+        self._look(first=True, once=once)
+        stuck_since: dict[str, float] = {}
+        looked = time.monotonic()
+        while not self._stops:
+            if once and self._has_done_its_best(stuck_since):
+                break
+            self._wait(PULSE if once else LOOK_EVERY)
+            if self._reload:
+                self._reload = False
+                self._read_again()
+            elif time.monotonic() >= looked + LOOK_EVERY:
+                looked = time.monotonic()
+                self._look()
+        return self._end(once)
+
+    def _end(self, once: bool) -> Summary:
+        left: dict[str, str] = {}
+        if once:
+            left = {name: why for name, why in self._waiting.items() if self._holds(name)}
+            left |= {name: each.why_left() for name, each in self._served.items() if not each.empty}
+        served = self._served
+        self._settle(served.values())
+        delivered: dict[str, int] = {}
+        discarded: dict[str, dict[str, int]] = {}
+        for each in served.values():
+            health = each.health()
+            _add(delivered, health.delivered)
+            for reason, counts in health.discarded_by_category.items():
+                _add(discarded.setdefault(reason, {}), counts)
+        return Summary(delivered, discarded, left)
+
+    def _holds(self, identity: str) -> bool:
+        """Whether something waits that is not served; also when that can't be found out."""
+        try:
+            with Inspection(self.path, identity, self._system) as inspection:
+                return next(inspection.waiting(), None) is not None
+        except (OptionsError, OSError):
+            return True
+
+    def _settle(self, transports: Iterable[PacedTransport]) -> None:
+        """Claim no more, wait for the requests in flight, report what was lost, and close.
+
+        Loss counts that no server was told of by then are left in the spool.
+        """
+        ending = list(transports)
+        for each in ending:
+            each.spool.ending = True
+            each.spool.wake()
+        most = max(self._stops, 1)
+        deadline = time.monotonic() + self._options.shutdown_timeout
+        if self._wait_while(lambda: any(each.in_flight for each in ending), deadline, most):
+            for each in ending:
+                each.request_report()
+            self._wait_while(lambda: any(each.reporting for each in ending), deadline, most)
+        else:
+            log.warning("requests in flight were given up; what they carry is sent again later")
+        for each in ending:
+            each.close(0.0)
+
+    def _wait_while(self, busy: Callable[[], bool], deadline: float, most: int) -> bool:
+        """False when `deadline` came first, or more than `most` requests to stop."""
+        while busy():
+            left = deadline - time.monotonic()
+            if left <= 0 or self._stops > most:
+                return False
+            self._wait(min(PULSE, left))
+        return True
+
+    def _has_done_its_best(self, stuck_since: dict[str, float]) -> bool:
+        now = time.monotonic()
+        for identity, each in self._served.items():
+            if each.empty:
+                continue
+            health = each.health()
+            if each.spool.facts().draining and not health.failing and health.problem is None:
+                stuck_since.pop(identity, None)
+                return False
+            if now - stuck_since.setdefault(identity, now) < self._patience:
+                return False
+        return True
+
+    # -- identities ------------------------------------------------------------------------------------
+
+    def _look(self, *, first: bool = False, once: bool = False) -> None:
+        """Take on what is there and not served yet."""
+        try:
+            names = identities_in(self._system, self.path)
+        except OptionsError:
+            if first:
+                raise
+            names = []  # what is served stays so; its descriptors are open
+        except OSError as error:
+            if once and not self._given:
+                raise OptionsError(
+                    "DIR", f"{self.path} is no spool: {error.strerror}", "command line"
+                ) from None
+            names = []
+        waiting: dict[str, str] = {}
+        served = dict(self._served)
+        for identity in dict.fromkeys((*self._given, *names)):
+            if identity in served:
+                continue
+            try:
+                dsn = self._given.get(identity) or self._stored(identity)
+                if dsn is None:
+                    waiting[identity] = "no DSN is given for it, and none is stored (spool_credentials)"
+                else:
+                    served[identity] = self._serve(identity, dsn)
+            except (OptionsError, OSError) as error:
+                if first and isinstance(error, OptionsError) and identity in self._given:
+                    raise
+                waiting[identity] = error.strerror or "" if isinstance(error, OSError) else str(error)
+        for identity, why in waiting.items():
+            if self._waiting.get(identity) != why:
+                log.warning("the spool of %s waits: %s", identity, why)
+                self._on_event("waiting", {"identity": identity, "why": why})
+        self._served, self._waiting = served, waiting
+
+    def _stored(self, identity: str) -> Dsn | None:
+        directory = open_directory(
+            self._system, self.path, identity, force=self._options.spool_force, make=False
+        )
+        try:
+            return read_credentials(directory, identity)
+        finally:
+            directory.close()
+
+    def _serve(self, identity: str, dsn: Dsn) -> PacedTransport:
+        pace = Pace(self._rate, interval=self._interval, run=self._run)
+        transport = PacedTransport(dsn, self._options, self.path, pace)
+        transport.start()
+        self._on_event("serving", {"identity": identity, "dsn": str(dsn)})
+        return transport
+
+    def _read_again(self) -> None:
+        """On a mistake in what is given all stays as it is."""
+        try:
+            given = {identity_of(dsn): dsn for dsn in self._dsns()}
+        except (OptionsError, OSError) as error:
+            log.error("not reloaded: %s", error)
+            self._on_event("not reloaded", {"why": str(error)})
+            return
+        served, self._served = self._served, {}
+        self._settle(served.values())
+        self._given, self._waiting = given, {}
+        self._on_event("reloaded", {})
+        self._look()
+
+    # -- saying ----------------------------------------------------------------------------------------
+
+    @property
+    def served(self) -> Mapping[str, Dsn]:
+        """The DSNs of the identities that are served."""
+        return {identity: each.dsn for identity, each in self._served.items()}
+
+    @property
+    def waiting(self) -> Mapping[str, str]:
+        """Why other identities wait."""
+        return self._waiting
+
+    def healths(self) -> dict[str, Health]:
+        """Each identity's own."""
+        return {identity: each.health() for identity, each in self._served.items()}
+
+    def health(self) -> Health:
+        """All in one: sums, the worst of all, and each identity's figures. `fail` when nothing works."""
+        healths = self.healths()
+        problems = [f"{identity} waits: {why}" for identity, why in self._waiting.items()]
+        if not healths and not problems:
+            problems.append("there is nothing to forward yet")
+        for identity, each in healths.items():
+            problems += [f"{identity}: {reason}" for reason in each.reasons]
+        failing = healths and all(each.status == "fail" for each in healths.values())
+        each_one = healths.values()
+        captured: dict[str, int] = {}
+        delivered: dict[str, int] = {}
+        discarded: dict[str, dict[str, int]] = {}
+        pending: dict[str, int] = {}
+        for each in each_one:
+            _add(captured, each.captured)
+            _add(delivered, each.delivered)
+            _add(pending, each.pending)
+            for reason, counts in each.discarded_by_category.items():
+                _add(discarded.setdefault(reason, {}), counts)
+        return Health(
+            pid=os.getpid(),
+            state="draining" if self._stops else "running",
+            kind=type(self).__name__,
+            worker_alive=all(each.worker_alive for each in each_one) if healths else None,
+            senders=sum(each.senders for each in each_one),
+            waiting=sum(each.waiting for each in each_one),
+            claimed=sum(each.claimed for each in each_one),
+            queue_capacity=sum(each.queue_capacity for each in each_one),
+            queue_bytes=sum(each.queue_bytes for each in each_one),
+            queue_bytes_capacity=sum(each.queue_bytes_capacity for each in each_one),
+            oldest_pending_age=max(_known(each.oldest_pending_age for each in each_one), default=None),
+            last_success_age=min(_known(each.last_success_age for each in each_one), default=None),
+            breaker="closed" if all(each.breaker == "closed" for each in each_one) else "open",
+            next_probe_in=min(_known(each.next_probe_in for each in each_one), default=None),
+            captured=captured,
+            delivered=delivered,
+            discarded_by_category=discarded,
+            pending=pending,
+            last_drop_age=min(_known(each.last_drop_age for each in each_one), default=None),
+            spool={
+                "path": self.path,
+                "identities": {identity: each.spool for identity, each in healths.items()},
+                "waiting": dict(self._waiting),
+                "problems": problems,
+            },
+            problem="no identity can be delivered" if failing else None,
+        )
+
+
+class ForwarderView(Transport):
+    """A forwarder in a transport's clothes: for routes that answer with a transport's health."""
+
+    def __init__(self, forwarder: Forwarder) -> None:
+        super().__init__()
+        self._forwarder = forwarder
+
+    def health(self) -> Health:
+        return self._forwarder.health()
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _add(totals: dict[str, int], more: Mapping[str, int]) -> None:
+    for name, n in more.items():
+        totals[name] = totals.get(name, 0) + n

@@ -1,0 +1,258 @@
+"""The four routes of every integration: live, ready, health, flush. Requests in, answers out, as values.
+
+Owns what is answered, to whom, and how it is written. Knows no framework and does no I/O: `answer` decides
+at once, except for a permitted flush, which takes time: it returns `FlushDue`, the caller waits in the way
+its framework waits, and `flush_answer` says how it went.
+
+Threads: functions and frozen values only.
+
+Source: DESIGN section 5. What it leaves open is decided here:
+
+- a flush that was not complete in time is 504, so that `curl -f` in a deployment script sees it;
+- flush is 404 for every method without the right token, so that nobody learns whether it is on;
+- an unknown `format` is ignored, as a monitor should not fail for a typo.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import hmac
+import html
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+from urllib.parse import parse_qsl
+
+from transport_kit.config.options import IntegrationOptions
+from transport_kit.transport.base import Transport
+from transport_kit.transport.health import Health
+from transport_kit.transport.worker.outcome import FlushReport
+
+__all__ = ["Answer", "answer", "flush_answer", "FlushDue", "Leaf", "LEAVES", "MAX_FLUSH", "parse_query"]
+
+Leaf: TypeAlias = Literal["live", "ready", "health", "flush"]
+#: The last segment of each route, in the order the documentation lists them.
+LEAVES: tuple[Leaf, ...] = get_args(Leaf)
+#: Seconds; the longest wait that a flush request may ask for.
+MAX_FLUSH = 10.0
+
+_HEALTH_JSON = "application/health+json"
+_JSON = "application/json"
+_TEXT = "text/plain; charset=utf-8"
+_HTML = "text/html; charset=utf-8"
+#: More header text than any client sends in earnest; what lies behind it is not read.
+_LONGEST_ACCEPT = 1024
+_STATUS = '{"status":"%s"}'
+
+_STYLE = (
+    ":root{color-scheme:light dark}"
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem}"
+    "table{border-collapse:collapse;width:100%}"
+    "th,td{text-align:left;vertical-align:top;padding:.25rem 1rem .25rem 0;border-bottom:1px solid #8884}"
+    "th{font-weight:600;white-space:nowrap}"
+    ".pass{color:#1a7f37}.warn{color:#9a6700}.fail{color:#cf222e}"
+)
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole response: header names in lower case, `content-length` among them; HEAD has no body."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FlushDue:
+    """A permitted flush: wait `timeout` seconds for it, then send `flush_answer(report)`."""
+
+    timeout: float
+
+
+def answer(
+    leaf: Leaf,
+    *,
+    method: str,
+    query: Mapping[str, str],
+    accept: str | None,
+    authorization: bytes | str | None,
+    transport: Transport,
+    options: IntegrationOptions,
+) -> Answer | FlushDue:
+    """Decide one request. Never waits; any text from the client is taken.
+
+    Args:
+        leaf: Which route it is.
+        method: As the client sent it, in capitals.
+        query: Decoded, see `parse_query`.
+        accept: The `Accept` header, several joined by commas.
+        authorization: The `Authorization` header; text is taken as Latin-1, as WSGI has it.
+        transport: The one to speak about; routes look the current one up for each request.
+        options: Who sees what.
+    """
+    known = _authorized(authorization, options.flush_token)
+    if leaf == "flush":
+        if not known:
+            return _answer(404, _TEXT, "Not found\n", method)
+        if method != "POST":
+            return _not_allowed(method, "POST")
+        timeout = _flush_timeout(query, transport)
+        if timeout is None:
+            sentence = f"timeout must be a number of seconds from 0 to {MAX_FLUSH:g}, such as 2.5\n"
+            return _answer(400, _TEXT, sentence, method)
+        return FlushDue(timeout)
+    if method not in ("GET", "HEAD"):
+        return _not_allowed(method, "GET, HEAD")
+    if leaf == "live":
+        return _answer(200, _HEALTH_JSON, _STATUS % "pass", method)
+    if leaf == "ready":
+        # The transport is asked only when its answer can matter: ready must not fail because it does.
+        ready = not options.ready_requires_delivery or transport.health().status != "fail"
+        return _answer(200 if ready else 503, _HEALTH_JSON, _STATUS % ("pass" if ready else "fail"), method)
+    details = known or options.health_details == "always"
+    return _health_answer(transport.health(), details, query.get("format"), accept, method)
+
+
+def flush_answer(report: FlushReport) -> Answer:
+    """The answer to a permitted flush: 200 when all was settled in time, else 504."""
+    return _answer(200 if report.ok else 504, _JSON, json.dumps(dataclasses.asdict(report)), "POST")
+
+
+def parse_query(raw: bytes | str) -> dict[str, str]:
+    """A query string as a mapping, the last of equal names winning; empty when it can't be read."""
+    text = raw.decode("latin-1") if isinstance(raw, bytes) else raw
+    try:
+        return dict(parse_qsl(text, keep_blank_values=True, errors="replace", max_num_fields=32))
+    except ValueError:
+        return {}
+
+
+def _health_answer(
+    health: Health, details: bool, wanted: str | None, accept: str | None, method: str
+) -> Answer:
+    status = 503 if health.status == "fail" else 200
+    vary = (("vary", "Accept"),)
+    if wanted == "text":
+        return _answer(status, _TEXT, health.as_text(details=details), method, vary)
+    if wanted == "html" or (wanted != "json" and _prefers_html(accept)):
+        page = _page(health, details)
+        return _answer(status, _HTML, page, method, (*vary, ("content-security-policy", _POLICY)))
+    body = json.dumps(health.as_health_json(details=details))
+    return _answer(status, _HEALTH_JSON, body, method, vary)
+
+
+def _not_allowed(method: str, allow: str) -> Answer:
+    return _answer(405, _TEXT, f"Method not allowed; use {allow}\n", method, (("allow", allow),))
+
+
+def _answer(
+    status: int, content_type: str, text: str, method: str, headers: tuple[tuple[str, str], ...] = ()
+) -> Answer:
+    body = text.encode("utf-8", "replace")
+    common = (
+        ("content-type", content_type),
+        ("content-length", str(len(body))),
+        ("cache-control", "no-store"),
+        ("x-content-type-options", "nosniff"),
+    )
+    return Answer(status, (*common, *headers), b"" if method == "HEAD" else body)
+
+
+def _authorized(authorization: bytes | str | None, token: str | None) -> bool:
+    """Whether the header is `Bearer` and the token, compared in constant time.
+
+    A token outside ASCII is taken in UTF-8 and in Latin-1: clients differ in how they write it.
+    """
+    if token is None or authorization is None:
+        return False
+    scheme, _, given = _raw(authorization).partition(b" ")
+    given = given.strip(b" ")
+    matches = [hmac.compare_digest(given, spelling) for spelling in _spellings(token)]
+    return scheme.lower() == b"bearer" and any(matches)
+
+
+def _raw(header: bytes | str) -> bytes:
+    """The bytes that were received, of a header that a framework may have decoded as Latin-1."""
+    if isinstance(header, bytes):
+        return header
+    try:
+        return header.encode("latin-1")
+    except UnicodeEncodeError:
+        return header.encode("utf-8", "surrogatepass")
+
+
+def _spellings(token: str) -> list[bytes]:
+    spellings = [token.encode("utf-8", "surrogatepass")]
+    try:
+        spellings.append(token.encode("latin-1"))
+    except UnicodeEncodeError:
+        pass  # has only the one
+    return spellings
+
+
+def _flush_timeout(query: Mapping[str, str], transport: Transport) -> float | None:
+    """Seconds to wait; None when the client asked for something else than a time in range."""
+    text = query.get("timeout")
+    if text is None:
+        return min(transport.options.shutdown_timeout, MAX_FLUSH)
+    try:
+        timeout = float(text)
+    except ValueError:
+        return None
+    return timeout if math.isfinite(timeout) and 0 <= timeout <= MAX_FLUSH else None
+
+
+def _prefers_html(accept: str | None) -> bool:
+    """Whether `Accept` names HTML with more weight than JSON; of equal weights the exact name wins.
+
+    Source: RFC 9110 section 12.5.1. Without the header, and for `*/*`, JSON is sent.
+    """
+    page = data = (0.0, 0)
+    for part in (accept or "")[:_LONGEST_ACCEPT].split(","):
+        name, *parameters = (word.strip().lower() for word in part.split(";"))
+        weight = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                try:
+                    weight = float(parameter[2:])
+                except ValueError:
+                    weight = 0.0
+        if not 0 < weight <= 1:  # false for NaN too
+            continue
+        if name == "text/html":
+            page = max(page, (weight, 2))
+        elif name == "text/*":
+            page = max(page, (weight, 1))
+        elif name in (_HEALTH_JSON, _JSON):
+            data = max(data, (weight, 2))
+        elif name == "application/*":
+            data = max(data, (weight, 1))
+        elif name == "*/*":
+            data = max(data, (weight, 0))
+    return page > data
+
+
+def _page(health: Health, details: bool) -> str:
+    """The facts of `Health.as_text` as a table. All of them may come from a server, so all are escaped."""
+    rows = []
+    for line in health.as_text(details=details).splitlines()[1:]:
+        name, _, value = line.partition(": ")
+        rows.append(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>")
+    status = html.escape(health.status)
+    table = f"<table>{''.join(rows)}</table>" if rows else "<p>Details are shown to holders of the token.</p>"
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>transport-kit: {status}</title><style>{_STYLE}</style></head>"
+        f'<body><h1>transport-kit: <span class="{status}">{status}</span></h1>{table}</body></html>'
+    )

@@ -1,0 +1,169 @@
+"""Envelopes and loss counts as the records of a segment, and back.
+
+Owns the head of a record: what an envelope's items are, so that a reader need not parse it, and can count
+what is lost without reading its body. Everything read back is checked: types, signs, and that the lengths
+add up to the body.
+
+Threads: pure functions.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from transport_kit.envelope.encoder import dumps, loads
+from transport_kit.envelope.item_types import Priority
+from transport_kit.envelope.losses import Quantities, Report
+from transport_kit.envelope.sealed import SealedEnvelope, SealedItem
+
+__all__ = [
+    "MAX_QUANTITY",
+    "envelope_of",
+    "envelope_record",
+    "event_id_of",
+    "losses_of",
+    "losses_record",
+    "quantities_of",
+]
+
+#: Larger quantities are no honest count.
+MAX_QUANTITY: Final = 2**53
+_ORDERED: Final = int(Priority.SESSION)
+# An event with a few attachments is written from where it lies: a copy costs a capture more than a few parts
+# do. Beyond that one copy of what is small costs less, and one write takes no more than some parts at all.
+_FEW_PARTS: Final = 9
+_COPIED: Final = 64 * 1024
+_MOST_PARTS: Final = 500
+
+
+def envelope_record(sealed: SealedEnvelope) -> tuple[int, bytes, list[bytes], int]:
+    """Class, head, parts of the body, and the body's length. The body is the serialised envelope."""
+    # What is ordered waits in one lane, whatever else it carries.
+    rank = _ORDERED if sealed.ordered else int(sealed.priority)
+    header = sealed.header
+    shapes: list[object] = []
+    parts: list[bytes] = []
+    pending = header + b"\n"
+    length = 0
+    for item in sealed.items:
+        payload = item.payload
+        shapes.append((item.type, len(item.header), len(payload), item.category, item.quantities))
+        before = b"%b%b\n" % (pending, item.header)
+        parts += (before, payload)
+        length += len(before) + len(payload)
+        pending = b"\n"
+    parts.append(pending)
+    length += len(pending)
+    if len(parts) > _FEW_PARTS and (length <= _COPIED or len(parts) > _MOST_PARTS):
+        parts = [b"".join(parts)]
+    return rank, dumps((sealed.event_id, len(header), shapes)), parts, length
+
+
+def envelope_of(head: bytes, body: bytes) -> SealedEnvelope:
+    """The envelope of a record.
+
+    Raises:
+        ValueError: The head is not one of ours, or does not fit the body.
+    """
+    event_id, header_length, shapes = _head(head)
+    header = body[:header_length]
+    at = header_length + 1
+    if len(header) != header_length or body[header_length:at] != b"\n":
+        raise ValueError("the envelope header does not fit")
+    items = []
+    for type_, item_header_length, payload_length, category, quantities in shapes:
+        payload_at = at + item_header_length + 1
+        end = payload_at + payload_length
+        if body[payload_at - 1 : payload_at] != b"\n" or body[end : end + 1] != b"\n":
+            raise ValueError("an item does not fit")
+        items.append(SealedItem(type_, body[at : payload_at - 1], body[payload_at:end], category, quantities))
+        at = end + 1
+    if at != len(body):
+        raise ValueError("there is more than the head says")
+    return SealedEnvelope(header, items, event_id=event_id)
+
+
+def quantities_of(head: bytes) -> Quantities:
+    """What the loss of an envelope costs, from its head alone; nothing when the head is unreadable."""
+    try:
+        _, _, shapes = _head(head)
+    except ValueError:
+        return ()
+    total: dict[str, int] = {}
+    for *_, quantities in shapes:
+        for category, quantity in quantities:
+            total[category] = total.get(category, 0) + quantity
+    return tuple(total.items())
+
+
+def event_id_of(head: bytes) -> str | None:
+    """The event id, from the head alone."""
+    try:
+        return _head(head)[0]
+    except ValueError:
+        return None
+
+
+def losses_record(report: Report) -> bytes:
+    """The head of a record of loss counts; it has no body."""
+    return dumps(report)
+
+
+def losses_of(head: bytes) -> Report:
+    """Loss counts.
+
+    Raises:
+        ValueError: The head is not one of ours.
+    """
+    found: object = loads(head)
+    if not isinstance(found, list):
+        raise ValueError("not a list")
+    losses = []
+    for entry in found:
+        if not isinstance(entry, list) or len(entry) != 3:
+            raise ValueError("not a loss")
+        reason, category, quantity = entry
+        losses.append((_name(reason), _name(category), _count(quantity)))
+    return tuple(losses)
+
+
+_Shape = tuple[str, int, int, str | None, Quantities]
+
+
+def _head(head: bytes) -> tuple[str | None, int, list[_Shape]]:
+    found: Any = loads(head)
+    if not isinstance(found, list) or len(found) != 3 or not isinstance(found[2], list):
+        raise ValueError("not an envelope's head")
+    event_id, header_length, entries = found
+    shapes: list[_Shape] = []
+    for entry in entries:
+        if not isinstance(entry, list) or len(entry) != 5 or not isinstance(entry[4], list):
+            raise ValueError("not an item's shape")
+        type_, item_header_length, payload_length, category, pairs = entry
+        quantities = []
+        for pair in pairs:
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise ValueError("not a quantity")
+            quantities.append((_name(pair[0]), _count(pair[1])))
+        shapes.append(
+            (
+                _name(type_),
+                _count(item_header_length),
+                _count(payload_length),
+                None if category is None else _name(category),
+                tuple(quantities),
+            )
+        )
+    return None if event_id is None else _name(event_id), _count(header_length), shapes
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_QUANTITY:
+        raise ValueError("not a count")
+    return value
+
+
+def _name(value: object) -> str:
+    if type(value) is not str:
+        raise ValueError("not a name")
+    return value

@@ -1,0 +1,389 @@
+"""Values: any object of the app as a small piece of JSON, without running the app's code; and tags.
+
+Owns the bounded walk, and the form of tags. Only exact facts of built-in types are read, through the types'
+own C functions, so that no `__repr__`, `__str__`, `__len__`, `__iter__`, `__class__` or `__getattr__` of the
+app runs; any other object is `<module.Class>`, with its fields when its class declares them (`objects.py`).
+Every walk has a depth, a breadth, a text length and a number of bytes.
+
+Threads: stateless but for caches that any thread may fill. Containers that other threads change meanwhile
+are read in one step each.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final
+
+from transport_kit.envelope.encoder import dumps_text
+from transport_kit.reporting.values.objects import (
+    Plan,
+    fields_of,
+    may_have_shape,
+    names_of,
+    plan_of,
+    shape_of,
+)
+from transport_kit.reporting.values.scrub import FILTERED, scrub_text
+
+__all__ = [
+    "as_text",
+    "bounded",
+    "class_name",
+    "clean",
+    "cut",
+    "Limits",
+    "MINIMUM",
+    "module_of",
+    "qualname_of",
+    "Room",
+    "tag_key",
+    "TAG_LENGTH",
+    "tag_value",
+    "tidy",
+]
+
+#: Bytes of JSON that any scalar fits in; a walk writes a value only while this much room is left.
+MINIMUM: Final = 24
+#: Bytes of JSON that any number within `_LEAST` and `_MOST` fits in.
+_NUMBER: Final = 20
+_BARELY: Final = MINIMUM - _NUMBER
+#: Elements of a dict that is copied whole.
+_SMALL: Final = 100
+_KEY_LENGTH: Final = 64
+_CACHED_KEYS: Final = 4096
+# What every JSON reader takes as a number without loss of digits is within these.
+_LEAST: Final = -(1 << 63)
+_MOST: Final = (1 << 63) - 1
+# Past a limit by this much a text is still scrubbed, so that a cut never hides the `@` that ends a password.
+_LOOKAHEAD: Final = 512
+_NAME_LENGTH: Final = 200
+#: Under which an object with fields says its class.
+_CLASS_KEY: Final = "<class>"
+
+_module: Callable[[type], Any] = type.__dict__["__module__"].__get__
+_qualname: Callable[[type], str] = type.__dict__["__qualname__"].__get__
+
+#: Characters of a key, and of a value.
+TAG_LENGTH: Final = 200
+_NOT_IN_TAG_KEY = re.compile(r"[^A-Za-z0-9_.:\-]")
+
+
+class Room:
+    """Bytes of JSON that may still be written. One walk owns it; not shared between threads."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of a value is kept.
+
+    Attributes:
+        text: Characters of a string.
+        breadth: Elements of a container.
+        depth: Containers within each other.
+        hides: Says for a key whether its value is left out; None keeps all, and leaves text unscrubbed.
+        costs: Key -> bytes that it takes with its signs and a number; for one whose value is hidden the bytes
+            that both take, negative. Only keys that are written as they are. Changed in single steps; two
+            threads that miss do the same work twice.
+    """
+
+    text: int
+    breadth: int
+    depth: int
+    hides: Callable[[str], bool] | None = None
+    costs: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+
+_SEQUENCES: Final = (list, tuple, set, frozenset)
+# Id of a class -> a weak reference to it, its name, how its fields are read, whether it may have a shape.
+_classes: dict[int, tuple[weakref.ref[type], str, Plan | None, bool]] = {}
+_KEYS: Final = Limits(text=_KEY_LENGTH, breadth=0, depth=0)
+_TEXTS: Final = Limits(text=2048, breadth=100, depth=6)
+_TEXT_BYTES: Final = 2048
+
+
+def cut(text: str, limit: int) -> str:
+    """At most `limit` characters of a string as an exact `str`; a shortened one ends in `...`."""
+    if type(text) is str and len(text) <= limit:
+        return text
+    if str.__len__(text) <= limit:
+        return str.__getitem__(text, slice(None))
+    return str.__getitem__(text, slice(0, limit - 3)) + "..."
+
+
+def clean(text: str) -> str:
+    """The text with lone surrogates written as escapes: what JSON and UTF-8 can carry."""
+    if text.isascii():
+        return text
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def tidy(text: object, limit: int) -> str:
+    """At most `limit` characters of a text that JSON can carry; what is no text is told as in a walk."""
+    exact = text if type(text) is str else as_text(text)
+    if len(exact) <= limit and exact.isascii():
+        return exact
+    return cut(clean(exact), limit)
+
+
+def as_text(value: object) -> str:
+    """A value that ought to be text as an exact `str`, without running its code: a number's digits, an
+    object's class."""
+    if issubclass(type(value), str):
+        return str.__getitem__(value, slice(None))  # type: ignore[index]
+    return str(bounded(value, Room(_TEXT_BYTES), _TEXTS))
+
+
+def module_of(cls: type) -> str | None:
+    """The module a class says it comes from; None when that is not text."""
+    try:
+        module = _module(cls)
+    except AttributeError:
+        return None
+    return clean(cut(module, _NAME_LENGTH)) if issubclass(type(module), str) else None
+
+
+def qualname_of(cls: type) -> str:
+    """A class's qualified name, whatever its metaclass does."""
+    return clean(cut(_qualname(cls), _NAME_LENGTH))
+
+
+def class_name(cls: type) -> str:
+    """`module.Class` of a class."""
+    return f"{module_of(cls) or '?'}.{qualname_of(cls)}"
+
+
+def bounded(value: Any, room: Room, limits: Limits, depth: int = 0) -> Any:
+    """The value as JSON takes it, within `room` and `limits`.
+
+    The caller sees to it that `room.left` is at least `MINIMUM`; it never becomes negative.
+    """
+    cls = type(value)
+    if cls is str:
+        return _text(value, room, limits)
+    if value is None or cls is bool:
+        room.left -= 5
+        return value
+    if cls is int:
+        return _integer(value, room)
+    if depth < limits.depth:
+        try:
+            if cls is list:
+                return _sequence(value, list, room, limits, depth)
+            if cls is dict or issubclass(cls, dict):
+                return _mapping(value, room, limits, depth)
+            for kind in _SEQUENCES:
+                if issubclass(cls, kind):
+                    if kind is tuple and cls is not tuple:
+                        names = names_of(cls)
+                        if names and len(names) == tuple.__len__(value):
+                            named = dict(zip(names, tuple.__iter__(value), strict=True))
+                            return _mapping(named, room, limits, depth)
+                    return _sequence(value, kind, room, limits, depth)
+        except RuntimeError:
+            # A set or dict changed between two of our steps: its class says more than half of it.
+            pass
+    if issubclass(cls, float):
+        return _float(float.__float__(value), room)
+    if issubclass(cls, str):
+        return _text(value, room, limits)
+    if issubclass(cls, int):
+        return _integer(int.__index__(value), room)
+    return _object(value, cls, room, limits, depth)
+
+
+def _object(value: Any, cls: type, room: Room, limits: Limits, depth: int) -> Any:
+    # By id, for a class's own hash is its metaclass's code; the reference says whether it still is that one.
+    known = _classes.get(id(cls))
+    if known is None or known[0]() is not cls:
+        known = (weakref.ref(cls), f"<{class_name(cls)}>", plan_of(cls), may_have_shape(cls))
+        if len(_classes) >= _CACHED_KEYS:
+            _classes.clear()
+        _classes[id(cls)] = known
+    _, name, plan, shaped = known
+    if plan is not None and depth < limits.depth and room.left > len(name) + 2 * MINIMUM:
+        return _mapping({_CLASS_KEY: name, **fields_of(value, cls, plan)}, room, limits, depth)
+    shape = shape_of(value, cls) if shaped else None
+    return _plain(name if shape is None else f"{name[:-1]} {shape}>", room)
+
+
+def _text(text: str, room: Room, limits: Limits) -> str:
+    limit = limits.text
+    if type(text) is not str or len(text) > limit:
+        text = cut(text, limit if limits.hides is None else limit + _LOOKAHEAD)
+    if limits.hides is not None:
+        text = scrub_text(text)
+        if len(text) > limit:
+            text = cut(text, limit)
+    try:
+        cost = len(dumps_text(text))
+    except TypeError:
+        return _plain(clean(text), room)
+    if cost > room.left:
+        return _plain(text, room)
+    room.left -= cost
+    return text
+
+
+def _plain(text: str, room: Room) -> str:
+    """The text, cut to the room there is."""
+    try:
+        cost = len(dumps_text(text))
+    except TypeError:
+        text = clean(text)
+        cost = len(dumps_text(text))
+    if cost > room.left:
+        # A character takes up to six bytes of JSON (an escaped control character); plain ASCII takes one.
+        widest = 1 if cost == len(text) + 2 else 6
+        text = cut(text, max(3, (room.left - 2) // widest))
+        cost = len(dumps_text(text))
+    room.left -= cost
+    return text
+
+
+def _integer(value: int, room: Room) -> int | str:
+    if _LEAST <= value <= _MOST:
+        room.left -= 20
+        return value
+    bits = value.bit_length()
+    # Decimal text of a huge integer takes quadratic time, and Python refuses it past 4300 digits.
+    return _plain(str(value) if bits <= 1024 else f"<int of {bits} bits>", room)
+
+
+def _float(value: float, room: Room) -> float | str:
+    if not math.isfinite(value):
+        return _plain(repr(value), room)
+    room.left -= MINIMUM
+    return value
+
+
+def _sequence(value: Any, kind: Any, room: Room, limits: Limits, depth: int) -> list[Any]:
+    length = kind.__len__(value)
+    breadth = limits.breadth
+    # Taken in one step: other threads may change the container meanwhile.
+    elements = value[:breadth] if type(value) is list else list(islice(kind.__iter__(value), breadth))
+    if length == 2 == len(elements) and type(elements[0]) is str and _hides(elements[0], limits):
+        elements[1] = FILTERED  # a header or form field as a pair
+    # Room for a number each is taken at once, and given back where something else stands.
+    left = room.left - 2
+    count = (left - MINIMUM) // (_NUMBER + 1)
+    if count < len(elements):
+        del elements[max(count, 0) :]
+    left -= len(elements) * (_NUMBER + 1)
+    for element in elements:
+        # The commonest here rather than in `bounded`: a call costs more than all else. Within a billion, and
+        # with two signs, for that is what the interpreter compares quickly.
+        if type(element) is not int or element > 1_000_000_000 or element < -1_000_000_000:
+            left = _render_elements(elements, left, room, limits, depth)
+            break
+    room.left = left
+    if length > len(elements) and left > 2 * MINIMUM:
+        note = f"<{length - len(elements)} more>"
+        room.left = left - len(note) - 3
+        elements.append(note)
+    return elements
+
+
+def _render_elements(elements: list[Any], left: int, room: Room, limits: Limits, depth: int) -> int:
+    """Replaces each element by what is told of it; what is left of the room, in which each has a number's."""
+    for place, element in enumerate(elements):
+        if type(element) is int and element < 1_000_000_000 and element > -1_000_000_000:
+            continue
+        left += _NUMBER
+        if left < MINIMUM:
+            left += (len(elements) - place) * (_NUMBER + 1) - _NUMBER
+            del elements[place:]
+            break
+        room.left = left
+        elements[place] = told = bounded(element, room, limits, depth + 1)
+        left = room.left
+        if type(told) is str and told[:2] == "--" and place + 1 < len(elements) and _hides(told, limits):
+            elements[place + 1] = FILTERED  # a flag's value, as a command's arguments are kept
+    return left
+
+
+def _hides(name: str, limits: Limits) -> bool:
+    # Searching more than a name takes the time of the whole walk.
+    return limits.hides is not None and len(name) <= _NAME_LENGTH and limits.hides(name)
+
+
+def _mapping(value: dict[Any, Any], room: Room, limits: Limits, depth: int) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    costs = limits.costs
+    breadth = limits.breadth
+    left = room.left - 2  # the room, kept here between the calls that change it
+    length = dict.__len__(value)
+    # Taken in one step: other threads may change the dict meanwhile. Copying a small one is the quickest.
+    members = dict.copy(value).items() if length <= _SMALL else list(islice(dict.items(value), breadth))
+    for name, element in islice(members, breadth):
+        try:
+            cost = costs[name] if type(name) is str else None
+        except KeyError:
+            cost = None
+        if cost is None:
+            name, cost = _known_key(name, limits)
+        if cost > 0:
+            left -= cost  # of the key, and of a number
+            if left < _BARELY:
+                left += cost
+                break
+            if type(element) is int and element < 1_000_000_000 and element > -1_000_000_000:
+                result[name] = element
+            else:
+                room.left = left + _NUMBER
+                result[name] = bounded(element, room, limits, depth + 1)
+                left = room.left
+        else:
+            left += cost
+            if left < 0:
+                left -= cost
+                break
+            result[name] = FILTERED
+    room.left = left
+    if length > len(result) and left > 2 * MINIMUM:
+        note = f"<{length - len(result)} more>"
+        room.left = left - len(note) - 9
+        result["..."] = note
+    return result
+
+
+def _known_key(name: Any, limits: Limits) -> tuple[str, int]:
+    """A key as it is written, and what `limits.costs` says of it."""
+    key = clean(cut(name, _KEY_LENGTH)) if type(name) is str else clean(_key(name))
+    hides, costs = limits.hides, limits.costs
+    cost = costs.get(key)
+    if cost is None:
+        cost = len(dumps_text(key)) + 2
+        cost = -(cost + len(FILTERED) + 2) if hides is not None and hides(key) else cost + _NUMBER
+        if len(costs) >= _CACHED_KEYS:
+            costs.clear()
+        costs[key] = cost
+    return key, cost
+
+
+def _key(name: Any) -> str:
+    cls = type(name)
+    if issubclass(cls, str):
+        return cut(name, _KEY_LENGTH)
+    if name is None or cls is bool or cls is int or cls is float:
+        return cut(str(bounded(name, Room(_KEY_LENGTH), _KEYS)), _KEY_LENGTH)
+    return cut(f"<{class_name(cls)}>", _KEY_LENGTH)
+
+
+def tag_key(key: object) -> str:
+    """A tag's key as servers take it: spaces become `-`, other characters outside the set `_`."""
+    return _NOT_IN_TAG_KEY.sub("_", cut(as_text(key), TAG_LENGTH).strip().replace(" ", "-"))
+
+
+def tag_value(value: object) -> str:
+    """A tag's value as servers take it: one line of text."""
+    return cut(" ".join(as_text(value).splitlines()), TAG_LENGTH)

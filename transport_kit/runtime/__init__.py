@@ -1,0 +1,5 @@
+"""What every room stands on.
+
+Owns the errors, the version, the log, the re-entrant lock, threads, forks, and the end of the process.
+Imports no other room.
+"""

@@ -1,0 +1,463 @@
+"""Delivery over HTTP: filter by rate limits, encode, send, and read the answer as an outcome.
+
+Owns what an answer means (`BaseHttpTransport`) and the transport that most apps use (`HttpTransport`).
+Waiting, retrying and counting are the worker's; connections are `connections.py`'s.
+
+Threads: captures come from anywhere; `_deliver` and what it calls run on the worker's senders, several
+at a time. What a forked child must not share with its parent is in one object that it replaces.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from transport_kit.config.dsn import Dsn
+from transport_kit.config.options import TransportOptions
+from transport_kit.envelope import encoder
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.envelope.losses import LossReason, Quantities, Report
+from transport_kit.envelope.sealed import SealedEnvelope
+from transport_kit.queues.memory import MemoryQueue
+from transport_kit.queues.protocol import Queue
+from transport_kit.runtime import process
+from transport_kit.runtime.errors import OptionsError, SealError
+from transport_kit.runtime.interrupts import let_through
+from transport_kit.runtime.log import log
+from transport_kit.runtime.version import CLIENT, SDK_NAME, VERSION
+from transport_kit.transport.base import Transport, is_deliverable, quantities_of
+from transport_kit.transport.health import Health, LastError
+from transport_kit.transport.wire.compression import SMALLEST, codec
+from transport_kit.transport.wire.connections import ConnectionPool
+from transport_kit.transport.wire.exchange import ExchangeError, Response
+from transport_kit.transport.worker.client_reports import report_items
+from transport_kit.transport.worker.ledger import LedgerSnapshot
+from transport_kit.transport.worker.limits import RateLimits, retry_after_seconds
+from transport_kit.transport.worker.outcome import FlushReport, Outcome
+from transport_kit.transport.worker.worker import BackgroundWorker
+
+__all__ = ["BaseHttpTransport", "HttpTransport"]
+
+#: Characters of an error answer that are logged.
+SHOWN = 200
+_CONTENT_TYPE = "application/x-sentry-envelope"
+_REPORT_HEADER = encoder.dumps({"sdk": {"name": SDK_NAME, "version": VERSION}})
+_NO_LIMITS = RateLimits()
+
+
+class TransportState:
+    """What belongs to one process: a forked child gets a new one, and never touches its parent's.
+
+    `guard` guards all that follows it; it is held for a few assignments at a time and never during I/O.
+    """
+
+    def __init__(self, worker: BackgroundWorker, pool: Any, queue: Queue) -> None:
+        self.pid = os.getpid()
+        self.worker = worker
+        self.queue = queue
+        self.pool = pool
+        # The next life, by the process it is for. `setdefault` decides among threads that come at once.
+        self.heirs: dict[int, TransportState] = {}
+        # A parent's life is kept: finalising it here could find a lock of its held, and copies its memory.
+        self.parent: TransportState | None = None
+        # Idents of the threads that are sealing; each adds and takes out its own, in single steps. Here, for
+        # in a forked child the threads are gone and their idents used again.
+        self.sealing: set[int] = set()
+        # Senders write all below while holding `guard`; anyone reads it without.
+        self.guard = threading.Lock()
+        self.limits = _NO_LIMITS
+        self.last_success: float | None = None
+        self.last_error: tuple[str, int | None, float] | None = None
+        self.refused: int | None = None  # 401 or 403: the server does not want this key
+        self.told: set[int | str] = set()  # statuses and error kinds logged since the last success
+
+
+class BaseHttpTransport(Transport):
+    """Everything of an HTTP transport but the HTTP.
+
+    A subclass fills in `_make_pool` and `_request`.
+
+    Args:
+        dsn: Where to deliver.
+        options: Bounds and times.
+        make_queue: Makes the queue, once per process; None makes a `MemoryQueue`.
+
+    Raises:
+        OptionsError: An option asks for what is not there, such as a codec that is not installed.
+    """
+
+    def __init__(
+        self,
+        dsn: Dsn,
+        options: TransportOptions | None = None,
+        *,
+        make_queue: Callable[[], Queue] | None = None,
+    ) -> None:
+        super().__init__(options)
+        encoder.announce()
+        self.dsn: Dsn = dsn
+        if make_queue is None and self.options.queue != "memory":
+            raise OptionsError("queue", "is made by make_transport, or given as make_queue")
+        self._make_queue = make_queue or self._memory_queue
+        self._codec = codec(self.options.compression, self.options.compression_level)
+        self._url = dsn.envelope_url
+        self._headers = {
+            "Content-Type": _CONTENT_TYPE,
+            "User-Agent": CLIENT,
+            "X-Sentry-Auth": dsn.auth_header(CLIENT),
+        }
+        self._life = self._new_life()
+        process.watch(self)
+
+    def _memory_queue(self) -> Queue:
+        return MemoryQueue(self.options.max_queue_items, self.options.max_queue_bytes)
+
+    def _new_life(self, parent: TransportState | None = None) -> TransportState:
+        def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
+            return self._deliver(life, sealed, within)
+
+        queue = self._make_queue()
+        life = TransportState(BackgroundWorker(queue, deliver, self.options), self._make_pool(), queue)
+        life.parent = parent
+        return life
+
+    # -- the two hooks ---------------------------------------------------------------------------------
+
+    def _make_pool(self) -> Any:
+        """What `_request` sends on; one per process. Must not connect, nor import what is slow."""
+        raise NotImplementedError
+
+    def _request(
+        self, method: str, url: str, body: bytes, headers: dict[str, str], *, timeout: float
+    ) -> Response:
+        """One request and its whole answer, within `timeout` seconds; redirects are not followed.
+
+        Raises:
+            ExchangeError: There is no usable answer.
+        """
+        raise NotImplementedError
+
+    # -- capturing -------------------------------------------------------------------------------------
+
+    def capture_envelope(self, envelope: Envelope) -> bool:
+        """Seal the envelope and queue it; True when accepted.
+
+        Any thread, a signal handler, `__del__`: it never raises and never waits for a lock held during
+        I/O. A capture made by our own sealing or sending on the same thread is refused and counted.
+        """
+        try:
+            life = self._current_life()
+            worker = life.worker
+            if not is_deliverable(envelope):
+                return False
+            ident = threading.get_ident()
+            if worker.on_own_thread or ident in life.sealing:
+                worker.lose(LossReason.REENTRANT, _one_each(envelope))
+                return False
+            if worker.closing:
+                worker.lose(LossReason.CLOSED, quantities_of(envelope.items))
+                return False
+            sealed = self._seal(life, envelope, ident)
+            return sealed is not None and worker.submit(sealed)
+        except Exception as error:
+            let_through(error)
+            log.error("a capture failed: %s", type(error).__name__)
+            return False
+
+    def _seal(self, life: TransportState, envelope: Envelope, ident: int) -> SealedEnvelope | None:
+        worker = life.worker
+        try:
+            life.sealing.add(ident)
+            sealed = envelope.seal(
+                max_event_bytes=self.options.max_event_bytes,
+                max_attachment_bytes=self.options.max_attachment_bytes,
+                max_envelope_bytes=self.options.max_envelope_bytes,
+            )
+        except SealError as error:
+            let_through(error)
+            log.error("an envelope was refused: %s", error)
+            worker.lose(LossReason.INTERNAL_SDK_ERROR, _one_each(envelope))
+            return None
+        finally:
+            # One call: a signal handler may raise after each, and the ident must not stay behind.
+            life.sealing.discard(ident)
+        for problem, quantities in sealed.left_out:
+            log.error("an item was left out: %s", problem)
+            worker.lose(LossReason.INTERNAL_SDK_ERROR, quantities)
+        return sealed
+
+    def _lose(self, reason: LossReason, quantities: Quantities) -> None:
+        self._current_life().worker.lose(reason, quantities)
+
+    # -- life ------------------------------------------------------------------------------------------
+
+    def _current_life(self) -> TransportState:
+        life = self._life
+        if life.pid != os.getpid():
+            # A fork that no hook saw, such as one made in C.
+            self._renew_after_fork()
+            life = self._life
+        return life
+
+    def _renew_after_fork(self) -> None:
+        heirs = self._life.heirs
+        heir = heirs.get(os.getpid()) or heirs.setdefault(os.getpid(), self._new_life(self._life))
+        self._life = heir
+
+    def start(self) -> None:
+        self._current_life().worker.start()
+
+    def _flush(self, timeout: float, until: str) -> FlushReport:
+        return self._current_life().worker.flush(timeout, until)
+
+    def _close(self, timeout: float) -> FlushReport:
+        life = self._current_life()
+        report = life.worker.close(timeout)
+        self._close_pool(life)
+        return report
+
+    def kill(self) -> None:
+        life = self._current_life()
+        life.worker.kill()
+        self._close_pool(life)
+
+    def _close_pool(self, life: TransportState) -> None:
+        close = getattr(life.pool, "close", None)
+        if close is not None:
+            close()
+
+    @property
+    def closed(self) -> bool:
+        return self._current_life().worker.closing
+
+    @property
+    def pending(self) -> int:
+        return self._current_life().worker.pending
+
+    def _end_of_process(self, deadline: float) -> int:
+        return self._current_life().worker.end(deadline - time.monotonic())
+
+    def _can_wait(self) -> bool:
+        life = self._current_life()
+        return life.worker.can_wait and threading.get_ident() not in life.sealing
+
+    def _wants_sigterm(self) -> bool:
+        return self.options.handle_sigterm
+
+    # -- delivering, on a sender thread ----------------------------------------------------------------
+
+    def _deliver(self, life: TransportState, sealed: SealedEnvelope | None, within: float) -> Outcome:
+        """Send one envelope with the losses that are due, or only these."""
+        now = time.monotonic()
+        limits = life.limits
+        lost: Quantities = ()
+        if sealed is not None:
+            sealed = sealed.unpacked()
+            if limits is not _NO_LIMITS:
+                kept, lost = sealed.filtered(lambda category: limits.is_limited(category, now))
+                if kept is None:
+                    return Outcome(LossReason.RATELIMIT_BACKOFF, answered=None)
+                sealed = kept
+        report: Report = ()
+        if life.worker.unreported and not limits.is_limited("internal", now):
+            report = life.worker.take_report(alone=sealed is None)
+        if sealed is None:
+            if not report:
+                return Outcome(answered=None)
+            sealed = SealedEnvelope.empty(_REPORT_HEADER)
+        try:
+            outcome = self._send(life, sealed, report, within)
+        except BaseException:
+            life.worker.give_back(report)
+            raise
+        if not outcome.answered or outcome.server_fault:
+            life.worker.give_back(report)
+        if lost:
+            outcome = outcome.with_lost(LossReason.RATELIMIT_BACKOFF, lost)
+        return outcome
+
+    def _send(self, life: TransportState, sealed: SealedEnvelope, report: Report, within: float) -> Outcome:
+        whole = sealed.with_items(report_items(report)) if report else sealed
+        body = whole.serialize(datetime.now(UTC).isoformat().replace("+00:00", "Z"))
+        headers = self._headers
+        if self._codec.encoding is not None and len(body) >= SMALLEST:
+            body = self._codec.compress(body)
+            headers = {**headers, "Content-Encoding": self._codec.encoding}
+        try:
+            response = self._request("POST", self._url, body, headers, timeout=within)
+        except ExchangeError as error:
+            return self._no_answer(life, sealed, error)
+        return self._answer(life, response)
+
+    def _no_answer(self, life: TransportState, sealed: SealedEnvelope, error: ExchangeError) -> Outcome:
+        with life.guard:
+            life.last_error = (error.kind, None, time.monotonic())
+        self._tell(life, error.kind, "a delivery failed and is repeated later: %s", error)
+        if error.kind == "timeout" and error.body_sent and not sealed.repeatable:
+            # The server may have it, and would not recognise a repeat.
+            return Outcome(LossReason.NETWORK_ERROR, answered=False)
+        return Outcome.retry(LossReason.NETWORK_ERROR)
+
+    def _answer(self, life: TransportState, response: Response) -> Outcome:
+        status, headers = response.status, response.headers
+        now = time.monotonic()
+        retried = status in self.options.retry_statuses
+        with life.guard:
+            if status == 429 or status == 503 or "x-sentry-rate-limits" in headers:
+                # `Retry-After` beside a status that we retry is a pause, not a limit: a limit would discard
+                # what waits, and an outage behind a load balancer is announced this way. So only the other
+                # header counts then, as it does beside a 200.
+                life.limits = life.limits.updated(200 if retried else status, headers, now)
+            if 200 <= status < 300:
+                recovered = bool(life.told)
+                life.told.clear()
+                life.last_success = now
+                life.refused = None
+            else:
+                life.last_error = ("http", status, now)
+                if status in (401, 403):
+                    life.refused = status
+        if 200 <= status < 300:
+            if recovered:
+                log.info("deliveries work again")
+            return Outcome()
+        if retried:
+            self._tell(life, status, "the server answered %d; the delivery is repeated later", status)
+            pause = retry_after_seconds(headers, wall=time.time()) or 0.0
+            return Outcome.retry(
+                LossReason.SEND_ERROR, not_before=now + min(pause, self.options.retry_window)
+            )
+        if status == 429:
+            self._tell(life, status, "the server answered 429; limited categories are dropped meanwhile")
+            return Outcome(LossReason.RATE_LIMITED)
+        if 300 <= status < 400:
+            self._tell(
+                life,
+                status,
+                "the server answered %d and the envelope was discarded; a redirect is not followed: %s",
+                status,
+                self._shown(headers.get("location", "").encode()),
+            )
+            return Outcome(LossReason.SEND_ERROR)
+        self._tell(
+            life,
+            status,
+            "the server answered %d%s and the envelope was discarded: %s",
+            status,
+            _ADVICE.get(status, ""),
+            self._shown(response.body),
+        )
+        return Outcome(LossReason.SEND_ERROR, server_fault=status >= 500)
+
+    def _tell(self, life: TransportState, what: int | str, message: str, *arguments: object) -> None:
+        """One line per kind of failure until deliveries work again."""
+        with life.guard:
+            known = what in life.told
+            life.told.add(what)
+        if not known:
+            log.warning(message, *arguments)
+
+    def _shown(self, said: bytes) -> str:
+        """The beginning of what a server said, printable, without our own key if it is echoed."""
+        text = said.decode("utf-8", "replace")
+        for secret in (self.dsn.secret_key, self.dsn.public_key):
+            if secret:
+                # All of the text, before it is cut: the cut could leave most of a key.
+                text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)
+        return "".join(c if c.isprintable() else " " for c in text[:SHOWN])
+
+    # -- saying ----------------------------------------------------------------------------------------
+
+    def health(self) -> Health:
+        life = self._current_life()
+        facts = life.worker.facts()
+        now = time.monotonic()
+        queue, totals, breaker = facts.queue, facts.totals, facts.breaker
+        error, success = life.last_error, life.last_success
+        oldest = queue.oldest_put_at
+        return Health(
+            pid=life.pid,
+            state=facts.state.name.lower(),
+            kind=type(self).__name__,
+            worker_alive=facts.senders > 0,
+            senders=facts.senders,
+            waiting=queue.waiting,
+            claimed=queue.claimed,
+            queue_capacity=queue.max_items,
+            queue_bytes=queue.size,
+            queue_bytes_capacity=queue.max_bytes,
+            oldest_pending_age=None if oldest is None else now - oldest,
+            last_success_age=None if success is None else now - success,
+            last_error=None if error is None else LastError(error[0], error[1], now - error[2]),
+            # A 429 is an answer of a server at work; the limits tell of it.
+            failing=error is not None and error[1] != 429 and (success is None or error[2] > success),
+            breaker=breaker.state,
+            next_probe_in=None if breaker.state == "closed" else max(0.0, breaker.next_probe - now),
+            limits={category: until - now for category, until in life.limits.active(now).items()},
+            captured=totals.captured,
+            delivered=totals.delivered,
+            discarded_by_category=totals.discarded,
+            pending=_pending(totals),
+            last_drop_age=None if facts.last_drop is None else now - facts.last_drop,
+            spool=life.queue.describe() if life.queue.shared else None,
+            problem=None if life.refused is None else f"the server refuses this DSN's key ({life.refused})",
+        )
+
+
+class HttpTransport(BaseHttpTransport):
+    """Delivers over HTTP/1.1 on connections that urllib3 opens: TLS, client certificates, proxies."""
+
+    def _make_pool(self) -> ConnectionPool:
+        return ConnectionPool(self._url, self.options)
+
+    @functools.cached_property
+    def _target(self) -> str:
+        return urlsplit(self._url).path
+
+    def _request(
+        self, method: str, url: str, body: bytes, headers: dict[str, str], *, timeout: float
+    ) -> Response:
+        pool: ConnectionPool = self._life.pool
+        return pool.post(self._target, headers, body, timeout=timeout)
+
+
+_ADVICE = {
+    400: " (it could not read the envelope)",
+    401: " (check the DSN's key)",
+    403: " (check the DSN's key and project)",
+    404: " (check the DSN's host and project)",
+    405: " (check the DSN's host and project)",
+    413: " (it is too large for this server)",
+}
+
+
+def _one_each(envelope: Envelope) -> Quantities:
+    """One per item, without looking at payloads: sealing them is what failed, or is under way."""
+    totals: dict[str, int] = {}
+    for item in tuple(envelope.items):
+        category = item.data_category
+        if category is not None and category != "internal":
+            totals[category] = totals.get(category, 0) + 1
+    return tuple(totals.items())
+
+
+def _pending(totals: LedgerSnapshot) -> dict[str, int]:
+    pending = {}
+    for category in {*totals.captured, *totals.claimed_from_shared}:
+        left = (
+            totals.captured.get(category, 0)
+            + totals.claimed_from_shared.get(category, 0)
+            - totals.settled(category)
+            - totals.stored_in_shared.get(category, 0)
+            - totals.returned_to_shared.get(category, 0)
+        )
+        if left:
+            pending[category] = left
+    return pending

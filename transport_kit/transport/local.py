@@ -1,0 +1,189 @@
+"""The transports that need no worker: a function is called with each envelope, or nothing is delivered.
+
+Owns `FunctionTransport`, `NullTransport`, and the counting that they share.
+
+Threads: every public method may be called from any thread, from a signal handler, and from `__del__`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import threading
+from collections.abc import Callable
+
+from transport_kit.config.options import TransportOptions
+from transport_kit.envelope.envelope import Envelope
+from transport_kit.envelope.losses import LossReason, Quantities
+from transport_kit.runtime import process
+from transport_kit.runtime.errors import OptionsError
+from transport_kit.runtime.interrupts import let_through
+from transport_kit.runtime.lock import StateLock
+from transport_kit.runtime.log import log
+from transport_kit.transport.base import Transport, is_deliverable, quantities_of
+from transport_kit.transport.health import Health
+from transport_kit.transport.worker.ledger import Ledger
+from transport_kit.transport.worker.outcome import FlushReport
+
+__all__ = ["CountingTransport", "FunctionTransport", "NullTransport"]
+
+
+class _Books:
+    """What belongs to one process: a forked child opens its own, and never touches its parent's."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.lock = StateLock()
+        # Guarded by `lock`.
+        self.ledger = Ledger()
+        # Set once, read by anyone.
+        self.closed = False
+
+
+class CountingTransport(Transport):
+    """What the transports without a worker share: each envelope is settled in its capture, and counted."""
+
+    def __init__(self, options: TransportOptions | None = None) -> None:
+        super().__init__(options)
+        self._own_books = _Books()
+        process.watch(self)
+
+    @property
+    def _books(self) -> _Books:
+        if self._own_books.pid != os.getpid():  # a fork that no hook saw, such as one made in C
+            self._renew_after_fork()
+        return self._own_books
+
+    def _renew_after_fork(self) -> None:
+        self._own_books = _Books()
+
+    def _deliver(self, envelope: Envelope) -> LossReason | Quantities | None:
+        """Do with the envelope what this transport is for; why it was lost, or what of it was left out."""
+        raise NotImplementedError
+
+    def capture_envelope(self, envelope: Envelope) -> bool:
+        if not is_deliverable(envelope):
+            return False
+        quantities = quantities_of(envelope.items)
+        outcome: LossReason | Quantities | None = LossReason.CLOSED
+        if not self._books.closed:
+            try:
+                outcome = self._deliver(envelope)
+            except BaseException:
+                # What is no Exception, such as Ctrl-C, is meant for the app. Counted all the same.
+                self._lose(LossReason.INTERNAL_SDK_ERROR, quantities)
+                raise
+        if isinstance(outcome, LossReason):
+            self._lose(outcome, quantities)
+            return False
+        if outcome:
+            self._lose(LossReason.INTERNAL_SDK_ERROR, outcome)
+            lost = dict(outcome)
+            quantities = tuple(
+                (category, count - lost.get(category, 0))
+                for category, count in quantities
+                if count > lost.get(category, 0)
+            )
+        ledger = self._books.ledger
+        self._record(lambda: ledger.capture_delivered(quantities))
+        return True
+
+    def _lose(self, reason: LossReason, quantities: Quantities) -> None:
+        ledger = self._books.ledger
+        self._record(lambda: ledger.lose(reason, quantities))
+
+    def _record(self, action: Callable[[], object]) -> None:
+        lock = self._books.lock
+        if lock.held():
+            lock.defer(action)
+            return
+        with lock.rlock:
+            action()
+        lock.run_deferred()
+
+    def _flush(self, timeout: float, until: str) -> FlushReport:
+        return FlushReport(True)
+
+    def _close(self, timeout: float) -> FlushReport:
+        self._books.closed = True
+        return FlushReport(True)
+
+    def kill(self) -> None:
+        self._books.closed = True
+
+    @property
+    def closed(self) -> bool:
+        return self._books.closed
+
+    def health(self) -> Health:
+        books = self._books
+        books.lock.run_deferred()
+        with books.lock.rlock:
+            totals = books.ledger.snapshot()
+        books.lock.run_deferred()
+        return Health(
+            pid=books.pid,
+            state="closed" if books.closed else "running",
+            kind=type(self).__name__,
+            captured=totals.captured,
+            delivered=totals.delivered,
+            discarded_by_category=totals.discarded,
+            problem=self._problem(),
+        )
+
+    def _problem(self) -> str | None:
+        return None
+
+
+class FunctionTransport(CountingTransport):
+    """Hands each envelope to a function, in the caller.
+
+    The function's exception is counted as `internal_sdk_error` and logged, not raised. A capture made by
+    the function itself is refused and counted.
+
+    Raises:
+        OptionsError: The function is a coroutine function: nobody would await what it returns.
+    """
+
+    def __init__(
+        self, function: Callable[[Envelope], object], options: TransportOptions | None = None
+    ) -> None:
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004 - not a test for being callable
+        ):
+            raise OptionsError("target", "is a coroutine function; a plain function is needed")
+        self._function = function
+        self._busy = threading.local()
+        super().__init__(options)
+
+    def _deliver(self, envelope: Envelope) -> LossReason | None:
+        if getattr(self._busy, "now", False):
+            return LossReason.REENTRANT
+        try:
+            self._busy.now = True
+            self._function(envelope)
+        except Exception as error:
+            let_through(error)
+            log.error("the transport function failed: %s", type(error).__name__)
+            return LossReason.INTERNAL_SDK_ERROR
+        finally:
+            self._busy.now = False
+        return None
+
+
+class NullTransport(CountingTransport):
+    """Delivers nothing, and counts what it was given.
+
+    Made for an empty DSN, which is valid and means off. With a `problem` (a DSN that can't be used) its
+    health is `fail`.
+    """
+
+    def __init__(self, options: TransportOptions | None = None, *, problem: str | None = None) -> None:
+        self._what = problem
+        super().__init__(options)
+
+    def _deliver(self, envelope: Envelope) -> LossReason | None:
+        return LossReason.DISABLED if self._what is None else LossReason.MISCONFIGURED
+
+    def _problem(self) -> str | None:
+        return self._what

@@ -1,0 +1,66 @@
+"""Content encodings: the body of a request, made smaller.
+
+Owns the choice of codec and its measured default level. A codec that is not installed fails when it is
+asked for, with the install line, and is never replaced by another one.
+
+Threads: the functions hold no state.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+from transport_kit.runtime.errors import MissingExtra, OptionsError
+
+__all__ = ["Codec", "codec"]
+
+#: zlib's window bits that make a gzip stream.
+_GZIP = 31
+#: Below this many bytes compressing costs more than it saves.
+SMALLEST = 256
+
+
+class Codec(NamedTuple):
+    """A content encoding: its name on the wire (None for identity), and what makes it."""
+
+    encoding: str | None
+    compress: Callable[[bytes], bytes]
+
+
+def codec(name: str, level: int | None = None) -> Codec:
+    """The codec of that name.
+
+    Args:
+        name: `gzip`, `isal` (gzip made by the package isal), `br`, `zstd` or `none`.
+        level: The codec's own; None takes the default: gzip 3, isal 1, br 4, zstd 3.
+
+    Raises:
+        MissingExtra: Its package is not installed.
+        OptionsError: The level is not one of the codec's.
+    """
+    if name == "none":
+        return Codec(None, bytes)
+    lowest, highest, default = _LEVELS[name]
+    level = default if level is None else level
+    if not lowest <= level <= highest:
+        raise OptionsError("compression_level", f"must be from {lowest} to {highest} for {name}, not {level}")
+    if name == "gzip":
+        return Codec("gzip", lambda body: zlib.compress(body, level, _GZIP))
+    package, extra = _PACKAGES[name]
+    if find_spec(package) is None:
+        raise MissingExtra("compression", package, extra)
+    module: Any = import_module(package if name != "isal" else "isal.isal_zlib")
+    if name == "isal":
+        return Codec("gzip", lambda body: bytes(module.compress(body, level, _GZIP)))
+    if name == "br":
+        return Codec("br", lambda body: bytes(module.compress(body, quality=level)))
+    # A compressor object is not thread-safe, and making one is cheap beside what it does.
+    return Codec("zstd", lambda body: bytes(module.ZstdCompressor(level=level).compress(body)))
+
+
+_LEVELS = {"gzip": (0, 9, 3), "isal": (0, 3, 1), "br": (0, 11, 4), "zstd": (1, 22, 3)}
+_PACKAGES = {"isal": ("isal", "speed"), "br": ("brotli", "br"), "zstd": ("zstandard", "zstd")}

@@ -1,0 +1,484 @@
+"""Connections to one server: opened by urllib3, kept between POSTs, used through `exchange`.
+
+Owns when a connection is opened, reused, dropped. The only file that imports urllib3, and it does so at
+the first POST: the import takes 120 ms, and gevent may patch sockets between construction and then.
+urllib3 resolves names, connects, speaks TLS and to proxies; it never sees a request.
+
+Threads: `post` and `close` may be called from any thread. There is no lock that a fork could leave held:
+idle connections are in a deque, whose append and pop are atomic, and a connection in use belongs to its
+caller alone. A forked child starts with none.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import math
+import os
+import re
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+from transport_kit.config.options import TransportOptions
+from transport_kit.runtime.errors import MissingExtra
+from transport_kit.runtime.forks import fork_guard
+from transport_kit.transport.wire.exchange import (
+    ExchangeError,
+    ExchangeErrorKind,
+    Response,
+    Stream,
+    describe,
+    exchange,
+    would_block,
+)
+from transport_kit.transport.wire.proxies import Proxy, choose_proxy
+
+if TYPE_CHECKING:
+    import http.client
+    import ssl
+
+    from urllib3.connection import HTTPConnection
+
+__all__ = ["ConnectionPool"]
+
+_IDLE_SECONDS = 60.0
+_PORTS = {"http": 80, "https": 443}
+_is_name = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+_is_value = re.compile(r"[\t -~\x80-\xff]*").fullmatch
+_is_host = re.compile(r"[0-9A-Za-z._:~%-]+").fullmatch
+_is_path = re.compile(r"/[!-~]*").fullmatch
+# Ours to write: a second one from a caller would let two readers disagree about the request.
+_RESERVED = frozenset({"connection", "content-length", "host", "transfer-encoding"})
+
+
+class _Socket(Stream, Protocol):
+    def close(self) -> None: ...
+
+
+class _Idle(NamedTuple):
+    sock: _Socket
+    since: float
+
+
+class ConnectionPool:
+    """POSTs to one origin, over as few connections as callers need at once.
+
+    Args:
+        url: The origin, such as `https://sentry.example:8443`; a path is ignored.
+        options: Timeouts, certificates and proxies.
+        environ: Where proxy variables are read, once; None is `os.environ`.
+        clock: Monotonic seconds.
+
+    Raises:
+        ValueError: `url` is not an http(s) URL with a host.
+        OptionsError: The proxy can't be used.
+        MissingExtra: A SOCKS proxy, and PySocks is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        options: TransportOptions,
+        *,
+        environ: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in _PORTS or not parts.hostname:
+            raise ValueError("the URL must be http or https and have a host")
+        self._scheme = parts.scheme
+        self._host = _to_ascii(parts.hostname)
+        self._port = parts.port or _PORTS[parts.scheme]
+        self._options = options
+        self._clock = clock
+        self._proxy = choose_proxy(
+            self._scheme,
+            self._host,
+            self._port,
+            proxy=options.proxy,
+            no_proxy=options.no_proxy,
+            trust_env=options.trust_env,
+            environ=os.environ if environ is None else environ,
+        )
+        if self._proxy is not None and self._proxy.socks and importlib.util.find_spec("socks") is None:
+            source = "environment" if options.proxy is None else "arguments"
+            raise MissingExtra("proxy", "PySocks", "socks", source)
+        self._fixed = self._fixed_lines()
+        # The last head built, without its Content-Length: nearly every POST has the same headers.
+        self._cached: tuple[tuple[str, tuple[tuple[str, str], ...]], bytes] | None = None
+        self._contexts: dict[bool, ssl.SSLContext] = {}
+        self._loaded = False
+        self._idle: deque[_Idle] = deque()
+        self._closed = False
+        self._pid = os.getpid()
+
+    def post(
+        self, path: str, headers: Mapping[str, str], body: bytes, *, timeout: float | None = None
+    ) -> Response:
+        """POST and return the complete answer, whatever its status.
+
+        A connection that turns out to be reset before any byte of an answer came was most likely closed
+        by the server while idle: the POST is repeated at once, on a fresh one, once.
+
+        Args:
+            path: Begins with a slash; ASCII; may hold a query.
+            headers: Without Host, Content-Length, Connection and Transfer-Encoding.
+            timeout: Seconds for all of it, when less than `connect_timeout` and `request_timeout`.
+
+        Raises:
+            ExchangeError: There is no usable answer.
+            ValueError: The path or a header would change the framing; nothing was sent.
+        """
+        head = self._head(path, headers, len(body))
+        latest = math.inf if timeout is None else self._clock() + timeout
+        if self._closed:
+            raise ExchangeError("connect", "the pool is closed")
+        if self._pid != os.getpid():
+            self._forget()
+        try:
+            return self._post(head, body, latest)
+        except OSError as error:
+            # Nothing that the peer did: the system refuses this process a descriptor, for an import, a
+            # resolver or a selector, and may grant it later.
+            raise ExchangeError("connect", describe(error)) from None
+
+    def _post(self, head: bytes, body: bytes, latest: float) -> Response:
+        sock = self._reusable()
+        if sock is not None:
+            try:
+                return self._exchange(sock, head, body, latest)
+            except ExchangeError as error:
+                if error.kind != "reset" or error.answered:
+                    raise
+        connecting = max(0.001, min(self._options.connect_timeout, latest - self._clock()))
+        return self._exchange(self._open(connecting), head, body, latest)
+
+    def close(self) -> None:
+        """Close idle connections now, those in use at the end of their exchange. Repeatable."""
+        self._closed = True
+        self._close_idle()
+
+    # -- keeping -----------------------------------------------------------------------------------
+
+    def _exchange(self, sock: _Socket, head: bytes, body: bytes, latest: float) -> Response:
+        keep = False
+        try:
+            deadline = min(self._clock() + self._options.request_timeout, latest)
+            response = exchange(sock, head, body, deadline=deadline, clock=self._clock)
+            keep = response.reusable and self._options.keep_alive
+        finally:
+            if keep:
+                self._idle.append(_Idle(sock, self._clock()))
+            else:
+                sock.close()
+            if self._closed:  # `close` may have looked just before
+                self._close_idle()
+        return response
+
+    def _reusable(self) -> _Socket | None:
+        """The connection used last that is young and quiet; others met on the way are closed."""
+        now = self._clock()
+        try:
+            while now - self._idle[0].since > _IDLE_SECONDS:
+                self._idle.popleft().sock.close()  # or a younger one, if another thread was first
+            while True:
+                sock = self._idle.pop().sock
+                if _is_quiet(sock):
+                    return sock
+                sock.close()
+        except IndexError:
+            return None
+
+    def _close_idle(self) -> None:
+        try:
+            while True:
+                self._idle.pop().sock.close()
+        except IndexError:
+            pass
+
+    def _forget(self) -> None:
+        # In a forked child these sockets are the parent's too: closing our descriptors leaves the
+        # connections alone, using them would mix two processes' requests.
+        self._close_idle()
+        self._pid = os.getpid()
+
+    # -- the request's head ------------------------------------------------------------------------
+
+    def _head(self, path: str, headers: Mapping[str, str], length: int) -> bytes:
+        key = (path, tuple(headers.items()))
+        cached = self._cached
+        if cached is None or cached[0] != key:
+            cached = self._cached = (key, self._build_head(path, key[1]))
+        return cached[1] + b"Content-Length: %d\r\n\r\n" % length
+
+    def _build_head(self, path: str, headers: tuple[tuple[str, str], ...]) -> bytes:
+        if not _is_path(path):
+            raise ValueError("the path must begin with a slash and be printable ASCII without blanks")
+        origin = f"{self._scheme}://{self._authority}" if self._forwards else ""
+        lines = [f"POST {origin}{path} HTTP/1.1", *self._fixed]
+        for name, value in headers:
+            if name.lower() in _RESERVED:
+                raise ValueError(f"the header {name} is written by the connection")
+            lines.append(_header_line(name, value))
+        return "\r\n".join([*lines, ""]).encode("latin-1")
+
+    def _fixed_lines(self) -> list[str]:
+        """The header lines that are the same in every request."""
+        lines = [f"Host: {self._authority}"]
+        if not self._options.keep_alive:
+            lines.append("Connection: close")
+        if self._forwards:
+            lines += [_header_line(name, value) for name, value in self._proxy_headers().items()]
+        return lines
+
+    @property
+    def _authority(self) -> str:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return host if self._port == _PORTS[self._scheme] else f"{host}:{self._port}"
+
+    @property
+    def _forwards(self) -> bool:
+        """Whether a proxy reads our requests, instead of passing bytes through."""
+        return self._proxy is not None and not self._proxy.socks and self._scheme == "http"
+
+    def _proxy_headers(self) -> dict[str, str]:
+        headers = dict(self._options.proxy_headers)
+        authorization = None if self._proxy is None else self._proxy.authorization
+        if authorization and "proxy-authorization" not in {name.lower() for name in headers}:
+            headers["Proxy-Authorization"] = authorization
+        return headers
+
+    # -- opening -----------------------------------------------------------------------------------
+
+    def _open(self, timeout: float) -> _Socket:
+        """A fresh connection.
+
+        `timeout` holds for each address of a name, then for a proxy's answer and for the TLS
+        handshake; resolving the name has no timeout but the system's.
+        """
+        self._load()
+        import http.client
+        import ssl
+
+        import urllib3.exceptions
+
+        connection: HTTPConnection | None = None
+        try:
+            connection = self._connection(timeout)
+            connection.connect()
+        except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
+            if connection is not None:
+                connection.close()
+            # What urllib3 raises itself concerns the way to the first hop; TLS errors come as they are.
+            first_hop = isinstance(error, urllib3.exceptions.HTTPError)
+            kind: ExchangeErrorKind
+            if isinstance(error, TimeoutError | urllib3.exceptions.ConnectTimeoutError) and not isinstance(
+                error,
+                urllib3.exceptions.NewConnectionError,  # a subclass, for history's sake
+            ):
+                kind = "timeout"
+            elif connection is None or (isinstance(error, ssl.SSLError) and self._is_past_proxy(connection)):
+                kind = "tls"
+            elif self._proxy is not None:
+                kind = "proxy"
+            else:
+                kind = "connect" if first_hop or self._scheme == "http" else "tls"
+            # Not chained: the library's errors hold the connection, and that the proxy's password.
+            raise ExchangeError(kind, describe(error.__cause__ or error)) from None
+        sock = connection.sock
+        connection.sock = None
+        return sock
+
+    def _load(self) -> None:
+        """Import all that our connections need, before any of it is used, and undivided by a fork."""
+        if self._loaded:
+            return
+        with fork_guard:
+            import urllib3.connection
+            import urllib3.exceptions
+            import urllib3.util.ssl_
+            import urllib3.util.url
+
+            if self._proxy is not None and self._proxy.socks:
+                import urllib3.contrib.socks  # noqa: F401
+            if self._options.ca_certs is None and (self._scheme == "https" or self._proxy is not None):
+                import certifi
+
+                certifi.where()  # has imports of its own
+            "name".encode("idna")  # as resolving a name does
+        self._loaded = True
+
+    def _is_past_proxy(self, connection: HTTPConnection) -> bool:
+        if self._proxy is None or self._proxy.socks:
+            return True  # no proxy that speaks TLS itself
+        answer: Any = connection.response_class
+        return isinstance(answer, _ProxyAnswer) and answer.begun
+
+    def _connection(self, timeout: float) -> HTTPConnection:
+        """urllib3's connection for our route, not yet connected."""
+        from urllib3.connection import HTTPConnection, HTTPSConnection
+
+        proxy = self._proxy
+        common: dict[str, Any] = {
+            "timeout": timeout,
+            "socket_options": _socket_options(self._options.keep_alive),
+        }
+        secure: dict[str, Any] = (
+            {"ssl_context": self._context(server=True)} if self._scheme == "https" else {}
+        )
+        if proxy is None:
+            cls = HTTPSConnection if secure else HTTPConnection
+            return cls(self._host, self._port, **common, **secure)
+        if proxy.socks:
+            return self._socks_connection(proxy, {**common, **secure})
+        behind_tls: dict[str, Any] = {}
+        if proxy.scheme == "https":
+            behind_tls["ssl_context"] = self._context(server=False)
+        if not secure:
+            cls = HTTPSConnection if behind_tls else HTTPConnection
+            return cls(proxy.host, proxy.port, **common, **behind_tls)
+        return self._tunnel(proxy, {**common, **secure}, behind_tls.get("ssl_context"))
+
+    def _tunnel(
+        self, proxy: Proxy, arguments: dict[str, Any], proxy_context: ssl.SSLContext | None
+    ) -> HTTPConnection:
+        from urllib3.connection import HTTPSConnection, ProxyConfig
+        from urllib3.util.url import Url
+
+        connection = HTTPSConnection(
+            proxy.host,
+            proxy.port,
+            proxy=Url(scheme=proxy.scheme, host=proxy.host, port=proxy.port),
+            proxy_config=ProxyConfig(proxy_context, False, None, None),
+            **arguments,
+        )
+        answer = _ProxyAnswer(self._clock() + arguments["timeout"], self._clock)
+        connection.response_class = answer  # type: ignore[assignment]
+        connection.set_tunnel(self._host, self._port, self._proxy_headers(), scheme=proxy.scheme)
+        return connection
+
+    def _socks_connection(self, proxy: Proxy, arguments: dict[str, Any]) -> HTTPConnection:
+        import socks
+        from urllib3.contrib.socks import SOCKSConnection, SOCKSHTTPSConnection
+
+        cls = SOCKSHTTPSConnection if self._scheme == "https" else SOCKSConnection
+        options: Any = {
+            "socks_version": socks.PROXY_TYPE_SOCKS5,
+            "proxy_host": proxy.host,
+            "proxy_port": proxy.port,
+            "username": proxy.username,
+            "password": proxy.password,
+            "rdns": proxy.scheme == "socks5h",
+        }
+        return cls(options, self._host, self._port, **arguments)
+
+    def _context(self, *, server: bool) -> ssl.SSLContext:
+        """The TLS settings for the server, or for a proxy, which never gets the client certificate.
+
+        Made once: reading a CA bundle takes 10 to 30 ms. Two threads may make it twice.
+        """
+        if server not in self._contexts:
+            from urllib3.util.ssl_ import create_urllib3_context
+
+            options = self._options
+            context = create_urllib3_context()
+            ca_certs = options.ca_certs
+            if ca_certs is None:
+                import certifi
+
+                ca_certs = certifi.where()
+            which = "ca_certs"
+            try:
+                context.load_verify_locations(ca_certs)
+                if server and options.client_cert is not None:
+                    which = "client_cert" if options.client_key is None else "client_cert, client_key"
+                    context.load_cert_chain(options.client_cert, options.client_key, password=_no_password)
+            except (OSError, ValueError) as error:
+                # Neither OpenSSL nor the system says which file.
+                raise ExchangeError("tls", f"{which}: {describe(error)}") from None
+            self._contexts[server] = context
+        return self._contexts[server]
+
+
+class _ProxyAnswer(io.RawIOBase):
+    """Reads a proxy's answer to CONNECT for http.client, within a deadline that a drip can't stretch.
+
+    Stands for the response class, and for the socket that one would be made of.
+
+    Attributes:
+        begun: Whether a byte of the answer came. What fails in TLS later is the server's.
+    """
+
+    def __init__(self, deadline: float, clock: Callable[[], float]) -> None:
+        self._deadline = deadline
+        self._clock = clock
+        self.begun = False
+
+    def __call__(self, sock: socket.socket, method: str | None = None) -> http.client.HTTPResponse:
+        import http.client
+
+        self._sock = sock
+        source: Any = self
+        return http.client.HTTPResponse(source, method=method)
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        remaining = self._deadline - self._clock()
+        if remaining <= 0:
+            raise TimeoutError("the proxy's answer took too long")
+        self._sock.settimeout(remaining)
+        count = self._sock.recv_into(buffer)
+        self.begun = self.begun or count > 0
+        return count
+
+
+def _is_quiet(sock: _Socket) -> bool:
+    """Whether nothing came on an idle connection: neither its end nor bytes nobody asked for."""
+    try:
+        sock.settimeout(0)
+        sock.recv(1)
+    except OSError as error:
+        return would_block(error)
+    return False
+
+
+def _header_line(name: str, value: str) -> str:
+    if not _is_name(name):
+        raise ValueError("a header's name is not a token")
+    if not _is_value(value):
+        raise ValueError(f"the header {name} holds control characters or text outside Latin-1")
+    return f"{name}: {value}"
+
+
+def _socket_options(keep_alive: bool) -> list[tuple[int, int, int]]:
+    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+    if keep_alive:
+        options.append((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1))
+        for name, value in (("TCP_KEEPIDLE", 45), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
+            if (number := getattr(socket, name, None)) is not None:
+                options.append((socket.IPPROTO_TCP, number, value))
+    return options
+
+
+def _to_ascii(host: str) -> str:
+    try:
+        name = host if host.isascii() else host.encode("idna").decode("ascii")
+    except UnicodeError:
+        name = ""
+    if not _is_host(name):
+        raise ValueError("the URL's host is neither a domain name nor an address")
+    return name
+
+
+def _no_password() -> str:
+    # Without this, OpenSSL asks on the terminal, and the sender hangs.
+    raise ValueError("the key is encrypted; give one without a passphrase")

@@ -1,0 +1,37 @@
+"""Client reports: losses as the items that tell a server of them.
+
+Owns their form and their bounds. What is reported, and when, is the ledger's and the worker's.
+
+Source: PROTOCOL section 6; quantities are 32 bits wide in Relay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from transport_kit.envelope.encoder import dumps
+from transport_kit.envelope.item import Item
+from transport_kit.envelope.losses import Report
+from transport_kit.envelope.sealed import SealedItem
+
+__all__ = ["MAX_QUANTITY", "MAX_REPORTED", "report_items"]
+
+#: Losses in one client report item. One takes at most 100 bytes, as reasons and categories are known
+#: names: the item stays below the 4096 bytes that every server takes.
+MAX_REPORTED = 32
+#: The largest quantity that servers read; a report that holds a larger one is refused whole.
+MAX_QUANTITY = 2**32 - 1
+
+
+def report_items(report: Report) -> Iterator[SealedItem]:
+    """Client report items, each below the size that servers take."""
+    entries = [
+        {"reason": reason, "category": category, "quantity": min(quantity, MAX_QUANTITY)}
+        for reason, category, quantity in report
+    ]
+    timestamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    for start in range(0, len(entries), MAX_REPORTED):
+        part = entries[start : start + MAX_REPORTED]
+        payload = dumps({"timestamp": timestamp, "discarded_events": part})
+        yield Item(payload, type="client_report").seal()

@@ -1,0 +1,167 @@
+"""The ledger: what became of every item, by data category, and the client reports that say so.
+
+Counts quantities, not envelopes. Owns no lock: all methods are called by a caller that holds the lock
+which also guards the queue, so that whenever that lock is free, per category,
+
+    captured + claimed_from_shared == delivered + discarded + pending + stored_in_shared + returned_to_shared
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+from transport_kit.envelope.losses import LossReason, Quantities, Report
+
+__all__ = ["Ledger", "LedgerSnapshot"]
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerSnapshot:
+    """Totals at one moment, each a mapping from data category to quantity."""
+
+    captured: Mapping[str, int]
+    delivered: Mapping[str, int]
+    discarded: Mapping[str, Mapping[str, int]]
+    claimed_from_shared: Mapping[str, int]
+    stored_in_shared: Mapping[str, int]
+    returned_to_shared: Mapping[str, int]
+
+    def settled(self, category: str) -> int:
+        """Quantity of `category` that was delivered or discarded."""
+        return self.delivered.get(category, 0) + sum(
+            by_category.get(category, 0) for by_category in self.discarded.values()
+        )
+
+
+_Key = TypeVar("_Key")
+_Loss: TypeAlias = tuple[
+    dict[str, int], dict[str, int], dict[tuple[str, str], int], dict[tuple[str, str], int]
+]
+
+
+class Ledger:
+    """Counts per process, transport and life of it. Not thread-safe: see the module's first lines.
+
+    Each method changes its counts as its last step, and all of them in that one (see `lock.py`).
+    """
+
+    __slots__ = (
+        "_captured",
+        "_claimed_from_shared",
+        "_delivered",
+        "_discarded",
+        "_returned_to_shared",
+        "_stored_in_shared",
+        "_unreported",
+    )
+
+    def __init__(self) -> None:
+        self._captured: dict[str, int] = {}
+        self._claimed_from_shared: dict[str, int] = {}
+        self._delivered: dict[str, int] = {}
+        self._discarded: dict[str, dict[str, int]] = {}
+        self._returned_to_shared: dict[str, int] = {}
+        self._stored_in_shared: dict[str, int] = {}
+        self._unreported: dict[tuple[str, str], int] = {}
+
+    def capture(self, quantities: Quantities) -> None:
+        """Accepted: pending from now on."""
+        captured = self._captured
+        captured |= _grown(captured, quantities)
+
+    def lose(self, reason: LossReason, quantities: Quantities) -> None:
+        """Captured and discarded in one step: it never was pending."""
+        captured = self._captured
+        grown = _grown(captured, quantities)
+        discarded, lost, unreported, untold = self._loss(reason, quantities)
+        captured |= grown
+        discarded |= lost
+        unreported |= untold
+
+    def deliver(self, quantities: Quantities) -> None:
+        """From pending to delivered."""
+        delivered = self._delivered
+        delivered |= _grown(delivered, quantities)
+
+    def discard(self, reason: LossReason, quantities: Quantities) -> None:
+        """From pending to discarded."""
+        discarded, lost, unreported, untold = self._loss(reason, quantities)
+        discarded |= lost
+        unreported |= untold
+
+    def _loss(self, reason: LossReason, quantities: Quantities) -> _Loss:
+        """The counts that a loss changes, and what is to be put into them."""
+        discarded = self._discarded.setdefault(reason.value, {})
+        unreported = self._unreported
+        untold = _grown(unreported, [((reason.value, name), n) for name, n in quantities if reason.reported])
+        return discarded, _grown(discarded, quantities), unreported, untold
+
+    def capture_delivered(self, quantities: Quantities) -> None:
+        """Captured and delivered in one step."""
+        captured, delivered = self._captured, self._delivered
+        grown, more = _grown(captured, quantities), _grown(delivered, quantities)
+        captured |= grown
+        delivered |= more
+
+    def store(self, quantities: Quantities) -> None:
+        """Captured into a shared queue, in one step: this process has done its part."""
+        captured, stored = self._captured, self._stored_in_shared
+        grown, more = _grown(captured, quantities), _grown(stored, quantities)
+        captured |= grown
+        stored |= more
+
+    def claim(self, quantities: Quantities) -> None:
+        """Taken from a shared queue: pending here from now on."""
+        claimed = self._claimed_from_shared
+        claimed |= _grown(claimed, quantities)
+
+    def give_up_claim(self, quantities: Quantities) -> None:
+        """Returned to a shared queue: no longer pending here."""
+        returned = self._returned_to_shared
+        returned |= _grown(returned, quantities)
+
+    def mend(self, pending: Iterable[Quantities]) -> None:
+        """Make `captured` true again from what is settled and what is pending; not for a shared queue."""
+        captured: dict[str, int] = {}
+        for counts in (self._delivered, *self._discarded.values()):
+            captured |= _grown(captured, counts.items())
+        for quantities in pending:
+            captured |= _grown(captured, quantities)
+        self._captured = captured
+
+    @property
+    def unreported(self) -> bool:
+        """Whether there is something for a client report."""
+        return bool(self._unreported)
+
+    def take_report(self) -> Report:
+        """What the next client report says; taken and reset in one step."""
+        taken = tuple([(reason, category, n) for (reason, category), n in self._unreported.items() if n])
+        self._unreported = {}
+        return taken
+
+    def give_back(self, report: Iterable[tuple[str, str, int]]) -> None:
+        """Undo `take_report` after a request without an answer, or with a 5xx."""
+        unreported = self._unreported
+        unreported |= _grown(unreported, [((reason, category), n) for reason, category, n in report])
+
+    def snapshot(self) -> LedgerSnapshot:
+        """A copy that no later call changes."""
+        return LedgerSnapshot(
+            captured=dict(self._captured),
+            delivered=dict(self._delivered),
+            discarded={reason: dict(counts) for reason, counts in self._discarded.items() if counts},
+            claimed_from_shared=dict(self._claimed_from_shared),
+            stored_in_shared=dict(self._stored_in_shared),
+            returned_to_shared=dict(self._returned_to_shared),
+        )
+
+
+def _grown(counts: Mapping[_Key, int], more: Iterable[tuple[_Key, int]]) -> dict[_Key, int]:
+    """The entries of `counts` that change when `more` is added, with their new values."""
+    grown: dict[_Key, int] = {}
+    for key, quantity in more:
+        grown[key] = (grown[key] if key in grown else counts.get(key, 0)) + quantity
+    return grown
