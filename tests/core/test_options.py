@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import pickle
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def test_every_option_is_described_with_its_name(cls: type[Any]) -> None:
     """An option without a line in the docstring is a guess."""
     assert cls.__doc__ is not None
     for name in cls.names():
-        assert f"        {name}: " in cls.__doc__
+        assert f"\n    {name}: " in inspect.cleandoc(cls.__doc__)
 
 
 @pytest.mark.parametrize(
