@@ -36,7 +36,7 @@ RUN := $(VENV)/.stamp-run
 DEV := $(VENV)/.stamp-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-all coverage demo lint types wheel docs bench servers servers-uwsgi chaos mutants clean
+.PHONY: help venv test test-all coverage demo lint types wheel docs changelog bench servers servers-uwsgi chaos mutants clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -97,14 +97,16 @@ coverage: $(DEV) ## Run the suite, and fail below 95 % of branches in transport_
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report --fail-under=95
 
-lint: $(DEV) ## Check style, imports and format
+lint: $(DEV) ## Check style, format, spelling and import contracts
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/codespell
 	@$(BIN)/lint-imports --no-cache
 
-types: $(DEV) ## Check types, strictly: the packages, the example apps and the tests
+types: $(DEV) ## Check types, strictly: packages, example apps, tests; the public signatures with pyright too
 	@$(BIN)/python -m mypy
 	@$(BIN)/python -m mypy integrations/transport_kit_django integrations/transport_kit_flask integrations/transport_kit_starlette example_apps tests
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 wheel: $(DEV) ## Build wheel and sdist, and use the wheel in an environment of its own
 	@rm -rf dist
@@ -118,6 +120,9 @@ wheel: $(DEV) ## Build wheel and sdist, and use the wheel in an environment of i
 
 docs: $(DEV) ## Hold the documentation against the code: options, snippets, links
 	@$(BIN)/python -m pytest -q tests/packaging/test_docs.py
+
+changelog: $(DEV) ## Show the next section of the changelog, made from docs/changes/
+	@$(BIN)/towncrier build --draft --version next
 
 bench: $(DEV) ## Print the figures of docs/performance.md
 	@$(BIN)/python -m tests.benchmarks.figures

@@ -21,13 +21,17 @@ FINDER = ROOT / "tests" / "interpreter.sh"
 #: Of the dependency group `dev`, what checks and builds, and no test imports.
 CHECKS = {
     "build",
+    "codespell",
     "coverage",
     "django-stubs",
     "hatchling",
     "import-linter",
     "mypy",
     "nox",
+    "pre-commit-hooks",
+    "pyright",
     "ruff",
+    "towncrier",
     "types-pysocks",
 }
 

@@ -158,7 +158,7 @@ def sealed(envelope: SealedEnvelope, item: SealedItem) -> None:
 def transports(transport: Transport, options: TransportOptions, dsn: Dsn, envelope: Envelope) -> None:
     assert_type(make_transport("https://key@host/1", max_senders=4), Transport)
     assert_type(make_transport(dsn), Transport)
-    assert_type(make_transport(lambda envelope: None), Transport)
+    assert_type(make_transport(print), Transport)
     assert_type(make_transport(None), Transport)
     assert_type(HttpTransport(dsn, options), HttpTransport)
     assert_type(HttpTransport(dsn, make_queue=lambda: MemoryQueue(1, 1)), HttpTransport)

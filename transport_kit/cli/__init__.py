@@ -25,7 +25,7 @@ class _WrongCall(click.ClickException):
     exit_code = 2
 
 
-_NAMES = ("check", "forward", "receiver", "send", "spool")
+_NAMES = ("check", "forward", "options", "receiver", "send", "spool")
 
 
 class _Commands(MaskedGroup):
@@ -71,5 +71,6 @@ def main() -> None:
       transport-kit send DSN --message hi    send one message
       transport-kit forward DIR              deliver what apps put into a spool
       transport-kit spool status DIR         what waits in a spool, and for whom
+      transport-kit options                  what can be set, and how
       transport-kit COMMAND --help           what a command can do
     """

@@ -24,6 +24,7 @@ from transport_kit.cli._advice import advice_for_answer, advice_for_error, is_pa
 from transport_kit.cli._text import MaskedCommand, masked, one_line
 from transport_kit.config.dsn import Dsn
 from transport_kit.config.options import ReporterOptions, TransportOptions, resolve
+from transport_kit.config.reference import meaning
 from transport_kit.envelope.envelope import Envelope
 from transport_kit.reporting import Reporter, new_scope
 from transport_kit.runtime.errors import InvalidDsn
@@ -76,11 +77,11 @@ def connection_options(command: _Command) -> _Command:
     file = click.Path(exists=True, dir_okay=False)
     for decorate in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines."),
-        click.option("--client-key", type=file, help="The key file of --client-cert."),
-        click.option("--client-cert", type=file, help="A client certificate file (PEM)."),
-        click.option("--ca-certs", type=file, help="A CA bundle file, instead of certifi's."),
-        click.option("--no-proxy", metavar="HOSTS", help="Hosts to reach directly; '*' is all."),
-        click.option("--proxy", metavar="URL", help="http://, https://, socks5:// or socks5h:// proxy."),
+        click.option("--client-key", type=file, help=meaning("client_key")),
+        click.option("--client-cert", type=file, help=meaning("client_cert")),
+        click.option("--ca-certs", type=file, help=meaning("ca_certs")),
+        click.option("--no-proxy", metavar="HOSTS", help=meaning("no_proxy")),
+        click.option("--proxy", metavar="URL", help=meaning("proxy")),
         click.option(
             "--timeout",
             type=click.FloatRange(0.1, 300),

@@ -1,4 +1,4 @@
-"""The DSN: where envelopes go, and the key that lets them in.
+"""The DSN: the address of the server, and the key that it accepts.
 
 Owns parsing, the addresses and the auth value made from a DSN. Opens no connection, reads no environment,
 and decides nothing about an empty DSN: that is a disabled transport, and `factory.py`'s business.
@@ -52,7 +52,7 @@ class Dsn:
         prefix: What precedes the project in the path: empty, or `/a/b`. Percent-encoded.
         project_id: ASCII digits, leading zeros kept.
 
-    Source: PROTOCOL section 1; RFC 3986; RFC 6874 for zones.
+    Source: docs/protocol.md, section 1; RFC 3986; RFC 6874 for zones.
     """
 
     scheme: str
@@ -112,7 +112,7 @@ class Dsn:
 
     @property
     def envelope_url(self) -> str:
-        """Where envelopes are POSTed. ASCII only; holds no key."""
+        """The URL that envelopes are POSTed to. ASCII only; holds no key."""
         return f"{self.origin}{self.prefix}/api/{self.project_id}/envelope/"
 
     @property
@@ -123,7 +123,7 @@ class Dsn:
 
     @property
     def key_looks_valid(self) -> bool:
-        """Whether the key is 32 hexadecimal digits, which most receivers insist on; worth a warning."""
+        """True if the key is 32 hexadecimal digits, as most receivers require; otherwise worth a warning."""
         return _HEX_KEY.fullmatch(self.public_key) is not None
 
     def auth_header(self, client: str) -> str:

@@ -1,207 +1,371 @@
-"""The kinds of value that an option can have: how a value is checked, and how text becomes one.
+"""Kinds of option values: what each accepts, how it is parsed from text, and how it is described.
 
-Owns the wording of what is wrong with a value. Threads: instances never change.
+Knows no option by name. `accept` takes what a caller gave and returns the stored form; `parse` turns the text
+of an environment variable into what `accept` takes. Both raise `ValueError` with a message that begins with
+"must" or "may" and names what is wanted; no message holds a text that was given.
+
+Threads: kinds never change and may be shared.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 __all__ = [
-    "boolean",
-    "callback",
-    "choice",
+    "Callback",
+    "Choice",
     "FieldKind",
-    "fraction",
-    "headers",
-    "integer",
-    "seconds",
-    "statuses",
-    "targets",
-    "text",
-    "words",
+    "Flag",
+    "HeaderPairs",
+    "ListOf",
+    "Number",
+    "Status",
+    "Target",
+    "Text",
+    "Word",
 ]
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
+#: Characters of a text where nothing else is set.
+_LONGEST = 4096
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 
 
+class FieldKind(Protocol):
+    """One kind of option value."""
+
+    @property
+    def type_name(self) -> str:
+        """The Python type as documentation spells it, such as `int or None`."""
+
+    @property
+    def bounds(self) -> str:
+        """The accepted values in words, such as `1 to 64`; empty where the type is all there is to it."""
+
+    def accept(self, value: object) -> object:
+        """The stored form of `value`.
+
+        Raises:
+            ValueError: The value can't be used; the message names what can.
+        """
+
+    def parse(self, text: str) -> object:
+        """The value that an environment variable's text stands for, for `accept` to check.
+
+        Raises:
+            ValueError: The text has the wrong form.
+        """
+
+
 @dataclass(frozen=True, slots=True)
-class FieldKind:
-    """One kind of value: `accept` returns the stored form or raises ValueError saying what is wanted;
-    `read` turns an environment variable's text into what `accept` takes."""
+class Flag:
+    """True or False; in the environment a word such as `yes` or `off`."""
 
-    accept: Callable[[object], object]
-    read: Callable[[str], object] = str
+    @property
+    def type_name(self) -> str:
+        return "bool"
 
+    @property
+    def bounds(self) -> str:
+        return ""
 
-def _short(value: float) -> str:
-    """The number for a message; whole numbers of thousands of digits can't even be printed."""
-    if isinstance(value, int) and abs(value) >= 10**20:
-        return "a number of more than 20 digits"
-    return str(value)
-
-
-def boolean() -> FieldKind:
-    def accept(value: object) -> object:
+    def accept(self, value: object) -> object:
         if not isinstance(value, bool):
             raise ValueError("must be True or False")
         return value
 
-    def read(text: str) -> object:
+    def parse(self, text: str) -> object:
         word = text.strip().lower()
         if word in _TRUE or word in _FALSE:
             return word in _TRUE
         raise ValueError("must be one of 1, true, yes, on, 0, false, no, off")
 
-    return FieldKind(accept, read)
 
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number within bounds, both inclusive; NaN is outside of all bounds.
 
-def integer(minimum: int, maximum: int, *, optional: bool = False) -> FieldKind:
-    def accept(value: object) -> object:
-        if value is None and optional:
+    Attributes:
+        minimum: The smallest accepted value.
+        maximum: The largest accepted value.
+        unit: The unit's plural, such as `seconds`; empty for counts and shares.
+        whole: Only ints are accepted, and stored as such; otherwise a float is stored.
+        optional: None is accepted too.
+    """
+
+    minimum: float
+    maximum: float
+    unit: str = ""
+    whole: bool = False
+    optional: bool = False
+
+    @property
+    def type_name(self) -> str:
+        return ("int" if self.whole else "float") + (" or None" if self.optional else "")
+
+    @property
+    def bounds(self) -> str:
+        return f"{self._edge(self.minimum)} to {self._edge(self.maximum)}" + (
+            f" {self.unit}" if self.unit else ""
+        )
+
+    def accept(self, value: object) -> object:
+        if value is None and self.optional:
             return None
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"must be a whole number, not {type(value).__name__}")
-        if not minimum <= value <= maximum:
-            raise ValueError(f"must be from {minimum} to {maximum}, not {_short(value)}")
-        return value
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+            raise ValueError(f"must be {self._noun}, not {type(value).__name__}")
+        if not self.minimum <= value <= self.maximum:  # false for NaN too
+            raise ValueError(f"must be from {self.bounds}, not {_shown(value)}")
+        return value if self.whole else float(value)
 
-    def read(text: str) -> object:
+    def parse(self, text: str) -> object:
         try:
-            return int(text)
+            return int(text) if self.whole else float(text)
         except ValueError:
-            raise ValueError("must be a whole number") from None
+            raise ValueError(f"must be {self._noun}") from None
 
-    return FieldKind(accept, read)
+    @property
+    def _noun(self) -> str:
+        if self.whole:
+            return "a whole number"
+        return f"a number of {self.unit}" if self.unit else f"a number from {self.bounds}"
 
-
-def seconds(minimum: float, maximum: float) -> FieldKind:
-    def accept(value: object) -> object:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"must be a number of seconds, not {type(value).__name__}")
-        if not minimum <= value <= maximum:  # false for NaN too
-            raise ValueError(f"must be from {minimum:g} to {maximum:g} seconds, not {_short(value)}")
-        return float(value)
-
-    def read(text: str) -> object:
-        try:
-            return float(text)
-        except ValueError:
-            raise ValueError("must be a number of seconds") from None
-
-    return FieldKind(accept, read)
+    def _edge(self, edge: float) -> str:
+        return str(int(edge)) if edge == int(edge) else f"{edge:g}"
 
 
-def fraction(*, optional: bool = False) -> FieldKind:
-    def accept(value: object) -> object:
-        if value is None and optional:
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text without control characters, not empty.
+
+    Attributes:
+        optional: None is accepted too.
+        path: An `os.PathLike` is accepted too, and stored as text.
+        longest: Characters at most.
+    """
+
+    optional: bool = True
+    path: bool = False
+    longest: int = _LONGEST
+
+    @property
+    def type_name(self) -> str:
+        return "str or None" if self.optional else "str"
+
+    @property
+    def bounds(self) -> str:
+        return "" if self.longest == _LONGEST else f"at most {self.longest} characters"
+
+    def accept(self, value: object) -> object:
+        if value is None and self.optional:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"must be a number from 0 to 1, not {type(value).__name__}")
-        if not 0 <= value <= 1:  # false for NaN too
-            raise ValueError(f"must be from 0 to 1, not {_short(value)}")
-        return float(value)
-
-    def read(text: str) -> object:
-        try:
-            return float(text)
-        except ValueError:
-            raise ValueError("must be a number from 0 to 1") from None
-
-    return FieldKind(accept, read)
-
-
-def text(*, optional: bool = True, path: bool = False, longest: int = 4096) -> FieldKind:
-    def accept(value: object) -> object:
-        if value is None and optional:
-            return None
-        if path and isinstance(value, os.PathLike):
+        if self.path and isinstance(value, os.PathLike):
             value = os.fspath(value)
         if not isinstance(value, str):
             raise ValueError(f"must be text, not {type(value).__name__}")
         if not value:
             raise ValueError("must not be empty; leave it out instead")
-        if len(value) > longest:
-            raise ValueError(f"must have at most {longest} characters, not {len(value)}")
-        if any(ord(c) < 32 or ord(c) == 127 for c in value):
+        if len(value) > self.longest:
+            raise ValueError(f"must have at most {self.longest} characters, not {len(value)}")
+        if any(ord(character) < 32 or ord(character) == 127 for character in value):
             raise ValueError("must not contain control characters")
         return value
 
-    return FieldKind(accept)
+    def parse(self, text: str) -> object:
+        return text
 
 
-def choice(*words: str) -> FieldKind:
-    def accept(value: object) -> object:
-        if value not in words:
-            raise ValueError(f"must be one of {', '.join(words)}")
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of a few words.
+
+    Attributes:
+        words: In the order in which messages and documentation list them.
+    """
+
+    words: tuple[str, ...]
+
+    @property
+    def type_name(self) -> str:
+        return "str"
+
+    @property
+    def bounds(self) -> str:
+        return ", ".join(self.words)
+
+    def accept(self, value: object) -> object:
+        if value not in self.words:
+            raise ValueError(f"must be one of {self.bounds}")
         return value
 
-    return FieldKind(accept)
+    def parse(self, text: str) -> object:
+        return text
 
 
-def words() -> FieldKind:
-    def accept(value: object) -> object:
-        if isinstance(value, str) or not isinstance(value, Iterable):
-            raise ValueError(f"must be a list of texts, not {type(value).__name__}")
-        words = tuple(value)
-        if not all(isinstance(word, str) and word for word in words):
+class Element(Protocol):
+    """One kind of member of a list."""
+
+    @property
+    def type_name(self) -> str:
+        """The Python type of a member as documentation spells it."""
+
+    @property
+    def plural(self) -> str:
+        """The noun for members in messages."""
+
+    @property
+    def bounds(self) -> str:
+        """The accepted members in words; empty where the type is all there is to it."""
+
+    def check(self, member: object) -> None:
+        """Return for an accepted member.
+
+        Raises:
+            ValueError: The list holds a member that can't be used.
+        """
+
+    def parse(self, word: str) -> object:
+        """The member that one word of the environment stands for.
+
+        Raises:
+            ValueError: The word has the wrong form.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A list's member that is text, not empty."""
+
+    @property
+    def type_name(self) -> str:
+        return "str"
+
+    @property
+    def plural(self) -> str:
+        return "texts"
+
+    @property
+    def bounds(self) -> str:
+        return ""
+
+    def check(self, member: object) -> None:
+        if not (isinstance(member, str) and member):
             raise ValueError("must hold non-empty texts only")
-        return words
 
-    return FieldKind(accept, lambda text: [word.strip() for word in text.split(",") if word.strip()])
+    def parse(self, word: str) -> object:
+        return word
 
 
-def targets() -> FieldKind:
-    """Texts that a URL holds, or compiled patterns that are found in it; None is every URL."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A list's member that selects URLs: text that they contain, or a compiled pattern found in them."""
 
-    def accept(value: object) -> object:
-        if value is None:
-            return None
-        if isinstance(value, str) or not isinstance(value, Iterable):
-            raise ValueError(f"must be a list of texts and patterns, not {type(value).__name__}")
-        targets = tuple(value)
-        if not all(
-            (isinstance(target, str) and target)
-            or (isinstance(target, re.Pattern) and isinstance(target.pattern, str))
-            for target in targets
-        ):
+    @property
+    def type_name(self) -> str:
+        return "str or re.Pattern[str]"
+
+    @property
+    def plural(self) -> str:
+        return "texts and patterns"
+
+    @property
+    def bounds(self) -> str:
+        return ""
+
+    def check(self, member: object) -> None:
+        pattern = isinstance(member, re.Pattern) and isinstance(member.pattern, str)
+        if not (pattern or (isinstance(member, str) and member)):
             raise ValueError("must hold non-empty texts and compiled text patterns only")
-        return targets
 
-    return FieldKind(accept, lambda text: [word.strip() for word in text.split(",") if word.strip()])
+    def parse(self, word: str) -> object:
+        return word
 
 
-def statuses() -> FieldKind:
-    def accept(value: object) -> object:
-        if isinstance(value, str) or not isinstance(value, Iterable):
-            raise ValueError(f"must be a list of HTTP statuses, not {type(value).__name__}")
-        statuses = tuple(value)
-        for status in statuses:
-            if isinstance(status, bool) or not isinstance(status, int):
-                raise ValueError("must hold whole numbers only")
-            if status != 408 and not 500 <= status <= 599:
-                raise ValueError(f"may hold 408 and 500 to 599, not {_short(status)}; a 429 is never retried")
-        return tuple(sorted(set(statuses)))
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A list's member that is an HTTP status after which a delivery may be repeated."""
 
-    def read(text: str) -> object:
+    @property
+    def type_name(self) -> str:
+        return "int"
+
+    @property
+    def plural(self) -> str:
+        return "HTTP statuses"
+
+    @property
+    def bounds(self) -> str:
+        return "408, 500 to 599"
+
+    def check(self, member: object) -> None:
+        if isinstance(member, bool) or not isinstance(member, int):
+            raise ValueError("must hold whole numbers only")
+        if member != 408 and not 500 <= member <= 599:
+            raise ValueError(f"may hold 408 and 500 to 599, not {_shown(member)}; a 429 is never retried")
+
+    def parse(self, word: str) -> object:
         try:
-            return [int(word) for word in text.split(",") if word.strip()]
+            return int(word)
         except ValueError:
             raise ValueError("must be statuses separated by commas") from None
 
-    return FieldKind(accept, read)
+
+@dataclass(frozen=True, slots=True)
+class ListOf:
+    """A list, stored as a tuple; in the environment its members are separated by commas.
+
+    Attributes:
+        element: The kind of its members.
+        ordered: The tuple is sorted and holds each member once; otherwise it is kept as given.
+        optional: None is accepted too.
+    """
+
+    element: Element
+    ordered: bool = False
+    optional: bool = False
+
+    @property
+    def type_name(self) -> str:
+        return f"tuple[{self.element.type_name}, ...]" + (" or None" if self.optional else "")
+
+    @property
+    def bounds(self) -> str:
+        return self.element.bounds
+
+    def accept(self, value: object) -> object:
+        if value is None and self.optional:
+            return None
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise ValueError(f"must be a list of {self.element.plural}, not {type(value).__name__}")
+        members = tuple(value)
+        for member in members:
+            self.element.check(member)
+        return tuple(sorted(set(members))) if self.ordered else members
+
+    def parse(self, text: str) -> object:
+        return [self.element.parse(word.strip()) for word in text.split(",") if word.strip()]
 
 
-def headers() -> FieldKind:
-    """Kept as sorted pairs, so that options stay hashable; pairs are taken too, for `dataclasses.replace`."""
+@dataclass(frozen=True, slots=True)
+class HeaderPairs:
+    """HTTP headers: a mapping of names to values, stored as sorted pairs so that options stay hashable."""
 
-    def accept(value: object) -> object:
+    @property
+    def type_name(self) -> str:
+        return "mapping of str to str"
+
+    @property
+    def bounds(self) -> str:
+        return ""
+
+    def accept(self, value: object) -> object:
+        # Pairs are accepted too, since `dataclasses.replace` passes the stored form.
         if not isinstance(value, Mapping | tuple):
             raise ValueError(f"must be a mapping of header names to values, not {type(value).__name__}")
         pairs = tuple(value.items()) if isinstance(value, Mapping) else value
@@ -219,22 +383,36 @@ def headers() -> FieldKind:
             raise ValueError("must not give a header twice")
         return tuple(sorted(pairs))
 
-    def read(text: str) -> object:
+    def parse(self, text: str) -> object:
         pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
         if not all(equals for _, equals, _ in pairs):
             raise ValueError("must be name=value pairs separated by commas")
         return tuple((name.strip(), value.strip()) for name, _, value in pairs)
 
-    return FieldKind(accept, read)
 
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """A function or None; can't be set from the environment."""
 
-def callback() -> FieldKind:
-    def accept(value: object) -> object:
+    @property
+    def type_name(self) -> str:
+        return "function or None"
+
+    @property
+    def bounds(self) -> str:
+        return ""
+
+    def accept(self, value: object) -> object:
         if value is not None and not callable(value):
             raise ValueError(f"must be callable, not {type(value).__name__}")
         return value
 
-    def read(text: str) -> object:
+    def parse(self, text: str) -> object:
         raise ValueError("can't be set from the environment")
 
-    return FieldKind(accept, read)
+
+def _shown(value: float) -> str:
+    """The number for a message; a whole number of thousands of digits can't be printed."""
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return "a number of more than 20 digits"
+    return str(value)

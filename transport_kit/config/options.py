@@ -1,7 +1,7 @@
 """Options: frozen values, checked when built, the same names from arguments, settings and environment.
 
-Owns the names, units, bounds and defaults of everything a user can set. Does no I/O: whether a CA file
-exists is asked when it is used. Unknown names are errors; a typo must not become a default.
+Owns the names, units, bounds and defaults of everything a user can set. Does no I/O: a CA file is looked for
+when it is used. Unknown names are errors; a typo must not become a default.
 
 Threads: instances never change, so one may be shared between transports and threads.
 """
@@ -19,10 +19,17 @@ from typing import Any, Self, TypeAlias, TypeVar, overload
 from transport_kit.config import fields
 from transport_kit.runtime.errors import OptionsError
 
-__all__ = ["ENV_PREFIX", "IntegrationOptions", "ReporterOptions", "resolve", "TransportOptions"]
+__all__ = [
+    "ENV_PREFIX",
+    "field_kind",
+    "IntegrationOptions",
+    "ReporterOptions",
+    "resolve",
+    "TransportOptions",
+]
 
 ENV_PREFIX = "TRANSPORT_KIT_"
-#: What every framework takes for itself, and every server hands on as it is.
+#: A path that every framework routes literally and every server passes on unchanged.
 _PLAIN_PATH = re.compile(r"(/[A-Za-z0-9\-._~]+)+")
 
 
@@ -31,21 +38,26 @@ def _option(default: Any, kind: fields.FieldKind, *, secret: bool = False) -> An
     return field(default=default, repr=not secret, metadata={"kind": kind})
 
 
+def field_kind(option: dataclasses.Field[Any]) -> fields.FieldKind:
+    """The kind of value that a field of an options class accepts."""
+    kind: fields.FieldKind = option.metadata["kind"]
+    return kind
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    """What the option classes share: checking at construction, and building from a mapping."""
+    """Base of the option classes: checks at construction, builds from a mapping."""
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
-            kind: fields.FieldKind = option.metadata["kind"]
             try:
-                value = kind.accept(getattr(self, option.name))
+                value = field_kind(option).accept(getattr(self, option.name))
             except ValueError as problem:
                 raise OptionsError(option.name, str(problem)) from None
             object.__setattr__(self, option.name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickling stores; refused while a secret is set, as the pickle would hold it."""
+        """Return the state to pickle; raise TypeError while a secret is set, as the pickle would hold it."""
         for option in dataclasses.fields(self):
             if not option.repr and getattr(self, option.name):
                 raise TypeError(f"{type(self).__name__} is not pickled while {option.name}, a secret, is set")
@@ -75,7 +87,7 @@ class _Options:
 
 @dataclass(frozen=True, kw_only=True)
 class TransportOptions(_Options):
-    """How envelopes are queued, sent, and given up on.
+    """Options of a transport: how envelopes are queued, sent, and given up on.
 
     Attributes:
         max_queue_items: Envelopes held, claimed ones included; at least 1. A full queue gives up the
@@ -103,7 +115,7 @@ class TransportOptions(_Options):
         client_key: The key file of `client_cert`.
         proxy: `http://`, `https://`, `socks5://` or `socks5h://` URL; overrides the environment.
         proxy_headers: Headers for the proxy, such as `Proxy-Authorization`: a mapping, kept as pairs.
-        no_proxy: Hosts to reach directly, as `requests` reads it; overrides the environment.
+        no_proxy: Hosts to reach directly, as `requests` reads it, `*` for all; overrides the environment.
         trust_env: Whether HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY are read.
         keep_alive: Whether connections are kept open between envelopes, with TCP keep-alive probes.
         send_client_reports: Whether losses are reported to the server.
@@ -127,41 +139,41 @@ class TransportOptions(_Options):
         OptionsError: A value is out of range or of the wrong type. Names the field.
     """
 
-    max_queue_items: int = _option(10_000, fields.integer(1, 10_000_000))
-    max_queue_bytes: int = _option(64 * 1024 * 1024, fields.integer(1024, 1 << 40))
-    max_event_bytes: int = _option(1_000_000, fields.integer(1024, 1 << 30))
-    max_attachment_bytes: int = _option(20 * 1024 * 1024, fields.integer(1, 1 << 30))
-    max_envelope_bytes: int = _option(100 * 1024 * 1024, fields.integer(1024, 1 << 30))
-    max_senders: int = _option(8, fields.integer(1, 64))
-    shutdown_timeout: float = _option(2.0, fields.seconds(0, 3600))
-    connect_timeout: float = _option(5.0, fields.seconds(0.001, 300))
-    request_timeout: float = _option(30.0, fields.seconds(0.001, 3600))
-    retry_window: float = _option(3600.0, fields.seconds(0, 30 * 86400))
-    retry_statuses: tuple[int, ...] = _option((502, 503, 504), fields.statuses())
-    backoff_base: float = _option(0.5, fields.seconds(0.001, 3600))
-    backoff_max: float = _option(60.0, fields.seconds(0.001, 86400))
-    compression: str = _option("gzip", fields.choice("gzip", "isal", "br", "zstd", "none"))
-    compression_level: int | None = _option(None, fields.integer(0, 22, optional=True))
-    ca_certs: str | None = _option(None, fields.text(path=True))
-    client_cert: str | None = _option(None, fields.text(path=True))
-    client_key: str | None = _option(None, fields.text(path=True))
-    proxy: str | None = _option(None, fields.text(), secret=True)
-    proxy_headers: tuple[tuple[str, str], ...] = _option((), fields.headers(), secret=True)
-    no_proxy: str | None = _option(None, fields.text())
-    trust_env: bool = _option(True, fields.boolean())
-    keep_alive: bool = _option(True, fields.boolean())
-    send_client_reports: bool = _option(True, fields.boolean())
-    client_report_interval: float = _option(60.0, fields.seconds(0.01, 86400))
-    handle_sigterm: bool = _option(True, fields.boolean())
-    queue: str = _option("memory", fields.text(optional=False))
-    spool_max_bytes: int = _option(512 * 1024 * 1024, fields.integer(1024 * 1024, 1 << 50))
-    spool_max_count: int | None = _option(None, fields.integer(1, 1 << 40, optional=True))
-    spool_max_age: float = _option(7 * 86400.0, fields.seconds(1, 3650 * 86400))
-    spool_segment_bytes: int = _option(1024 * 1024, fields.integer(64 * 1024, 1 << 30))
-    spool_durability: str = _option("process", fields.choice("process", "host"))
-    spool_drain: bool = _option(True, fields.boolean())
-    spool_credentials: bool = _option(False, fields.boolean())
-    spool_force: bool = _option(False, fields.boolean())
+    max_queue_items: int = _option(10_000, fields.Number(1, 10_000_000, whole=True))
+    max_queue_bytes: int = _option(64 * 1024 * 1024, fields.Number(1024, 1 << 40, whole=True))
+    max_event_bytes: int = _option(1_000_000, fields.Number(1024, 1 << 30, whole=True))
+    max_attachment_bytes: int = _option(20 * 1024 * 1024, fields.Number(1, 1 << 30, whole=True))
+    max_envelope_bytes: int = _option(100 * 1024 * 1024, fields.Number(1024, 1 << 30, whole=True))
+    max_senders: int = _option(8, fields.Number(1, 64, whole=True))
+    shutdown_timeout: float = _option(2.0, fields.Number(0, 3600, "seconds"))
+    connect_timeout: float = _option(5.0, fields.Number(0.001, 300, "seconds"))
+    request_timeout: float = _option(30.0, fields.Number(0.001, 3600, "seconds"))
+    retry_window: float = _option(3600.0, fields.Number(0, 30 * 86400, "seconds"))
+    retry_statuses: tuple[int, ...] = _option((502, 503, 504), fields.ListOf(fields.Status(), ordered=True))
+    backoff_base: float = _option(0.5, fields.Number(0.001, 3600, "seconds"))
+    backoff_max: float = _option(60.0, fields.Number(0.001, 86400, "seconds"))
+    compression: str = _option("gzip", fields.Choice(("gzip", "isal", "br", "zstd", "none")))
+    compression_level: int | None = _option(None, fields.Number(0, 22, whole=True, optional=True))
+    ca_certs: str | None = _option(None, fields.Text(path=True))
+    client_cert: str | None = _option(None, fields.Text(path=True))
+    client_key: str | None = _option(None, fields.Text(path=True))
+    proxy: str | None = _option(None, fields.Text(), secret=True)
+    proxy_headers: tuple[tuple[str, str], ...] = _option((), fields.HeaderPairs(), secret=True)
+    no_proxy: str | None = _option(None, fields.Text())
+    trust_env: bool = _option(True, fields.Flag())
+    keep_alive: bool = _option(True, fields.Flag())
+    send_client_reports: bool = _option(True, fields.Flag())
+    client_report_interval: float = _option(60.0, fields.Number(0.01, 86400, "seconds"))
+    handle_sigterm: bool = _option(True, fields.Flag())
+    queue: str = _option("memory", fields.Text(optional=False))
+    spool_max_bytes: int = _option(512 * 1024 * 1024, fields.Number(1024 * 1024, 1 << 50, whole=True))
+    spool_max_count: int | None = _option(None, fields.Number(1, 1 << 40, whole=True, optional=True))
+    spool_max_age: float = _option(7 * 86400.0, fields.Number(1, 3650 * 86400, "seconds"))
+    spool_segment_bytes: int = _option(1024 * 1024, fields.Number(64 * 1024, 1 << 30, whole=True))
+    spool_durability: str = _option("process", fields.Choice(("process", "host")))
+    spool_drain: bool = _option(True, fields.Flag())
+    spool_credentials: bool = _option(False, fields.Flag())
+    spool_force: bool = _option(False, fields.Flag())
 
     @property
     def spool_path(self) -> str | None:
@@ -184,7 +196,7 @@ _TracesSampler: TypeAlias = Callable[[dict[str, Any]], float | bool | None]
 
 @dataclass(frozen=True, kw_only=True)
 class ReporterOptions(_Options):
-    """What events say about the app, and what they leave out.
+    """Options of a reporter: what events contain, and what they leave out.
 
     Attributes:
         release: The app's version, such as `shop@1.2.0`; at most 200 characters.
@@ -214,29 +226,31 @@ class ReporterOptions(_Options):
         auto_session_tracking: Whether each request's outcome is counted in sessions; needs a release.
     """
 
-    release: str | None = _option(None, fields.text(longest=200))
-    environment: str = _option("production", fields.text(optional=False))
-    dist: str | None = _option(None, fields.text())
-    server_name: str | None = _option(None, fields.text())
-    send_default_pii: bool = _option(False, fields.boolean())
-    in_app_include: tuple[str, ...] = _option((), fields.words())
-    in_app_exclude: tuple[str, ...] = _option((), fields.words())
-    before_send: _BeforeSend | None = _option(None, fields.callback())  # noqa: RUF009 - makes a field
-    detect_release: bool = _option(True, fields.boolean())
-    sample_rate: float = _option(1.0, fields.fraction())
-    max_breadcrumbs: int = _option(100, fields.integer(0, 100))
-    max_request_body_size: str = _option("medium", fields.choice("never", "small", "medium", "always"))
-    traces_sample_rate: float | None = _option(None, fields.fraction(optional=True))
-    traces_sampler: _TracesSampler | None = _option(None, fields.callback())  # noqa: RUF009 - makes a field
-    trace_propagation_targets: tuple[str | re.Pattern[str], ...] | None = _option(None, fields.targets())
-    propagate_traceparent: bool = _option(False, fields.boolean())
-    strict_trace_continuation: bool = _option(False, fields.boolean())
-    auto_session_tracking: bool = _option(True, fields.boolean())
+    release: str | None = _option(None, fields.Text(longest=200))
+    environment: str = _option("production", fields.Text(optional=False))
+    dist: str | None = _option(None, fields.Text())
+    server_name: str | None = _option(None, fields.Text())
+    send_default_pii: bool = _option(False, fields.Flag())
+    in_app_include: tuple[str, ...] = _option((), fields.ListOf(fields.Word()))
+    in_app_exclude: tuple[str, ...] = _option((), fields.ListOf(fields.Word()))
+    before_send: _BeforeSend | None = _option(None, fields.Callback())  # noqa: RUF009 - makes a field
+    detect_release: bool = _option(True, fields.Flag())
+    sample_rate: float = _option(1.0, fields.Number(0, 1))
+    max_breadcrumbs: int = _option(100, fields.Number(0, 100, whole=True))
+    max_request_body_size: str = _option("medium", fields.Choice(("never", "small", "medium", "always")))
+    traces_sample_rate: float | None = _option(None, fields.Number(0, 1, optional=True))
+    traces_sampler: _TracesSampler | None = _option(None, fields.Callback())  # noqa: RUF009 - makes a field
+    trace_propagation_targets: tuple[str | re.Pattern[str], ...] | None = _option(
+        None, fields.ListOf(fields.Target(), optional=True)
+    )
+    propagate_traceparent: bool = _option(False, fields.Flag())
+    strict_trace_continuation: bool = _option(False, fields.Flag())
+    auto_session_tracking: bool = _option(True, fields.Flag())
 
 
 @dataclass(frozen=True, kw_only=True)
 class IntegrationOptions(_Options):
-    """What an integration does around the app.
+    """Options of an integration: routes, health details, and how configuration errors are treated.
 
     Attributes:
         path: Where live, ready, health and flush answer; None leaves the routes out.
@@ -247,12 +261,12 @@ class IntegrationOptions(_Options):
         capture_errors: Whether exceptions that escape a request are captured.
     """
 
-    path: str | None = _option("/transport", fields.text())
-    flush_token: str | None = _option(None, fields.text(), secret=True)
-    health_details: str = _option("token", fields.choice("token", "always"))
-    ready_requires_delivery: bool = _option(False, fields.boolean())
-    strict: bool = _option(False, fields.boolean())
-    capture_errors: bool = _option(True, fields.boolean())
+    path: str | None = _option("/transport", fields.Text())
+    flush_token: str | None = _option(None, fields.Text(), secret=True)
+    health_details: str = _option("token", fields.Choice(("token", "always")))
+    ready_requires_delivery: bool = _option(False, fields.Flag())
+    strict: bool = _option(False, fields.Flag())
+    capture_errors: bool = _option(True, fields.Flag())
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -332,9 +346,8 @@ def resolve(
             raise OptionsError(key, _unknown(name, (*everywhere, "dsn"), ENV_PREFIX), "environment")
         if name not in known or name in sources:
             continue
-        kind: fields.FieldKind = everywhere[name].metadata["kind"]
         try:
-            chosen[known[name]][name] = kind.read(text)
+            chosen[known[name]][name] = field_kind(everywhere[name]).parse(text)
         except ValueError as problem:
             raise OptionsError(name, str(problem), f"environment {key}") from None
         sources[name] = f"environment {key}"
