@@ -22,13 +22,12 @@ import click
 
 from transport_kit.cli._advice import advice_for_answer, advice_for_error, is_page, redirect_target
 from transport_kit.cli._text import MaskedCommand, masked, one_line
-from transport_kit.config.dsn import Dsn
+from transport_kit.config.dsn import DSN_VARIABLE, Dsn
 from transport_kit.config.options import ReporterOptions, TransportOptions, resolve
 from transport_kit.config.reference import meaning
 from transport_kit.envelope.envelope import Envelope
 from transport_kit.reporting import Reporter, new_scope
 from transport_kit.runtime.errors import InvalidDsn
-from transport_kit.transport.factory import DSN_VARIABLE
 from transport_kit.transport.http import HttpTransport
 from transport_kit.transport.local import FunctionTransport
 from transport_kit.transport.wire.connections import ConnectionPool

@@ -16,7 +16,10 @@ from urllib.parse import quote
 
 from transport_kit.runtime.errors import InvalidDsn
 
-__all__ = ["Dsn"]
+__all__ = ["DSN_VARIABLE", "Dsn"]
+
+#: The environment variable that holds the DSN when the code gives none.
+DSN_VARIABLE = "TRANSPORT_KIT_DSN"
 
 # Far above any real DSN (the longest in use are under 200 characters); makes every step below cheap,
 # the IDNA codec included, whatever the input.

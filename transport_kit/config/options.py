@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self, TypeAlias, TypeVar, overload
 
 from transport_kit.config import fields
+from transport_kit.config.dsn import DSN_VARIABLE
 from transport_kit.runtime.errors import OptionsError
 
 __all__ = [
@@ -339,7 +340,7 @@ def resolve(
         sources[name] = source
     everywhere = {option.name: option for cls in _ALL for option in dataclasses.fields(cls)}
     for key, text in (os.environ if environ is None else environ).items():
-        if not key.startswith(ENV_PREFIX) or key == ENV_PREFIX + "DSN":
+        if not key.startswith(ENV_PREFIX) or key == DSN_VARIABLE:
             continue
         name = key[len(ENV_PREFIX) :].lower()
         if name not in everywhere:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from transport_kit.config.dsn import Dsn
+from transport_kit.config.dsn import DSN_VARIABLE, Dsn
 from transport_kit.config.options import (
     ENV_PREFIX,
     IntegrationOptions,
@@ -29,7 +29,7 @@ from transport_kit.kit.routes import LEAVES, Answer, FlushDue, Leaf, answer, flu
 from transport_kit.reporting import Reporter, RequestFacts, Scope, ServedRequest
 from transport_kit.runtime.errors import OptionsError, TransportKitError
 from transport_kit.transport.base import Transport
-from transport_kit.transport.factory import DSN_VARIABLE, build_transport
+from transport_kit.transport.factory import build_transport
 from transport_kit.transport.health import Health
 from transport_kit.transport.local import NullTransport
 from transport_kit.transport.worker.outcome import FlushReport

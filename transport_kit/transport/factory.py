@@ -9,8 +9,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from transport_kit.config.dsn import Dsn
-from transport_kit.config.options import ENV_PREFIX, TransportOptions, resolve
+from transport_kit.config.dsn import DSN_VARIABLE, Dsn
+from transport_kit.config.options import TransportOptions, resolve
 from transport_kit.queues.protocol import Queue
 from transport_kit.runtime.errors import InvalidDsn, OptionsError
 from transport_kit.runtime.log import log
@@ -18,10 +18,8 @@ from transport_kit.transport.base import Transport
 from transport_kit.transport.http import BaseHttpTransport, HttpTransport
 from transport_kit.transport.local import FunctionTransport, NullTransport
 
-__all__ = ["DSN_VARIABLE", "Target", "build_transport", "make_transport", "spool_arguments"]
+__all__ = ["Target", "build_transport", "make_transport", "spool_arguments"]
 
-#: The environment variable that names the DSN when no target is given.
-DSN_VARIABLE = ENV_PREFIX + "DSN"
 #: What `make_transport` takes; see there.
 Target = str | Dsn | Transport | type[Transport] | Callable[..., object] | None
 
