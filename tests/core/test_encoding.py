@@ -329,14 +329,28 @@ def test_breadth_of_200_000_is_cut_and_the_rest_survives() -> None:
     assert len(data) < 1_000_000
 
 
-def test_the_number_of_nodes_is_bounded() -> None:
-    """Doubling at each level, 2 ** 60 in all: the walk stops, in bounded time."""
-    tree: Any = {1}
-    for _ in range(60):
+@pytest.mark.parametrize("leaf", [{1}, 1, "\ud800"], ids=["a set", "a number", "a lone surrogate"])
+@pytest.mark.parametrize("doublings", [16, 24, 60])
+def test_the_number_of_nodes_is_bounded(
+    leaf: object, doublings: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Doubling at each level, 2 ** 60 in all: the walk stops, and so do the looks at what might need none."""
+    tree: Any = leaf
+    for _ in range(doublings):
         tree = [tree, tree]
-    data = encode(tree, "event")
-    assert b"<truncated>" in data
+    looks: list[int] = []
+
+    def counted(value: object, most: int) -> tuple[bytes | None, int]:
+        part, nodes = encoder.dumps_within(value, most)
+        looks.append(nodes)
+        return part, nodes
+
+    monkeypatch.setattr(encoding, "dumps_within", counted)
+    data = encode({1: tree}, "event")
+    assert b"<truncated>" in data or doublings == 16
     assert len(data) < 30 * encoding.MAX_NODES
+    # The last look may begin with one node left, and ends within the level in which it finds too many.
+    assert sum(looks) < 3 * encoding.MAX_LOOKS
 
 
 def test_text_is_bounded() -> None:

@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any, Final
 from uuid import UUID
 
-from transport_kit.envelope.encoder import Fragment, dumps
+from transport_kit.envelope.encoder import Fragment, dumps, dumps_within
 from transport_kit.runtime.errors import SealError
 
 __all__ = ["clean_text", "dump", "encode", "repair"]
@@ -36,9 +36,10 @@ MAX_BREADTH: Final = 20_000
 MAX_NODES: Final = 100_000
 MAX_TEXT: Final = 16 * 1024 * 1024
 _MAX_INT_BITS: Final = 4096
-# Down to this depth the encoder is asked first whether a part needs repair at all: most don't. Each level
-# may read the whole once more, so the number stays small.
+# Down to this depth a part is encoded as it is where it needs no repair: most don't. Each level may look
+# through the whole once more, so both the depth and the number of nodes looked at are bounded.
 _WHOLE_DEPTH: Final = 8
+MAX_LOOKS: Final = 200_000
 _TRIES: Final = 3
 
 
@@ -141,6 +142,7 @@ class _Repair:
         self._path = path
         self._nodes = MAX_NODES
         self._text = MAX_TEXT
+        self._looks = MAX_LOOKS
         self._open: deque[_Open] = deque()
 
     def run(self, value: object) -> Any:
@@ -218,11 +220,14 @@ class _Repair:
         return copy
 
     def _whole(self, value: object) -> Any:
-        try:
-            part = dumps(value)
-        except (TypeError, RecursionError):
+        if self._looks <= 0:
             return None
-        if len(part) > self._text:
+        try:
+            part, nodes = dumps_within(value, self._looks)
+        except RecursionError:
+            return None
+        self._looks -= nodes
+        if part is None or len(part) > self._text:
             return None
         self._text -= len(part)
         return Fragment(part)
