@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from transport_kit.config.options import TransportOptions
-from transport_kit.runtime import forks, process
+from transport_kit.runtime import process
 from transport_kit.runtime.log import log
 from transport_kit.transport.base import Transport
 from transport_kit.transport.worker.outcome import FlushReport
@@ -136,7 +136,7 @@ def test_the_hooks_are_installed_once() -> None:
         "import transport_kit\n"
         "calls.clear()\n"  # logging and random have hooks of their own
         "kept = [transport_kit.make_transport('') for _ in range(3)]\n"
-        "assert calls == ['exit', 'fork', 'fork'], calls\n"
+        "assert calls == ['exit', 'fork'], calls\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -276,96 +276,3 @@ def test_silence_waits_for_lines_that_are_being_written() -> None:
     finally:
         logging.getLogger("transport_kit").removeHandler(handler)
     assert lines == ["one", "three"]
-
-
-# -- what a fork must not cut ------------------------------------------------------------------------------
-
-
-@pytest.fixture(name="gate")
-def _gate(monkeypatch: pytest.MonkeyPatch) -> forks._Gate:
-    """A gate whose hooks the test calls itself."""
-    monkeypatch.setattr(os, "register_at_fork", lambda **hooks: None)
-    gate = forks._Gate()
-    gate.install()
-    return gate
-
-
-def test_a_fork_waits_for_a_section_and_a_section_for_a_fork(gate: forks._Gate) -> None:
-    """In the child, what another thread was in the middle of stays in the middle for ever."""
-    forked, entered = threading.Event(), threading.Event()
-
-    def fork() -> None:
-        gate._before_fork()
-        forked.set()
-
-    with gate:
-        forker = threading.Thread(target=fork)
-        forker.start()
-        assert not forked.wait(0.05)
-    assert forked.wait(30)
-    forker.join()
-
-    def section() -> None:
-        with gate:
-            entered.set()
-
-    threading.Thread(target=section).start()
-    assert not entered.wait(0.05)
-    gate._forkers = {threading.get_ident()}  # as if this thread had forked
-    gate._after_in_parent()
-    assert entered.wait(30)
-
-
-def test_a_fork_does_not_wait_for_ever(gate: forks._Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A section that hangs is worse for the child than for the app, which must go on."""
-    monkeypatch.setattr(forks, "LONGEST", 0.01)
-    with gate:
-        gate._before_fork()
-        gate._after_in_parent()
-        assert gate._lock.locked()  # still the section's
-    assert not gate._lock.locked()
-
-
-def test_a_child_has_an_open_gate(gate: forks._Gate) -> None:
-    """Whoever held it is not here."""
-    gate._before_fork()
-    gate._renew()
-    with gate:
-        assert gate._forkers == set()
-
-
-def test_before_the_first_transport_there_is_no_gate() -> None:
-    """Importing the package changes nothing about forks."""
-    with forks._Gate() as nothing:
-        assert nothing is None
-
-
-def test_children_of_multiprocessing_are_seen_to_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once for this process, and once more in each child, which forgets the first."""
-    import multiprocessing.util as util
-
-    finalizers: list[dict[str, Any]] = []
-    after_fork: list[Any] = []
-    monkeypatch.setattr(util, "Finalize", lambda obj, call, **more: finalizers.append({"call": call, **more}))
-    monkeypatch.setattr(util, "register_after_fork", lambda obj, call: after_fork.append(call))
-    monkeypatch.setattr(process, "_watches_multiprocessing", False)
-    for _ in range(2):
-        process._watch_multiprocessing()
-    assert finalizers == [{"call": process.end_all, "exitpriority": -100}]
-    (call,) = after_fork
-    call(None)
-    assert len(finalizers) == 2
-    monkeypatch.delitem(sys.modules, "multiprocessing.util")
-    monkeypatch.setattr(process, "_watches_multiprocessing", False)
-    process._watch_multiprocessing()  # nobody uses it: it is not imported either
-    assert len(finalizers) == 2
-    assert "multiprocessing.util" not in sys.modules
-
-
-def test_at_the_exit_nothing_is_logged_any_more(caplog: pytest.LogCaptureFixture) -> None:
-    """See `silence`; multiprocessing's finalizer and SIGTERM end without an interpreter's end."""
-    process.end_all()
-    log.warning("after the end")
-    process._at_exit()
-    log.warning("after the exit")
-    assert [record.getMessage() for record in caplog.records] == ["after the end"]

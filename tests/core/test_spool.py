@@ -548,7 +548,7 @@ def test_a_forked_child_writes_segments_of_its_own(make: Make, seg: Path) -> Non
     if pid == 0:
         code = 1
         try:
-            code = 0 if spool.put(event(2)).accepted and spool._life.writer is not None else 2
+            code = 0 if spool.put(event(2)).accepted and spool._current().writer is not None else 2
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

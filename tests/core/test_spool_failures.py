@@ -43,7 +43,7 @@ def test_what_can_not_be_read_again_waits(place: Place) -> None:
     (claim,) = spool.claim(1, 0.0)
     spool.release([claim])
     place.disk.failing = {"read": errno.EIO}
-    spool._life.drainer.tails[place.segments()[0]]._reader._window = b""  # type: ignore[union-attr]
+    spool._current().drainer.tails[place.segments()[0]]._reader._window = b""  # type: ignore[union-attr]
     assert spool.claim(1, 0.0) == []
     place.disk.failing = {}
     place.clock.now += 2
@@ -52,7 +52,7 @@ def test_what_can_not_be_read_again_waits(place: Place) -> None:
     node = place.disk.find(f"/spool/{IDENTITY}/seg/{place.segments()[0]}")
     assert node is not None
     node.data[-4] ^= 1
-    spool._life.drainer.tails[place.segments()[0]]._reader._window = b""  # type: ignore[union-attr]
+    spool._current().drainer.tails[place.segments()[0]]._reader._window = b""  # type: ignore[union-attr]
     place.clock.now += 2
     assert spool.claim(1, 0.0) == []
     assert spool.take_losses() == (("internal_sdk_error", "error", 1),)
@@ -66,7 +66,7 @@ def test_a_session_that_can_not_be_read_again_is_not_overtaken(place: Place) -> 
     (claim,) = spool.claim(5, 0.0)
     spool.release([claim])
     place.disk.failing = {"read": errno.EIO}
-    spool._life.drainer.tails[place.segments()[0]]._reader._window = b""  # type: ignore[union-attr]
+    spool._current().drainer.tails[place.segments()[0]]._reader._window = b""  # type: ignore[union-attr]
     assert spool.claim(5, 0.0) == []
     place.disk.failing = {}
     assert spool.claim(5, 0.0) == []
@@ -172,7 +172,7 @@ def test_descriptors_that_somebody_closed_are_not_written_to(place: Place) -> No
     spool.put(event(1))
     system = spool._system
     assert isinstance(system, DiskSystem)
-    writer = spool._life.writer
+    writer = spool._current().writer
     assert writer is not None
     (opened,) = writer._open.values()
     system._close(opened.fd)
@@ -215,7 +215,7 @@ def test_who_waited_for_a_sync_that_failed_is_not_told_that_it_is_on_the_disk() 
     first = threading.Thread(target=spool.put, args=(event(1),))
     first.start()
     assert begun.wait(SOON)
-    writer = spool._life.writer
+    writer = spool._current().writer
     assert writer is not None
     (opened,) = writer._open.values()
     second = threading.Thread(target=spool.put, args=(event(2),))
@@ -341,7 +341,7 @@ def test_a_forked_child_closes_no_descriptor_that_means_another_file_by_now(plac
     spool.put(session(2))
     system = spool._system
     assert isinstance(system, DiskSystem)
-    writer = spool._life.writer
+    writer = spool._current().writer
     assert writer is not None
     ours, reused = (opened.fd for opened in writer._open.values())
     system._close(reused)
@@ -376,7 +376,7 @@ def test_a_busy_process_has_its_next_segment_ready(place: Place) -> None:
         spool.put(event(number, "x" * 9000))
     place.disk.failing = {"create": errno.ENOSPC}
     assert spool.put(event(4)).accepted
-    assert spool._life.writer._current[4].size < 9000  # type: ignore[union-attr]
+    assert spool._current().writer._current[4].size < 9000  # type: ignore[union-attr]
     spool.claim(0, 0.0)
     place.disk.failing = {}
     assert sorted(filter(None, drained(spool))) == ids(0, 1, 2, 3, 4)
@@ -402,7 +402,7 @@ def test_a_process_that_fills_several_segments_a_second_has_as_many_ready(place:
     for number in range(14, 40):
         spool.put(event(number, "x" * 9000))
     spool.claim(0, 0.0)
-    assert len(spool._life.writer._spare[4]) == 4  # type: ignore[union-attr]
+    assert len(spool._current().writer._spare[4]) == 4  # type: ignore[union-attr]
     spool.close()
     assert sorted(filter(None, drained(place.spool()))) == ids(*range(40))
     assert place.segments() == []
@@ -411,7 +411,7 @@ def test_a_process_that_fills_several_segments_a_second_has_as_many_ready(place:
 def test_who_can_not_roll_at_once_does_not_wait(place: Place) -> None:
     """Another thread is at it, or this one was interrupted there: a segment for one record."""
     spool = place.spool()
-    writer = spool._life.writer
+    writer = spool._current().writer
     assert writer is not None
     with writer._rolling:
         assert spool.put(event(1)).accepted
@@ -457,7 +457,7 @@ def test_closing_with_losses_on_a_full_disk_ends_all_the_same(place: Place) -> N
     spool = place.spool()
     spool.put(event(1))
     spool.claim(0, 0.0)
-    spool._life.drainer.absorb((("queue_overflow", "error", 1),))  # type: ignore[union-attr]
+    spool._current().drainer.absorb((("queue_overflow", "error", 1),))  # type: ignore[union-attr]
     place.disk.capacity = 0
     spool.close()
     assert spool.claim(1, 0.0) == []
@@ -485,7 +485,7 @@ def test_a_full_spool_keeps_memory_waiting(place: Place) -> None:
     place.disk.failing = {"write": errno.EIO}
     spool.put(event(1))
     place.disk.failing = {}
-    writer = spool._life.writer
+    writer = spool._current().writer
     assert writer is not None
     writer._over, writer._looked = True, place.clock.now + 0.9
     place.clock.now += 1.0
@@ -509,7 +509,7 @@ def test_the_lanes_of_all_classes_are_read_ahead_and_survive_an_eviction(place: 
     spool = place.spool(max_bytes=1 << 30)
     (claim,) = spool.claim(1, 0.0)
     assert claim.sealed.ordered
-    spool._life.upkeep._max_bytes = 10  # type: ignore[union-attr]
+    spool._current().upkeep._max_bytes = 10  # type: ignore[union-attr]
     place.clock.now += 2
     spool.claim(0, 0.0)
     assert spool.claim(5, 0.0) == []
@@ -782,7 +782,7 @@ def test_the_size_of_an_ended_sync_is_not_that_of_what_came_during_it() -> None:
     threads = [threading.Thread(target=spool.put, args=(event(number),)) for number in range(3)]
     threads[0].start()
     assert begun.wait(SOON)
-    writer = spool._life.writer
+    writer = spool._current().writer
     assert writer is not None
     (opened,) = writer._open.values()
     for thread in threads[1:]:

@@ -206,7 +206,7 @@ class SpoolMachine(RuleBasedStateMachine):
         process = next((each for each in self.processes if each.spool.facts().draining), None)
         if process is None or process.system.dies_at is not None:
             return  # what a death during an eviction leaves uncounted is no subject here
-        upkeep = process.spool._life.upkeep
+        upkeep = process.spool._current().upkeep
         if upkeep is None:
             return
         for other in [each for each in self.processes if deaths and each is not process]:

@@ -27,7 +27,7 @@ def test_an_app_leaves_the_drain_to_a_forwarder_that_comes(place: Place) -> None
     place.clock.now += 2
     assert app.claim(1, 0.0) == []
     assert app.facts().draining, "it still has one in hand"
-    app._life.drainer.absorb((("queue_overflow", "error", 4),))  # type: ignore[union-attr]
+    app._current().drainer.absorb((("queue_overflow", "error", 4),))  # type: ignore[union-attr]
     app.ack([in_hand])
     assert app.claim(1, 0.0) == []
     assert not app.facts().draining
@@ -83,11 +83,11 @@ def test_a_process_that_puts_a_lot_runs_for_the_drain_meanwhile(place: Place) ->
     place.die(drainer)
     for number in range(PUTS_A_CANDIDACY):
         writer.put(event(number))
-    assert not writer._life.election.held, "it ran a moment ago"  # type: ignore[union-attr]
+    assert not writer._current().election.held, "it ran a moment ago"  # type: ignore[union-attr]
     place.clock.now += 0.2
     for number in range(PUTS_A_CANDIDACY):
         writer.put(event(number))
-    assert writer._life.election.held  # type: ignore[union-attr]
+    assert writer._current().election.held  # type: ignore[union-attr]
     assert writer.claim(1, 0.0)
 
 
@@ -112,8 +112,9 @@ def test_no_other_spool_of_the_process_ends_the_drain_of_the_first(place: Place)
     second.close()
     third.claim(0, 0.0)
     assert not third.facts().draining
-    assert first._life.directory is not None
-    assert holders(first._life.directory) == (7, None)
+    directory = first._current().directory
+    assert directory is not None
+    assert holders(directory) == (7, None)
     third.close()
     other = place.spool()
     other.claim(0, 0.0)

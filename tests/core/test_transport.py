@@ -158,7 +158,7 @@ def test_what_is_no_event_is_refused_and_counted(what: Any, caplog: pytest.LogCa
 def test_a_capture_inside_a_critical_section_is_booked_when_it_ends() -> None:
     """A signal handler that captures may have interrupted the counting of another capture."""
     transport = FunctionTransport(lambda envelope: None)
-    lock = transport._books.lock
+    lock = transport._states.get().lock
     with lock.rlock:
         assert transport.capture_event(EVENT)
         assert transport.health().captured == {}
@@ -407,15 +407,14 @@ def test_a_child_has_books_of_its_own(hooked: bool, monkeypatch: pytest.MonkeyPa
             held.set()
             release.wait(SOON)
 
-    holder = threading.Thread(target=hold, args=(transport._books.lock.rlock,))
+    holder = threading.Thread(target=hold, args=(transport._states.get().lock.rlock,))
     holder.start()
     assert held.wait(30)
     try:
+        parent = os.getpid()
+        monkeypatch.setattr(os, "getpid", lambda: parent + 1)
         if hooked:
             transport._renew_after_fork()
-        else:
-            parent = os.getpid()
-            monkeypatch.setattr(os, "getpid", lambda: parent + 1)
         began = time.monotonic()
         assert transport.health().captured == {}
         transport.record_lost_event("before_send", "error")

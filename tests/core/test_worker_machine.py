@@ -251,7 +251,7 @@ ANSWERS: list[Response | ExchangeError] = [
 
 
 def _balanced(transport: BaseHttpTransport) -> None:
-    worker = transport._life.worker
+    worker = transport._states.get().worker
     queue = worker._queue
     assert isinstance(queue, MemoryQueue)
     balance(worker, queue)
@@ -304,10 +304,10 @@ class TransportMachine(RuleBasedStateMachine):
         """A child is new, whatever its parent was doing; the parent doesn't notice."""
         transport = self.transport
         closed = transport.closed
-        before = transport._life.worker.facts().totals.captured
+        before = transport._states.get().worker.facts().totals.captured
         child = 0
         if inside:
-            with transport._life.worker._lock.rlock:
+            with transport._states.get().worker._lock.rlock:
                 child = os.fork()
                 if child == 0:
                     self._child()
@@ -318,7 +318,7 @@ class TransportMachine(RuleBasedStateMachine):
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
         assert transport.closed == closed
-        assert transport._life.worker.facts().totals.captured == before
+        assert transport._states.get().worker.facts().totals.captured == before
 
     def _child(self) -> None:
         try:

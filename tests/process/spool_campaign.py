@@ -89,7 +89,7 @@ def transport_on(dsn: str, path: Path, system: System | None = None) -> HttpTran
 def write(dsn: str, path: Path, notes: Path, trial: int, writer: int, kind: str) -> None:
     """Capture until killed, noting what was accepted."""
     transport = transport_on(dsn, path, Short(trial) if kind == "short" else None)
-    spool = transport._life.queue
+    spool = transport._states.get().queue
     assert isinstance(spool, FileSpool)
     fd = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     if kind == "fork" and writer == 0:

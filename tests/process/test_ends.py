@@ -261,7 +261,7 @@ def test_sigterm_while_the_main_thread_holds_the_lock_still_drains(run: Run, ser
     ended = run(
         f"{HEAD}\ntransport = make_transport()\n"
         "transport.capture_event(event('x'))\n"
-        "lock = transport._life.worker._lock\n"
+        "lock = transport._states.get().worker._lock\n"
         "with lock.rlock:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    transport.capture_event(event('inside'))\n"
@@ -305,7 +305,7 @@ transport = make_transport()
 {before}
 pid = os.fork()
 if pid == 0:
-    assert transport._life.pid == os.getpid()  # before anyone looked: the hook did it
+    assert transport._states.get().pid == os.getpid()  # before anyone looked: the hook did it
     health = transport.health()
     assert health.captured == {{}} and health.state == "new", health
     assert transport.capture_event(event("child"))
@@ -330,10 +330,10 @@ def test_a_forked_child_delivers_its_own_and_nothing_of_its_parents(
 @pytest.mark.parametrize(
     "lock",
     [
-        "transport._life.worker._lock.rlock",
-        "transport._life.guard",
+        "transport._states.get().worker._lock.rlock",
+        "transport._states.get().guard",
         "logging.getLogger().handlers[0].lock",
-        "other._books.lock.rlock",
+        "other._states.get().lock.rlock",
         "threading._active_limbo_lock",
     ],
 )
@@ -400,7 +400,7 @@ def test_a_fork_that_no_hook_saw_is_noticed(run: Run, server: FaultServer) -> No
         f"{HEAD}\nimport ctypes\n"
         "transport = make_transport()\n"
         "transport.record_lost_event('before_send', 'error', quantity=5)\n"
-        "with transport._life.worker._lock.rlock:\n"
+        "with transport._states.get().worker._lock.rlock:\n"
         "    pid = ctypes.PyDLL(None).fork()\n"
         "    if pid == 0:\n"
         "        assert transport.health().captured == {}\n"

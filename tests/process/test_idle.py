@@ -71,7 +71,7 @@ from transport_kit.testing import FaultServer
 memory.AWAKE_FOR = 0.0  # at rest as soon as nothing waits, and not a second later
 with FaultServer() as server:
     transport = make_transport(server.dsn)
-    queue = transport._life.worker._queue
+    queue = transport._states.get().worker._queue
     taken = []
     for n in range(101):
         began = time.monotonic()

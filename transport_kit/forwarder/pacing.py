@@ -163,11 +163,11 @@ class PacedTransport(HttpTransport):
 
     def request_report(self) -> None:
         """Report what is known to be lost now; `reporting` says whether that is over."""
-        self._current_life().worker.want_report()
+        self._states.get().worker.want_report()
 
     @property
     def reporting(self) -> bool:
-        return self._current_life().worker.reporting
+        return self._states.get().worker.reporting
 
     @property
     def empty(self) -> bool:

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
 
-from transport_kit.runtime.forks import fork_guard
+from transport_kit.runtime.forks import after_fork
 from transport_kit.runtime.log import log
 
 __all__ = ["end_all", "Finalizable", "renew_all", "ShutdownOptions", "start_all", "watch"]
@@ -88,8 +88,7 @@ def watch(transport: Finalizable) -> None:
     if not _installed:
         _installed = True
         atexit.register(_at_exit)
-        os.register_at_fork(after_in_child=renew_all)
-        fork_guard.install()
+        after_fork(renew_all)
     _watch_multiprocessing()
     if transport._wants_sigterm():
         _catch_sigterm()

@@ -29,6 +29,7 @@ from transport_kit.queues.memory import MemoryQueue
 from transport_kit.queues.protocol import Queue
 from transport_kit.runtime import process
 from transport_kit.runtime.errors import OptionsError, SealError
+from transport_kit.runtime.forks import PerProcess
 from transport_kit.runtime.interrupts import let_through
 from transport_kit.runtime.log import log
 from transport_kit.runtime.version import CLIENT, SDK_NAME, VERSION
@@ -63,10 +64,6 @@ class TransportState:
         self.worker = worker
         self.queue = queue
         self.pool = pool
-        # The next life, by the process it is for. `setdefault` decides among threads that come at once.
-        self.heirs: dict[int, TransportState] = {}
-        # A parent's life is kept: finalising it here could find a lock of its held, and copies its memory.
-        self.parent: TransportState | None = None
         # Idents of the threads that are sealing; each adds and takes out its own, in single steps. Here, for
         # in a forked child the threads are gone and their idents used again.
         self.sealing: set[int] = set()
@@ -113,20 +110,19 @@ class BaseHttpTransport(Transport):
             "User-Agent": CLIENT,
             "X-Sentry-Auth": dsn.auth_header(CLIENT),
         }
-        self._life = self._new_life()
+        self._states = PerProcess(self._new_state)
         process.watch(self)
 
     def _memory_queue(self) -> Queue:
         return MemoryQueue(self.options.max_queue_items, self.options.max_queue_bytes)
 
-    def _new_life(self, parent: TransportState | None = None) -> TransportState:
+    def _new_state(self, parent: TransportState | None) -> TransportState:
         def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
-            return self._deliver(life, sealed, within)
+            return self._deliver(state, sealed, within)
 
         queue = self._make_queue()
-        life = TransportState(BackgroundWorker(queue, deliver, self.options), self._make_pool(), queue)
-        life.parent = parent
-        return life
+        state = TransportState(BackgroundWorker(queue, deliver, self.options), self._make_pool(), queue)
+        return state
 
     # -- the two hooks ---------------------------------------------------------------------------------
 
@@ -153,28 +149,28 @@ class BaseHttpTransport(Transport):
         I/O. A capture made by our own sealing or sending on the same thread is refused and counted.
         """
         try:
-            life = self._current_life()
-            worker = life.worker
+            state = self._states.get()
+            worker = state.worker
             if not is_deliverable(envelope):
                 return False
             ident = threading.get_ident()
-            if worker.on_own_thread or ident in life.sealing:
+            if worker.on_own_thread or ident in state.sealing:
                 worker.lose(LossReason.REENTRANT, _one_each(envelope))
                 return False
             if worker.closing:
                 worker.lose(LossReason.CLOSED, quantities_of(envelope.items))
                 return False
-            sealed = self._seal(life, envelope, ident)
+            sealed = self._seal(state, envelope, ident)
             return sealed is not None and worker.submit(sealed)
         except Exception as error:
             let_through(error)
             log.error("a capture failed: %s", type(error).__name__)
             return False
 
-    def _seal(self, life: TransportState, envelope: Envelope, ident: int) -> SealedEnvelope | None:
-        worker = life.worker
+    def _seal(self, state: TransportState, envelope: Envelope, ident: int) -> SealedEnvelope | None:
+        worker = state.worker
         try:
-            life.sealing.add(ident)
+            state.sealing.add(ident)
             sealed = envelope.seal(
                 max_event_bytes=self.options.max_event_bytes,
                 max_attachment_bytes=self.options.max_attachment_bytes,
@@ -187,76 +183,66 @@ class BaseHttpTransport(Transport):
             return None
         finally:
             # One call: a signal handler may raise after each, and the ident must not stay behind.
-            life.sealing.discard(ident)
+            state.sealing.discard(ident)
         for problem, quantities in sealed.left_out:
             log.error("an item was left out: %s", problem)
             worker.lose(LossReason.INTERNAL_SDK_ERROR, quantities)
         return sealed
 
     def _lose(self, reason: LossReason, quantities: Quantities) -> None:
-        self._current_life().worker.lose(reason, quantities)
+        self._states.get().worker.lose(reason, quantities)
 
     # -- life ------------------------------------------------------------------------------------------
 
-    def _current_life(self) -> TransportState:
-        life = self._life
-        if life.pid != os.getpid():
-            # A fork that no hook saw, such as one made in C.
-            self._renew_after_fork()
-            life = self._life
-        return life
-
     def _renew_after_fork(self) -> None:
-        heirs = self._life.heirs
-        heir = heirs.get(os.getpid()) or heirs.setdefault(os.getpid(), self._new_life(self._life))
-        self._life = heir
+        self._states.get()
 
     def start(self) -> None:
-        self._current_life().worker.start()
+        self._states.get().worker.start()
 
     def _flush(self, timeout: float, until: str) -> FlushReport:
-        return self._current_life().worker.flush(timeout, until)
+        return self._states.get().worker.flush(timeout, until)
 
     def _close(self, timeout: float) -> FlushReport:
-        life = self._current_life()
-        report = life.worker.close(timeout)
-        self._close_pool(life)
+        state = self._states.get()
+        report = state.worker.close(timeout)
+        self._close_pool(state)
         return report
 
     def kill(self) -> None:
-        life = self._current_life()
-        life.worker.kill()
-        self._close_pool(life)
+        state = self._states.get()
+        state.worker.kill()
+        self._close_pool(state)
 
-    def _close_pool(self, life: TransportState) -> None:
-        close = getattr(life.pool, "close", None)
+    def _close_pool(self, state: TransportState) -> None:
+        close = getattr(state.pool, "close", None)
         if close is not None:
             close()
 
     @property
     def closed(self) -> bool:
-        return self._current_life().worker.closing
+        return self._states.get().worker.closing
 
     @property
     def pending(self) -> int:
-        return self._current_life().worker.pending
+        return self._states.get().worker.pending
 
     def _end_of_process(self, deadline: float) -> int:
-        return self._current_life().worker.end(deadline - time.monotonic())
+        return self._states.get().worker.end(deadline - time.monotonic())
 
     def _can_wait(self) -> bool:
-        life = self._current_life()
-        return life.worker.can_wait and threading.get_ident() not in life.sealing
+        state = self._states.get()
+        return state.worker.can_wait and threading.get_ident() not in state.sealing
 
     def _wants_sigterm(self) -> bool:
         return self.options.handle_sigterm
 
     # -- delivering, on a sender thread ----------------------------------------------------------------
 
-    def _deliver(self, life: TransportState, sealed: SealedEnvelope | None, within: float) -> Outcome:
+    def _deliver(self, state: TransportState, sealed: SealedEnvelope | None, within: float) -> Outcome:
         """Send one envelope with the losses that are due, or only these."""
         now = time.monotonic()
-        limits = life.limits
+        limits = state.limits
         lost: Quantities = ()
         if sealed is not None:
             sealed = sealed.unpacked()
@@ -266,24 +252,24 @@ class BaseHttpTransport(Transport):
                     return Outcome(LossReason.RATELIMIT_BACKOFF, answered=None)
                 sealed = kept
         report: Report = ()
-        if life.worker.unreported and not limits.is_limited("internal", now):
-            report = life.worker.take_report(alone=sealed is None)
+        if state.worker.unreported and not limits.is_limited("internal", now):
+            report = state.worker.take_report(alone=sealed is None)
         if sealed is None:
             if not report:
                 return Outcome(answered=None)
             sealed = SealedEnvelope.empty(_REPORT_HEADER)
         try:
-            outcome = self._send(life, sealed, report, within)
+            outcome = self._send(state, sealed, report, within)
         except BaseException:
-            life.worker.give_back(report)
+            state.worker.give_back(report)
             raise
         if not outcome.answered or outcome.server_fault:
-            life.worker.give_back(report)
+            state.worker.give_back(report)
         if lost:
             outcome = outcome.with_lost(LossReason.RATELIMIT_BACKOFF, lost)
         return outcome
 
-    def _send(self, life: TransportState, sealed: SealedEnvelope, report: Report, within: float) -> Outcome:
+    def _send(self, state: TransportState, sealed: SealedEnvelope, report: Report, within: float) -> Outcome:
         whole = sealed.with_items(report_items(report)) if report else sealed
         body = whole.serialize(datetime.now(UTC).isoformat().replace("+00:00", "Z"))
         headers = self._headers
@@ -293,53 +279,53 @@ class BaseHttpTransport(Transport):
         try:
             response = self._request("POST", self._url, body, headers, timeout=within)
         except ExchangeError as error:
-            return self._no_answer(life, sealed, error)
-        return self._answer(life, response)
+            return self._no_answer(state, sealed, error)
+        return self._answer(state, response)
 
-    def _no_answer(self, life: TransportState, sealed: SealedEnvelope, error: ExchangeError) -> Outcome:
-        with life.guard:
-            life.last_error = (error.kind, None, time.monotonic())
-        self._tell(life, error.kind, "a delivery failed and is repeated later: %s", error)
+    def _no_answer(self, state: TransportState, sealed: SealedEnvelope, error: ExchangeError) -> Outcome:
+        with state.guard:
+            state.last_error = (error.kind, None, time.monotonic())
+        self._tell(state, error.kind, "a delivery failed and is repeated later: %s", error)
         if error.kind == "timeout" and error.body_sent and not sealed.repeatable:
             # The server may have it, and would not recognise a repeat.
             return Outcome(LossReason.NETWORK_ERROR, answered=False)
         return Outcome.retry(LossReason.NETWORK_ERROR)
 
-    def _answer(self, life: TransportState, response: Response) -> Outcome:
+    def _answer(self, state: TransportState, response: Response) -> Outcome:
         status, headers = response.status, response.headers
         now = time.monotonic()
         retried = status in self.options.retry_statuses
-        with life.guard:
+        with state.guard:
             if status == 429 or status == 503 or "x-sentry-rate-limits" in headers:
                 # `Retry-After` beside a status that we retry is a pause, not a limit: a limit would discard
                 # what waits, and an outage behind a load balancer is announced this way. So only the other
                 # header counts then, as it does beside a 200.
-                life.limits = life.limits.updated(200 if retried else status, headers, now)
+                state.limits = state.limits.updated(200 if retried else status, headers, now)
             if 200 <= status < 300:
-                recovered = bool(life.told)
-                life.told.clear()
-                life.last_success = now
-                life.refused = None
+                recovered = bool(state.told)
+                state.told.clear()
+                state.last_success = now
+                state.refused = None
             else:
-                life.last_error = ("http", status, now)
+                state.last_error = ("http", status, now)
                 if status in (401, 403):
-                    life.refused = status
+                    state.refused = status
         if 200 <= status < 300:
             if recovered:
                 log.info("deliveries work again")
             return Outcome()
         if retried:
-            self._tell(life, status, "the server answered %d; the delivery is repeated later", status)
+            self._tell(state, status, "the server answered %d; the delivery is repeated later", status)
             pause = retry_after_seconds(headers, wall=time.time()) or 0.0
             return Outcome.retry(
                 LossReason.SEND_ERROR, not_before=now + min(pause, self.options.retry_window)
             )
         if status == 429:
-            self._tell(life, status, "the server answered 429; limited categories are dropped meanwhile")
+            self._tell(state, status, "the server answered 429; limited categories are dropped meanwhile")
             return Outcome(LossReason.RATE_LIMITED)
         if 300 <= status < 400:
             self._tell(
-                life,
+                state,
                 status,
                 "the server answered %d and the envelope was discarded; a redirect is not followed: %s",
                 status,
@@ -347,7 +333,7 @@ class BaseHttpTransport(Transport):
             )
             return Outcome(LossReason.SEND_ERROR)
         self._tell(
-            life,
+            state,
             status,
             "the server answered %d%s and the envelope was discarded: %s",
             status,
@@ -356,11 +342,11 @@ class BaseHttpTransport(Transport):
         )
         return Outcome(LossReason.SEND_ERROR, server_fault=status >= 500)
 
-    def _tell(self, life: TransportState, what: int | str, message: str, *arguments: object) -> None:
+    def _tell(self, state: TransportState, what: int | str, message: str, *arguments: object) -> None:
         """One line per kind of failure until deliveries work again."""
-        with life.guard:
-            known = what in life.told
-            life.told.add(what)
+        with state.guard:
+            known = what in state.told
+            state.told.add(what)
         if not known:
             log.warning(message, *arguments)
 
@@ -376,14 +362,14 @@ class BaseHttpTransport(Transport):
     # -- saying ----------------------------------------------------------------------------------------
 
     def health(self) -> Health:
-        life = self._current_life()
-        facts = life.worker.facts()
+        state = self._states.get()
+        facts = state.worker.facts()
         now = time.monotonic()
         queue, totals, breaker = facts.queue, facts.totals, facts.breaker
-        error, success = life.last_error, life.last_success
+        error, success = state.last_error, state.last_success
         oldest = queue.oldest_put_at
         return Health(
-            pid=life.pid,
+            pid=state.pid,
             state=facts.state.name.lower(),
             kind=type(self).__name__,
             worker_alive=facts.senders > 0,
@@ -400,14 +386,14 @@ class BaseHttpTransport(Transport):
             failing=error is not None and error[1] != 429 and (success is None or error[2] > success),
             breaker=breaker.state,
             next_probe_in=None if breaker.state == "closed" else max(0.0, breaker.next_probe - now),
-            limits={category: until - now for category, until in life.limits.active(now).items()},
+            limits={category: until - now for category, until in state.limits.active(now).items()},
             captured=totals.captured,
             delivered=totals.delivered,
             discarded_by_category=totals.discarded,
             pending=_pending(totals),
             last_drop_age=None if facts.last_drop is None else now - facts.last_drop,
-            spool=life.queue.describe() if life.queue.shared else None,
-            problem=None if life.refused is None else f"the server refuses this DSN's key ({life.refused})",
+            spool=state.queue.describe() if state.queue.shared else None,
+            problem=None if state.refused is None else f"the server refuses this DSN's key ({state.refused})",
         )
 
 
@@ -424,7 +410,7 @@ class HttpTransport(BaseHttpTransport):
     def _request(
         self, method: str, url: str, body: bytes, headers: dict[str, str], *, timeout: float
     ) -> Response:
-        pool: ConnectionPool = self._life.pool
+        pool: ConnectionPool = self._states.get().pool
         return pool.post(self._target, headers, body, timeout=timeout)
 
 

@@ -17,6 +17,7 @@ from transport_kit.envelope.envelope import Envelope
 from transport_kit.envelope.losses import LossReason, Quantities
 from transport_kit.runtime import process
 from transport_kit.runtime.errors import OptionsError
+from transport_kit.runtime.forks import PerProcess
 from transport_kit.runtime.interrupts import let_through
 from transport_kit.runtime.lock import StateLock
 from transport_kit.runtime.log import log
@@ -28,8 +29,8 @@ from transport_kit.transport.worker.outcome import FlushReport
 __all__ = ["CountingTransport", "FunctionTransport", "NullTransport"]
 
 
-class _Books:
-    """What belongs to one process: a forked child opens its own, and never touches its parent's."""
+class _CountingState:
+    """The ledger of one process, its lock, and whether the transport is closed there."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -40,22 +41,20 @@ class _Books:
         self.closed = False
 
 
+def _new_state(parent: _CountingState | None) -> _CountingState:
+    return _CountingState()
+
+
 class CountingTransport(Transport):
     """What the transports without a worker share: each envelope is settled in its capture, and counted."""
 
     def __init__(self, options: TransportOptions | None = None) -> None:
         super().__init__(options)
-        self._own_books = _Books()
+        self._states = PerProcess(_new_state)
         process.watch(self)
 
-    @property
-    def _books(self) -> _Books:
-        if self._own_books.pid != os.getpid():  # a fork that no hook saw, such as one made in C
-            self._renew_after_fork()
-        return self._own_books
-
     def _renew_after_fork(self) -> None:
-        self._own_books = _Books()
+        self._states.get()
 
     def _deliver(self, envelope: Envelope) -> LossReason | Quantities | None:
         """Do with the envelope what this transport is for; why it was lost, or what of it was left out."""
@@ -66,7 +65,7 @@ class CountingTransport(Transport):
             return False
         quantities = quantities_of(envelope.items)
         outcome: LossReason | Quantities | None = LossReason.CLOSED
-        if not self._books.closed:
+        if not self._states.get().closed:
             try:
                 outcome = self._deliver(envelope)
             except BaseException:
@@ -84,16 +83,16 @@ class CountingTransport(Transport):
                 for category, count in quantities
                 if count > lost.get(category, 0)
             )
-        ledger = self._books.ledger
+        ledger = self._states.get().ledger
         self._record(lambda: ledger.capture_delivered(quantities))
         return True
 
     def _lose(self, reason: LossReason, quantities: Quantities) -> None:
-        ledger = self._books.ledger
+        ledger = self._states.get().ledger
         self._record(lambda: ledger.lose(reason, quantities))
 
     def _record(self, action: Callable[[], object]) -> None:
-        lock = self._books.lock
+        lock = self._states.get().lock
         if lock.held():
             lock.defer(action)
             return
@@ -105,25 +104,25 @@ class CountingTransport(Transport):
         return FlushReport(True)
 
     def _close(self, timeout: float) -> FlushReport:
-        self._books.closed = True
+        self._states.get().closed = True
         return FlushReport(True)
 
     def kill(self) -> None:
-        self._books.closed = True
+        self._states.get().closed = True
 
     @property
     def closed(self) -> bool:
-        return self._books.closed
+        return self._states.get().closed
 
     def health(self) -> Health:
-        books = self._books
-        books.lock.run_deferred()
-        with books.lock.rlock:
-            totals = books.ledger.snapshot()
-        books.lock.run_deferred()
+        state = self._states.get()
+        state.lock.run_deferred()
+        with state.lock.rlock:
+            totals = state.ledger.snapshot()
+        state.lock.run_deferred()
         return Health(
-            pid=books.pid,
-            state="closed" if books.closed else "running",
+            pid=state.pid,
+            state="closed" if state.closed else "running",
             kind=type(self).__name__,
             captured=totals.captured,
             delivered=totals.delivered,

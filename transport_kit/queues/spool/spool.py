@@ -11,7 +11,6 @@ during I/O. `claim`, and what settles, do I/O under `lock`, which only they and 
 
 from __future__ import annotations
 
-import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -49,6 +48,7 @@ from transport_kit.queues.spool.status import read_status
 from transport_kit.queues.spool.system import System
 from transport_kit.queues.spool.writer import Full, Writer
 from transport_kit.runtime.errors import OptionsError
+from transport_kit.runtime.forks import PerProcess, after_fork
 from transport_kit.runtime.log import log
 
 __all__ = ["FileSpool"]
@@ -63,12 +63,17 @@ _REFUSED: Final = Put(False)
 
 # For forks: every spool of this process.
 _spools: weakref.WeakSet[FileSpool] = weakref.WeakSet()
-_hooked = False
 
 
 def _abandon_all() -> None:
     for spool in list(_spools):
-        spool._abandon()
+        spool._abandon_inherited()
+
+
+def _abandon(life: SpoolState) -> None:
+    writer, life.writer = life.writer, None
+    if writer is not None:
+        writer.abandon()
 
 
 class FileSpool:
@@ -124,7 +129,6 @@ class FileSpool:
         wall: Callable[[], float] = time.time,
         system: System | None = None,
     ) -> None:
-        global _hooked
         if durability not in ("process", "host"):
             raise OptionsError("spool_durability", "must be process or host")
         self.path = path
@@ -154,49 +158,42 @@ class FileSpool:
             leave_losses=self.put_losses,
         )
         _abandon_all()  # of a parent, when a fork went unseen: does nothing to the spools of this process
-        self._life = self._new_life()
+        self._states = PerProcess(self._new_life, self._adopt, self._process)
+        life = self._states.get()
         # Held by claims and what settles, during I/O; never by a capture.
-        self.lock = self._life.lock
+        self.lock = life.lock
         _spools.add(self)
-        if not _hooked:
-            _hooked = True
-            os.register_at_fork(after_in_child=_abandon_all)
+        # First: a renewed transport opens its spool anew, once the parent's descriptors are closed.
+        after_fork(_abandon_all, first=True)
         try:
-            self._open(self._life)
+            self._open(life)
         except OptionsError as error:
             if strict:
                 raise
-            self._life.have_trouble(str(error), self._clock())
+            life.have_trouble(str(error), self._clock())
         except OSError as error:
-            self._life.have_trouble(words(error), self._clock())
+            life.have_trouble(words(error), self._clock())
 
     # -- one process and the next ----------------------------------------------------------------------
 
     def _current(self) -> SpoolState:
-        life = self._life
-        if life.pid != self._system.process():
-            # A fork. The hook has closed what we inherited, unless the fork was made in C.
-            self._abandon()
-            fresh = self._new_life()
-            fresh.parent = life  # kept: finalising it here could find a lock of its held
-            self._life = life = life.heirs.setdefault(fresh.pid, fresh)
-            self.lock = life.lock
-            if life is fresh:
-                self._try_to_open(life)
-        return life
+        return self._states.get()
 
-    def _new_life(self) -> SpoolState:
+    def _new_life(self, parent: SpoolState | None) -> SpoolState:
+        if parent is not None:
+            _abandon(parent)  # done by the fork hook already, unless the fork was made in C
         memory = MemoryQueue(self._memory_items, self._memory_bytes, clock=self._clock)
-        return SpoolState(self._system.process(), memory)
+        return SpoolState(memory)
 
-    def _abandon(self) -> None:
-        """In a forked child: let go of what is the parent's. Takes no lock."""
-        life = self._life
-        if life.pid == self._system.process():
-            return
-        writer, life.writer = life.writer, None
-        if writer is not None:
-            writer.abandon()
+    def _adopt(self, life: SpoolState) -> None:
+        self.lock = life.lock
+        self._try_to_open(life)
+
+    def _abandon_inherited(self) -> None:
+        """In a forked child: close the parent's descriptors. Takes no lock."""
+        parent = self._states.inherited()
+        if parent is not None:
+            _abandon(parent)
 
     def _open(self, life: SpoolState) -> None:
         directory = open_directory(self._system, self.path, self.identity, force=self._force)
@@ -243,9 +240,7 @@ class FileSpool:
 
         While the directory can't be used it is taken into memory, within that one's bounds.
         """
-        life = self._life
-        if life.pid != self._process():
-            life = self._current()
+        life = self._states.get()
         if life.closed:
             return _REFUSED
         writer = life.writer

@@ -59,16 +59,13 @@ class SpoolState:
         "election",
         "fell_back",
         "from_memory",
-        "heirs",
         "holder",
         "ids",
         "leaving",
         "lock",
         "looked_at",
         "memory",
-        "parent",
         "parked",
-        "pid",
         "pokes",
         "puts",
         "puts_at_status",
@@ -88,11 +85,7 @@ class SpoolState:
         "yield_at",
     )
 
-    def __init__(self, pid: int, memory: MemoryQueue) -> None:
-        self.pid = pid
-        # The next life, by the process it is for. `setdefault` decides among threads that come at once.
-        self.heirs: dict[int, SpoolState] = {}
-        self.parent: SpoolState | None = None
+    def __init__(self, memory: MemoryQueue) -> None:
         self.lock = StateLock()
         self.memory = memory
         self.ids = itertools.count(1)
