@@ -1,28 +1,34 @@
-"""What every test gets: a process's scope as a new process has it, and how long to look for examples."""
+"""Set-up of every test: a fresh process scope, Hypothesis profiles, a Relay that reads captured envelopes."""
 
 from __future__ import annotations
 
+import importlib.util
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import Context
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from tests.relay import _relay_reads_what_is_captured  # noqa: F401 - a fixture
-from transport_kit import Scope
+from tests.needs import do_without
+from transport_kit import Envelope, Scope, SealedEnvelope
+from transport_kit.reporting import runtime_facts
 from transport_kit.reporting.scope import _current
 
-# A shell that runs the suite in the background has Ctrl-C ignored, and every child would inherit that.
+#: Envelopes of one test that Relay reads: thousands of the same kind would show nothing new.
+MAX_READ = 300
+
+# A shell ignores SIGINT for a suite that it runs in the background, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# No deadline for an example: what has to be quick asserts it, in seconds of its own thread. A few examples
-# in each run of the suite, and depth where there is time for it: `make chaos`.
+# Examples have no deadline: a test of speed asserts seconds of its own thread. The suite tries few examples;
+# `make chaos` tries many.
 settings.register_profile(
     "suite", deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("campaign", settings.get_profile("suite"), max_examples=3000)
-# A mutant's run needs a failure, not its smallest example, and is one of hundreds.
+# A mutant is one of hundreds and needs any failure, so examples are not shrunk.
 settings.register_profile(
     "mutants",
     settings.get_profile("suite"),
@@ -34,7 +40,7 @@ settings.load_profile("suite")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where workers share the suite, two have the child processes, which mostly wait."""
+    """Give the tests with child processes, which mostly wait, to two of the workers that share the suite."""
     processes = [item for item in items if "/process/" in item.nodeid]
     for position, item in enumerate(processes):
         item.add_marker(pytest.mark.xdist_group(f"process-{position % 2}"))
@@ -42,10 +48,46 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _fresh_process_scope() -> Iterator[None]:
-    """What a test sets outside of any request goes to the process's scope, and must end with the test."""
-    # In an empty context the current scope is the process's; it is begun anew and stays the same object.
+    """Empty the process scope after the test, as a test that is in no request writes to it."""
+    # In an empty context the current scope is the process scope. It is reset in place, as others refer to it.
     scope = Context().run(Scope.current)
     token = _current.set(scope)
     yield
     _current.reset(token)
     type(scope).__init__(scope)
+
+
+@pytest.fixture(scope="session", name="relay_reader")
+def _relay_reader() -> Callable[[SealedEnvelope], None] | None:
+    """`tests.relay.read`, imported before a test can patch anything; None without its native package."""
+    if importlib.util.find_spec("sentry_relay") is None:
+        return None
+    from tests import relay
+
+    return relay.read
+
+
+@pytest.fixture(autouse=True)
+def _relay_reads_what_is_captured(
+    monkeypatch: pytest.MonkeyPatch, relay_reader: Callable[[SealedEnvelope], None] | None
+) -> Iterator[None]:
+    """Have Relay read every envelope that a reporter made in the test, and fail for what it would change.
+
+    Without the package a test whose reporter made none passes; the others are skipped once they have passed,
+    and fail where `CI` is set.
+    """
+    sealed: list[SealedEnvelope] = []
+    seal = Envelope.seal
+
+    def recording_seal(self: Envelope, **bounds: Any) -> SealedEnvelope:
+        result = seal(self, **bounds)
+        if len(sealed) < MAX_READ and self.headers.get("sdk") == runtime_facts.sdk():
+            sealed.append(result)
+        return result
+
+    monkeypatch.setattr(Envelope, "seal", recording_seal)
+    yield
+    for envelope in sealed:
+        if relay_reader is None:
+            do_without("no package sentry_relay in this environment")
+        relay_reader(envelope)

@@ -1,38 +1,38 @@
-"""What a Relay says of what the tests capture.
+"""Reads envelopes as a Relay does: an assertion fails where Relay would correct, drop or refuse something.
 
-Relay's own normaliser reads events, transactions and feedback; for other items its package offers nothing,
-so sessions, logs and check-ins are held against the tables of the protocol, and the fields that they share
-with events (release, environment, trace) go through the normaliser within an event of their own.
+Relay's own normaliser reads events, transactions and feedback. Its package offers nothing for other items, so
+sessions, logs and check-ins are compared with the tables of the protocol, and the fields that they share with
+events (release, environment, trace) go through the normaliser inside an event made for them.
+
+Needs the native package sentry_relay; `tests/conftest.py` imports this module only for envelopes to read.
 """
 
 from __future__ import annotations
 
-import importlib
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests import needs
 from transport_kit.envelope import encoder
 from transport_kit.envelope.envelope import Envelope
 from transport_kit.envelope.sealed import SealedEnvelope
-from transport_kit.reporting import runtime_facts
 
-processing = importlib.import_module("sentry_relay.processing")
+__all__ = ["normalised", "read"]
 
-#: Envelopes of one test that are looked at: a burst of thousands of the same tells nothing new.
-MOST = 300
+processing = needs.module("sentry_relay.processing")
+
 _HEX32 = re.compile(r"(?!0{32})[0-9a-f]{32}")
 _HEX16 = re.compile(r"(?!0{16})[0-9a-f]{16}")
 _MINUTE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:00Z")
-_LOWEST = {"trace": 1, "debug": 5, "info": 9, "warn": 13, "error": 17, "fatal": 21}
+_SEVERITIES = {"trace": 1, "debug": 5, "info": 9, "warn": 13, "error": 17, "fatal": 21}
 _TYPES = {"string": str, "integer": int, "double": float, "boolean": bool}
 _UNITS = {"year", "month", "week", "day", "hour", "minute"}
 
 
 def normalised(event: dict[str, Any]) -> dict[str, Any]:
-    """The event as Relay keeps it; fails when it had to correct something, or changed an id."""
+    """Return the event as Relay keeps it; fail if Relay corrected something or changed an id."""
     result: dict[str, Any] = processing.StoreNormalizer(remove_other=True).normalize_event(event)
     assert "errors" not in result, result["errors"]
     assert _ids(result) == _ids(event)
@@ -53,7 +53,7 @@ def _ids(event: dict[str, Any]) -> list[Any]:
 
 
 def read(sealed: SealedEnvelope) -> None:
-    """Reads an envelope as a Relay would; fails for what it would correct, drop or refuse."""
+    """Fail if Relay would correct, drop or refuse a part of this envelope."""
     envelope = Envelope.deserialize(sealed.serialize("2026-01-02T03:04:05Z"))
     envelope.validate()
     sampling = envelope.headers.get("trace", {})
@@ -65,7 +65,7 @@ def read(sealed: SealedEnvelope) -> None:
         payload = encoder.loads(item.get_bytes())
         if item.type in ("event", "transaction", "feedback"):
             if "sdk" not in payload:
-                continue  # handed to the transport as it was written in the test
+                continue  # written by hand in the test
             assert payload["event_id"] == envelope.headers["event_id"]
             normalised(payload)
         elif item.type == "sessions":
@@ -73,7 +73,7 @@ def read(sealed: SealedEnvelope) -> None:
         elif item.type == "log":
             assert item.headers["item_count"] == len(payload["items"]) <= 100
             for log in payload["items"]:
-                if set(log) != {"body"}:  # as the buffer's own tests fill it
+                if set(log) != {"body"}:  # the tests of the buffer fill it with these
                     _log(log)
         elif item.type == "check_in":
             _check_in(payload)
@@ -82,7 +82,7 @@ def read(sealed: SealedEnvelope) -> None:
 
 
 def _shared(facts: dict[str, Any], trace: dict[str, Any] | None = None) -> None:
-    """Has Relay read what an item shares with events."""
+    """Fail if Relay would correct the fields that an item shares with events."""
     event = {"event_id": "a" * 32, "timestamp": 1e9, "contexts": {"trace": trace}, **facts}
     result = processing.StoreNormalizer(remove_other=True).normalize_event(event)
     faults = [error for error in result.get("errors", ()) if error["type"] != "past_timestamp"]
@@ -113,7 +113,7 @@ def _log(log: dict[str, Any]) -> None:
     assert _HEX32.fullmatch(log["trace_id"])
     assert _HEX16.fullmatch(log["span_id"])
     assert type(log["body"]) is str
-    assert log["severity_number"] == _LOWEST[log["level"]]
+    assert log["severity_number"] == _SEVERITIES[log["level"]]
     for name, attribute in log["attributes"].items():
         assert set(attribute) == {"value", "type"}, name
         assert type(attribute["value"]) is _TYPES[attribute["type"]], name
@@ -137,21 +137,3 @@ def _check_in(payload: dict[str, Any]) -> None:
         if schedule["type"] == "interval":
             assert schedule["unit"] in _UNITS
             assert schedule["value"] > 0
-
-
-@pytest.fixture(autouse=True)
-def _relay_reads_what_is_captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every envelope that a reporter makes in the test is one that a Relay takes as it is."""
-    sealed: list[SealedEnvelope] = []
-    seal = Envelope.seal
-
-    def tapped(self: Envelope, **bounds: Any) -> SealedEnvelope:
-        result = seal(self, **bounds)
-        if len(sealed) < MOST and self.headers.get("sdk") == runtime_facts.sdk():
-            sealed.append(result)
-        return result
-
-    monkeypatch.setattr(Envelope, "seal", tapped)
-    yield
-    for envelope in sealed:
-        read(envelope)
