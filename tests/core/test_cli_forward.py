@@ -127,15 +127,15 @@ def test_health_and_metrics_listen_on_one_port_or_two(
         return Summary({}, {}, {})
 
     urls: dict[str, str] = {}
-    tell = cli_forward._Lines.tell
+    printed = cli_forward._PlainLines.event
 
-    def told(self: Any, word: str, facts: Any) -> None:
+    def record_urls(self: Any, word: str, facts: Any) -> None:
         if "url" in facts:
             urls[word] = facts["url"]
-        tell(self, word, facts)
+        printed(self, word, facts)
 
     monkeypatch.setattr(Forwarder, "run", run_once)
-    monkeypatch.setattr(cli_forward._Lines, "tell", told)
+    monkeypatch.setattr(cli_forward._PlainLines, "event", record_urls)
     port = "0"
     if together:
         import socket

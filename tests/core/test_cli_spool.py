@@ -112,7 +112,7 @@ def test_ls_lists_by_class_and_age(path: Path) -> None:
     shown = run_json("spool", "show", reference, str(path))
     assert shown["items"][0]["type"] == "log"
     limited = run("spool", "ls", "--limit", "1", str(path)).output
-    assert "3 wait, 1 are shown" in limited
+    assert "3 wait, 1 shown" in limited
     assert f"{1:032x}\terror\terror 1" in limited
     assert "3 wait\n" in run("spool", "ls", str(path)).output
 
@@ -196,7 +196,7 @@ def test_verify_finds_nothing_wrong_with_a_sound_spool(path: Path) -> None:
     fill(path, event(1), event(2))
     found = run_json("spool", "verify", str(path))
     assert (found["ok"], found["records"], found["flaws"], found["exit_code"]) == (True, 2, [], 0)
-    assert "2 whole records in 1 files, no damage" in run("spool", "verify", str(path)).output
+    assert "2 whole records in 1 file, no damage" in run("spool", "verify", str(path)).output
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_dead_letters_are_listed_shown_and_replayed(path: Path) -> None:
         1,
     )
     rest = run("spool", "replay", str(path))
-    assert (rest.exit_code, rest.output) == (0, "replayed 1 dead letters\n")
+    assert (rest.exit_code, rest.output) == (0, "replayed 1 dead letter\n")
     assert letters(path) == []
     assert run_json("spool", "ls", str(path))["total"] == 2
     queue = spool(path, drain=True)
@@ -359,7 +359,7 @@ def test_purge_removes_dead_letters_of_an_age_and_asks_first(path: Path) -> None
     facts["buried_ms"] = int((time.time() - 7200) * 1000)
     first.with_suffix(".json").write_text(json.dumps(facts))
     assert len(run_json("spool", "purge", "--older-than", "1h", "-y", str(path))["purged"]) == 1
-    assert run("spool", "purge", "-y", str(path)).output == "purged 1 dead letters\n"
+    assert run("spool", "purge", "-y", str(path)).output == "purged 1 dead letter\n"
     assert list((path / IDENTITY / "dead").iterdir()) == []
     assert "such as 7d" in run("spool", "purge", "--older-than", "soon", str(path)).output
 
@@ -433,7 +433,7 @@ def test_sizes_and_ages_are_written_for_people() -> None:
         "5.0 GiB",
     ]
     assert [_tables.age(n) for n in (5, 3700)] == ["5 s", "1:01:40"]
-    assert [cli_spool._who(*pair) for pair in ((None, None), (0, None), (5, 5), (5, None))] == [
+    assert [cli_spool._describe_drainer(*pair) for pair in ((None, None), (0, None), (5, 5), (5, None))] == [
         "nobody",
         "a process",
         "forwarder 5",

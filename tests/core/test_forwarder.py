@@ -22,7 +22,7 @@ from transport_kit.config.options import TransportOptions
 from transport_kit.forwarder.forwarder import Forwarder, ForwarderView, Summary
 from transport_kit.forwarder.metrics import metrics_writer
 from transport_kit.forwarder.pacing import Pace, PacedSpool, Rate
-from transport_kit.forwarder.status_server import MOST_REQUESTS, StatusServer
+from transport_kit.forwarder.status_server import MAX_REQUESTS, StatusServer
 from transport_kit.queues.spool import FileSpool, identity_of
 from transport_kit.runtime.errors import OptionsError
 from transport_kit.testing import FaultServer
@@ -97,22 +97,22 @@ def test_a_rate_spaces_what_goes() -> None:
     """Time that passed unused is not saved up for a burst."""
     rate = Rate(10)
     assert rate.wait(100.0) <= 0
-    rate.took(100.0)
+    rate.record_send(100.0)
     assert rate.wait(100.0) == pytest.approx(0.1)
-    rate.took(200.0)
+    rate.record_send(200.0)
     assert rate.wait(200.0) == pytest.approx(0.1)
     unbound = Rate(None)
-    unbound.took(5.0)
+    unbound.record_send(5.0)
     assert unbound.wait(5.0) <= 0
 
 
 def test_a_pace_is_slow_after_a_failure_until_a_run_of_successes() -> None:
     """A server that comes back finds every client with a backlog."""
     pace = Pace(Rate(None), interval=0.1, run=3)
-    pace.took(10.0)
+    pace.record_send(10.0)
     assert pace.wait(10.0) <= 0
     pace.failed()
-    pace.took(20.0)
+    pace.record_send(20.0)
     assert pace.slow
     assert pace.wait(20.0) == pytest.approx(0.1)
     pace.succeeded()
@@ -125,7 +125,7 @@ def test_a_pace_is_slow_after_a_failure_until_a_run_of_successes() -> None:
     assert [*slow, pace.slow] == [True, True, True, False]
     assert pace.wait(20.0) <= 0
     bound = Rate(1)
-    bound.took(30.0)
+    bound.record_send(30.0)
     assert Pace(bound).wait(30.0) == pytest.approx(1.0)
 
 
@@ -176,7 +176,7 @@ def test_each_identity_is_delivered_to_its_own_dsn(server: FaultServer, path: st
         path,
         options(path),
         dsns=lambda: [Dsn.parse(other)],
-        told=lambda word, facts: told.append(f"{word} {dict(facts)}"),
+        on_event=lambda word, facts: told.append(f"{word} {dict(facts)}"),
     )
     assert once(forwarder).ok
     assert {(request.path, request.envelope.headers["event_id"]) for request in server.accepted} == {
@@ -301,7 +301,7 @@ def test_a_reload_keeps_what_it_has_when_the_new_cant_be_used(
             raise OptionsError("dsn", "is wrong")
         return []
 
-    forwarder = Forwarder(path, options(path), dsns=dsns, told=told)
+    forwarder = Forwarder(path, options(path), dsns=dsns, on_event=told)
     run = running(forwarder)
     assert server.wait_for(1, SOON)
     wrong = True
@@ -454,7 +454,7 @@ def test_a_monitor_says_why_it_cant_listen() -> None:
 def test_a_monitor_serves_a_handful_at_a_time_and_survives_those_that_hang() -> None:
     """Sockets that say nothing must not fill the process with threads."""
     with StatusServer("127.0.0.1", 0) as monitor, contextlib.ExitStack() as stack:
-        for _ in range(MOST_REQUESTS):
+        for _ in range(MAX_REQUESTS):
             stack.enter_context(socket.create_connection(("127.0.0.1", monitor.port)))
         refused = stack.enter_context(socket.create_connection(("127.0.0.1", monitor.port), timeout=SOON))
         with contextlib.suppress(ConnectionResetError):

@@ -1,8 +1,8 @@
 """The command `transport-kit`: a group whose subcommands are modules of this package.
 
-Owns loading them when they are asked for, and turning what goes wrong into one line and an exit status:
-2 for a wrong call or a missing package, 1 for the rest. A subcommand's module has its name and defines
-`command`; while it loads it imports nothing that needs an extra but click, so that help always works.
+Owns loading a subcommand when it is named, and turning an error into one line and an exit status: 2 for a
+wrong call or a missing package, 1 for the rest. A subcommand's module has its name and defines `command`.
+Importing it needs no extra but click, so that help always works.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["main"]
 
 
 class _WrongCall(click.ClickException):
-    """The call can't work on this machine as it stands: another option or another package is needed."""
+    """A call that can't work on this machine as it stands: it needs another option or another package."""
 
     exit_code = 2
 
@@ -29,7 +29,7 @@ _NAMES = ("check", "forward", "options", "receiver", "send", "spool")
 
 
 class _Commands(MaskedGroup):
-    """Loads subcommands when they are asked for."""
+    """A group that imports a subcommand's module when the subcommand is named."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_NAMES)
@@ -47,8 +47,8 @@ class _Commands(MaskedGroup):
         except ModuleNotFoundError as error:
             name = error.name or ""
             if name.partition(".")[0] in ("", "transport_kit"):
-                raise  # a mistake of ours
-            # A part that needs an extra of its own says so itself, with the install line.
+                raise  # a bug of this package
+            # A part that needs its own extra raises an error that contains the install line.
             line = str(error)
             if "pip install" not in line:
                 line = f"this command needs the package {name}: pip install 'transport-kit[cli]'"

@@ -1,11 +1,11 @@
-"""Advice: what a failed delivery means for the person at the terminal, and what to do about it.
+"""Advice on a failed delivery, for the person at the terminal.
 
-Owns the texts of `send` and `check`. Pure: answers and errors in, sentences out. An answer is hostile
-input; what is shown of it was made printable, and our key cut out of it, by `_connection.py`.
+Owns the texts of `send` and `check`. Maps answers and errors to sentences. An answer is hostile input:
+`_connection.py` makes it printable and removes the key before it is shown.
 
 Threads: pure functions.
 
-Source: PROTOCOL sections 1 and 4 for what servers mean by a status.
+Source: docs/protocol.md, sections 1 and 4, for what servers mean by a status.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transport_kit.transport.wire.exchange import ExchangeError, Response
 
 __all__ = ["advice_for_answer", "advice_for_error", "advice_for_name", "is_page", "redirect_target"]
 
-_KEPT = "an app's transport keeps what it has and tries again"
+_RETRIED = "an app's transport keeps what it has and tries again"
 _ANSWERS = {
     400: "the server could not read the envelope; a proxy on the way may have changed it",
     401: "the server does not know this key; copy the DSN again from the project's settings",
@@ -28,21 +28,21 @@ _ANSWERS = {
     408: "the server waited too long for the body; the network on the way is slow",
     413: "too large for this server, or for a proxy before it; send less, or raise the limit there",
     429: "the project's quota or rate limit is used up; wait, or raise it in the project's settings",
-    502: f"the load balancer reaches no server; {_KEPT}",
-    503: f"the server is overloaded or in maintenance; {_KEPT}",
-    504: f"the server is too slow for its load balancer; {_KEPT}",
+    502: f"the load balancer reaches no server; {_RETRIED}",
+    503: f"the server is overloaded or in maintenance; {_RETRIED}",
+    504: f"the server is too slow for its load balancer; {_RETRIED}",
 }
 _PAGE = "this is a web page and not a Sentry-compatible server; check the DSN's host and path"
 
 
 def is_page(response: Response) -> bool:
-    """Whether the answer is HTML: no Sentry-compatible server says so to an envelope."""
-    kind = response.headers.get("content-type", "").lower()
-    return "html" in kind or response.body[:512].lstrip().startswith(b"<")
+    """Return True if the answer is HTML, which no Sentry-compatible server returns for an envelope."""
+    content_type = response.headers.get("content-type", "").lower()
+    return "html" in content_type or response.body[:512].lstrip().startswith(b"<")
 
 
 def redirect_target(response: Response) -> str | None:
-    """Scheme, host and port that a redirect names; the rest of its address may hold secrets."""
+    """Return scheme, host and port of a redirect; the rest of its address may contain secrets."""
     try:
         parts = urlsplit(response.headers.get("location", ""))
         port = parts.port
@@ -55,7 +55,7 @@ def redirect_target(response: Response) -> str | None:
 
 
 def advice_for_answer(response: Response) -> str | None:
-    """What to do about an answer; None when it is one that a delivered envelope gets."""
+    """Return advice on an answer; None for the answer to a delivered envelope."""
     status = response.status
     if 200 <= status < 300:
         return _PAGE if is_page(response) else None
@@ -72,10 +72,11 @@ def advice_for_answer(response: Response) -> str | None:
 
 
 def advice_for_name(error: OSError, what: str) -> str:
-    """What to do when a name does not resolve.
+    """Return advice on a name that does not resolve.
 
     Args:
-        what: Whose name it is, such as `the DSN's host`.
+        error: The resolver's error.
+        what: A phrase for the name, such as `the DSN's host`.
     """
     if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
         return f"no name server answered for {what}; check this machine's DNS and network"
@@ -83,11 +84,12 @@ def advice_for_name(error: OSError, what: str) -> str:
 
 
 def advice_for_error(error: ExchangeError, *, scheme: str, proxy: str | None) -> str:
-    """What to do when there was no usable answer.
+    """Return advice on a request that had no usable answer.
 
     Args:
-        scheme: The DSN's.
-        proxy: The proxy in use as shown to people, or None.
+        error: The reason that there is no answer.
+        scheme: The DSN's scheme.
+        proxy: Address of the proxy in use, without its login, or None.
     """
     advice = _advice_for_error(error, scheme, proxy)
     if proxy is not None and error.kind != "proxy":

@@ -1,10 +1,10 @@
-"""One delivery for a command: the options, the transport that watches itself, what became of it.
+"""One delivery for a command: its options, a transport that records answers, and the result.
 
-Owns what `send` and `check` share. What they learn comes from a transport of the kind that apps use; it
-differs in that it tries once, and remembers the answer.
+Owns what `send` and `check` share. The transport is of the kind that apps use, but tries once and records the
+answer.
 
-Threads: a command runs on the main thread; `_request` on the transport's sender. What it leaves is read
-after `flush` has seen the envelope settled.
+Threads: a command runs on the main thread, `_request` on the transport's sender. The main thread reads what
+`_request` recorded after `flush` has reported the envelope settled, or has given up on it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from transport_kit.transport.wire.proxies import Proxy, choose_proxy
 
 __all__ = [
     "Attempt",
+    "collected_warnings",
     "connection_options",
     "dsn_argument",
     "envelope_for",
@@ -48,7 +49,6 @@ __all__ = [
     "parse_dsn",
     "PORTS",
     "read_options",
-    "said_by_the_library",
     "within",
 ]
 
@@ -58,21 +58,21 @@ _Command = Callable[..., Any]
 INTERRUPTED: Final = 130
 #: Characters of an error answer that are shown.
 SHOWN_BODY: Final = 200
-#: Seconds that a wait goes on beyond the time that what it waits for has.
+#: Seconds that a wait is longer than the timeout of what it waits for.
 GRACE: Final = 0.5
 PORTS: Final = {"http": 80, "https": 443}
 
 
-# -- the command line ----------------------------------------------------------------------------------
+# -- options ----------------------------------------------------------------------------------
 
 
 def dsn_argument(command: _Command) -> _Command:
-    """The argument DSN, or `TRANSPORT_KIT_DSN`."""
+    """Add the argument DSN, whose default is `TRANSPORT_KIT_DSN`."""
     return click.argument("dsn", required=False, envvar=DSN_VARIABLE, default="")(command)
 
 
 def connection_options(command: _Command) -> _Command:
-    """The options of every command that connects."""
+    """Add the options of every command that connects."""
     file = click.Path(exists=True, dir_okay=False)
     for decorate in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines."),
@@ -95,16 +95,20 @@ def connection_options(command: _Command) -> _Command:
 
 
 def read_options(values: Mapping[str, object], timeout: float) -> tuple[TransportOptions, ReporterOptions]:
-    """Options for one attempt: what was given, the environment for what was not.
+    """Resolve options for one attempt from `values`, and from the environment for those that are None.
+
+    Args:
+        values: Options of the call by name.
+        timeout: Seconds to connect, and for the request.
 
     Raises:
         OptionsError: A value can't be used.
     """
-    given = {name: value for name, value in values.items() if value is not None}
+    explicit = {name: value for name, value in values.items() if value is not None}
     once = {
         "retry_window": 0.0,
         "retry_statuses": (),
-        "backoff_base": 0.001,  # nothing waits for the breaker either
+        "backoff_base": 0.001,  # a pause of the breaker is as short
         "backoff_max": 0.001,
         "max_senders": 1,
         "connect_timeout": timeout,
@@ -112,14 +116,14 @@ def read_options(values: Mapping[str, object], timeout: float) -> tuple[Transpor
         "shutdown_timeout": 0.0,
         "send_client_reports": False,
         "handle_sigterm": False,
-        "detect_release": False,  # the folder that a shell stands in is no app
+        "detect_release": False,  # the working directory of a shell is not an app
     }
-    return resolve({**once, **given}, (TransportOptions, ReporterOptions), source="command line")
+    return resolve({**once, **explicit}, (TransportOptions, ReporterOptions), source="command line")
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Ends the process with status 130 on Ctrl-C, as shells do."""
+    """End the process with status 130 on Ctrl-C, as shells do."""
     try:
         yield
     except KeyboardInterrupt:
@@ -127,14 +131,14 @@ def interruptible() -> Iterator[None]:
         raise SystemExit(INTERRUPTED) from None
 
 
-# -- waiting and listening -----------------------------------------------------------------------------
+# -- waiting and logs ---------------------------------------------------------------------------------
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """What `call` returns or raises, if it does so in time.
+    """Return what `call` returns, or raise what it raises, if it ends within `seconds`.
 
-    On a thread of its own, which is left behind otherwise: looking up a name can be neither bounded nor
-    interrupted.
+    The call runs on its own daemon thread, which is abandoned after that: a DNS lookup can be neither bounded
+    nor interrupted.
 
     Raises:
         TimeoutError: It did not end within `seconds`.
@@ -159,8 +163,8 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def said_by_the_library() -> Iterator[list[str]]:
-    """Collects the library's warnings, in place of showing them as they come."""
+def collected_warnings() -> Iterator[list[str]]:
+    """Collect the library's warnings instead of having them printed."""
     lines: list[str] = []
 
     class Collect(logging.Handler):
@@ -183,7 +187,7 @@ def said_by_the_library() -> Iterator[list[str]]:
 
 
 def proxy_for(dsn: Dsn, options: TransportOptions) -> Proxy | None:
-    """The proxy that connections go through, or None.
+    """Return the proxy that connections go through, or None.
 
     Raises:
         OptionsError: The proxy can't be used.
@@ -199,8 +203,8 @@ def proxy_for(dsn: Dsn, options: TransportOptions) -> Proxy | None:
     )
 
 
-def shown(proxy: Proxy | None) -> str | None:
-    """The proxy's address without its login."""
+def proxy_address(proxy: Proxy | None) -> str | None:
+    """Return the proxy's address without its login."""
     if proxy is None:
         return None
     host = f"[{proxy.host}]" if ":" in proxy.host else proxy.host
@@ -208,29 +212,29 @@ def shown(proxy: Proxy | None) -> str | None:
 
 
 def envelope_for(event: Mapping[str, Any], options: ReporterOptions, tags: Mapping[str, str]) -> Envelope:
-    """An envelope around `event`, which holds plain texts, filled in as an app's reporter does it."""
-    made: list[Envelope] = []
+    """Return an envelope with `event`, whose values are plain texts, completed by a reporter as in an app."""
+    envelopes: list[Envelope] = []
     with new_scope() as scope:
         for key, value in tags.items():
             scope.set_tag(key, value)
-        Reporter(FunctionTransport(made.append), options).capture_event(event)
-    return made[0]
+        Reporter(FunctionTransport(envelopes.append), options).capture_event(event)
+    return envelopes[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What became of one envelope.
+    """The result of one attempt to deliver an envelope.
 
     Attributes:
         delivered: The server took all of it.
-        event_id: The envelope's, or None.
+        event_id: The envelope's event id, or None.
         status: The server's answer, or None when there was none.
-        seconds: From handing it over to knowing.
-        counts: Quantity delivered per data category.
-        discarded: Quantity per reason and category.
-        problem: Why it was not delivered; None when it was.
-        advice: What to do about that.
-        limits: Seconds per data category that the server asked us to pause for; `*` is all.
+        seconds: From the capture to the result.
+        counts: Delivered quantity by data category.
+        discarded: Discarded quantity by reason and category.
+        problem: The reason that it was not delivered; None when it was.
+        advice: A remedy for the problem.
+        limits: Seconds by data category for which the server asked to pause; `*` means all categories.
     """
 
     delivered: bool
@@ -244,7 +248,7 @@ class Attempt:
     limits: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, ready for any JSON encoder."""
+        """Return plain values, ready for any JSON encoder."""
         return {
             "delivered": self.delivered,
             "event_id": self.event_id,
@@ -259,25 +263,26 @@ class Attempt:
 
 
 class OneShot(HttpTransport):
-    """Delivers as an app's transport does, once, and remembers what the server said.
+    """A transport that tries each envelope once and records the answers.
 
     Attributes:
-        met: The answers so far, or why there is none, in order.
-        route: The proxy in use, or None; `proxy` is its address without its login.
-        pool: What it connects with.
+        outcomes: The answer of each request, or the error in its place, in order.
+        route: The proxy in use, or None.
+        proxy: The address of that proxy without its login, or None.
+        pool: The connections.
 
     Args:
-        dsn: Where to.
+        dsn: The server and project.
         options: Made by `read_options`.
 
     Raises:
-        OptionsError: An option asks for what is not there.
+        OptionsError: An option needs a file or a package that is missing.
     """
 
     def __init__(self, dsn: Dsn, options: TransportOptions) -> None:
-        self.met: list[Response | ExchangeError] = []
+        self.outcomes: list[Response | ExchangeError] = []
         self.route = proxy_for(dsn, options)
-        self.proxy = shown(self.route)
+        self.proxy = proxy_address(self.route)
         super().__init__(dsn, options)
 
     def _make_pool(self) -> ConnectionPool:
@@ -290,35 +295,35 @@ class OneShot(HttpTransport):
         try:
             response = super()._request(method, url, body, headers, timeout=timeout)
         except ExchangeError as error:
-            self.met.append(error)
+            self.outcomes.append(error)
             raise
-        self.met.append(response)
+        self.outcomes.append(response)
         return response
 
     def deliver(self, envelope: Envelope, timeout: float) -> Attempt:
-        """Send the envelope and wait up to `timeout` seconds for its fate."""
-        self.met.clear()
+        """Send the envelope and wait up to `timeout` seconds for the result."""
+        self.outcomes.clear()
         before = self.health()
         began = time.monotonic()
-        with said_by_the_library() as lines:
+        with collected_warnings() as lines:
             self.capture_envelope(envelope)
-            # The request ends by itself within `timeout`, and says more than a flush that ran out.
+            # The request ends by itself within `timeout`; its error is more precise than a flush's report.
             self.flush(timeout + GRACE)
         seconds = time.monotonic() - began
         after = self.health()
         counts = _difference(after.delivered, before.delivered)
         discarded = {
-            reason: changed
+            reason: added
             for reason, totals in after.discarded_by_category.items()
-            if (changed := _difference(totals, before.discarded_by_category.get(reason, {})))
+            if (added := _difference(totals, before.discarded_by_category.get(reason, {})))
         }
         event_id = envelope.headers.get("event_id")
-        met = self.met[-1] if self.met else None
-        problem, advice = self._verdict(met, discarded, lines, timeout)
+        outcome = self.outcomes[-1] if self.outcomes else None
+        problem, advice = self._verdict(outcome, discarded, lines, timeout)
         return Attempt(
             delivered=problem is None,
             event_id=event_id if isinstance(event_id, str) else None,
-            status=met.status if isinstance(met, Response) else None,
+            status=outcome.status if isinstance(outcome, Response) else None,
             seconds=seconds,
             counts=counts,
             discarded=discarded,
@@ -329,51 +334,51 @@ class OneShot(HttpTransport):
 
     def _verdict(
         self,
-        met: Response | ExchangeError | None,
+        outcome: Response | ExchangeError | None,
         discarded: Mapping[str, Mapping[str, int]],
         lines: list[str],
         timeout: float,
     ) -> tuple[str | None, str | None]:
-        """Problem and advice; two times None when all was delivered."""
-        if isinstance(met, ExchangeError):
-            return str(met), advice_for_error(met, scheme=self.dsn.scheme, proxy=self.proxy)
-        if isinstance(met, Response):
-            advice = advice_for_answer(met)
+        """Return problem and advice; both are None when all was delivered."""
+        if isinstance(outcome, ExchangeError):
+            return str(outcome), advice_for_error(outcome, scheme=self.dsn.scheme, proxy=self.proxy)
+        if isinstance(outcome, Response):
+            advice = advice_for_answer(outcome)
             if advice is not None:
-                return self.said(met), advice
+                return self.describe(outcome), advice
             if discarded:
-                return f"a part was left out: {'; '.join(lines) or _named(discarded)}", None
+                return f"a part was left out: {'; '.join(lines) or _format_losses(discarded)}", None
             return None, None
         if "ratelimit_backoff" in discarded:
             return "not sent: the server asked for a pause a moment ago", "wait, and send it again"
         if discarded or lines:
-            return f"not sent: {'; '.join(lines) or _named(discarded)}", None
+            return f"not sent: {'; '.join(lines) or _format_losses(discarded)}", None
         late = ExchangeError("timeout", f"no answer within {timeout:g} s")
         return str(late), advice_for_error(late, scheme=self.dsn.scheme, proxy=self.proxy)
 
-    def said(self, response: Response) -> str:
-        """The answer in one line, without our key."""
-        words = f"the server answered {response.status}"
+    def describe(self, response: Response) -> str:
+        """Return a server's answer in one line, with masked keys."""
+        summary = f"the server answered {response.status}"
         target = redirect_target(response) if 300 <= response.status < 400 else None
         if target is not None:
-            return f"{words}, a redirect to {target}"
+            return f"{summary}, a redirect to {target}"
         if is_page(response):
-            return f"{words} with a web page"
-        shown = response.body[: SHOWN_BODY * 4].decode("utf-8", "replace")
+            return f"{summary} with a web page"
+        body = response.body[: SHOWN_BODY * 4].decode("utf-8", "replace")
         for secret in (self.dsn.public_key, self.dsn.secret_key):
-            if secret:  # a server may echo what it was sent
-                shown = shown.replace(secret, "***")
-        shown = one_line(shown)[:SHOWN_BODY]
-        return f"{words}: {shown}" if shown else words
+            if secret:  # a server may echo the request
+                body = body.replace(secret, "***")
+        body = one_line(body)[:SHOWN_BODY]
+        return f"{summary}: {body}" if body else summary
 
 
 class OpeningPool(ConnectionPool):
-    """A pool whose first connection may be opened, and looked at, before anything is sent on it."""
+    """A pool whose first connection can be opened and inspected before a request is sent on it."""
 
-    _opened: Any = None
+    _spare: Any = None
 
     def prepare(self) -> None:
-        """Load what connecting needs: certificates, and urllib3, so that neither counts as connecting.
+        """Load certificates and urllib3, so that a later connect is not timed with them.
 
         Raises:
             ExchangeError: A file of certificates or keys can't be used.
@@ -381,33 +386,33 @@ class OpeningPool(ConnectionPool):
         self._connection(self._options.connect_timeout)
 
     def open(self, timeout: float) -> Any:
-        """A connected socket, kept for the next POST.
+        """Return a connected socket, which the next POST uses.
 
         Raises:
             ExchangeError: It can't be opened.
         """
-        sock = self._opened = self._open(timeout)
-        if self._closed:  # given up meanwhile
+        sock = self._spare = self._open(timeout)
+        if self._closed:  # the caller gave up in the meantime
             self.close()
             raise ExchangeError("connect", "the pool is closed")
         return sock
 
     def _open(self, timeout: float) -> Any:
-        sock, self._opened = self._opened, None
+        sock, self._spare = self._spare, None
         return super()._open(timeout) if sock is None else sock
 
     def close(self) -> None:
-        sock, self._opened = self._opened, None
+        sock, self._spare = self._spare, None
         if sock is not None:
             sock.close()
         super().close()
 
 
 def parse_dsn(text: str) -> Dsn:
-    """The DSN of a command.
+    """Parse the DSN of a command.
 
     Raises:
-        InvalidDsn: It can't be used; the text says why and never shows it.
+        InvalidDsn: It can't be used; the text contains the reason and never the DSN.
     """
     if not text.strip():
         raise InvalidDsn("invalid_url", f"give a DSN, or set {DSN_VARIABLE}")
@@ -418,7 +423,7 @@ def _difference(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str
     return {name: n for name in after if (n := after[name] - before.get(name, 0))}
 
 
-def _named(discarded: Mapping[str, Mapping[str, int]]) -> str:
+def _format_losses(discarded: Mapping[str, Mapping[str, int]]) -> str:
     return ", ".join(
         f"{reason} ({', '.join(f'{name} {n}' for name, n in counts.items())})"
         for reason, counts in sorted(discarded.items())

@@ -1,6 +1,6 @@
-"""What an envelope holds, to be shown without keys.
+"""The contents of an envelope as JSON values, with keys masked.
 
-It was sent by anyone: keys are left out where they are known to stand, and wherever a known one occurs.
+The contents are hostile input. A key is masked under the names that hold keys; a known key, wherever it is.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 __all__ = ["contents"]
 
 _KEYS: Final = frozenset({"dsn", "public_key", "secret_key", "sentry_key", "sentry_secret"})
-_DEEPEST: Final = 60
+_MAX_DEPTH: Final = 60
 
 
 def contents(sealed: SealedEnvelope, secrets: tuple[str, ...]) -> dict[str, Any]:
-    """Headers and payloads, parsed; what is no JSON is None.
+    """Return headers and payloads, parsed; None stands for what is not JSON.
 
     Args:
+        sealed: The envelope.
         secrets: Keys that must not be shown.
     """
     return {
@@ -48,12 +49,12 @@ def _parsed(data: bytes) -> Any:
 
 
 def _without_keys(value: Any, secrets: tuple[str, ...], depth: int = 0) -> Any:
-    """The value with *** in the place of keys; cut where it is deeper than anyone reads."""
+    """Return the value with *** for keys, and with `...` for what is nested deeper than `_MAX_DEPTH`."""
     if isinstance(value, str):
         for secret in secrets:
             value = re.sub(re.escape(secret), "***", value, flags=re.IGNORECASE)
         return masked(value)
-    if depth >= _DEEPEST and isinstance(value, dict | list):
+    if depth >= _MAX_DEPTH and isinstance(value, dict | list):
         return "..."
     if isinstance(value, list):
         return [_without_keys(each, secrets, depth + 1) for each in value]

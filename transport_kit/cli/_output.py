@@ -1,7 +1,7 @@
 """Output of `transport-kit check`: a table for people, plain lines for pipes, one JSON object for machines.
 
-Owns how steps look; knows nothing about what they do. The package rich is imported only for the table.
-Texts come from servers too: they are made printable here, and never read as markup.
+Owns the display of steps; knows nothing about what they do. Imports the package rich for the table only.
+Some texts come from servers: they are made printable here, and never interpreted as markup.
 
 Threads: main thread only.
 """
@@ -18,20 +18,22 @@ import click
 
 from transport_kit.cli._connection import one_line
 
-__all__ = ["Output", "output_for", "Step"]
+__all__ = ["CheckStep", "Output", "output_for"]
 
 _COLOURS: Final = {"ok": "green", "failed": "bold red", "skipped": "dim"}
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One step of a check.
+class CheckStep:
+    """The result of one step of a check.
 
     Attributes:
-        seconds: How long it took; None when it was skipped.
-        detail: What was found, or what went wrong, in one line.
-        notes: What else is worth knowing.
-        advice: What to do when it failed.
+        name: Such as `resolve`.
+        state: The verdict.
+        seconds: Duration; None when the step was skipped.
+        detail: The finding, or the reason of the failure, in one line.
+        notes: Further lines, such as a certificate that ends soon.
+        advice: A remedy for the failure.
         facts: The same for machines.
     """
 
@@ -45,12 +47,12 @@ class Step:
 
     @property
     def time(self) -> str:
-        """The time in milliseconds, for people."""
+        """The duration in milliseconds, for people."""
         return "" if self.seconds is None else f"{self.seconds * 1000:.0f} ms"
 
     @property
     def lines(self) -> list[str]:
-        """Everything there is to say, each line printable."""
+        """Detail, notes and advice, each a printable line."""
         lines = [self.detail] if self.detail else []
         lines += [f"note: {note}" for note in self.notes]
         if self.advice is not None:
@@ -58,7 +60,7 @@ class Step:
         return [one_line(line) for line in lines]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, ready for any JSON encoder."""
+        """Return plain values, ready for any JSON encoder."""
         return {
             "name": self.name,
             "state": self.state,
@@ -71,24 +73,24 @@ class Step:
 
 
 class Output(Protocol):
-    """Shows steps as they come; a context manager."""
+    """Shows steps in the order in which they end; a context manager."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc: object) -> None: ...
     def begin(self, name: str) -> None:
-        """A step begins, and may take its time."""
+        """Show that a step begins, which may take seconds."""
 
-    def show(self, step: Step) -> None:
-        """A step is over, or skipped."""
+    def show(self, step: CheckStep) -> None:
+        """Show a step that has ended, or was skipped."""
 
     def end(self, ok: bool, dsn: str | None) -> None:
-        """The check is over. `dsn` is masked; None when it could not be read."""
+        """Show the verdict. `dsn` is masked; None when it could not be parsed."""
 
 
 def output_for(as_json: bool) -> Output:
-    """JSON when asked for; a table on a terminal that has rich; plain lines otherwise."""
+    """Return the JSON output if `as_json`, a table on a terminal, plain lines otherwise."""
     if as_json:
-        return _Json()
+        return _JsonOutput()
     if sys.stdout.isatty():
         return _Table()
     return _Plain()
@@ -109,7 +111,7 @@ class _Plain:
     def begin(self, name: str) -> None:
         pass
 
-    def show(self, step: Step) -> None:
+    def show(self, step: CheckStep) -> None:
         first, *rest = step.lines or [""]
         click.echo(f"{step.name:<8} {step.state:<8} {step.time:>9}  {first}".rstrip())
         for line in rest:
@@ -119,11 +121,11 @@ class _Plain:
         click.echo(_verdict(ok, dsn))
 
 
-class _Json(_Plain):
+class _JsonOutput(_Plain):
     def __init__(self) -> None:
-        self._steps: list[Step] = []
+        self._steps: list[CheckStep] = []
 
-    def show(self, step: Step) -> None:
+    def show(self, step: CheckStep) -> None:
         self._steps.append(step)
 
     def end(self, ok: bool, dsn: str | None) -> None:
@@ -138,7 +140,7 @@ class _Table:
 
         self._console = Console()
         self._live = Live(console=self._console, auto_refresh=False)
-        self._steps: list[Step] = []
+        self._steps: list[CheckStep] = []
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -150,7 +152,7 @@ class _Table:
     def begin(self, name: str) -> None:
         self._refresh(running=name)
 
-    def show(self, step: Step) -> None:
+    def show(self, step: CheckStep) -> None:
         self._steps.append(step)
         self._refresh()
 
@@ -171,7 +173,7 @@ class _Table:
         table.add_column("what", ratio=1)
         for step in self._steps:
             style = _COLOURS[step.state]
-            # Text, not str: a server's words are never read as markup.
+            # Text and not str, which rich would interpret as markup.
             what = Text("\n".join(step.lines))
             table.add_row(step.name, Text(step.state, style=style), step.time, what)
         if running is not None:

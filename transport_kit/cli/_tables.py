@@ -1,7 +1,7 @@
-"""Tables, sizes and ages, written for people.
+"""Tables, counts, sizes and ages, written for people.
 
-What is shown was sent by anyone: it can't steer a terminal, and is never read as markup. The package rich is
-imported only for a table on a terminal.
+The values are hostile input: they are made printable, and never interpreted as markup. Imports the package
+rich for a table on a terminal only.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import click
 
 from transport_kit.cli._text import one_line
 
-__all__ = ["age", "quantities", "size", "table"]
+__all__ = ["age", "counted", "quantities", "size", "table"]
 
 
 def table(names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    """A table on a terminal, lines with tabs in a pipe."""
+    """Print a table on a terminal, lines with tabs in a pipe."""
     lines = [tuple(one_line(cell) for cell in row) for row in rows]
     if not sys.stdout.isatty():
         for line in lines:
@@ -28,21 +28,26 @@ def table(names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=None, pad_edge=False)
+    grid = Table(box=None, pad_edge=False)
     for name in names:
-        drawn.add_column(name, no_wrap=name == "id", justify="right" if name in ("size", "age") else "left")
+        grid.add_column(name, no_wrap=name == "id", justify="right" if name in ("size", "age") else "left")
     for line in lines:
-        drawn.add_row(*(Text(cell) for cell in line))  # never read as markup
-    Console().print(drawn)
+        grid.add_row(*(Text(cell) for cell in line))  # Text is never interpreted as markup
+    Console().print(grid)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun, such as `1 file` or `2 files`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def quantities(counts: Mapping[str, int]) -> str:
-    """Such as `error 1, session 2`."""
+    """Return quantities by category, such as `error 1, session 2`."""
     return ", ".join(f"{category} {n}" for category, n in counts.items())
 
 
 def size(number: int) -> str:
-    """Bytes in the unit that suits."""
+    """Return a number of bytes in the unit that suits."""
     if number < 1024:
         return f"{number} bytes"
     power = 1 if number < 1024**2 else 2 if number < 1024**3 else 3
@@ -50,7 +55,7 @@ def size(number: int) -> str:
 
 
 def age(seconds: float) -> str:
-    """Seconds, and from two minutes on hours and days."""
+    """Return seconds up to two minutes; above that, hours and days."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return str(datetime.timedelta(seconds=int(seconds)))

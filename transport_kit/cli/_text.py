@@ -1,6 +1,6 @@
-"""Texts that are shown: without keys, and without what steers a terminal.
+"""Texts made safe to show: without keys, and without control characters.
 
-Owns no output. Imports nothing but click, as every command needs it, the ones that don't connect too.
+Prints nothing. Imports nothing but click, as commands that don't connect need it too.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ _USERINFO = re.compile(r"//[^/\s@]*@")
 
 
 def masked(text: str) -> str:
-    """The text without what stands before an @ in URLs: a usage error must not show a key."""
+    """Mask what stands before an @ in URLs: a usage error must not show a key."""
     return _USERINFO.sub("//***@", text)
 
 
 def one_line(text: str) -> str:
-    """The text as one line that can't steer a terminal."""
+    """Return the text as one line of printable characters, which can't control a terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 class MaskedCommand(click.Command):
-    """A command whose usage errors quote arguments without the keys in them."""
+    """A command whose usage errors quote arguments with masked keys."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -35,7 +35,7 @@ class MaskedCommand(click.Command):
 
 
 class MaskedGroup(click.Group):
-    """A group whose usage errors quote what was typed, a DSN without a command perhaps, without keys."""
+    """A group whose usage errors quote the call, which may be a DSN without a command, with masked keys."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

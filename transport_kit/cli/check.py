@@ -1,11 +1,10 @@
-"""`transport-kit check`: does what an app reports arrive, and if not, where it is stuck.
+"""`transport-kit check`: finds the step at which an event of an app fails to arrive.
 
-Owns the steps from a DSN to an accepted event. Showing them is `_output.py`'s, advice `_advice.py`'s;
-connecting and sending are done by a transport of the kind that apps use, so that what is checked is what
-an app will do.
+Owns the steps from a DSN to an accepted event. `_output.py` shows them, `_advice.py` writes the advice. A
+transport of the kind that apps use connects and sends, so that the check does what an app will do.
 
-Threads: the steps run in order on the main thread; what can't be interrupted (looking up a name) on a
-thread that is left behind when its time is up.
+Threads: the steps run in order on the main thread. A DNS lookup can't be interrupted: it runs on a thread
+that is abandoned when its time is up.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from transport_kit.cli._connection import (
     read_options,
     within,
 )
-from transport_kit.cli._output import Step, output_for
+from transport_kit.cli._output import CheckStep, output_for
 from transport_kit.config.dsn import Dsn
 from transport_kit.config.options import ReporterOptions
 from transport_kit.envelope import encoder
@@ -46,8 +45,8 @@ from transport_kit.transport.wire.exchange import ExchangeError
 
 __all__ = ["check_app", "command"]
 
-#: Options of an app that say how to reach the server, and what events say of the app.
-_OF_TRANSPORT = (
+#: Options of an app that decide how it reaches the server, and those that its events carry.
+_TRANSPORT_FIELDS = (
     "ca_certs",
     "client_cert",
     "client_key",
@@ -59,8 +58,8 @@ _OF_TRANSPORT = (
     "proxy_headers",
     "trust_env",
 )
-_OF_REPORTER = ("dist", "environment", "release", "server_name")
-#: Days before a certificate's end from which on the check says so.
+_REPORTER_FIELDS = ("dist", "environment", "release", "server_name")
+#: Days before a certificate's end from which the check notes it.
 EXPIRES_SOON = 14
 _MESSAGE = "transport-kit check: this event shows that deliveries arrive"
 
@@ -94,15 +93,17 @@ def command(dsn: str, timeout: float, as_json: bool, **connection: Any) -> None:
     Completion in the shell:
       eval "$(_TRANSPORT_KIT_COMPLETE=bash_source transport-kit)"     also zsh_source, fish_source
     """
-    raise SystemExit(_steps(dsn, connection, timeout, as_json))
+    raise SystemExit(_run_steps(dsn, connection, timeout, as_json))
 
 
 def check_app(kit: Kit, *, timeout: float, as_json: bool, no_dsn: str) -> int:
-    """The same for an app's kit, with the app's own options; prints, and returns the exit status.
+    """Run the check for an app's kit, with the app's own options; return the exit status.
 
     Args:
+        kit: The app's kit.
         timeout: Seconds for each step.
-        no_dsn: What is said when the app has none.
+        as_json: Print one JSON object.
+        no_dsn: The problem that is printed for an app without a DSN.
     """
     dsn = kit.transport.dsn
     problem = kit.problem
@@ -111,21 +112,21 @@ def check_app(kit: Kit, *, timeout: float, as_json: bool, no_dsn: str) -> int:
         facts: dict[str, Any] = {"ok": False, "dsn": None, "steps": [], "problem": problem}
         click.echo(json.dumps(facts, indent=2) if as_json else problem)
         return 1
-    given = {name: getattr(kit.transport.options, name) for name in _OF_TRANSPORT}
-    given |= {name: getattr(kit.reporter.options, name) for name in _OF_REPORTER}
-    return _steps(dsn.reveal(), given, timeout, as_json)
+    connection = {name: getattr(kit.transport.options, name) for name in _TRANSPORT_FIELDS}
+    connection |= {name: getattr(kit.reporter.options, name) for name in _REPORTER_FIELDS}
+    return _run_steps(dsn.reveal(), connection, timeout, as_json)
 
 
-def _steps(dsn: str, connection: Mapping[str, object], timeout: float, as_json: bool) -> int:
+def _run_steps(dsn: str, connection: Mapping[str, object], timeout: float, as_json: bool) -> int:
     check = _Check(dsn, connection, timeout)
     with interruptible(), contextlib.closing(check), output_for(as_json) as output:
         ok = True
         for name, perform in check.steps:
             if not ok:
-                output.show(Step(name, "skipped"))
+                output.show(CheckStep(name, "skipped"))
                 continue
             output.begin(name)
-            step = _performed(name, perform)
+            step = _run_step(name, perform)
             ok = step.state == "ok"
             output.show(step)
         output.end(ok, check.shown_dsn)
@@ -133,16 +134,16 @@ def _steps(dsn: str, connection: Mapping[str, object], timeout: float, as_json: 
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """What a step found out: one line, further lines worth knowing, facts for machines."""
+class _Finding:
+    """The result of a step that succeeded: one line, further lines, and facts for machines."""
 
     detail: str
     notes: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-class _Failed(Exception):
-    """A step failed; `advice` is what to do about it."""
+class _StepError(Exception):
+    """A step failed; `advice` is a remedy."""
 
     def __init__(self, detail: str, advice: str | None, facts: Mapping[str, Any] | None = None) -> None:
         super().__init__(detail, advice)
@@ -151,18 +152,18 @@ class _Failed(Exception):
         self.facts = facts or {}
 
 
-def _performed(name: str, perform: Callable[[], _Found]) -> Step:
+def _run_step(name: str, perform: Callable[[], _Finding]) -> CheckStep:
     began = time.monotonic()
     try:
-        found = perform()
-    except _Failed as failure:
+        finding = perform()
+    except _StepError as error:
         seconds = time.monotonic() - began
-        return Step(name, "failed", seconds, failure.detail, advice=failure.advice, facts=failure.facts)
-    return Step(name, "ok", time.monotonic() - began, found.detail, found.notes, facts=found.facts)
+        return CheckStep(name, "failed", seconds, error.detail, advice=error.advice, facts=error.facts)
+    return CheckStep(name, "ok", time.monotonic() - began, finding.detail, finding.notes, facts=finding.facts)
 
 
 class _Check:
-    """The steps, each of which leaves what the next one needs."""
+    """The steps in order; each stores what the next one needs."""
 
     _dsn: Dsn
     _reporter_options: ReporterOptions
@@ -173,7 +174,7 @@ class _Check:
         self._text = dsn_text
         self._connection = connection
         self._timeout = timeout
-        self.steps: tuple[tuple[str, Callable[[], _Found]], ...] = (
+        self.steps: tuple[tuple[str, Callable[[], _Finding]], ...] = (
             ("parse", self._parse),
             ("resolve", self._resolve),
             ("connect", self._connect),
@@ -181,85 +182,85 @@ class _Check:
         )
 
     def close(self) -> None:
-        """End the transport; what it still waits for is given up."""
+        """End the transport and abandon its request."""
         if self._transport is not None:
             self._transport.kill()
 
     # -- the steps -------------------------------------------------------------------------------------
 
-    def _parse(self) -> _Found:
+    def _parse(self) -> _Finding:
         try:
             dsn = self._dsn = parse_dsn(self._text)
         except InvalidDsn as error:
-            raise _Failed(f"invalid DSN ({error.reason})", error.hint, {"reason": error.reason}) from None
+            raise _StepError(f"invalid DSN ({error.reason})", error.hint, {"reason": error.reason}) from None
         self.shown_dsn = str(dsn)
         try:
             options, self._reporter_options = read_options(self._connection, self._timeout)
             self._transport = OneShot(dsn, options)
         except OptionsError as error:
-            raise _Failed(
+            raise _StepError(
                 f"option {error.field} ({error.source})", error.problem, {"option": error.field}
             ) from None
         try:
             self._transport.pool.prepare()
         except ExchangeError as error:
-            raise _Failed(
+            raise _StepError(
                 f"TLS settings: {error.detail}",
                 "check the files of --ca-certs, --client-cert and --client-key, or their variables",
             ) from None
         notes = []
         if not dsn.key_looks_valid:
             notes.append("the key is not 32 hexadecimal digits; most servers refuse such a key")
-        if dsn.scheme == "http" and not _stays_here(dsn.host):
+        if dsn.scheme == "http" and not _is_loopback(dsn.host):
             notes.append("http: the key and all events travel unencrypted")
         proxy = self._transport.proxy
         if proxy is not None:
             where = "given" if options.proxy is not None else "from the environment (*_PROXY)"
             notes.append(f"goes through the proxy {proxy}, {where}")
         facts = {"endpoint": dsn.envelope_url, "proxy": proxy, "encoder": encoder.NAME}
-        written = encoder.NAME if encoder.REMARK is None else f"{encoder.NAME}; {encoder.REMARK}"
-        detail = f"envelopes go to {dsn.envelope_url}; JSON is written by {written}"
-        return _Found(detail, tuple(notes), facts)
+        encoding = encoder.NAME if encoder.REMARK is None else f"{encoder.NAME}; {encoder.REMARK}"
+        detail = f"envelopes go to {dsn.envelope_url}; JSON is written by {encoding}"
+        return _Finding(detail, tuple(notes), facts)
 
-    def _resolve(self) -> _Found:
+    def _resolve(self) -> _Finding:
         host, port, whose = self._first_hop()
         try:
-            found = within(self._timeout, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            infos = within(self._timeout, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except TimeoutError as error:
-            raise _Failed(
+            raise _StepError(
                 f"{host}: {error}", f"no name server answered for {whose}; check this machine's DNS"
             ) from None
         except (OSError, UnicodeError) as error:
             problem = error if isinstance(error, OSError) else OSError()
-            raise _Failed(
+            raise _StepError(
                 f"{host}: {problem.strerror or 'not a name'}", advice_for_name(problem, whose)
             ) from None
-        addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
-        what = "an address" if addresses == [host] else ", ".join(addresses)
-        return _Found(f"{host} is {what}", facts={"host": host, "addresses": addresses})
+        addresses = list(dict.fromkeys(str(address[0]) for *_, address in infos))
+        listed = "an address" if addresses == [host] else ", ".join(addresses)
+        return _Finding(f"{host} is {listed}", facts={"host": host, "addresses": addresses})
 
-    def _connect(self) -> _Found:
-        transport = self._begun()
+    def _connect(self) -> _Finding:
+        transport = self._open_transport()
         try:
             sock = within(self._timeout + GRACE, lambda: transport.pool.open(self._timeout))
-        except TimeoutError as late:
-            raise self._no_answer(ExchangeError("timeout", str(late))) from None
+        except TimeoutError as error:
+            raise self._exchange_failure(ExchangeError("timeout", str(error))) from None
         except ExchangeError as error:
-            raise self._no_answer(error) from None
-        through = transport.proxy
-        where = _address(sock) if through is None else f"{self._dsn.host} by way of {through}"
+            raise self._exchange_failure(error) from None
+        proxy = transport.proxy
+        where = _address(sock) if proxy is None else f"{self._dsn.host} by way of {proxy}"
         if self._dsn.scheme == "http":
-            return _Found(f"connected to {where}", facts={"address": where})
+            return _Finding(f"connected to {where}", facts={"address": where})
         notes, facts = _certificate(sock.getpeercert() or {}, time.time())
         version = str(sock.version())
         summary = f"connected to {where}, {version}, certificate of {facts['subject']} by {facts['issuer']}"
-        return _Found(
+        return _Finding(
             f"{summary}, valid until {facts['valid_until']}",
             notes,
             {"address": where, "tls": version, "certificate": facts},
         )
 
-    def _send(self) -> _Found:
+    def _send(self) -> _Finding:
         event = {
             "message": _MESSAGE,
             "level": "info",
@@ -267,37 +268,37 @@ class _Check:
             "fingerprint": ["transport-kit check"],
         }
         envelope = envelope_for(event, self._reporter_options, {})
-        delivery = self._begun().deliver(envelope, self._timeout)
-        facts = delivery.as_dict()
-        if delivery.problem is not None:
-            raise _Failed(delivery.problem, delivery.advice, facts)
+        attempt = self._open_transport().deliver(envelope, self._timeout)
+        facts = attempt.as_dict()
+        if attempt.problem is not None:
+            raise _StepError(attempt.problem, attempt.advice, facts)
         notes = tuple(
             f"the server asks for no more {'of anything' if category == '*' else category} for {left:.0f} s;"
             " it may have dropped the event"
-            for category, left in sorted(delivery.limits.items())
+            for category, left in sorted(attempt.limits.items())
         )
-        return _Found(f"event {delivery.event_id} was taken, status {delivery.status}", notes, facts)
+        return _Finding(f"event {attempt.event_id} was taken, status {attempt.status}", notes, facts)
 
-    # -- inside ----------------------------------------------------------------------------------------
+    # -- helpers ---------------------------------------------------------------------------------------
 
-    def _begun(self) -> OneShot:
+    def _open_transport(self) -> OneShot:
         assert self._transport is not None
         return self._transport
 
     def _first_hop(self) -> tuple[str, int, str]:
-        """Host and port that this machine itself connects to, and whose host that is."""
-        proxy = self._begun().route
+        """Return host and port that this machine connects to, and a phrase for that host."""
+        proxy = self._open_transport().route
         if proxy is not None:
             return proxy.host, proxy.port, "the proxy's host"
         return self._dsn.host, self._dsn.port or PORTS[self._dsn.scheme], "the DSN's host"
 
-    def _no_answer(self, error: ExchangeError) -> _Failed:
-        advice = advice_for_error(error, scheme=self._dsn.scheme, proxy=self._begun().proxy)
-        return _Failed(str(error), advice, {"kind": error.kind})
+    def _exchange_failure(self, error: ExchangeError) -> _StepError:
+        advice = advice_for_error(error, scheme=self._dsn.scheme, proxy=self._open_transport().proxy)
+        return _StepError(str(error), advice, {"kind": error.kind})
 
 
-def _stays_here(host: str) -> bool:
-    """Whether a host is this machine, as far as its name tells."""
+def _is_loopback(host: str) -> bool:
+    """Return True if the host's name alone shows that it is this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -313,11 +314,11 @@ def _address(sock: Any) -> str:
 
 
 def _certificate(certificate: Mapping[str, Any], now: float) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """What is worth knowing of a certificate that was verified, and a note when it ends soon."""
+    """Return a note if a verified certificate ends soon, and its facts."""
     ends = ssl.cert_time_to_seconds(certificate["notAfter"])
     days = int((ends - now) // 86400)
     facts = {
-        "subject": _name(certificate.get("subject", ()), "commonName") or _alternative(certificate),
+        "subject": _name(certificate.get("subject", ()), "commonName") or _alternative_names(certificate),
         "issuer": _name(certificate.get("issuer", ()), "organizationName", "commonName"),
         "valid_until": time.strftime("%Y-%m-%d", time.gmtime(ends)),
         "days_left": days,
@@ -331,5 +332,5 @@ def _name(parts: Any, *wanted: str) -> str:
     return next((str(named[key]) for key in wanted if key in named), "")
 
 
-def _alternative(certificate: Mapping[str, Any]) -> str:
+def _alternative_names(certificate: Mapping[str, Any]) -> str:
     return ", ".join(str(value) for _, value in certificate.get("subjectAltName", ()))

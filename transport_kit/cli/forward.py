@@ -1,9 +1,9 @@
 """`transport-kit forward`: drain the spools of a directory, from a shell, systemd or a container.
 
-Owns the options, what is printed, and the signals. Draining is `transport_kit.forwarder`'s, health and
-metrics over HTTP are `transport_kit.monitor`'s.
+Owns the options, the printed lines and the signals. `forwarder/forwarder.py` drains, and
+`forwarder/status_server.py` serves health and metrics over HTTP.
 
-Threads: main thread only; signal handlers only call what may be called there.
+Threads: main thread only; signal handlers only call methods that are safe there.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-#: Seconds for the requests in flight at the end: within the ten that containers are given.
+#: Seconds for the requests in flight at the end: below the ten that container runtimes grant.
 SHUTDOWN_TIMEOUT: Final = 8.0
-_LONGEST_FILE: Final = 1024 * 1024
+_MAX_FILE_CHARS: Final = 1024 * 1024
 
 
 @click.command(name="forward", cls=MaskedCommand)
@@ -92,8 +92,8 @@ def command(
     """Delivers what apps put into the spool DIR, so that they only write.
 
     Envelopes go to the DSN they were captured for: one of --dsn or --dsn-file, or the one that the app
-    stored with spool_credentials. What has neither waits, and is said. Other options of the transport are
-    read from TRANSPORT_KIT_* as in an app.
+    stored with spool_credentials. What has neither waits, and a log line says so. Other options of the
+    transport are read from TRANSPORT_KIT_* as in an app.
 
     After an outage envelopes are sent 100 ms apart until 50 in a row are answered. SIGTERM and Ctrl-C
     finish the requests in flight, a second one does not; SIGHUP reads DSNs, stored credentials and
@@ -114,35 +114,35 @@ def command(
     if ENV_PREFIX + "SHUTDOWN_TIMEOUT" not in os.environ:
         values["shutdown_timeout"] = SHUTDOWN_TIMEOUT
     (options,) = resolve(values, (TransportOptions,), source="command line")
-    printer = _Json() if as_json else _Lines()
+    printer = _JsonLines() if as_json else _PlainLines()
     forwarder = Forwarder(
         str(directory.absolute()),
         options,
-        dsns=lambda: _given(dsns, dsn_file),
+        dsns=lambda: _read_dsns(dsns, dsn_file),
         max_rate=max_rate,
-        told=printer.tell,
+        on_event=printer.event,
     )
     view = ForwarderView(forwarder)
     with (
         contextlib.closing(forwarder),
         _log_lines(printer),
         _signals(forwarder),
-        contextlib.ExitStack() as monitors,
+        contextlib.ExitStack() as servers,
     ):
         if health is not None or metrics is not None:
-            _monitor(monitors, forwarder, view, listen, health, metrics, printer)
+            _start_status_servers(servers, forwarder, view, listen, health, metrics, printer)
         summary = forwarder.run(once=once)
     facts = {
         "delivered": summary.delivered,
         "discarded": summary.discarded,
         "left": summary.left,
     }
-    printer.tell("ended", facts)
+    printer.event("ended", facts)
     raise SystemExit(0 if summary.ok else 1)
 
 
-def _monitor(
-    monitors: contextlib.ExitStack,
+def _start_status_servers(
+    servers: contextlib.ExitStack,
     forwarder: Forwarder,
     view: Any,
     listen: str,
@@ -154,43 +154,43 @@ def _monitor(
     from transport_kit.forwarder.status_server import StatusServer
 
     writer = None if metrics is None else metrics_writer(forwarder.healths)
-    together = health == metrics and health != 0
+    shared = health == metrics and health != 0
     if health is not None:
-        served = monitors.enter_context(
-            StatusServer(listen, health, subject=view, metrics=writer if together else None)
+        server = servers.enter_context(
+            StatusServer(listen, health, subject=view, metrics=writer if shared else None)
         )
-        printer.tell("health", {"url": f"{served.url}/health"})
-        if together:
-            printer.tell("metrics", {"url": f"{served.url}/metrics"})
-    if metrics is not None and not together:
-        served = monitors.enter_context(StatusServer(listen, metrics, metrics=writer))
-        printer.tell("metrics", {"url": f"{served.url}/metrics"})
+        printer.event("health", {"url": f"{server.url}/health"})
+        if shared:
+            printer.event("metrics", {"url": f"{server.url}/metrics"})
+    if metrics is not None and not shared:
+        server = servers.enter_context(StatusServer(listen, metrics, metrics=writer))
+        printer.event("metrics", {"url": f"{server.url}/metrics"})
 
 
-def _given(dsns: tuple[str, ...], file: Path | None) -> list[Dsn]:
-    """The DSNs of the call.
+def _read_dsns(dsns: tuple[str, ...], file: Path | None) -> list[Dsn]:
+    """Parse the DSNs of the options and of the file.
 
     Raises:
-        OptionsError: One can't be used; the text says which and never shows it.
+        OptionsError: One can't be used; the text names its place and never contains it.
     """
-    found = [(text, f"--dsn, number {number}") for number, text in enumerate(dsns, 1)]
+    sources = [(text, f"--dsn, number {number}") for number, text in enumerate(dsns, 1)]
     if file is not None:
         try:
-            # Not a pipe: opening one waits for its writer, and SIGHUP would find it empty.
+            # Not a pipe: opening one waits for its writer, and after SIGHUP it would be empty.
             if not stat.S_ISREG(file.stat().st_mode):
                 raise OSError(errno.EINVAL, "is not a regular file")
             with file.open(encoding="utf-8") as lines:
-                text = lines.read(_LONGEST_FILE + 1)
+                text = lines.read(_MAX_FILE_CHARS + 1)
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "is not UTF-8"
             raise OptionsError("dsn_file", f"{file}: {why}", "command line") from None
-        if len(text) > _LONGEST_FILE:
+        if len(text) > _MAX_FILE_CHARS:
             raise OptionsError("dsn_file", f"{file} is larger than 1 MiB", "command line")
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip() and not line.lstrip().startswith("#"):
-                found.append((line.strip(), f"{file}, line {number}"))
+                sources.append((line.strip(), f"{file}, line {number}"))
     parsed = []
-    for text, where in found:
+    for text, where in sources:
         try:
             parsed.append(Dsn.parse(text))
         except InvalidDsn as error:
@@ -219,17 +219,17 @@ def _signals(forwarder: Forwarder) -> Iterator[None]:
 
 
 class _Printer:
-    """Says what happens, as it happens. What is printed holds no key."""
+    """Prints events and log lines as they come. Neither contains a key."""
 
-    def tell(self, word: str, facts: Mapping[str, Any]) -> None:
+    def event(self, word: str, facts: Mapping[str, Any]) -> None:
         raise NotImplementedError
 
     def log(self, level: str, text: str) -> None:
         raise NotImplementedError
 
 
-class _Json(_Printer):
-    def tell(self, word: str, facts: Mapping[str, Any]) -> None:
+class _JsonLines(_Printer):
+    def event(self, word: str, facts: Mapping[str, Any]) -> None:
         self._print({"event": word, **facts})
 
     def log(self, level: str, text: str) -> None:
@@ -239,15 +239,15 @@ class _Json(_Printer):
         _echo(json.dumps({"at": round(time.time(), 3), **facts}))
 
 
-class _Lines(_Printer):
-    def tell(self, word: str, facts: Mapping[str, Any]) -> None:
+class _PlainLines(_Printer):
+    def event(self, word: str, facts: Mapping[str, Any]) -> None:
         if word == "ended":
             _echo(f"ended: delivered {_totals(facts['delivered'])}")
             for reason, counts in sorted(facts["discarded"].items()):
                 _echo(f"  discarded: {reason} {_totals(counts)}")
             for identity, why in sorted(facts["left"].items()):
                 _echo(one_line(f"  left: {identity}: {why}"))
-        elif word != "waiting":  # the log says it
+        elif word != "waiting":  # the log has a line for it
             _echo(one_line(" ".join((word, *(str(value) for value in facts.values())))))
 
     def log(self, level: str, text: str) -> None:
@@ -256,14 +256,14 @@ class _Lines(_Printer):
 
 @contextlib.contextmanager
 def _log_lines(printer: _Printer) -> Iterator[None]:
-    """Prints the library's own log lines."""
+    """Print the library's own log lines."""
 
-    class Handler(logging.Handler):
+    class LogPrinter(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             printer.log(record.levelname, record.getMessage())
 
     logger = logging.getLogger("transport_kit")
-    handler, level = Handler(logging.INFO), logger.level
+    handler, level = LogPrinter(logging.INFO), logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
@@ -282,4 +282,4 @@ def _echo(line: str, *, err: bool = False) -> None:
         click.echo(line, err=err)
         (sys.stderr if err else sys.stdout).flush()
     except OSError:
-        pass  # the reader of a pipe is gone; delivering goes on
+        pass  # the reader of a pipe has gone; the forwarder continues

@@ -1,6 +1,6 @@
 """`transport-kit receiver`: the local server, from a shell.
 
-Owns the options, what is printed, and the signals that end it. The server is `transport_kit.receiver`.
+Owns the options, the printed lines, and the signals that end it. The server is `transport_kit.receiver`.
 """
 
 from __future__ import annotations
@@ -80,12 +80,12 @@ def command(
             if listen_anywhere:
                 _echo("Other machines can reach this receiver, and see what it has received.")
             if fail is not None or rate_limit is not None:
-                _echo(f"playing {_playing(fail, rate_limit, fail_for)}")
+                _echo(f"playing {_describe_outage(fail, rate_limit, fail_for)}")
         signals.wait()
 
 
 class _Signals:
-    """SIGINT and SIGTERM end a wait, while the context lasts; the earlier handlers come back after it."""
+    """A context in which SIGINT and SIGTERM end `wait`; its end restores the earlier handlers."""
 
     def __init__(self) -> None:
         self._ended = threading.Event()
@@ -107,7 +107,7 @@ class _Signals:
         self._ended.set()
 
 
-def _playing(fail: str | None, rate_limit: str | None, fail_for: float | None) -> str:
+def _describe_outage(fail: str | None, rate_limit: str | None, fail_for: float | None) -> str:
     parts = [fail, None if rate_limit is None else f"rate limit {rate_limit}"]
     until = "until the end" if fail_for is None else f"for {fail_for:g} s"
     return f"{' and '.join(part for part in parts if part)} {until}"
@@ -130,7 +130,7 @@ def _print_line(record: dict[str, Any]) -> None:
 
 
 def _printable(line: str) -> str:
-    """A stranger's text must not move the terminal's cursor or colour it: escapes become visible."""
+    """Escape control characters: a sender's text must not move the terminal's cursor or colour it."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
@@ -138,4 +138,4 @@ def _echo(line: str) -> None:
     try:
         click.echo(line)
     except OSError:
-        pass  # the reader of a pipe is gone; the receiver goes on
+        pass  # the reader of a pipe has gone; the receiver continues

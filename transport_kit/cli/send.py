@@ -1,7 +1,7 @@
-"""`transport-kit send`: one event, or envelopes from files, and what became of them.
+"""`transport-kit send`: delivers one event, or envelopes from files, and prints the results.
 
-Owns the command's options, what it prints, and its exit status. Delivering is `_connection.py`'s, through
-a transport of the kind that apps use.
+Owns the command's options, output and exit status. `_connection.py` delivers, through a transport of the kind
+that apps use.
 """
 
 from __future__ import annotations
@@ -103,10 +103,10 @@ def command(
         results = []
         try:
             for name, envelope in envelopes:
-                delivery = transport.deliver(envelope, timeout)
-                results.append({"source": name, **delivery.as_dict()})
+                attempt = transport.deliver(envelope, timeout)
+                results.append({"source": name, **attempt.as_dict()})
                 if not as_json:
-                    click.echo(_sentence(name, delivery))
+                    click.echo(_format_attempt(name, attempt))
         finally:
             transport.kill()
     ok = all(result["delivered"] for result in results)
@@ -136,7 +136,7 @@ def _name(file: IO[bytes]) -> str:
 
 
 def _read(file: IO[bytes], limit: int) -> Envelope:
-    """The envelope in `file`, parsed strictly."""
+    """Parse the envelope in `file` strictly."""
     try:
         data = file.read(limit + 1)
     except OSError as error:
@@ -149,24 +149,24 @@ def _read(file: IO[bytes], limit: int) -> Envelope:
         raise click.UsageError(f"{_name(file)}: {error}") from None
 
 
-def _sentence(name: str, delivery: Attempt) -> str:
-    subject = name if delivery.event_id is None else f"{name} {delivery.event_id}"
+def _format_attempt(name: str, attempt: Attempt) -> str:
+    subject = name if attempt.event_id is None else f"{name} {attempt.event_id}"
     lines = []
-    if delivery.delivered:
-        what = ", ".join(f"{category} {n}" for category, n in sorted(delivery.counts.items()))
+    if attempt.delivered:
+        quantities = ", ".join(f"{category} {n}" for category, n in sorted(attempt.counts.items()))
         lines.append(
-            f"{subject}: delivered in {delivery.seconds * 1000:.0f} ms"
-            f" (status {delivery.status}{', ' if what else ''}{what})"
+            f"{subject}: delivered in {attempt.seconds * 1000:.0f} ms"
+            f" (status {attempt.status}{', ' if quantities else ''}{quantities})"
         )
     else:
-        lines.append(f"{subject}: not delivered: {delivery.problem}")
-    for reason, counts in sorted(delivery.discarded.items()):
+        lines.append(f"{subject}: not delivered: {attempt.problem}")
+    for reason, counts in sorted(attempt.discarded.items()):
         lines += [f"  discarded: {reason} {category} {n}" for category, n in sorted(counts.items())]
-    if delivery.advice is not None:
-        lines.append(f"  what to do: {delivery.advice}")
-    for category, left in sorted(delivery.limits.items()):
-        what = "everything" if category == "*" else category
-        lines.append(f"  the server asks for no more {what} for {left:.0f} s")
+    if attempt.advice is not None:
+        lines.append(f"  what to do: {attempt.advice}")
+    for category, left in sorted(attempt.limits.items()):
+        limited = "everything" if category == "*" else category
+        lines.append(f"  the server asks for no more {limited} for {left:.0f} s")
     return "\n".join(
         one_line(line) if index == 0 else "  " + one_line(line) for index, line in enumerate(lines)
     )

@@ -1,10 +1,9 @@
-"""`transport-kit spool`: look into a spool, check it, and deal with its dead letters.
+"""`transport-kit spool`: lists and verifies a spool, and replays or removes its dead letters.
 
-Owns the subcommands, and what they print: tables for people, one JSON object for machines. Reading and
-changing the files is `transport_kit.queues.spool.inspection`'s. Works beside writers and a drainer.
+Owns the subcommands and their output: tables for people, one JSON object for machines.
+`queues/spool/inspection.py` reads and changes the files. Works beside writers and a drainer.
 
-What is shown was sent by anyone: see `_tables.py` for what it can't do to a terminal, and `_contents.py` for
-the keys in it.
+The contents of a spool are hostile input: `_tables.py` makes them printable, `_contents.py` masks keys.
 
 Threads: main thread only.
 """
@@ -25,7 +24,7 @@ import click
 
 from transport_kit.cli._connection import interruptible
 from transport_kit.cli._contents import contents
-from transport_kit.cli._tables import age, quantities, size, table
+from transport_kit.cli._tables import age, counted, quantities, size, table
 from transport_kit.cli._text import MaskedCommand, MaskedGroup, masked, one_line
 from transport_kit.runtime.errors import InvalidEnvelope, OptionsError, SealError
 
@@ -35,9 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-#: Envelopes that `ls` shows to a person.
+#: Envelopes that `ls` lists for people, unless --limit is given.
 SHOWN: Final = 50
-#: Bytes from which on reading is worth a progress bar.
+#: Bytes of segments from which a command shows a progress bar.
 LONG: Final = 32 * 1024 * 1024
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _AGE: Final = re.compile(r"([0-9]{1,9})([smhdw])")
@@ -88,21 +87,21 @@ def command() -> None:
 @_as_json
 def status(directory: Path, as_json: bool) -> None:
     """How much waits, since when, who delivers it."""
-    found: list[dict[str, Any]] = []
-    with _opened(directory) as inspections, _progress(inspections) as progressed:
-        found += [_status(each, progressed) for each in inspections]
+    identities: list[dict[str, Any]] = []
+    with _open_spool(directory) as inspections, _progress(inspections) as progressed:
+        identities += [_status(each, progressed) for each in inspections]
     if as_json:
-        _print_json({"path": str(directory), "identities": found})
+        _print_json({"path": str(directory), "identities": identities})
         return
-    if not found:
+    if not identities:
         click.echo("nothing was ever put into it")
-    for facts in found:
+    for facts in identities:
         click.echo(f"{facts['identity']}  {facts['dsn'] or 'no DSN is stored'}")
         published = facts["published"] or {}
         for name, text in (
-            ("waiting", f"{facts['waiting']} envelopes, {size(facts['bytes'])}, {facts['segments']} files"),
+            ("waiting", _describe_waiting(facts)),
             ("oldest", "none" if facts["oldest_age"] is None else age(facts["oldest_age"])),
-            ("drained by", _who(facts["drainer"], facts["forwarder"])),
+            ("drained by", _describe_drainer(facts["drainer"], facts["forwarder"])),
             ("dead letters", str(facts["dead_letters"])),
             *(
                 (name, str(published[name]))
@@ -111,6 +110,11 @@ def status(directory: Path, as_json: bool) -> None:
             ),
         ):
             click.echo(f"  {name:<13} {one_line(text)}")
+
+
+def _describe_waiting(facts: Mapping[str, Any]) -> str:
+    envelopes, files = counted(facts["waiting"], "envelope"), counted(facts["segments"], "file")
+    return f"{envelopes}, {size(facts['bytes'])}, {files}"
 
 
 def _status(inspection: Inspection, progressed: Progressed) -> dict[str, Any]:
@@ -155,14 +159,14 @@ def _status(inspection: Inspection, progressed: Progressed) -> dict[str, Any]:
 @_as_json
 def ls(directory: Path, limit: int | None, as_json: bool) -> None:
     """What waits, in the order of classes, the oldest of each first."""
-    most = limit or (None if as_json else SHOWN)
+    max_rows = limit or (None if as_json else SHOWN)
     rows: list[dict[str, Any]] = []
     total = 0
-    with _opened(directory) as inspections, _progress(inspections) as progressed:
+    with _open_spool(directory) as inspections, _progress(inspections) as progressed:
         for each in inspections:
             for waiting in each.waiting(progressed):
                 total += 1
-                if most is None or len(rows) < most:
+                if max_rows is None or len(rows) < max_rows:
                     rows.append(_row(waiting))
     if as_json:
         _print_json({"total": total, "envelopes": rows})
@@ -182,7 +186,9 @@ def ls(directory: Path, limit: int | None, as_json: bool) -> None:
             for row in rows
         ),
     )
-    click.echo(f"{total} wait" if total == len(rows) else f"{total} wait, {len(rows)} are shown; see --limit")
+    verb = "waits" if total == 1 else "wait"
+    shown = "" if total == len(rows) else f", {len(rows)} shown; see --limit"
+    click.echo(f"{total} {verb}{shown}")
 
 
 def _row(waiting: Waiting) -> dict[str, Any]:
@@ -206,16 +212,16 @@ def _row(waiting: Waiting) -> dict[str, Any]:
 @_as_json
 def show(id: str, directory: Path, as_json: bool) -> None:
     """One envelope that waits, or a dead letter, without keys."""
-    wanted = _normal(id)
+    wanted = _normalize_id(id)
     if not wanted:
         raise click.UsageError("ID is empty")
-    with _opened(directory) as inspections, _progress(inspections) as progressed:
-        found = next((each for each in _envelopes(inspections, wanted, progressed)), None)
-        if found is None:
+    with _open_spool(directory) as inspections, _progress(inspections) as progressed:
+        match = next(_matches(inspections, wanted, progressed), None)
+        if match is None:
             raise click.ClickException(
                 one_line(f"{masked(id)} is not there: delivered, given up, or never taken")
             )
-        facts, sealed, secrets = found
+        facts, sealed, secrets = match
     shown = {**facts, **contents(sealed, secrets)}
     if as_json:
         _print_json(shown)
@@ -228,17 +234,17 @@ def show(id: str, directory: Path, as_json: bool) -> None:
         click.echo(json.dumps(item["payload"], indent=2) if item["payload"] is not None else "(no JSON)")
 
 
-def _envelopes(
+def _matches(
     inspections: Iterable[Inspection], wanted: str, progressed: Progressed
 ) -> Iterator[tuple[dict[str, Any], SealedEnvelope, tuple[str, ...]]]:
     for each in inspections:
         secrets = each.credentials()[1]
         for letter in each.letters():
-            if _normal(letter.name) == wanted:
+            if _normalize_id(letter.name) == wanted:
                 with contextlib.suppress(OSError, InvalidEnvelope, SealError):
                     yield {"state": "dead", **_letter_row(letter)}, each.read_letter(letter), secrets
         for waiting in each.waiting(progressed):
-            if wanted in (_normal(waiting.event_id or ""), waiting.reference):
+            if wanted in (_normalize_id(waiting.event_id or ""), waiting.reference):
                 sealed = each.load(waiting)
                 if sealed is not None:
                     yield {"state": "waiting", **_row(waiting)}, sealed, secrets
@@ -254,7 +260,7 @@ def verify(directory: Path, as_json: bool) -> None:
     damage: it was never accepted.
     """
     segments: list[tuple[str, SegmentFacts]] = []
-    with _opened(directory) as inspections, _progress(inspections) as progressed:
+    with _open_spool(directory) as inspections, _progress(inspections) as progressed:
         segments += [(each.identity, facts) for each in inspections for facts in each.verify(progressed)]
     flaws = [(identity, flaw) for identity, facts in segments for flaw in facts.flaws]
     losses = sum(flaw.loss for _, flaw in flaws)
@@ -285,7 +291,7 @@ def verify(directory: Path, as_json: bool) -> None:
             kind = "damage" if flaw.loss else "note"
             click.echo(one_line(f"  byte {flaw.offset} to {flaw.end}: {kind}: {flaw.text}"))
         verdict = "no damage" if not losses else f"{losses} damaged"
-        click.echo(f"{records} whole records in {len(segments)} files, {verdict}")
+        click.echo(f"{counted(records, 'whole record')} in {counted(len(segments), 'file')}, {verdict}")
     raise SystemExit(1 if losses else 0)
 
 
@@ -297,7 +303,7 @@ def verify(directory: Path, as_json: bool) -> None:
 @_as_json
 def dead_letters(directory: Path, as_json: bool) -> None:
     """Envelopes that are not sent again unless somebody says so: see replay."""
-    with _opened(directory) as inspections:
+    with _open_spool(directory) as inspections:
         rows = [_letter_row(letter) for each in inspections for letter in each.letters()]
     if as_json:
         _print_json({"dead": rows})
@@ -342,20 +348,20 @@ def replay(ids: tuple[str, ...], directory: Path, as_json: bool) -> None:
     (options,) = resolve({}, (TransportOptions,))
     replayed: list[str] = []
     failed: dict[str, str] = {}
-    with _opened(directory) as inspections:
-        chosen = _chosen(inspections, ids, failed)
-        for each, letters in chosen:
+    with _open_spool(directory) as inspections:
+        selection = _select_letters(inspections, ids, failed)
+        for each, letters in selection:
             with each.writing(max_bytes=options.spool_max_bytes) as put:
                 for letter in letters:
-                    # Written first: who is killed in between sends it twice, and loses nothing.
+                    # Put before removed: a kill in between duplicates the letter and does not lose it.
                     try:
                         put(each.read_letter(letter))
                         each.remove_letter(letter)
                     except (OSError, InvalidEnvelope, SealError) as error:
-                        failed[letter.name] = _words(error)
+                        failed[letter.name] = _reason(error)
                     else:
                         replayed.append(letter.name)
-    _say_changes(as_json, "replayed", replayed, failed)
+    _print_changes(as_json, "replayed", replayed, failed)
 
 
 @command.command(cls=MaskedCommand)
@@ -376,7 +382,7 @@ def purge(directory: Path, older_than: float | None, waiting: bool, yes: bool, a
     purged: list[str] = []
     failed: dict[str, str] = {}
     dropped = 0
-    with _opened(directory) as inspections:
+    with _open_spool(directory) as inspections:
         letters = [
             (each, letter)
             for each in inspections
@@ -384,15 +390,15 @@ def purge(directory: Path, older_than: float | None, waiting: bool, yes: bool, a
             if letter.buried_ms < before_ms
         ]
         if not yes:
-            what = f"{len(letters)} dead letters{' and what waits' if waiting else ''}"
+            victims = f"{counted(len(letters), 'dead letter')}{' and what waits' if waiting else ''}"
             if not sys.stdin.isatty():
-                raise click.UsageError(f"this would remove {what} for good: say --yes")
-            click.confirm(f"Remove {what} for good?", abort=True)
+                raise click.UsageError(f"this would remove {victims} for good: say --yes")
+            click.confirm(f"Remove {victims} for good?", abort=True)
         for each, letter in letters:
             try:
                 each.remove_letter(letter)
             except OSError as error:
-                failed[letter.name] = _words(error)
+                failed[letter.name] = _reason(error)
             else:
                 purged.append(letter.name)
         for each in inspections if waiting else ():
@@ -400,61 +406,65 @@ def purge(directory: Path, older_than: float | None, waiting: bool, yes: bool, a
                 try:
                     dropped += each.drop(name, before_ms) or 0
                 except OSError as error:
-                    failed[str(name)] = _words(error)
-    _say_changes(as_json, "purged", purged, failed, **({"waiting": dropped} if waiting else {}))
+                    failed[str(name)] = _reason(error)
+    _print_changes(as_json, "purged", purged, failed, **({"waiting": dropped} if waiting else {}))
 
 
-def _chosen(
+def _select_letters(
     inspections: list[Inspection], ids: tuple[str, ...], failed: dict[str, str]
 ) -> list[tuple[Inspection, list[Letter]]]:
-    wanted = {_normal(id): id for id in ids}
-    chosen = []
+    wanted = {_normalize_id(id): id for id in ids}
+    selection = []
     for each in inspections:
-        letters = [letter for letter in each.letters() if not ids or _normal(letter.name) in wanted]
-        chosen.append((each, letters))
-    found = {_normal(letter.name) for _, letters in chosen for letter in letters}
-    failed.update({masked(id): "is no dead letter" for normal, id in wanted.items() if normal not in found})
-    return chosen
+        letters = [letter for letter in each.letters() if not ids or _normalize_id(letter.name) in wanted]
+        selection.append((each, letters))
+    selected = {_normalize_id(letter.name) for _, letters in selection for letter in letters}
+    failed.update({masked(id): "is no dead letter" for key, id in wanted.items() if key not in selected})
+    return selection
 
 
-def _say_changes(as_json: bool, word: str, done: list[str], failed: Mapping[str, str], **more: int) -> None:
+def _print_changes(as_json: bool, word: str, done: list[str], failed: Mapping[str, str], **more: int) -> None:
     if as_json:
         _print_json({"ok": not failed, word: done, **more, "failed": dict(failed)})
     else:
-        click.echo(f"{word} {len(done)} dead letters" + "".join(f", {n} {name}" for name, n in more.items()))
+        click.echo(
+            f"{word} {counted(len(done), 'dead letter')}"
+            + "".join(f", {n} {name}" for name, n in more.items())
+        )
         for name, why in failed.items():
             click.echo(one_line(f"  not {name}: {why}"))
     raise SystemExit(1 if failed else 0)
 
 
-# -- what all share ------------------------------------------------------------------------------------
+# -- shared helpers ------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _opened(directory: Path) -> Iterator[list[Inspection]]:
-    """All identities of a spool."""
+def _open_spool(directory: Path) -> Iterator[list[Inspection]]:
+    """Open all identities of a spool."""
     from transport_kit.queues.spool.directory import identities_in
     from transport_kit.queues.spool.inspection import Inspection
     from transport_kit.queues.spool.system import System
 
     path = str(directory.absolute())
     with contextlib.ExitStack() as stack, interruptible():
-        found = []
+        inspections = []
         try:
-            os.stat(os.path.join(path, "format"))  # before advice is given about whose the directory is
+            # First, so that a directory that is no spool gets that error and no advice about its owner.
+            os.stat(os.path.join(path, "format"))
             for identity in identities_in(System(), path):
-                with contextlib.suppress(FileNotFoundError):  # it is being made
-                    found.append(stack.enter_context(Inspection(path, identity)))
+                with contextlib.suppress(FileNotFoundError):  # an identity that is being created
+                    inspections.append(stack.enter_context(Inspection(path, identity)))
         except OptionsError as error:
             raise OptionsError("DIR", error.problem, "command line") from None
         except OSError as error:
-            raise OptionsError("DIR", f"{path} is no spool: {_words(error)}", "command line") from None
-        yield found
+            raise OptionsError("DIR", f"{path} is no spool: {_reason(error)}", "command line") from None
+        yield inspections
 
 
 @contextlib.contextmanager
 def _progress(inspections: Iterable[Inspection]) -> Iterator[Progressed]:
-    """A bar on a terminal's stderr when there is much to read."""
+    """Show a bar on stderr, if that is a terminal and at least `LONG` bytes will be read."""
     total = sum(size for each in inspections for _, size in each.segments())
     if total < LONG or not sys.stderr.isatty():
         yield lambda _: None
@@ -471,16 +481,16 @@ def _print_json(facts: Mapping[str, Any]) -> None:
     click.echo(json.dumps(facts, indent=2))
 
 
-def _normal(id: str) -> str:
-    """An event id however it is written."""
+def _normalize_id(id: str) -> str:
+    """Return an event id in lower case without dashes; any other ID unchanged."""
     return id if ":" in id else id.replace("-", "").lower()
 
 
-def _words(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return error.strerror or "can't be read" if isinstance(error, OSError) else str(error)
 
 
-def _who(drainer: int | None, forwarder: int | None) -> str:
+def _describe_drainer(drainer: int | None, forwarder: int | None) -> str:
     if drainer is None:
         return "nobody"
     kind = "forwarder" if forwarder == drainer else "app process"

@@ -1,7 +1,7 @@
-"""The forwarder: drains spools from a process of its own, so that app processes only write.
+"""The forwarder: drains spools from its own process, so that app processes only write.
 
-Owns which identities of a directory it serves, and an end that leaves no request half done. Delivering
-one, at a pace, is `pacing.py`'s; the spool prefers a forwarder to all other processes
+Owns the set of identities that it serves, and an end at which requests in flight are answered first.
+`pacing.py` delivers one identity at a pace. The spool prefers a forwarder to all other processes
 (`queues/spool/election.py`).
 
 Threads: `run` belongs to one thread; `stop` and `reload` may be called from any, and from signal handlers;
@@ -30,24 +30,24 @@ from transport_kit.transport.health import Health
 
 __all__ = ["Event", "Forwarder", "ForwarderView", "Summary"]
 
-#: Seconds between two looks for new identities; while it waits for something to end.
+#: Seconds between two looks for new identities, and between two checks of a wait.
 LOOK_EVERY: Final = 1.0
 PULSE: Final = 0.02
-#: Seconds that `run(once=True)` goes on while nothing is delivered.
+#: Seconds that `run(once=True)` continues while nothing is delivered.
 PATIENCE: Final = 10.0
 
-#: What is told of a run: a word, and facts without secrets.
+#: A callback for events of a run: the event's name, and facts without secrets.
 Event = Callable[[str, Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run came to: quantities per category, and identities with envelopes that were left.
+    """The result of a run.
 
     Attributes:
-        delivered: To servers.
-        discarded: Per reason and category.
-        left: Why something was left, by identity.
+        delivered: Delivered quantities by category.
+        discarded: Discarded quantities by reason and category.
+        left: The reason that envelopes were left, by identity.
     """
 
     delivered: Mapping[str, int]
@@ -56,22 +56,23 @@ class Summary:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was left."""
+        """True if nothing was left."""
         return not self.left
 
 
 class Forwarder:
-    """Delivers what the spools in a directory hold, each to its own DSN.
+    """Delivers the envelopes of all spools in a directory, each to its own DSN.
 
     Args:
-        path: The spool's directory; may come into being later.
-        options: Of every transport it makes.
-        dsns: Called at the start and for each reload: the DSNs given. For other identities what apps
-            stored with `spool_credentials` is used; one without either waits.
+        path: The spool's directory; it may be created later.
+        options: Options of every transport that it makes.
+        dsns: Returns the DSNs of the call; called at the start and for each reload. Any other identity uses
+            the DSN that its apps stored with `spool_credentials`, and waits if they stored none.
         max_rate: Envelopes a second, all identities together.
-        interval, run: See `Pace`.
-        patience: Seconds that `run(once=True)` goes on while nothing is delivered.
-        told: Called with what happens.
+        interval: See `Pace`.
+        run: See `Pace`.
+        patience: Seconds that `run(once=True)` continues while nothing is delivered.
+        on_event: Called with each event of the run, on the thread of `run`.
 
     Raises:
         OptionsError: An option is out of range.
@@ -87,9 +88,9 @@ class Forwarder:
         interval: float = REPLAY_INTERVAL,
         run: int = REPLAY_RUN,
         patience: float = PATIENCE,
-        told: Event = lambda word, facts: None,
+        on_event: Event = lambda word, facts: None,
     ) -> None:
-        if max_rate is not None and not 0 < max_rate < float("inf"):  # nor what is no number
+        if max_rate is not None and not 0 < max_rate < float("inf"):  # NaN fails too
             raise OptionsError("max_rate", "must be above 0")
         self.path = path
         self._options = options
@@ -98,19 +99,20 @@ class Forwarder:
         self._interval = interval
         self._run = run
         self._patience = patience
-        self._on_event = told
+        self._on_event = on_event
         self._system = System()
-        # By identity. Written by the thread of `run` only, and replaced as a whole; read by any.
+        # By identity. Only the thread of `run` assigns these three, each dict as a whole and never changed;
+        # any thread reads them.
         self._served: dict[str, PacedTransport] = {}
         self._waiting: dict[str, str] = {}
-        self._given: dict[str, Dsn] = {}
-        # A byte in the pipe for each signal: an Event's lock could be held by the thread they interrupt.
+        self._configured: dict[str, Dsn] = {}
+        # A signal handler writes a byte to a pipe and takes no lock, which the interrupted thread may hold.
         self._read_end, self._write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stops = 0
         self._reload = False
 
     def close(self) -> None:
-        """Let go of what a run needs. After the run."""
+        """Close the pipe that wakes a run; to be called after the run."""
         read_end, write_end = self._read_end, self._write_end
         self._read_end = self._write_end = -1
         for fd in (read_end, write_end):
@@ -120,20 +122,20 @@ class Forwarder:
     # -- from signal handlers --------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """End the run when the requests in flight are answered; asked twice, at once."""
+        """End the run when the requests in flight are answered; a second call ends it at once."""
         self._stops += 1
-        self._poke()
+        self._wake()
 
     def reload(self) -> None:
         """Read DSNs, stored credentials and certificates anew."""
         self._reload = True
-        self._poke()
+        self._wake()
 
-    def _poke(self) -> None:
+    def _wake(self) -> None:
         try:
             os.write(self._write_end, b"!")
         except OSError:
-            pass  # full: it is awake; or closed: the run is over
+            pass  # the pipe is full: the run is awake; or it is closed: the run is over
 
     def _wait(self, seconds: float) -> None:
         ready, _, _ = select.select([self._read_end], [], [], seconds)
@@ -146,20 +148,20 @@ class Forwarder:
         """Deliver until `stop`; with `once` until nothing waits, or nothing can be delivered.
 
         Raises:
-            OptionsError: The directory is not one to trust, or is missing with `once`; a DSN given can't
-                be used.
+            OptionsError: The directory can't be trusted, or is missing with `once`, or a DSN of the call
+                can't be used.
         """
-        self._given = {identity_of(dsn): dsn for dsn in self._dsns()}
+        self._configured = {identity_of(dsn): dsn for dsn in self._dsns()}
         self._look(first=True, once=once)
         stuck_since: dict[str, float] = {}
         looked = time.monotonic()
         while not self._stops:
-            if once and self._has_done_its_best(stuck_since):
+            if once and self._is_finished(stuck_since):
                 break
             self._wait(PULSE if once else LOOK_EVERY)
             if self._reload:
                 self._reload = False
-                self._read_again()
+                self._reload_dsns()
             elif time.monotonic() >= looked + LOOK_EVERY:
                 looked = time.monotonic()
                 self._look()
@@ -168,7 +170,7 @@ class Forwarder:
     def _end(self, once: bool) -> Summary:
         left: dict[str, str] = {}
         if once:
-            left = {name: why for name, why in self._waiting.items() if self._holds(name)}
+            left = {name: why for name, why in self._waiting.items() if self._has_waiting(name)}
             left |= {name: each.why_left() for name, each in self._served.items() if not each.empty}
         served = self._served
         self._settle(served.values())
@@ -181,8 +183,8 @@ class Forwarder:
                 _add(discarded.setdefault(reason, {}), counts)
         return Summary(delivered, discarded, left)
 
-    def _holds(self, identity: str) -> bool:
-        """Whether something waits that is not served; also when that can't be found out."""
+    def _has_waiting(self, identity: str) -> bool:
+        """Return True if envelopes of an identity that is not served wait, or may wait."""
         try:
             with Inspection(self.path, identity, self._system) as inspection:
                 return next(inspection.waiting(), None) is not None
@@ -190,35 +192,36 @@ class Forwarder:
             return True
 
     def _settle(self, transports: Iterable[PacedTransport]) -> None:
-        """Claim no more, wait for the requests in flight, report what was lost, and close.
+        """Claim no more, wait for the requests in flight, report losses, and close.
 
-        Loss counts that no server was told of by then are left in the spool.
+        Loss counts that no server has received by then are left in the spool.
         """
         ending = list(transports)
         for each in ending:
             each.spool.ending = True
             each.spool.wake()
-        most = max(self._stops, 1)
+        max_stops = max(self._stops, 1)
         deadline = time.monotonic() + self._options.shutdown_timeout
-        if self._wait_while(lambda: any(each.in_flight for each in ending), deadline, most):
+        if self._wait_while(lambda: any(each.in_flight for each in ending), deadline, max_stops):
             for each in ending:
                 each.request_report()
-            self._wait_while(lambda: any(each.reporting for each in ending), deadline, most)
+            self._wait_while(lambda: any(each.reporting for each in ending), deadline, max_stops)
         else:
             log.warning("requests in flight were given up; what they carry is sent again later")
         for each in ending:
             each.close(0.0)
 
-    def _wait_while(self, busy: Callable[[], bool], deadline: float, most: int) -> bool:
-        """False when `deadline` came first, or more than `most` requests to stop."""
+    def _wait_while(self, busy: Callable[[], bool], deadline: float, max_stops: int) -> bool:
+        """Wait while `busy()`; return False after `deadline`, or more than `max_stops` calls of `stop`."""
         while busy():
             left = deadline - time.monotonic()
-            if left <= 0 or self._stops > most:
+            if left <= 0 or self._stops > max_stops:
                 return False
             self._wait(min(PULSE, left))
         return True
 
-    def _has_done_its_best(self, stuck_since: dict[str, float]) -> bool:
+    def _is_finished(self, stuck_since: dict[str, float]) -> bool:
+        """Return True if every spool is empty, or has delivered nothing for `patience` seconds."""
         now = time.monotonic()
         for identity, each in self._served.items():
             if each.empty:
@@ -234,32 +237,32 @@ class Forwarder:
     # -- identities ------------------------------------------------------------------------------------
 
     def _look(self, *, first: bool = False, once: bool = False) -> None:
-        """Take on what is there and not served yet."""
+        """Start to serve identities that are new in the directory or among the DSNs of the call."""
         try:
             names = identities_in(self._system, self.path)
         except OptionsError:
             if first:
                 raise
-            names = []  # what is served stays so; its descriptors are open
+            names = []  # the identities served so far continue: their descriptors are open
         except OSError as error:
-            if once and not self._given:
+            if once and not self._configured:
                 raise OptionsError(
                     "DIR", f"{self.path} is no spool: {error.strerror}", "command line"
                 ) from None
             names = []
         waiting: dict[str, str] = {}
         served = dict(self._served)
-        for identity in dict.fromkeys((*self._given, *names)):
+        for identity in dict.fromkeys((*self._configured, *names)):
             if identity in served:
                 continue
             try:
-                dsn = self._given.get(identity) or self._stored(identity)
+                dsn = self._configured.get(identity) or self._stored_dsn(identity)
                 if dsn is None:
                     waiting[identity] = "no DSN is given for it, and none is stored (spool_credentials)"
                 else:
                     served[identity] = self._serve(identity, dsn)
             except (OptionsError, OSError) as error:
-                if first and isinstance(error, OptionsError) and identity in self._given:
+                if first and isinstance(error, OptionsError) and identity in self._configured:
                     raise
                 waiting[identity] = error.strerror or "" if isinstance(error, OSError) else str(error)
         for identity, why in waiting.items():
@@ -268,7 +271,7 @@ class Forwarder:
                 self._on_event("waiting", {"identity": identity, "why": why})
         self._served, self._waiting = served, waiting
 
-    def _stored(self, identity: str) -> Dsn | None:
+    def _stored_dsn(self, identity: str) -> Dsn | None:
         directory = open_directory(
             self._system, self.path, identity, force=self._options.spool_force, make=False
         )
@@ -284,21 +287,21 @@ class Forwarder:
         self._on_event("serving", {"identity": identity, "dsn": str(dsn)})
         return transport
 
-    def _read_again(self) -> None:
-        """On a mistake in what is given all stays as it is."""
+    def _reload_dsns(self) -> None:
+        """Read the DSNs and begin anew; after an error in the DSNs of the call everything stays as it is."""
         try:
-            given = {identity_of(dsn): dsn for dsn in self._dsns()}
+            configured = {identity_of(dsn): dsn for dsn in self._dsns()}
         except (OptionsError, OSError) as error:
             log.error("not reloaded: %s", error)
             self._on_event("not reloaded", {"why": str(error)})
             return
         served, self._served = self._served, {}
         self._settle(served.values())
-        self._given, self._waiting = given, {}
+        self._configured, self._waiting = configured, {}
         self._on_event("reloaded", {})
         self._look()
 
-    # -- saying ----------------------------------------------------------------------------------------
+    # -- snapshots -------------------------------------------------------------------------------------
 
     @property
     def served(self) -> Mapping[str, Dsn]:
@@ -307,15 +310,18 @@ class Forwarder:
 
     @property
     def waiting(self) -> Mapping[str, str]:
-        """Why other identities wait."""
+        """The reason that an identity is not served, by identity."""
         return self._waiting
 
     def healths(self) -> dict[str, Health]:
-        """Each identity's own."""
+        """Return the health of each identity that is served."""
         return {identity: each.health() for identity, each in self._served.items()}
 
     def health(self) -> Health:
-        """All in one: sums, the worst of all, and each identity's figures. `fail` when nothing works."""
+        """Return one health for all identities: sums, the worst figure, and each identity's own.
+
+        The status is `fail` if every identity fails.
+        """
         healths = self.healths()
         problems = [f"{identity} waits: {why}" for identity, why in self._waiting.items()]
         if not healths and not problems:
@@ -323,12 +329,12 @@ class Forwarder:
         for identity, each in healths.items():
             problems += [f"{identity}: {reason}" for reason in each.reasons]
         failing = healths and all(each.status == "fail" for each in healths.values())
-        each_one = healths.values()
+        values = healths.values()
         captured: dict[str, int] = {}
         delivered: dict[str, int] = {}
         discarded: dict[str, dict[str, int]] = {}
         pending: dict[str, int] = {}
-        for each in each_one:
+        for each in values:
             _add(captured, each.captured)
             _add(delivered, each.delivered)
             _add(pending, each.pending)
@@ -338,22 +344,22 @@ class Forwarder:
             pid=os.getpid(),
             state="draining" if self._stops else "running",
             kind=type(self).__name__,
-            worker_alive=all(each.worker_alive for each in each_one) if healths else None,
-            senders=sum(each.senders for each in each_one),
-            waiting=sum(each.waiting for each in each_one),
-            claimed=sum(each.claimed for each in each_one),
-            queue_capacity=sum(each.queue_capacity for each in each_one),
-            queue_bytes=sum(each.queue_bytes for each in each_one),
-            queue_bytes_capacity=sum(each.queue_bytes_capacity for each in each_one),
-            oldest_pending_age=max(_known(each.oldest_pending_age for each in each_one), default=None),
-            last_success_age=min(_known(each.last_success_age for each in each_one), default=None),
-            breaker="closed" if all(each.breaker == "closed" for each in each_one) else "open",
-            next_probe_in=min(_known(each.next_probe_in for each in each_one), default=None),
+            worker_alive=all(each.worker_alive for each in values) if healths else None,
+            senders=sum(each.senders for each in values),
+            waiting=sum(each.waiting for each in values),
+            claimed=sum(each.claimed for each in values),
+            queue_capacity=sum(each.queue_capacity for each in values),
+            queue_bytes=sum(each.queue_bytes for each in values),
+            queue_bytes_capacity=sum(each.queue_bytes_capacity for each in values),
+            oldest_pending_age=max(_known(each.oldest_pending_age for each in values), default=None),
+            last_success_age=min(_known(each.last_success_age for each in values), default=None),
+            breaker="closed" if all(each.breaker == "closed" for each in values) else "open",
+            next_probe_in=min(_known(each.next_probe_in for each in values), default=None),
             captured=captured,
             delivered=delivered,
             discarded_by_category=discarded,
             pending=pending,
-            last_drop_age=min(_known(each.last_drop_age for each in each_one), default=None),
+            last_drop_age=min(_known(each.last_drop_age for each in values), default=None),
             spool={
                 "path": self.path,
                 "identities": {identity: each.spool for identity, each in healths.items()},
@@ -365,7 +371,7 @@ class Forwarder:
 
 
 class ForwarderView(Transport):
-    """A forwarder in a transport's clothes: for routes that answer with a transport's health."""
+    """A forwarder as a `Transport`, for routes that answer with a transport's health."""
 
     def __init__(self, forwarder: Forwarder) -> None:
         super().__init__()

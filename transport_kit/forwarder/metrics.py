@@ -1,7 +1,7 @@
 """Health as Prometheus metrics.
 
-Owns their names. They are written by the package prometheus_client (extra `prometheus`), imported only when
-they are requested.
+Owns the names of the metrics. The package prometheus_client (extra `prometheus`) writes them; it is imported
+only if metrics are requested.
 
 Threads: any.
 """
@@ -15,7 +15,7 @@ from transport_kit.transport.health import Health
 
 __all__ = ["metrics_writer"]
 
-#: Name, help, and where it is in a `Health`.
+#: Name, help text, and a function that reads the value from a `Health`.
 _GAUGES: Final[tuple[tuple[str, str, Callable[[Health], float | None]], ...]] = (
     ("waiting_envelopes", "Envelopes that wait.", lambda health: health.waiting),
     ("in_flight_envelopes", "Envelopes in the hands of senders.", lambda health: health.claimed),
@@ -45,7 +45,13 @@ _STATUSES: Final = ("pass", "warn", "fail")
 
 
 def metrics_writer(healths: Callable[[], Mapping[str, Health]]) -> Callable[[], tuple[str, bytes]]:
-    """A function that writes the metrics of `healths`, by identity, in Prometheus's text format.
+    """Return a function that renders metrics in Prometheus's text format.
+
+    Args:
+        healths: Returns the health of each identity; called at each scrape.
+
+    Returns:
+        A function without arguments that returns the content type and the body.
 
     Raises:
         ModuleNotFoundError: prometheus_client is not installed; the text names the install line.
@@ -61,13 +67,13 @@ def metrics_writer(healths: Callable[[], Mapping[str, Health]]) -> Callable[[], 
 
     class Collector:
         def describe(self) -> list[Metric]:
-            return []  # names are the same at every scrape; there is nothing to learn before
+            return []  # the registry needs no description, as the names never change
 
         def collect(self) -> Iterator[Metric]:
-            found = healths()
+            snapshot = healths()
             for name, text, read in _GAUGES:
                 gauge = GaugeMetricFamily(f"transport_kit_{name}", text, labels=["identity"])
-                for identity, health in found.items():
+                for identity, health in snapshot.items():
                     value = read(health)
                     if value is not None:
                         gauge.add_metric([identity], value)
@@ -75,7 +81,7 @@ def metrics_writer(healths: Callable[[], Mapping[str, Health]]) -> Callable[[], 
             status = GaugeMetricFamily(
                 "transport_kit_health", "1 for the status that holds.", labels=["identity", "status"]
             )
-            for identity, health in found.items():
+            for identity, health in snapshot.items():
                 for each in _STATUSES:
                     status.add_metric([identity, each], float(health.status == each))
             yield status
@@ -88,7 +94,7 @@ def metrics_writer(healths: Callable[[], Mapping[str, Health]]) -> Callable[[], 
             discarded = CounterMetricFamily(
                 "transport_kit_discarded", "Quantity given up.", labels=["identity", "reason", "category"]
             )
-            for identity, health in found.items():
+            for identity, health in snapshot.items():
                 for category, left in health.limits.items():
                     limited.add_metric([identity, category], left)
                 for category, n in health.delivered.items():

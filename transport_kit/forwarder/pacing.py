@@ -1,7 +1,7 @@
-"""How fast a forwarder sends: an upper bound for all, and slowly to a server that comes back from an outage.
+"""The pace of a forwarder: an upper bound for all servers, and slow replay to a server after an outage.
 
-Owns the pace, and the spool and transport that keep it. Delivering is the transport's, with the same worker
-as in an app; which identities there are is `forwarder.py`'s.
+Owns the pace, and the spool and transport that observe it. The transport delivers with the same worker as in
+an app; `forwarder.py` chooses the identities.
 
 Threads: any; `ending` is set by the forwarder's thread, and read by senders.
 """
@@ -24,18 +24,19 @@ from transport_kit.transport.wire.exchange import ExchangeError, Response
 
 __all__ = ["Pace", "PacedSpool", "PacedTransport", "Rate", "REPLAY_INTERVAL", "REPLAY_RUN"]
 
-#: Seconds between two envelopes after an outage, and how many in a row have to arrive to end that.
+#: Seconds between two envelopes after an outage, and the number of successes in a row that ends this.
 REPLAY_INTERVAL: Final = 0.1
 REPLAY_RUN: Final = 50
 
 
 class Rate:
-    """An upper bound for all that share it.
+    """An upper bound on the envelopes a second of all senders that share it.
 
     Args:
-        per_second: Envelopes; None for no bound.
+        per_second: Envelopes a second; None for no bound.
 
-    Threads: any. The bound holds on average: two that ask at the same moment may both go, and then wait.
+    Threads: any. The bound holds on average: two senders that call `wait` at the same moment may both send;
+    the next ones then wait longer.
     """
 
     def __init__(self, per_second: float | None) -> None:
@@ -44,25 +45,25 @@ class Rate:
         self._next = 0.0  # guarded by `_lock`
 
     def wait(self, now: float) -> float:
-        """Seconds until one may go; 0 or less: now."""
+        """Return the seconds until the next envelope may be sent; 0 or less means now."""
         return self._next - now
 
-    def took(self, now: float) -> None:
-        """One goes."""
+    def record_send(self, now: float) -> None:
+        """Count one envelope as sent."""
         with self._lock:
             self._next = max(self._next, now) + self._interval
 
 
 class Pace:
-    """How fast one server is sent to: at the bound of all, and slowly after it could not be reached.
+    """The pace of one server: the shared bound, and slow replay after it could not be reached.
 
-    A server that comes back finds every client with a backlog. So after a failure envelopes go one by
-    one, `interval` apart, until `run` of them in a row were answered.
+    After an outage every client has a backlog, which would overload the server. So after a failure envelopes
+    are sent `interval` apart, until `run` of them in a row were answered.
 
     Args:
-        rate: The bound that is shared with others.
-        interval: Seconds.
-        run: Envelopes.
+        rate: The bound that all servers share.
+        interval: Seconds between two envelopes.
+        run: Number of envelopes.
 
     Threads: any.
     """
@@ -72,39 +73,39 @@ class Pace:
         self._replay = Rate(1.0 / interval)
         self._run = run
         self._lock = threading.Lock()
-        self._left = 0  # guarded by `_lock`: successes until full speed
+        self._remaining = 0  # guarded by `_lock`: successes until full speed
 
     @property
     def slow(self) -> bool:
-        """Whether it replays one by one."""
-        return self._left > 0
+        """True during slow replay."""
+        return self._remaining > 0
 
     def wait(self, now: float) -> float:
-        """Seconds until the next envelope may go; 0 or less: now."""
+        """Return the seconds until the next envelope may be sent; 0 or less means now."""
         wait = self._rate.wait(now)
         return max(wait, self._replay.wait(now)) if self.slow else wait
 
-    def took(self, now: float) -> None:
-        """One goes."""
-        self._rate.took(now)
-        self._replay.took(now)
+    def record_send(self, now: float) -> None:
+        """Count one envelope as sent."""
+        self._rate.record_send(now)
+        self._replay.record_send(now)
 
     def succeeded(self) -> None:
-        """The server answered."""
+        """Count an answer of the server towards full speed."""
         with self._lock:
-            self._left = max(0, self._left - 1)
+            self._remaining = max(0, self._remaining - 1)
 
     def failed(self) -> None:
-        """It could not be reached, or said that it can't work."""
+        """Begin slow replay: the server could not be reached, or answered with a status to retry."""
         with self._lock:
-            self._left = self._run
+            self._remaining = self._run
 
 
 class PacedSpool(FileSpool):
-    """Hands out envelopes at a pace, and none once the end has come.
+    """A spool that hands out envelopes at a pace, and none once `ending` is set.
 
-    The pace is kept where envelopes are claimed, so that none waits in a sender's hands: those are what a
-    kill makes duplicates of.
+    `claim` observes the pace, so that a sender never holds an envelope while it waits: a kill of the
+    forwarder duplicates the claimed envelopes.
     """
 
     def __init__(self, *arguments: Any, pace: Pace, **options: Any) -> None:
@@ -115,23 +116,23 @@ class PacedSpool(FileSpool):
     def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
         wait = self._pace.wait(time.monotonic())
         if limit and (self.ending or wait > 0):
-            # It still looks after the spool: its bounds, the election, the figures.
+            # A claim of none still enforces the bounds, takes part in the election and publishes status.
             return super().claim(0, timeout if self.ending else min(wait, timeout))
         claims = super().claim(limit, timeout)
         if claims and self.ending:
             self.release(claims)
             return []
         for _ in claims:
-            self._pace.took(time.monotonic())
+            self._pace.record_send(time.monotonic())
         return claims
 
 
 class PacedTransport(HttpTransport):
-    """Tells its pace how the server answers."""
+    """A transport that reports each answer of the server to its pace."""
 
     def __init__(self, dsn: Dsn, options: TransportOptions, path: str, pace: Pace) -> None:
         self.pace = pace
-        # Made with the transport; a forwarder does not fork.
+        # Assigned once, while the transport is built: a forwarder does not fork.
         self.spool: PacedSpool
 
         def make_queue() -> FileSpool:
@@ -158,20 +159,21 @@ class PacedTransport(HttpTransport):
 
     @property
     def in_flight(self) -> bool:
-        """Whether a request has no answer yet."""
+        """True while a request has no answer."""
         return self.spool.stats().claimed > 0
 
     def request_report(self) -> None:
-        """Report what is known to be lost now; `reporting` says whether that is over."""
+        """Send the known losses now; `reporting` is False once that has ended."""
         self._states.get().worker.want_report()
 
     @property
     def reporting(self) -> bool:
+        """True while losses are to be reported."""
         return self._states.get().worker.reporting
 
     @property
     def empty(self) -> bool:
-        """Whether the spool is known to hold nothing that waits, by this process, which drains it."""
+        """True if this process drains the spool and knows that no envelope waits in it."""
         facts, stats = self.spool.facts(), self.spool.stats()
         status = facts.status
         return (
@@ -184,7 +186,7 @@ class PacedTransport(HttpTransport):
         )
 
     def why_left(self) -> str:
-        """What keeps envelopes waiting."""
+        """Return the reason that envelopes wait."""
         if not self.spool.facts().draining:
             return "another process drains it"
         return "; ".join(self.health().reasons) or "envelopes wait"

@@ -1,11 +1,11 @@
-"""A small HTTP server for a process that is no web app: health for probes, metrics for Prometheus.
+"""An HTTP server for a process that is not a web app: health for probes, metrics for Prometheus.
 
-Owns sockets, paths and limits. The content of health is in `kit/routes.py`, the metrics in `metrics.py`.
+Owns sockets, paths and limits. `kit/routes.py` renders health, `metrics.py` the metrics.
 
-On loopback by default. There a page in somebody's browser must not read it by way of a name that leads to
-loopback, so requests for foreign host names are refused. On other addresses strangers see the status only.
+It listens on loopback by default. There it refuses foreign host names, as a web page in a browser could read
+it through a name that resolves to loopback. On other addresses health shows the status only.
 
-Threads: one that accepts, and one for each request, a handful at a time; all daemons.
+Threads: one accepts, and at most `MAX_REQUESTS` serve one request each; all are daemons.
 """
 
 from __future__ import annotations
@@ -25,24 +25,28 @@ from transport_kit.transport.base import Transport
 
 __all__ = ["StatusServer"]
 
-#: Seconds for a request to be said, and for its answer to be taken.
+#: Seconds to receive a request, and to send its answer.
 TIMEOUT: Final = 5.0
-#: Requests at the same time; more are hung up on.
-MOST_REQUESTS: Final = 16
+#: Requests at the same time; the connections of more are closed.
+MAX_REQUESTS: Final = 16
 _TEXT: Final = "text/plain; charset=utf-8"
 
 
 class StatusServer:
-    """Serves until it is closed; a context manager.
+    """A context manager that serves health and metrics.
+
+    Attributes:
+        port: The port that it listens on.
+        url: Its address, without a slash at the end.
 
     Args:
-        host: Address to listen on.
-        port: 0 takes a free one.
-        subject: Whose health it tells at /health, /ready and /live; None: those are not there.
-        metrics: Writes the body of /metrics and its content type; None: it is not there.
+        host: IP address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        subject: The transport whose health is at /health, /ready and /live; None for a 404 there.
+        metrics: Returns content type and body of /metrics; None for a 404 there.
 
     Raises:
-        OptionsError: It can't listen there.
+        OptionsError: It can't listen on that address and port.
     """
 
     def __init__(
@@ -61,20 +65,20 @@ class StatusServer:
             raise OptionsError("listen", "must be an IP address, such as 127.0.0.1", "command line") from None
         self._local = address.is_loopback
         self._options = IntegrationOptions(health_details="always" if self._local else "token")
-        self._free = threading.Semaphore(MOST_REQUESTS)
+        self._free = threading.Semaphore(MAX_REQUESTS)
         handler = _handler(self)
         family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-        server = type("_Server", (_Server,), {"address_family": family})
+        server = type("_StatusHttpServer", (_StatusHttpServer,), {"address_family": family})
         try:
-            self._server: _Server = server((host, port), handler)
+            self._server: _StatusHttpServer = server((host, port), handler)
         except OSError as error:
             raise OptionsError("port", f"{port}: {error.strerror}", "command line") from None
         self._server.free = self._free
         self.port: int = self._server.server_address[1]
-        shown = f"[{host}]" if address.version == 6 else host
-        self.url = f"http://{shown}:{self.port}"
+        netloc = f"[{host}]" if address.version == 6 else host
+        self.url = f"http://{netloc}:{self.port}"
         self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.5,), name="transport-kit-monitor", daemon=True
+            target=self._server.serve_forever, args=(0.5,), name="transport-kit-status-server", daemon=True
         )
 
     def __enter__(self) -> Self:
@@ -87,13 +91,13 @@ class StatusServer:
         self._server.server_close()
 
     def respond(self, method: str, target: str, headers: Mapping[str, str]) -> Answer:
-        """The answer to one request. Any text is taken."""
+        """Return the answer to one request, whose parts may be any text."""
         if self._local and not _is_local(headers.get("host", "")):
             return _plain(421, "this server answers for loopback addresses and localhost only\n", method)
         path, _, query = target.partition("?")
         leaf = next((leaf for leaf in LEAVES if path == f"/{leaf}"), None)
         if leaf is not None and self._subject is not None:
-            found = answer(
+            reply = answer(
                 leaf,
                 method=method,
                 query=parse_query(query),
@@ -102,17 +106,17 @@ class StatusServer:
                 transport=self._subject,
                 options=self._options,
             )
-            # A flush needs a token, and there is none.
-            return found if isinstance(found, Answer) else _plain(404, "Not found\n", method)
+            # The other result is a flush to be done; a flush needs a token, and none is set here.
+            return reply if isinstance(reply, Answer) else _plain(404, "Not found\n", method)
         if path == "/metrics" and self._metrics is not None:
             if method not in ("GET", "HEAD"):
                 return _plain(405, "Method not allowed; use GET, HEAD\n", method)
-            kind, body = self._metrics()
-            return _answer(200, kind, body, method)
+            content_type, body = self._metrics()
+            return _answer(200, content_type, body, method)
         return _plain(404, "Not found\n", method)
 
 
-class _Server(ThreadingHTTPServer):
+class _StatusHttpServer(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
     free: threading.Semaphore
@@ -130,31 +134,31 @@ class _Server(ThreadingHTTPServer):
             self.free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no news."""
+        """Do nothing: a client that closes its connection is no error of the server."""
 
 
-def _handler(monitor: StatusServer) -> type[BaseHTTPRequestHandler]:
+def _handler(status_server: StatusServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = TIMEOUT
         server_version = "transport-kit"
         sys_version = ""
 
         def _respond(self) -> None:
-            # A body is not read: the connection ends with the answer.
+            # The request's body is not read, so the connection ends with the answer.
             self.close_connection = True
             headers = {name.lower(): value for name, value in self.headers.items()}
-            found = monitor.respond(self.command, self.path, headers)
-            self.send_response(found.status)
-            for name, value in found.headers:
+            reply = status_server.respond(self.command, self.path, headers)
+            self.send_response(reply.status)
+            for name, value in reply.headers:
                 self.send_header(name, value)
             self.send_header("connection", "close")
             self.end_headers()
-            self.wfile.write(found.body)
+            self.wfile.write(reply.body)
 
         do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _respond  # noqa: N815 - the base class's names
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Probes come every few seconds."""
+            """Log nothing: probes come every few seconds."""
 
     return Handler
 
@@ -171,9 +175,9 @@ def _plain(status: int, text: str, method: str) -> Answer:
     return _answer(status, _TEXT, text.encode(), method)
 
 
-def _answer(status: int, kind: str, body: bytes, method: str) -> Answer:
+def _answer(status: int, content_type: str, body: bytes, method: str) -> Answer:
     headers = (
-        ("content-type", kind),
+        ("content-type", content_type),
         ("content-length", str(len(body))),
         ("cache-control", "no-store"),
         ("x-content-type-options", "nosniff"),
