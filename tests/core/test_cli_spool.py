@@ -427,7 +427,7 @@ def test_much_to_read_shows_its_progress(path: Path, monkeypatch: pytest.MonkeyP
 def test_sizes_and_ages_are_written_for_people() -> None:
     """Three digits say enough."""
     assert [_tables.size(n) for n in (1, 2048, 3 << 20, 5 << 30)] == [
-        "1 bytes",
+        "1 byte",
         "2.0 KiB",
         "3.0 MiB",
         "5.0 GiB",

@@ -49,7 +49,7 @@ def quantities(counts: Mapping[str, int]) -> str:
 def size(number: int) -> str:
     """Return a number of bytes in the unit that suits."""
     if number < 1024:
-        return f"{number} bytes"
+        return counted(number, "byte")
     power = 1 if number < 1024**2 else 2 if number < 1024**3 else 3
     return f"{number / 1024**power:.1f} {('', 'KiB', 'MiB', 'GiB')[power]}"
 

@@ -230,7 +230,7 @@ def show(id: str, directory: Path, as_json: bool) -> None:
         click.echo(one_line(f"{name:<10} {quantities(value) if isinstance(value, Mapping) else value}"))
     click.echo(f"headers    {json.dumps(shown['headers'])}")
     for item in shown["items"]:
-        click.echo(one_line(f"\nitem {item['type']}, {item['bytes']} bytes"))
+        click.echo(one_line(f"\nitem {item['type']}, {counted(item['bytes'], 'byte')}"))
         click.echo(json.dumps(item["payload"], indent=2) if item["payload"] is not None else "(no JSON)")
 
 

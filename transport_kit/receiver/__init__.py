@@ -1,6 +1,6 @@
 """A local Sentry-compatible server: for development, demos and tests. Not for production.
 
-It takes what clients send, keeps it in SQLite and shows it on a page. `Receiver` runs it inside a test or
+It receives what clients send, stores it in SQLite and shows it on a page. `Receiver` runs it inside a test or
 a script; `transport-kit receiver` runs it from a shell. Needs the extra `receiver`.
 """
 

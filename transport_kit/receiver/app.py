@@ -1,7 +1,7 @@
 """The receiver's ASGI app: ingest routes, the page, and the JSON that tools read.
 
-Owns routing, the Host check and the headers that every answer carries. What a post may hold is decided
-in `ingest.py`, what is shown in `page.py`.
+Owns routing, the Host check and the headers that every answer carries. `ingest.py` decides what a post may
+contain, `page.py` what is shown.
 
 Threads: handlers run on the event loop; decoding, parsing and the database in worker threads.
 """
@@ -37,10 +37,10 @@ __all__ = ["RESET_EXTENSION", "create_app"]
 RESET_EXTENSION: Final = "transport_kit.reset"
 """Name in the ASGI scope's extensions of a callable that resets the connection (`serve.py` puts it there)."""
 
-# Bodies of 200 MiB are legal: decoding few at a time keeps the memory for them bounded.
-_DECODERS = 4
+# Bodies of 200 MiB are legal: a bound on how many are decoded at a time bounds the memory.
+_MAX_DECODING = 4
 _MAX_LISTED = 10_000
-# Names that no public DNS server can point at this machine for a page in the developer's browser.
+# Names that public DNS can't resolve to this machine, so that no web page can use them for DNS rebinding.
 _LOCAL_NAMES = frozenset({"localhost", "testserver", "host.docker.internal"})
 _ALWAYS = {
     "Cache-Control": "no-store",
@@ -48,7 +48,7 @@ _ALWAYS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-# Browsers' clients post from other origins and read the limits; there is nothing private in these answers.
+# Clients in browsers post from other origins and read the limits; these answers contain nothing private.
 _CROSS_ORIGIN = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Expose-Headers": "X-Sentry-Error, X-Sentry-Rate-Limits, Retry-After",
@@ -69,15 +69,15 @@ def create_app(
     max_envelope_bytes: int = MAX_ENVELOPE_BYTES,
     on_received: Callable[[dict[str, Any]], object] | None = None,
 ) -> Starlette:
-    """A Sentry-compatible server for development, as an ASGI app.
+    """Return a Sentry-compatible server for development, as an ASGI app.
 
     Args:
-        store: Where envelopes go; the caller closes it.
-        faults: The outage to play; None for none, ever.
+        store: Stores the envelopes; the caller closes it.
+        faults: The outage to play; None for none.
         dsn: Shown on the page while nothing has arrived, its key masked.
         allowed_hosts: Host names to answer for, besides IP addresses and this machine's own names. Any
-            other is refused: a page on the web could have its own name resolve to this machine.
-        max_envelope_bytes: Most bytes of an envelope, as received and inflated.
+            other is refused, as a web page could make its own name resolve to this machine.
+        max_envelope_bytes: Largest envelope in bytes, both as received and decoded.
         on_received: Called with each record after it was stored, from worker threads.
     """
     handlers = _Handlers(
@@ -149,7 +149,7 @@ class _Guard:
         if name in self._allowed_hosts or name.endswith(".localhost"):
             return True
         try:
-            # An address can't be made to point elsewhere: only names can be rebound.
+            # Only names can be rebound; an address can't.
             ipaddress.ip_address(name)
         except ValueError:
             return False
@@ -157,7 +157,7 @@ class _Guard:
 
 
 class _Handlers:
-    """The routes' functions and what they share."""
+    """The functions of the routes, and their shared state."""
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class _Handlers:
         self._store = store
         self._faults = faults
         self._ingest = Ingest(store, faults, max_envelope_bytes=max_envelope_bytes, on_received=on_received)
-        self._decoding = asyncio.Semaphore(_DECODERS)
+        self._decoding = asyncio.Semaphore(_MAX_DECODING)
 
     async def envelope(self, request: Request) -> Response:
         """POST /api/{project}/envelope/"""
@@ -188,7 +188,7 @@ class _Handlers:
         try:
             body = await self._body(request)
         except ClientDisconnect:
-            return Response(status_code=400)  # nobody is there to read it
+            return Response(status_code=400)  # the client has gone
         fault = self._faults.kind
         if fault is not None and fault != "slow":
             return await self._play(fault, request)
@@ -204,7 +204,7 @@ class _Handlers:
                 event_id, announced = await run_in_threadpool(self._ingest.accept, post)
         finally:
             if fault == "slow":
-                await _gone(request, self._faults.slow_by)
+                await _wait_for_disconnect(request, self._faults.slow_by)
         return Response(
             dumps({} if event_id is None else {"id": event_id}),
             headers=announced,
@@ -212,8 +212,11 @@ class _Handlers:
         )
 
     async def _body(self, request: Request) -> bytes:
-        """The whole body. One that is too long is read to its end and not kept: a client that is still
-        writing would otherwise see a reset in place of the answer."""
+        """Return the whole body.
+
+        A body that is too long is read to its end and dropped: otherwise a client that is still writing would
+        see a reset in place of the answer.
+        """
         limit = self._ingest.max_envelope_bytes
         body = bytearray()
         size = 0
@@ -239,15 +242,15 @@ class _Handlers:
             if reset is None:
                 raise RuntimeError("only the receiver's own server can reset a connection")
             reset()
-        await _gone(request)
-        return Response(status_code=503)  # nobody is there to read it
+        await _wait_for_disconnect(request)
+        return Response(status_code=503)  # the client has gone
 
     def events(self, request: Request) -> Response:
         """GET /api/events?limit= : records, newest first."""
-        given = request.query_params.get("limit", "100")
-        if not (given.isascii() and given.isdigit() and len(given) < 10 and int(given) > 0):
+        limit = request.query_params.get("limit", "100")
+        if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and int(limit) > 0):
             raise Refusal(400, "bad limit", [f"a number from 1 to {_MAX_LISTED} is expected"])
-        records = self._store.latest(min(int(given), _MAX_LISTED))
+        records = self._store.latest(min(int(limit), _MAX_LISTED))
         return Response(dumps(records), media_type="application/json")
 
     def event(self, request: Request) -> Response:
@@ -255,8 +258,8 @@ class _Handlers:
         stored = self._store.by_event_id(request.path_params["event_id"].replace("-", "").lower())
         if stored is None:
             raise Refusal(404, "unknown event", ["no stored envelope has that event id"])
-        shown = mask(encode(_detail(stored), "event").decode(), stored.key)
-        return Response(shown, media_type="application/json")
+        detail = mask(encode(_detail(stored), "event").decode(), stored.key)
+        return Response(detail, media_type="application/json")
 
 
 def _detail(stored: StoredEnvelope) -> dict[str, Any]:
@@ -270,10 +273,10 @@ def _detail(stored: StoredEnvelope) -> dict[str, Any]:
     }
 
 
-async def _gone(request: Request, seconds: float | None = None) -> None:
-    """Waits until the client is gone, at most `seconds`. The server lets go of it when it stops."""
+async def _wait_for_disconnect(request: Request, seconds: float | None = None) -> None:
+    """Wait until the client disconnects, at most `seconds`; the server's stop ends the wait too."""
     try:
         async with asyncio.timeout(seconds):
-            await request.receive()  # the body has been read: what comes next is the disconnect
+            await request.receive()  # the body has been read, so the next message is the disconnect
     except TimeoutError:
         pass

@@ -1,7 +1,7 @@
-"""Who sends: the key from a header, the query or the envelope, read as Relay reads it.
+"""Authentication: the key from a header, the query or the envelope, read as Relay reads it.
 
-Owns the forms of PROTOCOL section 1. Any key of the right shape is welcome here: this is a development
-server, and a key's owner is never looked up. No error quotes a key.
+Owns the forms of docs/protocol.md, section 1. A development server accepts any key of the right shape, and
+looks up no owner. No error quotes a key.
 
 Threads: pure functions.
 """
@@ -27,14 +27,14 @@ _NEWEST_VERSION = 8
 
 @dataclass(frozen=True, slots=True)
 class Auth:
-    """What a request says about its sender. The key is out of `repr`."""
+    """The key and the client's name of a request. `repr` omits the key."""
 
     key: str = field(repr=False)
     client: str
 
 
 def parse_project(text: str) -> str:
-    """The project id of a path, verbatim.
+    """Return the project id of a path, verbatim.
 
     Raises:
         Refusal: 400 unless it is ASCII digits that fit 64 bits.
@@ -45,14 +45,14 @@ def parse_project(text: str) -> str:
 
 
 def request_auth(headers: Mapping[str, str], query: str) -> Auth | None:
-    """The one form of authentication in a request's headers and query; None when there is none.
+    """Read the authentication of a request from its headers and query; None if there is none.
 
     Args:
-        headers: Looked up by lower-case name.
+        headers: Headers, looked up by lower-case name.
         query: Raw query string.
 
     Raises:
-        Refusal: 401 for two forms together or one that can't be read, 400 for a bad key or version.
+        Refusal: 401 for two forms together or for one that can't be parsed, 400 for a bad key or version.
     """
     forms: list[Mapping[str, str]] = []
     if "x-sentry-auth" in headers:
@@ -62,7 +62,7 @@ def request_auth(headers: Mapping[str, str], query: str) -> Auth | None:
         forms.append(_pairs(headers["authorization"].strip()))
     elif scheme.lower() == "basic":
         forms.append({"sentry_key": _basic_user(credentials)})
-    if "sentry_" in query:  # anywhere in it, as Relay has it
+    if "sentry_" in query:  # anywhere in it, as in Relay
         forms.append({name: values[0] for name, values in parse_qs(query).items()})
     if not forms:
         return None
@@ -70,19 +70,19 @@ def request_auth(headers: Mapping[str, str], query: str) -> Auth | None:
         raise Refusal(
             401, "multiple authorization payloads detected", ["send the key in one place: header or query"]
         )
-    found = forms[0]
-    _check_version(found.get("sentry_version", "7"))
-    key = found.get("sentry_key")
+    form = forms[0]
+    _check_version(form.get("sentry_version", "7"))
+    key = form.get("sentry_key")
     if not key:
         raise Refusal(401, "bad x-sentry-auth header", ["sentry_key is missing"])
-    return Auth(_checked_key(key), found.get("sentry_client") or headers.get("user-agent", ""))
+    return Auth(_checked_key(key), form.get("sentry_client") or headers.get("user-agent", ""))
 
 
 def authorize(auth: Auth | None, dsn: object, project: str, user_agent: str) -> Auth:
-    """Joins the request's auth with the `dsn` of the envelope's header; either will do, both must agree.
+    """Combine the request's auth with the `dsn` of the envelope's header; either suffices, both must agree.
 
     Raises:
-        Refusal: 401 without any, or with only a bad dsn; 400 when the two disagree.
+        Refusal: 401 with neither, or with a bad dsn alone; 400 when the two disagree.
     """
     if dsn is None:
         if auth is None:
@@ -108,12 +108,12 @@ def authorize(auth: Auth | None, dsn: object, project: str, user_agent: str) -> 
 
 
 def mask(text: str, key: str) -> str:
-    """The text with the key's tail starred out: same length, so that offsets and `length` stay true."""
+    """Replace the key's tail by as many stars, so that offsets and `length` stay valid."""
     return text.replace(key, key[:4] + "*" * (len(key) - 4))
 
 
 def _pairs(value: str) -> dict[str, str]:
-    """`Sentry a=b, c=d` as a dict; the prefix in any case, blanks around the parts ignored."""
+    """Parse `Sentry a=b, c=d`; the prefix is case-insensitive, blanks around the parts are ignored."""
     prefix, _, rest = value.strip().partition(" ")
     if prefix.lower() != "sentry":
         raise Refusal(401, "bad x-sentry-auth header", ["it must begin with the word Sentry"])
@@ -132,8 +132,8 @@ def _basic_user(credentials: str) -> str:
 
 
 def _check_version(text: str) -> None:
-    whole = text.partition(".")[0]
-    if not (whole.isascii() and whole.isdigit() and len(whole) < 4 and int(whole) <= _NEWEST_VERSION):
+    major = text.partition(".")[0]
+    if not (major.isascii() and major.isdigit() and len(major) < 4 and int(major) <= _NEWEST_VERSION):
         raise Refusal(400, "bad sentry version", [f"sentry_version must be at most {_NEWEST_VERSION}"])
 
 

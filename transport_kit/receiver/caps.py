@@ -1,6 +1,6 @@
-"""How much one envelope may hold: slots and sizes per item type, as Relay's defaults have them.
+"""Limits on the contents of one envelope: slots and sizes by item type, with Relay's defaults.
 
-Owns the table. Whole-body limits live where the body is read (`app.py`).
+Owns the table. `app.py`, which reads the body, enforces its limit.
 
 Threads: pure functions.
 """
@@ -22,14 +22,14 @@ _MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class _Cap:
-    """One group of item types: how many items it may hold, and how many bytes together."""
+    """A group of item types: its largest number of items, and of bytes in all of them."""
 
     group: str
     slots: int
     size: int
 
 
-# Source: PROTOCOL section 3, Relay's default configuration.
+# Source: docs/protocol.md, section 3, Relay's default configuration.
 _EVENT = _Cap("event", 1, _MIB)
 _ATTACHMENT = _Cap("attachment", 30, 200 * _MIB)
 _SESSION = _Cap("session", 100, 10 * _MIB)
@@ -60,10 +60,10 @@ _CAPS = {
 
 
 def check_caps(items: Iterable[Item]) -> None:
-    """Refuses an envelope that holds too much of one kind; unknown types have no cap.
+    """Refuse an envelope with too much of one group; unknown types have no cap.
 
     Raises:
-        Refusal: 413, naming the group, the number found and the number allowed.
+        Refusal: 413, with the group, its number and the number allowed.
     """
     slots: Counter[_Cap] = Counter()
     sizes: Counter[_Cap] = Counter()

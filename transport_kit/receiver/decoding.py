@@ -1,4 +1,4 @@
-"""Content encodings, undone within a limit: a small body that swells costs what the limit allows.
+"""Decodes content encodings up to a limit: a small body that inflates costs no more than the limit.
 
 Owns the five encodings that clients of this protocol send. Knows nothing of envelopes.
 
@@ -19,25 +19,25 @@ from transport_kit.receiver.refusal import Refusal
 __all__ = ["KNOWN_ENCODINGS", "decode"]
 
 _STEP = 64 * 1024
-# A zstd block is at most 128 KiB from as little as 4 bytes, so this much input can't swell past 16 MiB.
+# 4 bytes can encode a zstd block of 128 KiB, so this much input can't inflate past 16 MiB.
 _ZSTD_STEP = 512
-# RFC 8878 section 3.1.1.1.2: decoders should support windows of 8 MiB; more is a client's memory bomb.
+# RFC 8878 section 3.1.1.1.2: decoders should support windows of 8 MiB; a larger one may exhaust memory.
 _ZSTD_WINDOW = 8 * 1024 * 1024
 
 
 class _Damaged(Exception):
-    """The bytes are not what the encoding's name promises."""
+    """The bytes are not valid in the encoding."""
 
 
 def _pieces(data: bytes, size: int) -> Iterator[memoryview]:
-    """Small steps of input: inflaters keep a copy of what they have not consumed, at every step."""
+    """Split the input into small steps: at every step a decoder copies what it has not consumed."""
     view = memoryview(data)
     for start in range(0, len(data), size):
         yield view[start : start + size]
 
 
 def _zlib(data: bytes, window_bits: int) -> Iterator[bytes]:
-    """gzip (31), zlib (15) or raw deflate (-15)."""
+    """Inflate gzip (31), zlib (15) or raw deflate (-15)."""
     inflate = zlib.decompressobj(window_bits)
     for piece in _pieces(data, _STEP):
         if inflate.eof:
@@ -59,9 +59,9 @@ def _gzip(data: bytes) -> Iterator[bytes]:
 
 
 def _deflate(data: bytes) -> Iterator[bytes]:
-    """The name means a zlib stream, and half the clients send a raw one."""
-    wrapped = len(data) >= 2 and data[0] & 0x0F == 8 and (data[0] << 8 | data[1]) % 31 == 0
-    return _zlib(data, 15 if wrapped else -15)
+    """Inflate a zlib stream, which the name stands for, or a raw one, which half of the clients send."""
+    has_header = len(data) >= 2 and data[0] & 0x0F == 8 and (data[0] << 8 | data[1]) % 31 == 0
+    return _zlib(data, 15 if has_header else -15)
 
 
 def _brotli(data: bytes) -> Iterator[bytes]:
@@ -98,18 +98,18 @@ _DECODERS: dict[str, Callable[[bytes], Iterator[bytes]]] = {
 }
 
 KNOWN_ENCODINGS = frozenset({*_DECODERS, "", "identity"})
-"""Names understood; any other is read as identity, and then fails as an envelope."""
+"""Known names; a body of any other is taken as it is, and then fails to parse as an envelope."""
 
 
 def decode(body: bytes, encoding: str, limit: int) -> bytes:
-    """The body without its content encoding.
+    """Return the body without its content encoding.
 
-    Holds at most `limit` bytes and one step (16 MiB for zstd, 100 KiB for the others) beyond the input.
+    Needs memory for `limit` bytes and one step (16 MiB for zstd, 100 KiB for the others) beyond the input.
 
     Args:
         body: As received.
         encoding: Value of Content-Encoding, already lower case and stripped.
-        limit: Most bytes to inflate to.
+        limit: Largest decoded size in bytes.
 
     Raises:
         Refusal: 413 past the limit, 400 when the data is damaged.

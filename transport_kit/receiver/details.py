@@ -1,6 +1,6 @@
-"""What the page shows of one envelope: plain values, bounded, in reading order.
+"""The values that the page shows of one envelope: plain, bounded, in reading order.
 
-Owns the choice of what is shown. Makes no HTML: the templates escape what they are given.
+Owns the choice of values. Renders no HTML: the templates escape the values.
 
 Threads: pure functions.
 """
@@ -21,14 +21,14 @@ _MAX_RAW = 256 * 1024
 _MAX_ITEM = 64 * 1024
 _MAX_ITEMS = 50
 _CONTEXT_LINES = 10
-# Shown in places of their own.
+# The page shows these elsewhere.
 _SHOWN = frozenset({"exception", "request", "event_id", "level", "message"})
 _REQUEST_SHOWN = frozenset({"method", "url", "query_string", "headers", "cookies", "data", "env"})
 _Rows = list[tuple[str, str]]
 
 
 def describe(body: bytes) -> dict[str, Any]:
-    """The values of the page of one stored envelope."""
+    """Return the values for the page of one stored envelope."""
     items = Envelope.deserialize(body).items
     item = primary_item(items)
     payload = load(item.get_bytes()) if item is not None else None
@@ -47,9 +47,9 @@ def describe(body: bytes) -> dict[str, Any]:
 
 
 def _exception(raised: Mapping[str, Any]) -> dict[str, Any]:
-    shown = [_frame(frame) for frame in frames(raised)]
-    # The one a reader wants first: the innermost of the app's own, else the innermost.
-    first = next((frame for frame in shown if frame["in_app"]), shown[0] if shown else None)
+    views = [_frame(frame) for frame in frames(raised)]
+    # The page opens the innermost frame of the app's own code, else the innermost.
+    first = next((view for view in views if view["in_app"]), views[0] if views else None)
     if first is not None:
         first["open"] = True
     return {
@@ -58,7 +58,7 @@ def _exception(raised: Mapping[str, Any]) -> dict[str, Any]:
         "value": text(raised.get("value"), 10_000),
         "mechanism": text(dig(raised, "mechanism", "type")),
         "unhandled": dig(raised, "mechanism", "handled") is False,
-        "frames": shown,
+        "frames": views,
     }
 
 
@@ -77,7 +77,7 @@ def _frame(frame: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _context(frame: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
-    """Numbered source lines around the frame's own, which is marked."""
+    """Return source lines as number, text and whether it is the frame's own line."""
     line = frame.get("lineno")
     current = text(frame.get("context_line"))
     if current is None or not isinstance(line, int):
@@ -111,7 +111,7 @@ def _request(request: object) -> dict[str, Any] | None:
 
 
 def _pairs(value: object) -> list[tuple[Any, Any]]:
-    """The two forms the protocol has for headers and the like: an object, or a list of pairs."""
+    """Return pairs from either form that the protocol has for headers: an object, or a list of pairs."""
     if isinstance(value, dict):
         return list(value.items())
     if isinstance(value, list):
@@ -129,7 +129,7 @@ def _rows(pairs: Iterable[tuple[Any, Any]]) -> _Rows:
 
 
 def _readable(value: object) -> str:
-    """A value for people; empty when there is nothing to see."""
+    """Return a value as text for people; empty for an empty value."""
     if value is None or value in ({}, [], ""):
         return ""
     if isinstance(value, dict | list):
@@ -149,7 +149,7 @@ def _item(item: Item) -> dict[str, Any]:
 
 
 def _payload(payload: bytes) -> str:
-    """JSON is indented, anything else shown as text."""
+    """Return JSON indented, anything else as text."""
     try:
         return indented(loads(payload))
     except (ValueError, TypeError):

@@ -1,9 +1,9 @@
-"""Outages on demand: what the receiver answers while it plays a server in trouble.
+"""Outages on demand: faults and rate limits that the receiver plays.
 
-Owns which fault is on and until when, and the rate limits that are announced. Plays nothing itself: the
-app asks (`app.py`), and the reset of a connection is the server's (`serve.py`).
+Owns the current fault, its end, and the announced rate limits. `app.py` reads them and plays them; `serve.py`
+resets connections.
 
-Threads: one immutable value, replaced as a whole; every method may be called from any thread.
+Threads: the state is one immutable value, replaced as a whole; every method may be called from any thread.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ __all__ = ["FAULTS", "Faults", "RateLimit"]
 
 FAULTS: Final = ("503", "429", "reset", "hang", "slow")
 _DEFAULT_PAUSE = 60
-# These go with their event, as Relay drops them: alone they mean nothing.
+# Relay drops these with their event, without which they are useless.
 _DEPENDENTS = frozenset({"attachment", "profile", "user_report", "replay_recording", "replay_video"})
 _LEADERS = frozenset({"event", "transaction", "feedback", "replay_event"})
 
 
 class RateLimit:
-    """A quota that is used up: items of its categories are refused, and every answer says so.
+    """A quota that is used up: items of its categories are refused, and every answer announces it.
 
     Args:
         text: Value of X-Sentry-Rate-Limits, such as `60:error:key`.
 
     Raises:
-        OptionsError: It limits nothing that clients know.
+        OptionsError: It limits no known category.
     """
 
     def __init__(self, text: str) -> None:
@@ -47,12 +47,12 @@ class RateLimit:
         self._limits = limits
 
     def split(self, items: Iterable[Item]) -> tuple[list[Item], list[Item]]:
-        """Items that pass and items that are refused; attachments go with their event."""
-        every = list(items)
-        refused = [item for item in every if self._limits.is_limited(item.data_category, 0.0)]
+        """Return the accepted and the refused items; attachments of a refused event are refused."""
+        candidates = list(items)
+        refused = [item for item in candidates if self._limits.is_limited(item.data_category, 0.0)]
         if any(item.type in _LEADERS for item in refused):
-            refused = [item for item in every if item in refused or item.type in _DEPENDENTS]
-        return [item for item in every if item not in refused], refused
+            refused = [item for item in candidates if item in refused or item.type in _DEPENDENTS]
+        return [item for item in candidates if item not in refused], refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +67,10 @@ class Faults:
 
     Args:
         kind: One of `FAULTS`; None for none.
-        seconds: How long, from now; None means until `clear`.
-        rate_limit: Value of X-Sentry-Rate-Limits to announce and obey, for as long.
+        seconds: Duration in seconds, from now; None means until `clear`.
+        rate_limit: Value of X-Sentry-Rate-Limits to announce and enforce for the same time.
         slow_by: Seconds that a `slow` answer takes.
-        clock: Monotonic seconds.
+        clock: Returns monotonic seconds.
 
     Raises:
         OptionsError: The kind is unknown, a time is not a positive number, or the limit limits nothing.
@@ -95,7 +95,7 @@ class Faults:
     def play(
         self, kind: str | None = None, *, seconds: float | None = None, rate_limit: str | None = None
     ) -> None:
-        """Replaces what is played, from now on; arguments and errors as for the class."""
+        """Replace the outage from now on; arguments and errors are those of the class."""
         if kind is not None and kind not in FAULTS:
             raise OptionsError("fail", f"must be one of {', '.join(FAULTS)}, not {kind!r}")
         if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
@@ -104,22 +104,22 @@ class Faults:
         self._plan = _Plan(kind, None if rate_limit is None else RateLimit(rate_limit), until)
 
     def clear(self) -> None:
-        """Ends the outage and the limits."""
+        """End the outage and the limits."""
         self._plan = _Plan()
 
     @property
     def kind(self) -> str | None:
-        """The fault to play now."""
+        """The fault to play now, or None."""
         plan = self._plan
         return plan.kind if self._clock() < plan.until else None
 
     @property
     def rate_limit(self) -> RateLimit | None:
-        """The limit in force now."""
+        """The limit in force now, or None."""
         plan = self._plan
         return plan.rate_limit if self._clock() < plan.until else None
 
     @property
     def pause(self) -> int:
-        """Whole seconds that a played 429 asks for: the outage's rest, at most 60, at least 1."""
+        """Whole seconds for the Retry-After of a played 429: the rest of the outage, from 1 to 60."""
         return max(1, math.ceil(min(_DEFAULT_PAUSE, self._plan.until - self._clock())))

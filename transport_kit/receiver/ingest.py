@@ -1,8 +1,8 @@
-"""One request's body to one stored envelope: decoded, parsed, checked, limited, kept.
+"""Ingest: decodes, parses, checks, limits and stores the envelope of one request.
 
-Owns the order of the checks and the answers to them. Knows no socket and no event loop.
+Owns the order of the checks and the errors. Knows no socket and no event loop.
 
-Threads: `accept` is blocking CPU and database work, called from worker threads, several at once.
+Threads: `accept` does blocking CPU and database work; several worker threads may call it at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from transport_kit.runtime.errors import InvalidEnvelope
 __all__ = ["MAX_ENVELOPE_BYTES", "Ingest", "Post"]
 
 MAX_ENVELOPE_BYTES: Final = 200 * 1024 * 1024
-"""PROTOCOL section 11: Relay's cap, as received and again when inflated."""
+"""Relay's cap, both as received and decoded: docs/protocol.md, section 11."""
 
 _NEEDS_EVENT_ID = frozenset({"event", "transaction", "feedback", "attachment", "user_report"})
 _logger = logging.getLogger("transport_kit.receiver")
@@ -39,7 +39,7 @@ _logger = logging.getLogger("transport_kit.receiver")
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """What one request said. `headers` are looked up by lower-case name; `body` is as received."""
+    """One request. `headers` are looked up by lower-case name; `body` is as received."""
 
     project: str
     headers: Mapping[str, str]
@@ -57,11 +57,11 @@ class Ingest:
     """Turns posts into stored envelopes.
 
     Args:
-        store: Where they go.
-        faults: Asked for the rate limit in force.
-        max_envelope_bytes: Most bytes of a body, as received and inflated.
-        on_received: Called with each record after it was stored, on the thread that stored it. What it
-            raises is logged and changes nothing.
+        store: Stores the envelopes.
+        faults: Supplies the rate limit in force.
+        max_envelope_bytes: Largest body in bytes, both as received and decoded.
+        on_received: Called with each record after it was stored, on the thread that stored it. Its
+            exceptions are logged and change nothing.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class Ingest:
         self._on_received = on_received
 
     def accept(self, post: Post) -> tuple[str | None, dict[str, str]]:
-        """Keeps what the post holds.
+        """Store the envelope of a post.
 
         Returns:
             The event id, if the envelope has one, and the rate-limit headers to send.
 
         Raises:
-            Refusal: It was not kept, or not all of it; says why.
+            Refusal: It was not stored, or not all of it; contains the reason.
         """
         project = parse_project(post.project)
         auth = request_auth(post.headers, post.query)
@@ -107,20 +107,20 @@ class Ingest:
             if refused:
                 if passed:
                     rest = Envelope(envelope.headers, passed)
-                    self._keep(rest, rest.serialize(), event_id, auth, project, post)
+                    self._store_envelope(rest, rest.serialize(), event_id, auth, project, post)
                 raise Refusal(
                     429,
                     "rate limit reached",
                     [f"{len(refused)} of {len(envelope.items)} items refused"],
                     {**announced, "Retry-After": str(limit.seconds)},
                 )
-        self._keep(envelope, body, event_id, auth, project, post)
+        self._store_envelope(envelope, body, event_id, auth, project, post)
         return event_id, announced
 
     def _authorize(self, auth: Auth | None, envelope: Envelope, project: str, post: Post) -> Auth:
         return authorize(auth, envelope.headers.get("dsn"), project, post.headers.get("user-agent", ""))
 
-    def _keep(
+    def _store_envelope(
         self, envelope: Envelope, body: bytes, event_id: str | None, auth: Auth, project: str, post: Post
     ) -> None:
         record = summarize(
@@ -132,15 +132,15 @@ class Ingest:
             content_encoding=post.encoding,
             size=len(body),
         )
-        # The record is what is shown; masked once here, it can't be forgotten there.
-        shown: dict[str, Any] = loads(mask(dumps(record).decode(), auth.key))
+        # Masked here, where the only record is made, so that no page or route can forget to.
+        masked: dict[str, Any] = loads(mask(dumps(record).decode(), auth.key))
         try:
-            number = self._store.add(event_id=event_id, key=auth.key, record=shown, body=body)
+            number = self._store.add(event_id=event_id, key=auth.key, record=masked, body=body)
         except sqlite3.Error as error:
             raise Refusal(503, "the envelope can't be stored", [str(error)]) from error
         if self._on_received is not None:
             try:
-                self._on_received({"n": number, **shown})
+                self._on_received({"n": number, **masked})
             except Exception:
                 _logger.exception("on_received raised; the envelope is stored")
 
@@ -153,7 +153,7 @@ def _malformed(error: InvalidEnvelope, encoding: str) -> Refusal:
 
 
 def _from_store_endpoint(body: bytes) -> Envelope:
-    """The deprecated endpoint's body, one event's JSON, as an envelope around the same bytes."""
+    """Return an envelope around the body of the deprecated endpoint, which is one event's JSON."""
     event = load(body)
     if event is None:
         raise Refusal(400, "malformed event", ["a JSON object is expected"])
@@ -162,11 +162,11 @@ def _from_store_endpoint(body: bytes) -> Envelope:
 
 
 def _event_id(envelope: Envelope) -> str | None:
-    """The header's id, else the payload's, else a new one where an item needs one, as Relay does."""
-    given = envelope.headers.get("event_id")
+    """Return the header's id, else the payload's, else a new one if an item needs one, as Relay does."""
+    event_id = envelope.headers.get("event_id")
     item = primary_item(envelope.items)
-    if given is None and item is not None and item.type in _NEEDS_EVENT_ID:
-        given = dig(load(item.get_bytes()), "event_id")
-        if not is_event_id(given):
+    if event_id is None and item is not None and item.type in _NEEDS_EVENT_ID:
+        event_id = dig(load(item.get_bytes()), "event_id")
+        if not is_event_id(event_id):
             return uuid.uuid4().hex
-    return None if given is None else str(given).replace("-", "").lower()
+    return None if event_id is None else str(event_id).replace("-", "").lower()

@@ -1,8 +1,8 @@
-"""The receiver's page: what arrived, newest first, and one event in full.
+"""The receiver's page: a list of envelopes, newest first, and one event in full.
 
-Owns the HTML, its style sheet and the policy they run under: no script at all, nothing from elsewhere.
-Everything shown was sent by a stranger: it is cut to bounds in `details.py`, escaped by the templates, and
-the sender's key is starred out.
+Owns the HTML, its style sheet and its content security policy: no script, and nothing from other origins. All
+shown values are hostile input: `details.py` bounds them, the templates escape them, and the sender's key is
+masked.
 
 Threads: handlers are blocking and run in worker threads.
 """
@@ -25,25 +25,25 @@ from transport_kit.receiver.store import Store, StoredEnvelope
 
 __all__ = ["Page"]
 
-_HERE = Path(__file__).parent / "templates"
+_TEMPLATES = Path(__file__).parent / "templates"
 _LISTED = 100
 _REFRESH_SECONDS = 3
 _POLICY = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
 class Page:
-    """The handlers of the routes that people look at.
+    """The handlers of the routes for people.
 
     Args:
-        store: What is shown.
-        dsn: Named on the empty page; its key is masked.
+        store: The envelopes.
+        dsn: Shown on the empty page with a masked key.
     """
 
     def __init__(self, store: Store, dsn: str) -> None:
         self._store = store
         self._dsn = mask(dsn, Dsn.parse(dsn).public_key) if dsn else ""
         self._templates = Environment(
-            loader=FileSystemLoader(_HERE),
+            loader=FileSystemLoader(_TEMPLATES),
             autoescape=True,
             undefined=StrictUndefined,
             trim_blocks=True,
@@ -51,7 +51,7 @@ class Page:
         )
         self._templates.filters["clock"] = _clock
         self._templates.filters["size"] = _size
-        self._style = (_HERE / "style.css").read_text(encoding="utf-8")
+        self._style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
 
     def index(self, request: Request) -> Response:
         """GET / : the newest envelopes; reloads itself unless `?pause` is in the query."""
@@ -71,7 +71,7 @@ class Page:
         return self._html("event.html", key=stored.key, record=stored.record, **describe(stored.body))
 
     def raw(self, request: Request) -> Response:
-        """GET /envelopes/{n}: the envelope as text; only the key is starred out, byte for byte."""
+        """GET /envelopes/{n}: the bytes of the envelope as text, unchanged but for the masked key."""
         stored = self._find(request)
         tail = stored.key[:4] + "*" * (len(stored.key) - 4)
         return PlainTextResponse(stored.body.replace(stored.key.encode(), tail.encode()))
@@ -98,12 +98,12 @@ class Page:
 
 
 def _clock(received_at: str) -> str:
-    """Local time of day, as the developer's own clock shows it."""
+    """Return the local time of day."""
     return datetime.fromisoformat(received_at).astimezone().strftime("%H:%M:%S")
 
 
 def _size(count: int) -> str:
-    """Bytes for people: 713 B, 10.4 kB, 2.0 MB."""
+    """Return bytes for people: 713 B, 10.4 kB, 2.0 MB."""
     if count < 1000:
         return f"{count} B"
     return f"{count / 1000:.1f} kB" if count < 1_000_000 else f"{count / 1_000_000:.1f} MB"

@@ -1,8 +1,8 @@
-"""The receiver's way of saying no: a status, one line, and what led to it.
+"""An error answer of the receiver: a status, one line, and its causes.
 
-Owns the body and the header that clients read when they are refused. Imports nothing of the receiver.
+Owns the body and the header of error answers. Imports nothing of the receiver.
 
-Threads: raised and handled on any thread; nothing is shared.
+Threads: raised and handled on any thread; shares no state.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ __all__ = ["Refusal"]
 
 
 class Refusal(Exception):
-    """A request is answered with an error, as Relay answers it (PROTOCOL section 4).
+    """A request is answered with an error, as Relay answers it (docs/protocol.md, section 4).
 
     Attributes:
         status: HTTP status, 400 or above.
-        detail: One sentence; also sent as `X-Sentry-Error`. Never holds a key.
-        causes: What led to it, outermost first.
+        detail: One sentence; also sent as `X-Sentry-Error`. Never contains a key.
+        causes: The causes, outermost first.
         headers: Further response headers, such as rate limits.
     """
 
@@ -40,8 +40,8 @@ class Refusal(Exception):
         self.headers = dict(headers or {})
 
     def response(self) -> Response:
-        """The answer: JSON `{"detail", "causes"}`, and the detail as a header."""
-        # A header must be one line of visible ASCII whatever the detail quotes from the request.
+        """Return the answer: JSON `{"detail", "causes"}`, and the detail as a header."""
+        # A header must be one line of visible ASCII, and the detail may quote the request.
         line = "".join(c if " " <= c <= "~" else "?" for c in self.detail[:256])
         return Response(
             dumps({"detail": self.detail, "causes": self.causes}),

@@ -1,10 +1,10 @@
-"""The receiver as a running server: its socket, its thread, its clean end.
+"""The receiver as a running server: its socket, its thread, its shutdown.
 
-Owns the address rules (loopback unless asked), the uvicorn server and the reset of connections. Signals
-belong to the caller: the command waits for them in `cli/receiver.py`.
+Owns the address rules (loopback by default), the uvicorn server and the reset of connections. Handles no
+signals: `cli/receiver.py` waits for them.
 
-Threads: the server's event loop runs on one thread of its own; every public method may be called from any
-other thread.
+Threads: the server's event loop runs on its own thread; every public method may be called from any other
+thread.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from transport_kit.runtime.errors import OptionsError
 __all__ = ["DEVELOPMENT_KEY", "Receiver"]
 
 DEVELOPMENT_KEY: Final = "0123456789abcdef0123456789abcdef"
-"""The key in the DSN that the receiver names. It is always the same, so that a DSN in an app's settings
-outlives the receiver; it protects nothing, any key is accepted."""
+"""The key in the receiver's DSN. It never changes, so that a DSN in an app's settings stays valid after a
+restart; it protects nothing, as any key is accepted."""
 
-# Requests still open this long after the stop began are reset: a played hang would hold it up for ever.
+# Seconds after which a stop resets open requests: a played hang would delay the stop forever.
 _STOP_GRACE = 0.3
 
 
-class _Protocol(H11Protocol):
-    """One connection; offers the app, through its scope, to reset it."""
+class _ResettableProtocol(H11Protocol):
+    """A connection that the app can reset, by a callable in the ASGI scope."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -54,21 +54,21 @@ class _Protocol(H11Protocol):
         self.app: Any = app
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # asyncio does this only for sockets that name TCP as their protocol, which a listener that was
-        # handed over does not; without it every answer waits 40 ms for the client's acknowledgement.
-        with contextlib.suppress(OSError):  # some systems refuse it when the peer is gone already
+        # asyncio sets TCP_NODELAY only for sockets whose protocol is TCP, and our listener has protocol 0.
+        # Without it every answer waits 40 ms for the client's acknowledgement.
+        with contextlib.suppress(OSError):  # some systems refuse it once the peer has gone
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().connection_made(cast(asyncio.Transport, transport))
 
     def reset(self) -> None:
-        """Ends the connection with a RST: a linger of 0 makes the kernel drop what was not sent."""
+        """End the connection with a RST: a linger of 0 makes the kernel drop unsent bytes."""
         raw = self.transport.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
 
-class _Server(uvicorn.Server):
-    """Tells when it serves, and doesn't wait for requests that will never be answered."""
+class _UvicornServer(uvicorn.Server):
+    """A server that sets `settled` when it serves, and whose shutdown resets requests that stay open."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -79,20 +79,20 @@ class _Server(uvicorn.Server):
         self.settled.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        timer = asyncio.get_running_loop().call_later(_STOP_GRACE, self._let_go)
+        timer = asyncio.get_running_loop().call_later(_STOP_GRACE, self._reset_connections)
         try:
             await super().shutdown(sockets)
         finally:
             timer.cancel()
 
-    def _let_go(self) -> None:
+    def _reset_connections(self) -> None:
         for connection in list(self.server_state.connections):
-            if isinstance(connection, _Protocol):
+            if isinstance(connection, _ResettableProtocol):
                 connection.reset()
 
 
 class Receiver:
-    """A receiver that runs on a thread, from `start` to `close`; a context manager does both.
+    """A receiver that runs on its own thread from `start` to `close`; a context manager calls both.
 
     ```python
     with Receiver() as receiver, make_transport(receiver.dsn) as transport:
@@ -103,15 +103,15 @@ class Receiver:
 
     Args:
         host: Address to listen on.
-        port: 0 takes a free one.
-        store: A path, kept across restarts; None for memory; or a `Store`, which the caller closes.
+        port: Port to listen on; 0 takes a free one.
+        store: Path of a file that outlives a restart; None for memory; or a `Store`, which the caller closes.
         fail: Outage to play from the start, one of `FAULTS`.
         fail_for: Seconds until the outage and the rate limit end; None means never.
-        rate_limit: Value of X-Sentry-Rate-Limits to announce and obey, such as `60:error:key`.
+        rate_limit: Value of X-Sentry-Rate-Limits to announce and enforce, such as `60:error:key`.
         listen_anywhere: Allows an address that other machines can reach.
         allowed_hosts: Further host names to answer for; see `create_app`.
         max_envelopes: Envelopes kept, newest first.
-        max_envelope_bytes: Most bytes of one envelope.
+        max_envelope_bytes: Largest envelope in bytes.
         on_received: Called with each record after it was stored, from worker threads.
 
     Raises:
@@ -142,13 +142,13 @@ class Receiver:
         self.store = store if isinstance(store, Store) else Store(store, max_envelopes=max_envelopes)
         self._max_envelope_bytes = max_envelope_bytes
         self._on_received = on_received
-        # Set by `start`, before the thread begins; read by everyone.
-        self._server: _Server | None = None
+        # `start` assigns these before the thread starts; any thread reads them after that.
+        self._server: _UvicornServer | None = None
         self._thread: threading.Thread | None = None
         self.port = port
 
     def start(self) -> Self:
-        """Begins to listen; returns when requests are answered. A receiver starts once.
+        """Listen, and return when requests are answered. A receiver starts once.
 
         Raises:
             OptionsError: The port is taken, or the address is not this machine's. The store is closed.
@@ -171,7 +171,7 @@ class Receiver:
         )
         config = uvicorn.Config(
             app,
-            http=_Protocol,
+            http=_ResettableProtocol,
             loop="asyncio",
             ws="none",
             lifespan="off",
@@ -181,7 +181,7 @@ class Receiver:
             server_header=False,
             timeout_graceful_shutdown=3,
         )
-        server = self._server = _Server(config)
+        server = self._server = _UvicornServer(config)
 
         def run() -> None:
             try:
@@ -198,13 +198,13 @@ class Receiver:
         return self
 
     def stop(self) -> None:
-        """Ends the server; the store stays readable. Idempotent."""
+        """End the server; the store stays readable. Idempotent."""
         if self._server is not None and self._thread is not None:
             self._server.should_exit = True
             self._thread.join()
 
     def close(self) -> None:
-        """Ends the server and closes the store, if it is this receiver's own. Idempotent."""
+        """End the server, and close the store if the receiver opened it. Idempotent."""
         self.stop()
         if self._owns_store:
             self.store.close()
@@ -232,7 +232,7 @@ class Receiver:
 
     @property
     def _netloc(self) -> str:
-        # The address that means "every one" is none that a client can use.
+        # A client can't connect to the unspecified address.
         address = ipaddress.ip_address(self._address[0].partition("%")[0])
         if address.is_unspecified:
             address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
@@ -240,16 +240,16 @@ class Receiver:
         return f"{host}:{self.port}"
 
     def events(self, limit: int = 10_000) -> list[dict[str, Any]]:
-        """The records of `/api/events`, newest first."""
+        """Return the records of `/api/events`, newest first."""
         return self.store.latest(limit)
 
     def wait_for(self, count: int, timeout: float = 5.0) -> bool:
-        """Waits until `count` envelopes came since the store was opened; False after `timeout` seconds."""
+        """Wait until `count` envelopes arrived since the start; return False after `timeout` seconds."""
         return self.store.wait_for(count, timeout)
 
 
 def _resolve(host: str, port: int, anywhere: bool) -> tuple[Any, ...]:
-    """The one address to listen on; refuses what other machines could reach.
+    """Return the address to listen on; refuse one that other machines could reach.
 
     Raises:
         OptionsError: It is not loopback and not allowed, or unknown.
@@ -257,10 +257,10 @@ def _resolve(host: str, port: int, anywhere: bool) -> tuple[Any, ...]:
     if not 0 <= port <= 65535:
         raise OptionsError("port", f"must be from 0 to 65535, not {port}")
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise OptionsError("host", f"{host} is unknown: {error}") from None
-    address = found[0][4]
+    address = infos[0][4]
     if not anywhere and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
         raise OptionsError(
             "host",

@@ -1,9 +1,9 @@
-"""Where envelopes are kept: SQLite, in memory or in a file, newest N and at most so many bytes.
+"""Storage of envelopes in SQLite, in memory or in a file, bounded in number and bytes.
 
-Owns the table, its bounds and the file's permissions: what apps report is private, so a new file is 0600.
-Knows nothing of HTTP; a record is a JSON object that `summary.py` made.
+Owns the table, its bounds and the file's permissions: reports of apps are private, so a new file has mode
+0600. Knows nothing of HTTP; a record is a JSON object that `summary.py` made.
 
-Threads: one connection behind one lock; every method may be called from any thread.
+Threads: one lock guards the one connection; every method may be called from any thread.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transport_kit.runtime.errors import OptionsError
 
 __all__ = ["Store", "StoredEnvelope"]
 
-# "tkrv": a file of another program is never written to.
+# "tkrv". The store writes to no file with another id.
 _APPLICATION_ID = 0x746B7276
 _VERSION = 1
 _SCHEMA = """
@@ -42,12 +42,12 @@ INSERT INTO total VALUES (0, 0);
 
 @dataclass(frozen=True, slots=True)
 class StoredEnvelope:
-    """One envelope as it was received, with what is listed of it.
+    """One envelope as it was received, with its record.
 
     Attributes:
         n: Number in order of arrival, from 1; never used twice in a store.
-        record: What `/api/events` lists; holds no key.
-        key: The key it came with. Kept out of `repr`, and masked in all that is shown.
+        record: The object that `/api/events` lists; contains no key.
+        key: The sender's key. `repr` omits it; all output masks it.
         body: The envelope without its content encoding, byte for byte.
     """
 
@@ -58,12 +58,12 @@ class StoredEnvelope:
 
 
 class Store:
-    """Envelopes, newest first.
+    """A bounded store of envelopes.
 
     Args:
-        path: A file that keeps them across restarts; None for memory.
+        path: A file that outlives a restart; None for memory.
         max_envelopes: Envelopes kept; at least 1. Older ones are dropped.
-        max_bytes: Bytes of envelopes kept; the newest one stays whatever its size.
+        max_bytes: Bytes of envelopes kept; at least 1. The newest envelope is kept even if it is larger.
 
     Raises:
         OptionsError: The file can't be opened, or is not a receiver's store.
@@ -82,19 +82,19 @@ class Store:
             raise OptionsError("max_bytes", f"must be at least 1, not {max_bytes}")
         self._max_envelopes = max_envelopes
         self._max_bytes = max_bytes
-        # Guards the connection and `_added`; `wait_for` waits on it for additions.
+        # Guards the connection and `_added`; `add` notifies it for `wait_for`.
         self._changed = threading.Condition()
         self._added = 0
         self._connection = _memory() if path is None else _file(Path(path))
 
     def add(self, *, event_id: str | None, key: str, record: dict[str, Any], body: bytes) -> int:
-        """Keeps one envelope and drops the oldest that no longer fit.
+        """Store one envelope and drop the oldest ones that no longer fit.
 
         Returns:
             Its number.
 
         Raises:
-            sqlite3.Error: The disk is full or gone. Nothing was kept.
+            sqlite3.Error: The disk is full or missing. Nothing was stored.
         """
         with self._changed:
             with self._connection as db:
@@ -110,7 +110,7 @@ class Store:
         return number
 
     def latest(self, limit: int = 100) -> list[dict[str, Any]]:
-        """Records, newest first, each with its number as `n`."""
+        """Return records, newest first, each with its number as `n`."""
         with self._changed:
             rows = self._connection.execute(
                 "SELECT n, record FROM envelope ORDER BY n DESC LIMIT ?", (limit,)
@@ -118,28 +118,28 @@ class Store:
         return [{"n": number, **loads(record)} for number, record in rows]
 
     def by_number(self, number: int) -> StoredEnvelope | None:
-        """The envelope of that number; None when unknown or dropped."""
+        """Return the envelope of that number; None if it is unknown or was dropped."""
         return self._one("SELECT n, record, key, body FROM envelope WHERE n = ?", number)
 
     def by_event_id(self, event_id: str) -> StoredEnvelope | None:
-        """The newest envelope with that event id: 32 lower-case hex digits."""
+        """Return the newest envelope with that event id (32 lower-case hex digits), or None."""
         return self._one(
             "SELECT n, record, key, body FROM envelope WHERE event_id = ? ORDER BY n DESC LIMIT 1", event_id
         )
 
     def totals(self) -> tuple[int, int]:
-        """Envelopes and bytes kept now."""
+        """Return the number of stored envelopes, and of their bytes."""
         with self._changed:
             envelopes, size = self._connection.execute("SELECT envelopes, bytes FROM total").fetchone()
         return int(envelopes), int(size)
 
     def wait_for(self, count: int, timeout: float = 5.0) -> bool:
-        """Waits until `count` envelopes came since this object was made; False after `timeout` seconds."""
+        """Wait until `count` envelopes were added to this object; return False after `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: self._added >= count, timeout)
 
     def close(self) -> None:
-        """Closes the file. Idempotent; any other call fails afterwards."""
+        """Close the file. Idempotent; any other call fails afterwards."""
         with self._changed:
             self._connection.close()
 
@@ -168,7 +168,7 @@ class Store:
             oldest = db.execute(
                 "SELECT n, size FROM envelope WHERE n < ? ORDER BY n LIMIT 1", (newest,)
             ).fetchone()
-            if oldest is None:  # someone else changed the file: the newest always stays
+            if oldest is None:  # another program changed the file; the newest envelope is always kept
                 break
             db.execute("DELETE FROM envelope WHERE n = ?", oldest[:1])
             envelopes -= 1
@@ -184,7 +184,7 @@ def _memory() -> sqlite3.Connection:
 
 def _file(path: Path) -> sqlite3.Connection:
     try:
-        # Created here, not by SQLite, which would follow the umask.
+        # SQLite would create the file with the mode of the umask.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600))
         connection = sqlite3.connect(path, timeout=5.0, check_same_thread=False)
     except (OSError, sqlite3.Error) as error:
@@ -200,14 +200,14 @@ def _file(path: Path) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    """Makes the tables in a new file; refuses one that is not ours."""
+    """Create the tables in a new file; refuse a file that is not a store."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if (application, version) != (_APPLICATION_ID, _VERSION):
         if tables:
             raise OptionsError("store", f"{path} is not a store of this receiver; name another file")
-        # Two receivers may start on one new file: the second finds the tables made.
+        # Two receivers may start on one new file. The transaction lets only one of them create the tables.
         with contextlib.closing(connection.cursor()) as cursor:
             cursor.executescript(
                 f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id = {_APPLICATION_ID};"
@@ -215,7 +215,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             )
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
-    with connection:  # what an earlier hand in the file put out of step is right again from here on
+    with connection:  # repairs totals that another program's changes made wrong
         connection.execute(
             "UPDATE total SET envelopes = (SELECT count(*) FROM envelope),"
             " bytes = (SELECT coalesce(sum(size), 0) FROM envelope)"

@@ -1,7 +1,7 @@
-"""What is listed of an envelope: who sent it, what it holds, and an event's exception in one line.
+"""The record of an envelope for lists: its sender, its contents, and an event's exception in one line.
 
-Owns the record of `/api/events`. Payloads are hostile: any field may be missing, of another type or
-huge, so everything is read through `dig` and `text` and cut to bounds.
+Owns the record of `/api/events`. Payloads are hostile input: any field may be missing, of another type or
+huge, so `dig` and `text` read and bound every value.
 
 Threads: pure functions.
 """
@@ -27,7 +27,7 @@ _COMPANIONS = frozenset({"attachment", "client_report", "user_report", "profile"
 
 
 def load(payload: bytes) -> Mapping[str, Any] | None:
-    """A payload's JSON object; None when it is anything else."""
+    """Return a payload's JSON object; None for anything else."""
     try:
         value = loads(payload)
     except ValueError:
@@ -36,7 +36,7 @@ def load(payload: bytes) -> Mapping[str, Any] | None:
 
 
 def dig(value: object, *path: str) -> Any:
-    """What lies under the names, or None where an object ends."""
+    """Return the value under a path of names, or None if there is no such path."""
     for name in path:
         if not isinstance(value, dict):
             return None
@@ -45,7 +45,7 @@ def dig(value: object, *path: str) -> Any:
 
 
 def text(value: object, limit: int = _LINE) -> str | None:
-    """The value as a line of at most `limit` characters; None for null, an object or a list."""
+    """Return a value as text of at most `limit` characters; None for null, an object or a list."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
@@ -56,7 +56,7 @@ def text(value: object, limit: int = _LINE) -> str | None:
 
 
 def bounded(value: object, depth: int = 0) -> object:
-    """A copy with long strings, lists and objects cut, and nothing deeper than six levels."""
+    """Return a copy with long strings, lists and objects cut, and at most six levels."""
     if isinstance(value, str):
         return text(value)
     if not isinstance(value, dict | list):
@@ -70,24 +70,24 @@ def bounded(value: object, depth: int = 0) -> object:
 
 
 def exceptions(event: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The event's exceptions, the one that was raised last first, its causes after it."""
-    found = event.get("exception")
-    values = found if isinstance(found, list) else dig(found, "values")
+    """Return the event's exceptions: the one that was raised last, then its causes."""
+    interface = event.get("exception")
+    values = interface if isinstance(interface, list) else dig(interface, "values")
     if not isinstance(values, list):
         return []
     return [value for value in values[-_MAX_BREADTH:] if isinstance(value, dict)][::-1]
 
 
 def frames(exception: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The frames of a stack trace's holder, the innermost first."""
-    found = dig(exception, "stacktrace", "frames")
-    if not isinstance(found, list):
+    """Return the frames of an exception, innermost first."""
+    listed = dig(exception, "stacktrace", "frames")
+    if not isinstance(listed, list):
         return []
-    return [frame for frame in found[-250:] if isinstance(frame, dict)][::-1]
+    return [frame for frame in listed[-250:] if isinstance(frame, dict)][::-1]
 
 
 def primary_item(items: Sequence[Item]) -> Item | None:
-    """The item an envelope is about; None when it is empty."""
+    """Return the main item of an envelope; None if it is empty."""
     for wanted in _EVENTS:
         for item in items:
             if item.type == wanted:
@@ -105,7 +105,7 @@ def summarize(
     content_encoding: str,
     size: int,
 ) -> dict[str, Any]:
-    """The record of one envelope. A few kB at most, whatever the envelope holds."""
+    """Return the record of one envelope: a few kB at most, for any envelope."""
     item = primary_item(envelope.items)
     payload = (load(item.get_bytes()) if item is not None else None) or {}
     kind = text(item.type, 100) if item is not None else None
@@ -141,11 +141,11 @@ def _exception(raised: Sequence[Mapping[str, Any]]) -> dict[str, str | None] | N
 
 
 def _culprit(raised: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The innermost frame of the app's own code, else the innermost frame."""
-    found = frames(raised[0]) if raised else []
-    if not found:
+    """Return the innermost frame of the app's own code, else the innermost frame."""
+    candidates = frames(raised[0]) if raised else []
+    if not candidates:
         return None
-    frame = next((frame for frame in found if frame.get("in_app") is True), found[0])
+    frame = next((frame for frame in candidates if frame.get("in_app") is True), candidates[0])
     line = frame.get("lineno")
     return {
         "function": text(frame.get("function")),
@@ -164,7 +164,7 @@ def _request(payload: Mapping[str, Any]) -> dict[str, str | None] | None:
 
 
 def _title(item: Item | None, payload: Mapping[str, Any], raised: Sequence[Mapping[str, Any]]) -> str:
-    """One line that tells this envelope from its neighbours."""
+    """Return one line that identifies this envelope in a list."""
     if item is None:
         return "empty envelope"
     if raised:
@@ -184,10 +184,10 @@ def _title(item: Item | None, payload: Mapping[str, Any], raised: Sequence[Mappi
         "session": (payload.get("status"),),
         "log": (_first_log(payload),),
     }.get(item.type, ())
-    found = next((line for line in (text(each, 200) for each in candidates) if line), None)
-    if item.type == "check_in" and found:
-        return f"{found}: {text(payload.get('status'), 50) or 'no status'}"
-    return found or str(text(item.type, 100))
+    title = next((line for line in (text(each, 200) for each in candidates) if line), None)
+    if item.type == "check_in" and title:
+        return f"{title}: {text(payload.get('status'), 50) or 'no status'}"
+    return title or str(text(item.type, 100))
 
 
 def _first_log(payload: Mapping[str, Any]) -> object:

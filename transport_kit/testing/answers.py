@@ -1,8 +1,8 @@
-"""What `FaultServer` does with one request: an answer to render, or a fault by name.
+"""Replies of `FaultServer` to a request: an answer to render, or a fault by name.
 
 Owns the table of faults and the bytes of answers. Knows no socket.
 
-Threads: values never change.
+Threads: all values are immutable.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
-__all__ = ["FAULTS", "OK", "Step", "step_for"]
+__all__ = ["FAULTS", "OK", "Reply", "reply_for"]
 
 FAULTS: Mapping[str, str] = {
     "reset": "RST after the request was read",
@@ -31,8 +31,8 @@ _PAGE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """What happens to one request: an answer, or a fault of that kind (see `FAULTS`)."""
+class Reply:
+    """The reply to one request: an answer, or the fault `kind` (see `FAULTS`)."""
 
     kind: str = "answer"
     status: int = 200
@@ -40,23 +40,23 @@ class Step:
     body: bytes = b'{"id":""}'
 
     def render(self, *, close: bool = False) -> bytes:
-        """The answer as it goes on the wire."""
-        given = {name.lower() for name, _ in self.headers}
-        bodiless = self.status in (204, 304)
+        """Return the bytes of the answer."""
+        names = {name.lower() for name, _ in self.headers}
+        has_no_body = self.status in (204, 304)
         lines = [f"HTTP/1.1 {self.status} {_reason(self.status)}"]
-        if not bodiless and "content-length" not in given:
+        if not has_no_body and "content-length" not in names:
             lines.append(f"Content-Length: {len(self.body)}")
-        if "content-type" not in given:
+        if "content-type" not in names:
             lines.append("Content-Type: application/json")
         if close:
             lines.append("Connection: close")
         lines += [f"{name}: {value}" for name, value in self.headers]
-        return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if bodiless else self.body)
+        return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if has_no_body else self.body)
 
 
-OK = Step()
-_HTML = Step("html", 502, (("Content-Type", "text/html"),), _PAGE)
-_EARLY = Step("early", 413, (), b'{"detail":"too large"}')
+OK = Reply()
+_HTML = Reply("html", 502, (("Content-Type", "text/html"),), _PAGE)
+_EARLY = Reply("early", 413, (), b'{"detail":"too large"}')
 
 
 def _reason(status: int) -> str:
@@ -66,12 +66,12 @@ def _reason(status: int) -> str:
         return "Unknown"
 
 
-def step_for(kind: str) -> Step:
-    """The step that performs the fault `kind`.
+def reply_for(kind: str) -> Reply:
+    """Return the reply that performs the fault `kind`.
 
     Raises:
-        ValueError: There is no such fault.
+        ValueError: The fault is unknown.
     """
     if kind not in FAULTS:
         raise ValueError(f"unknown fault {kind!r}; known: {', '.join(sorted(FAULTS))}")
-    return {"html": _HTML, "early": _EARLY}.get(kind) or Step(kind)
+    return {"html": _HTML, "early": _EARLY}.get(kind) or Reply(kind)

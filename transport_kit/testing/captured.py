@@ -1,9 +1,9 @@
-"""CapturedTransport: keeps what it is given, for the tests of an app.
+"""CapturedTransport: stores captured envelopes, for the tests of an app.
 
-Owns what was captured. Seals as a real transport does, so that a test sees what would be sent, and is
-refused what a real capture would be refused.
+Owns the captured envelopes. Seals them as a real transport does, so that a test sees what would be sent, and
+a capture is refused where a real one would be.
 
-Threads: as any transport. The lists are only appended to, and cleared.
+Threads: as any transport. Lists are appended to, and cleared, never replaced.
 """
 
 from __future__ import annotations
@@ -26,38 +26,42 @@ _TEXT_LENGTH: Final = 100
 
 
 class _Events(list[dict[str, Any]]):
-    """Events that say what they are about: `[<error ValueError: boom, in /carts/{id}>]`."""
+    """A list of events with a short repr: `[<error ValueError: boom, in /carts/{id}>]`."""
 
     def __repr__(self) -> str:
-        return f"[{', '.join(_about(event) for event in self)}]"
+        return f"[{', '.join(_summarize_event(event) for event in self)}]"
 
 
-def _about(event: dict[str, Any]) -> str:
+def _summarize_event(event: dict[str, Any]) -> str:
     try:
         values = event["exception"]["values"]
         what = f"{values[-1]['type']}: {values[-1]['value']}"
     except (KeyError, IndexError, TypeError):
-        said = event.get("logentry") or event.get("message") or event.get("event_id")
-        what = str(said.get("formatted") if isinstance(said, dict) else said)
+        message = event.get("logentry") or event.get("message") or event.get("event_id")
+        what = str(message.get("formatted") if isinstance(message, dict) else message)
     what = what if len(what) <= _TEXT_LENGTH else f"{what[:_TEXT_LENGTH]}..."
     where = f", in {event['transaction']}" if event.get("transaction") else ""
     return f"<{event.get('level', 'error')} {what}{where}>"
 
 
 class CapturedTransport(CountingTransport):
-    """Delivers nowhere, and keeps every envelope as it would be sent.
+    """A transport that sends nothing and stores every envelope as it would be sent.
 
-    Give it to whatever takes a transport: `make_transport`, `Kit`, an integration's `dsn`. What was
-    captured stays readable after `close`.
+    Pass it wherever a transport is accepted: `make_transport`, `Kit`, an integration's `dsn`. Captured
+    envelopes stay readable after `close`.
 
     Attributes:
         sealed: The bytes of each envelope, in order.
-        envelopes: The same, parsed: what the app does to its own dicts later doesn't show.
-        events: The payloads of the error events in them; its repr, and so a failed assertion, says what each
-            is about instead of all that it holds.
+        envelopes: The same, parsed; later changes to the app's own dicts don't change them.
+        events: The payloads of the error events in them; its repr, and so a failed assertion, shows a summary
+            of each.
 
     Args:
-        options: Bounds; or else fields of `TransportOptions` as keyword arguments.
+        options: Bounds of envelopes and items; None for the defaults, or for `fields`.
+        fields: Fields of `TransportOptions`, in place of `options`.
+
+    Raises:
+        TypeError: Both `options` and `fields` are given.
     """
 
     def __init__(self, options: TransportOptions | None = None, **fields: Any) -> None:
@@ -69,12 +73,12 @@ class CapturedTransport(CountingTransport):
         super().__init__(options or TransportOptions(**fields))
 
     def payloads(self, type: str) -> list[Any]:
-        """The payloads of all items of that type, such as `transaction`, in order, read as JSON."""
+        """Return the payloads of all items of a type, such as `transaction`, in order, parsed as JSON."""
         items = [item for envelope in tuple(self.envelopes) for item in envelope.items]
         return [json.loads(item.get_bytes()) for item in items if item.type == type]
 
     def clear(self) -> None:
-        """Forget what was captured; what was counted stays counted."""
+        """Remove the captured envelopes; the counts of health stay."""
         for captured in (self.sealed, self.envelopes, self.events):
             captured.clear()
 

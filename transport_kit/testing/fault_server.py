@@ -1,11 +1,11 @@
-"""FaultServer: an HTTP/1.1 server on loopback that keeps what it received and fails on request.
+"""FaultServer: an HTTP/1.1 server on loopback that stores requests and fails on demand.
 
-Owns its sockets and threads: one thread accepts, one serves each connection, all end in `stop`. Speaks
-to real sockets only, so that a test sees what the kernel does. Not a Sentry-compatible server: it
-answers every path alike (`receiver/` is the one that understands projects and keys).
+Owns its sockets and threads: one thread accepts, one serves each connection, and all end in `stop`. Uses real
+sockets only, so that a test sees the kernel's behaviour. It answers every path alike; the Sentry-compatible
+server, which knows projects and keys, is `receiver/`.
 
-Threads: every public method may be called from any thread. Needs no dependency; parsing envelopes is
-`transport_kit.envelope`'s.
+Threads: every public method may be called from any thread. Needs no dependency; `transport_kit.envelope`
+parses envelopes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
-from transport_kit.testing.answers import OK, Step, step_for
+from transport_kit.testing.answers import OK, Reply, reply_for
 from transport_kit.testing.received import BadRequest, ReceivedRequest, RequestReader
 
 if TYPE_CHECKING:
@@ -36,33 +36,33 @@ _STOP_TIMEOUT = 10.0
 class _Connection:
     sock: socket.socket
     reader: RequestReader
-    # From the moment a request counts as answered until its last byte is written.
+    # True from the moment a request counts as answered until the answer's last byte is written.
     answering: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class _Listener:
-    """An open port: closing `waker` ends its thread."""
+    """An open port; closing `stop_sender` ends its thread, which waits for `stop_receiver`."""
 
     sock: socket.socket
-    waker: socket.socket
-    woken: socket.socket
+    stop_sender: socket.socket
+    stop_receiver: socket.socket
     thread: threading.Thread = field(init=False)
 
 
 class FaultServer:
-    """Answers every request with 200 until told otherwise; a context manager.
+    """A context manager that answers every request with 200 unless `answer` or `fault` was called.
 
-    `answer` and `fault` with `times=N` apply to the next N requests, in the order given; with
-    `times=None` they apply to every request from now on, and forget what was planned before.
+    `answer` and `fault` with `times=N` apply to the next N requests, in the order of the calls; with
+    `times=None` they apply to every request from now on, and cancel the replies scheduled before.
 
     Attributes:
         key: The public key in `dsn`.
         delay: Seconds before each answer; 0 at first. May be set at any time.
         drip_interval: Seconds between the bytes of the fault `drip`.
         requests: Every complete request, in order of arrival. Read it, don't change it.
-        connections: How many connections were accepted.
-        errors: What was wrong with connections that broke off or didn't speak HTTP.
+        connections: Number of accepted connections.
+        errors: The errors of connections that broke off or didn't speak HTTP.
 
     Args:
         host: A loopback address, IPv4 or IPv6.
@@ -81,22 +81,22 @@ class FaultServer:
         self._ssl_context = ssl_context
         self._port = 0
         self._family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        # Everything below is read and written only while holding `_cond`. No I/O under it, except
-        # a shutdown, which doesn't block.
+        # `_cond` guards every field below. No I/O happens while it is held, except a shutdown, which doesn't
+        # block.
         self._cond = threading.Condition()
-        self._plan: deque[Step] = deque()
-        self._standing = OK
+        self._scheduled: deque[Reply] = deque()
+        self._default = OK
         self._held = False
         self._releases = 0
         self._accepted_count = 0
         self._stopping = False
         self._open: set[_Connection] = set()
-        self._threads: list[threading.Thread] = []  # of connections, the ended ones pruned now and then
+        self._threads: list[threading.Thread] = []  # of connections; ended ones are removed from time to time
         self._listener: _Listener | None = None
-        # Bound and never listening: keeps the port ours while the server is down.
+        # Bound and never listening: reserves the port while the server is down.
         self._reserve: socket.socket | None = None
 
-    # -- life ------------------------------------------------------------------------------------
+    # -- state -----------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
         self.start()
@@ -106,7 +106,7 @@ class FaultServer:
         self.stop()
 
     def start(self) -> None:
-        """Take a free port and listen. Once only."""
+        """Take a free port and listen; may be called once."""
         if self._reserve is not None or self._stopping:
             raise RuntimeError("a FaultServer starts once")
         self._reserve = self._bind(0)
@@ -114,7 +114,7 @@ class FaultServer:
         self.up()
 
     def up(self) -> None:
-        """Listen again on the same port; nothing happens when it listens already."""
+        """Listen again on the same port; do nothing if it listens already."""
         with self._cond:
             if self._reserve is None or self._stopping:
                 raise RuntimeError("the server is not running")
@@ -134,11 +134,11 @@ class FaultServer:
         with self._cond:
             listener, self._listener = self._listener, None
         if listener is not None:
-            listener.waker.close()
+            listener.stop_sender.close()
             self._join(listener.thread)
         with self._cond:
             for connection in self._open:
-                _end(connection.sock)
+                _shut_down(connection.sock)
             threads, self._threads = self._threads, []
             self._cond.notify_all()
         for thread in threads:
@@ -170,7 +170,7 @@ class FaultServer:
             raise RuntimeError("the server has not started")
         return self._port
 
-    # -- what it does ------------------------------------------------------------------------------
+    # -- replies -----------------------------------------------------------------------------------
 
     def answer(
         self,
@@ -179,40 +179,40 @@ class FaultServer:
         body: bytes = b'{"id":""}',
         times: int | None = None,
     ) -> None:
-        """Answer with this, for the next `times` requests, or from now on."""
+        """Answer the next `times` requests, or all from now on, in this way."""
         if not 200 <= status <= 599:
             raise ValueError(f"status must be from 200 to 599, not {status}")
-        self._schedule(Step("answer", status, tuple((headers or {}).items()), body), times)
+        self._schedule(Reply("answer", status, tuple((headers or {}).items()), body), times)
 
     def fault(self, kind: str, times: int | None = None) -> None:
-        """Fail in the way `FAULTS` describes, for the next `times` requests, or from now on.
+        """Fail the next `times` requests, or all from now on, in the way that `FAULTS` describes.
 
-        A `reset_on_accept` is used up by connections, not by requests.
+        For `reset_on_accept`, `times` counts connections instead of requests.
         """
-        self._schedule(step_for(kind), times)
+        self._schedule(reply_for(kind), times)
 
     def hold(self) -> None:
-        """Let requests arrive and wait for their answer until `release`."""
+        """Delay the answers of all requests until `release`."""
         with self._cond:
             self._held = True
 
     def release(self) -> None:
-        """Answer what waits: held, hanging and dripping requests."""
+        """Answer held, hanging and dripping requests."""
         with self._cond:
             self._held = False
             self._releases += 1
             self._cond.notify_all()
 
     def drop_idle(self) -> int:
-        """Close connections that are between requests; returns how many."""
+        """Close idle connections and return their number."""
         with self._cond:
             self._settle_locked()
             idle = [connection for connection in self._open if not connection.reader.busy]
             for connection in idle:
-                _end(connection.sock)
+                _shut_down(connection.sock)
         return len(idle)
 
-    # -- what came ---------------------------------------------------------------------------------
+    # -- requests ----------------------------------------------------------------------------------
 
     @property
     def accepted(self) -> list[ReceivedRequest]:
@@ -221,21 +221,21 @@ class FaultServer:
             return [request for request in self.requests if request.accepted]
 
     def event_ids(self) -> list[str]:
-        """The event ids of the accepted requests, in order of arrival; repeats show duplicates."""
+        """Return the event ids of the accepted requests in order of arrival, duplicates included."""
         ids = (request.event_id for request in self.accepted)
         return [event_id for event_id in ids if event_id is not None]
 
     def wait_for(self, n: int, timeout: float = 5.0) -> bool:
-        """Whether `n` requests were accepted within `timeout` seconds."""
+        """Wait up to `timeout` seconds for `n` accepted requests; return True if they came."""
         with self._cond:
             return self._cond.wait_for(lambda: self._accepted_count >= n, timeout)
 
     def wait_for_requests(self, n: int, timeout: float = 5.0) -> bool:
-        """Whether `n` requests arrived, answered or not, within `timeout` seconds."""
+        """Wait up to `timeout` seconds for `n` requests, answered or not; return True if they came."""
         with self._cond:
             return self._cond.wait_for(lambda: len(self.requests) >= n, timeout)
 
-    # -- inside ------------------------------------------------------------------------------------
+    # -- internals---------------------------------------------------------------------------------
 
     @property
     def _scheme(self) -> str:
@@ -260,50 +260,50 @@ class FaultServer:
         if thread.is_alive():
             raise RuntimeError(f"{thread.name} did not end within {_STOP_TIMEOUT:g} s")
 
-    def _schedule(self, step: Step, times: int | None) -> None:
+    def _schedule(self, reply: Reply, times: int | None) -> None:
         if times is not None and times < 1:
             raise ValueError(f"times must be at least 1, not {times}")
         with self._cond:
             if times is None:
-                self._plan.clear()
-                self._standing = step
+                self._scheduled.clear()
+                self._default = reply
             else:
-                self._plan.extend([step] * times)
-            if step.kind == "reset_on_accept":
+                self._scheduled.extend([reply] * times)
+            if reply.kind == "reset_on_accept":
                 self._settle_locked()
                 for connection in self._open:
                     with contextlib.suppress(OSError):
                         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                     if not connection.reader.busy:
-                        _end(connection.sock)
+                        _shut_down(connection.sock)
 
     def _settle_locked(self) -> None:
-        """Wait until no answer is half written: who just got one must find the connection idle."""
+        """Wait until no answer is half written: a client with its answer may expect an idle connection."""
         self._cond.wait_for(lambda: not any(c.answering for c in self._open), _STOP_TIMEOUT)
 
-    def _take(self, *only: str, unless: str | None = None) -> Step | None:
-        """The step that is due, used up; None when it is not of the kinds `only`, or is `unless`."""
+    def _take(self, *only: str, unless: str | None = None) -> Reply | None:
+        """Return and use up the next reply; None if its kind is not one of `only`, or is `unless`."""
         with self._cond:
-            step = self._plan[0] if self._plan else self._standing
-            if (only and step.kind not in only) or step.kind == unless:
+            reply = self._scheduled[0] if self._scheduled else self._default
+            if (only and reply.kind not in only) or reply.kind == unless:
                 return None
-            if self._plan:
-                self._plan.popleft()
-            return step
+            if self._scheduled:
+                self._scheduled.popleft()
+            return reply
 
     def _accept(self, listener: _Listener) -> None:
-        with selectors.DefaultSelector() as selector, listener.sock, listener.woken:
+        with selectors.DefaultSelector() as selector, listener.sock, listener.stop_receiver:
             selector.register(listener.sock, selectors.EVENT_READ)
-            selector.register(listener.woken, selectors.EVENT_READ)
+            selector.register(listener.stop_receiver, selectors.EVENT_READ)
             while all(key.fileobj is listener.sock for key, _ in selector.select()):
                 try:
                     sock, _ = listener.sock.accept()
-                except OSError:  # the client was gone before we came
+                except OSError:  # the client closed before the accept
                     continue
                 sock.setblocking(True)
-                self._accepted(sock)
+                self._begin_connection(sock)
 
-    def _accepted(self, sock: socket.socket) -> None:
+    def _begin_connection(self, sock: socket.socket) -> None:
         with self._cond:
             self.connections += 1
             number = self.connections
@@ -325,7 +325,7 @@ class FaultServer:
     def _serve(self, connection: _Connection, number: int) -> None:
         try:
             if self._ssl_context is not None:
-                with self._cond:  # a stop must find the socket that is in use
+                with self._cond:  # `down` must find the socket that is in use
                     sock = self._ssl_context.wrap_socket(
                         connection.sock, server_side=True, do_handshake_on_connect=False
                     )
@@ -347,35 +347,43 @@ class FaultServer:
         request = connection.reader.head()
         if request is None:
             return False
-        step = self._take("early")
-        if step is None:
+        reply = self._take("early")
+        if reply is None:
             connection.reader.body(request)
         with self._cond:
-            seen = self._releases  # a release right after the arrival is seen must not be missed
+            releases = self._releases  # read first, so that a release after the notification counts
             self.requests.append(request)
             self._cond.notify_all()
             if self._held:
                 self._cond.wait_for(lambda: self._stopping or not self._held)
-                seen = self._releases
+                releases = self._releases
             if self.delay > 0:
                 self._cond.wait_for(lambda: self._stopping, self.delay)
             if self._stopping:
                 return False
-        if step is None:
-            step = self._take(unless="reset_on_accept")
-        more = self._perform(step, connection, request, seen)
+        if reply is None:
+            reply = self._take(unless="reset_on_accept")
+        stays_open = self._perform(reply, connection, request, releases)
         with self._cond:
             connection.answering = False
             connection.reader.answered()
             self._cond.notify_all()
-        return more
+        return stays_open
 
     def _perform(
-        self, step: Step | None, connection: _Connection, request: ReceivedRequest, seen: int
+        self, reply: Reply | None, connection: _Connection, request: ReceivedRequest, releases: int
     ) -> bool:
+        """Send the reply; return True if the connection stays open.
+
+        Args:
+            reply: The reply; None for a reset.
+            connection: The connection of the request.
+            request: The request.
+            releases: The number of releases when the request arrived.
+        """
         sock = connection.sock
-        kind = "reset" if step is None else step.kind  # an open connection during reset_on_accept
-        if step is None or kind == "reset":
+        kind = "reset" if reply is None else reply.kind  # None: an open connection during reset_on_accept
+        if reply is None or kind == "reset":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             return False
         if kind == "close":
@@ -387,16 +395,16 @@ class FaultServer:
         if kind == "garbage":
             sock.sendall(b"\x16\x03\x01 this is not HTTP\r\n\r\n")
             return False
-        if kind == "hang" and not self._released(seen, None):
+        if kind == "hang" and not self._wait_for_release(releases, None):
             return False
-        answer = step if kind in ("answer", "html", "early") else OK
+        answer = reply if kind in ("answer", "html", "early") else OK
         close = kind == "early" or request.headers.get("connection", "").lower() == "close"
         rendered = answer.render(close=close)
         if kind == "drip":
-            while len(rendered) > 1 and not self._released(seen, self.drip_interval):
+            while len(rendered) > 1 and not self._wait_for_release(releases, self.drip_interval):
                 sock.sendall(rendered[:1])
                 rendered = rendered[1:]
-        # First the fact, then the bytes: a client that has its answer finds it in `accepted`.
+        # Recorded before the bytes are sent: a client that has its answer finds the request in `accepted`.
         with self._cond:
             request.status = answer.status
             self._accepted_count += request.accepted
@@ -404,26 +412,26 @@ class FaultServer:
             self._cond.notify_all()
         sock.sendall(rendered)
         if kind == "early":
-            # As real servers do: closing with unread bytes sends a RST, which may overtake the answer.
+            # As real servers do: closing with unread bytes sends a RST, which may arrive before the answer.
             sock.shutdown(socket.SHUT_WR)
             while sock.recv(65536):
                 pass
         return not close
 
-    def _released(self, seen: int, timeout: float | None) -> bool:
-        """Whether `release` was called since the count was `seen`, or is within `timeout` seconds.
+    def _wait_for_release(self, releases: int, timeout: float | None) -> bool:
+        """Wait up to `timeout` seconds for a `release` after the first `releases`; return True if it came.
 
-        A stop ends the wait too, and the connection is over then: what is written to it fails.
+        A stop ends the wait too, and shuts the connection down.
         """
         with self._cond:
-            self._cond.wait_for(lambda: self._stopping or self._releases != seen, timeout)
-            return self._releases != seen
+            self._cond.wait_for(lambda: self._stopping or self._releases != releases, timeout)
+            return self._releases != releases
 
 
-def _end(sock: socket.socket) -> None:
-    """End both directions; the connection's own thread sees it and closes."""
+def _shut_down(sock: socket.socket) -> None:
+    """Shut down both directions; the connection's own thread notices it and closes."""
     with contextlib.suppress(OSError):
-        # Not TLS's own, which would take the session from under the thread that reads.
+        # Not SSLSocket.shutdown, which would discard the TLS session that the reading thread uses.
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 

@@ -1,6 +1,6 @@
 """pytest fixtures for the tests of an app: `pytest_plugins = ["transport_kit.testing"]` loads them.
 
-Owns the fixtures only. The one module here that imports pytest.
+Owns the fixtures only. The only module of this package that imports pytest.
 PYTEST_DONT_REWRITE: a conftest may have imported this before.
 """
 
@@ -19,18 +19,18 @@ __all__ = ["captured_envelopes", "captured_events", "captured_transport"]
 
 @pytest.fixture
 def captured_transport() -> Iterator[CapturedTransport]:
-    """A transport that keeps what it is given; closed after the test."""
+    """A transport that stores captured envelopes; closed after the test."""
     with CapturedTransport() as transport:
         yield transport
 
 
 @pytest.fixture
 def captured_envelopes(captured_transport: CapturedTransport) -> list[Envelope]:
-    """The envelopes that `captured_transport` is given; grows as they come."""
+    """The envelopes that `captured_transport` has captured so far."""
     return captured_transport.envelopes
 
 
 @pytest.fixture
 def captured_events(captured_transport: CapturedTransport) -> list[dict[str, Any]]:
-    """The error events that `captured_transport` is given; grows as they come."""
+    """The error events that `captured_transport` has captured so far."""
     return captured_transport.events

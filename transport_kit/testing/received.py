@@ -1,10 +1,10 @@
-"""What a test server received: one HTTP request, its body decoded and parsed on demand.
+"""Requests to a test server: reads HTTP requests, and decodes and parses their bodies on demand.
 
-Owns reading requests from a socket and undoing content encodings. Knows nothing about answers or
-faults (`fault_server.py`). The package brotli or zstandard is imported only when a body asks for it.
+Owns reading requests from a socket and decoding content encodings. Knows nothing about answers or faults
+(`fault_server.py`). Imports the package brotli or zstandard only for a body that needs it.
 
-Threads: `RequestReader` belongs to the thread of its connection. A `ReceivedRequest` is written by
-that thread and may be read by any.
+Threads: only the thread of its connection uses a `RequestReader`. That thread writes a `ReceivedRequest`; any
+thread may read it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class ReceivedRequest:
 
     Attributes:
         method: Such as `POST`.
-        path: The request target as sent: a path, or an absolute URL when a proxy is spoken to.
-        headers: Lower-case names; repeats joined by a comma and a space.
+        path: The request target as sent: a path, or an absolute URL in a request to a proxy.
+        headers: Lower-case names; repeated headers are joined by a comma and a space.
         raw: The body as sent, still encoded; empty after the fault `early`, which doesn't read it.
-        connection: 1 for the first connection the server accepted, 2 for the second, and so on.
-        status: The status of the complete answer; None while none was given, or none ever was.
+        connection: Number of the connection in order of acceptance, from 1.
+        status: The status of the complete answer; None before it, and if there is none.
     """
 
     method: str
@@ -52,7 +52,7 @@ class ReceivedRequest:
 
     @property
     def accepted(self) -> bool:
-        """Whether the answer was a 2xx."""
+        """True if the answer was a 2xx."""
         return self.status is not None and 200 <= self.status < 300
 
     @property
@@ -66,7 +66,7 @@ class ReceivedRequest:
 
     @property
     def envelope(self) -> Envelope:
-        """The body as an envelope, parsed at the first use.
+        """The body as an envelope, parsed on first access.
 
         Raises:
             InvalidEnvelope: The body is not one.
@@ -79,7 +79,7 @@ class ReceivedRequest:
 
     @property
     def event_id(self) -> str | None:
-        """The `event_id` of the envelope's header, or None when there is none.
+        """The `event_id` of the envelope's header, or None.
 
         Raises:
             ValueError: The body has no JSON object on its first line.
@@ -92,7 +92,7 @@ class ReceivedRequest:
 
 
 def decode_body(raw: bytes, encodings: str) -> bytes:
-    """Undo a Content-Encoding; several are undone last first.
+    """Decode a body; several encodings are decoded from the last to the first.
 
     Raises:
         ValueError: An encoding is unknown or the bytes don't fit it.
@@ -103,7 +103,7 @@ def decode_body(raw: bytes, encodings: str) -> bytes:
             raise ValueError(f"unknown content encoding {name!r}")
         try:
             raw = decode(raw)
-        except Exception as error:  # every codec has an exception class of its own
+        except Exception as error:  # every codec has its own exception class
             raise ValueError(f"the body is not {name}: {error}") from error
     return raw
 
@@ -146,9 +146,9 @@ class RequestReader:
     """Reads requests from one connection, one after another.
 
     Args:
-        sock: Blocking; ended from outside by a shutdown.
-        connection: The number that each request carries.
-        lock: Guards `busy`, which says whether a request has begun and is not yet answered.
+        sock: A blocking socket; another thread may shut it down.
+        connection: The number of the connection, for each request.
+        lock: Guards `busy`, which is True from the first byte of a request until its answer.
     """
 
     def __init__(self, sock: socket.socket, connection: int, lock: threading.Condition) -> None:
@@ -159,10 +159,10 @@ class RequestReader:
         self.busy = False
 
     def head(self) -> ReceivedRequest | None:
-        """The next request without its body; None when the client has closed instead.
+        """Read the next request without its body; return None if the client has closed the connection.
 
         Raises:
-            BadRequest: What came is not the head of an HTTP/1.x request.
+            BadRequest: The bytes are not the head of an HTTP/1.x request.
             OSError: The connection failed.
         """
         self._set_busy(bool(self._buffer))
@@ -208,7 +208,7 @@ class RequestReader:
         request.raw = self._exactly(int(length))
 
     def answered(self) -> None:
-        """The request is over: the connection is idle unless the next one has begun. Needs the lock."""
+        """Mark the connection idle, unless the next request has begun. The caller holds the lock."""
         self.busy = bool(self._buffer)
 
     def _set_busy(self, busy: bool) -> None:
