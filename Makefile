@@ -1,18 +1,18 @@
-# What a newcomer types: `make demo`, `make test`. `make` alone lists the rest.
+# For a start: `make demo`, `make test`. `make` alone lists all targets.
 #
 # PYTHON=python3.12   the interpreter that the environment is made with (3.11 or newer): a path, or a name that is on
 #                     PATH or known to pyenv or uv. Each has an environment of its own:
 #                     make test PYTHON=python3.12 VENV=.venv-3.12
-# VENV=.venv          where it is made; constraints.txt says which versions, the machine's own pip settings where from
-# APP=flask           what `make demo` runs: django, flask, fastapi or starlette
+# VENV=.venv          the folder of the environment; constraints.txt pins versions, pip's own settings name the index
+# APP=flask           the app that `make demo` runs: django, flask, fastapi or starlette
 # ONCE=1              `make demo` ends by itself
-# CELL=django-6.0     the one cell of noxfile.py that `make test-all` runs
-# ALLOW_MISSING=1     `make test-all` passes over cells whose interpreter this machine lacks
-# TRIALS=1000         how often `make chaos` kills processes on a spool
-# MODULE=worker       the one module that `make mutants` mutates; SAMPLE=60 mutants of it, drawn with SEED=1;
-#                     ALL=1 is every one, SURVIVORS=1 those that survived the last run
-# TESTS=tests/core    what `make test` and `make coverage` run
-# JOBS=0              how many processes share `make test`; 0 is none but the first, which a debugger needs
+# CELL=django-6.0     the only cell of noxfile.py that `make test-all` runs
+# ALLOW_MISSING=1     `make test-all` skips cells whose interpreter this machine lacks
+# TRIALS=1000         the number of trials of `make chaos` in which it kills processes on a spool
+# MODULE=worker       the only module that `make mutants` mutates; SAMPLE=60 mutants of it, drawn with SEED=1;
+#                     ALL=1 runs every mutant, SURVIVORS=1 those that survived the last run
+# TESTS=tests/core    the tests that `make test` and `make coverage` run
+# JOBS=0              the number of worker processes of `make test`; 0, which a debugger needs, runs all in one process
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -31,7 +31,7 @@ BIN := $(VENV)/bin
 FOUND = $(or $(if $(filter python3.%,$(PYTHON)),$(shell sh tests/interpreter.sh $(PYTHON) 2>/dev/null)),$(PYTHON))
 VERSION := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-# Each stamp is written last, so that an interrupted installation is taken up again.
+# Each stamp is written last, so that an interrupted installation is repeated.
 RUN := $(VENV)/.stamp-run
 DEV := $(VENV)/.stamp-dev
 
@@ -41,7 +41,7 @@ DEV := $(VENV)/.stamp-dev
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Asked before anything is made, so that a machine that lacks something gets a sentence and not a traceback.
+# Checked first, so that a machine that lacks something gets a sentence and not a traceback.
 $(BIN)/python:
 	@command -v $(FOUND) >/dev/null || { \
 		echo "There is no $(PYTHON) here. Install Python 3.11 or newer, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; \
@@ -55,7 +55,7 @@ $(BIN)/python:
 	@echo "Making $(VENV) ..."
 	@$(FOUND) -m venv --clear $(VENV)
 
-# An interpreter that is named is the one that runs.
+# A PYTHON that is given must be the version of the environment.
 ifneq ($(origin PYTHON),file)
 $(RUN): | same
 endif
@@ -78,7 +78,7 @@ $(DEV): $(RUN)
 
 venv: $(DEV) ## Make the environment for development
 
-# FastAPI is no dependency of ours.
+# FastAPI is in the dependency group `dev` only.
 demo: $(if $(filter fastapi,$(APP)),$(DEV),$(RUN)) ## See one error arrive: receiver, example app, health
 	@$(BIN)/python example_apps/demo.py $(APP) $(if $(filter-out 0,$(ONCE)),--once)
 
@@ -86,7 +86,7 @@ test: $(DEV) ## Run the suite
 	@echo "Running the suite with $$($(BIN)/python -V) from $(VENV). The first dots come once every test is found ..."
 	@$(BIN)/python -m pytest -q -m 'not chaos and not servers' -n $(JOBS) --dist loadgroup $(TESTS)
 
-# What `nox` needs is settled with everything else in constraints.txt.
+# constraints.txt pins nox too.
 test-all: $(DEV) ## Run each integration with its oldest and newest framework
 	@$(PIP) nox
 	@$(BIN)/python -m nox $(if $(CELL),--session $(CELL))
@@ -118,7 +118,7 @@ wheel: $(DEV) ## Build wheel and sdist, and use the wheel in an environment of i
 	@$(VENV)-wheel/bin/python -m transport_kit --help >/dev/null
 	@ls dist
 
-docs: $(DEV) ## Hold the documentation against the code: options, snippets, links
+docs: $(DEV) ## Check the documentation against the code: options, snippets, links
 	@$(BIN)/python -m pytest -q tests/packaging/test_docs.py
 
 changelog: $(DEV) ## Show the next section of the changelog, made from docs/changes/
@@ -138,7 +138,7 @@ servers-uwsgi: $(DEV) ## Build uWSGI, which needs a C compiler, and run its part
 chaos: $(DEV) ## Run the long campaigns (minutes)
 	@TRIALS=$(TRIALS) $(BIN)/python -m pytest -q -m 'chaos or hypothesis' --hypothesis-profile campaign --timeout 1800 $(TESTS)
 
-# The tool is settled with everything else in constraints.txt.
+# constraints.txt pins cosmic-ray too.
 mutants: $(DEV) ## Count the mutants that no test notices (hours; a sample of each module)
 	@$(PIP) cosmic-ray
 	@$(BIN)/python -m tests.mutants $(if $(MODULE),--module $(MODULE)) --seed $(SEED) \

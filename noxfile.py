@@ -1,8 +1,8 @@
-"""The suite of each integration with the oldest and the newest version of its framework: `make test-all`.
+"""Runs each integration's suite with the oldest and the newest version of its framework: `make test-all`.
 
-Each cell is an environment of its own: what constraints.txt pins, but for the cell's versions. What
-`make test` runs is the cell of constraints.txt itself. tests/interpreter.sh finds the interpreters; a missing
-one fails its cells, and with `ALLOW_MISSING=1` they are named and passed over.
+Each cell has its own environment: the pins of constraints.txt, except for the cell's versions. `make test`
+runs with all pins. tests/interpreter.sh finds the interpreters; a missing one fails its cells, or skips them
+with `ALLOW_MISSING=1`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import nox
 
 ROOT = Path(__file__).parent
 FINDER = ROOT / "tests" / "interpreter.sh"
-#: Of the dependency group `dev`, what checks and builds, and no test imports.
+#: Packages of the dependency group `dev` that check and build, and that no test imports.
 CHECKS = {
     "build",
     "codespell",
@@ -43,15 +43,15 @@ nox.options.stop_on_first_error = False
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination.
+    """One combination of versions and tests.
 
     Attributes:
         python: The interpreter's version.
-        versions: Requirements that come instead of what constraints.txt says of the same names.
-        tests: What is run.
-        free: Names that constraints.txt says nothing of either; `*` is all.
-        without: Packages that are taken away again.
-        warnings: Filters for what the cell's own old code warns of; pytest's `-W`.
+        versions: Requirements that replace the pins of the same names in constraints.txt.
+        tests: Files and folders to run.
+        free: Names of further pins to leave out; `*` means all.
+        without: Packages to uninstall after the installation.
+        warnings: Filters for warnings of the cell's old versions, as for pytest's `-W`.
     """
 
     python: str
@@ -96,7 +96,7 @@ CELLS = {
         "3.11",
         ("starlette==0.46.*", "fastapi==0.115.*"),
         STARLETTE + CONTRACT,
-        # Its test client takes this name of anyio from where it is no more.
+        # Starlette's test client uses an alias that anyio has deprecated.
         warnings=("ignore:The anyio.abc.BlockingPortal alias:DeprecationWarning",),
     ),
     "starlette-newest": Cell("3.13", ("starlette", "fastapi"), STARLETTE + CONTRACT, free=("*",)),
@@ -113,38 +113,38 @@ CELLS = {
 
 
 def _name(requirement: str) -> str:
-    """The package that a requirement is about, as package indexes compare names."""
+    """Return the package name of a requirement, normalized as package indexes do it."""
     match = re.match(r"[\w.-]+", requirement)
     return re.sub(r"[-_.]+", "-", match.group()).lower() if match else ""
 
 
 @functools.cache
 def _interpreter(version: str) -> tuple[str, str]:
-    """The path of a Python, or an empty text and the reason that there is none."""
+    """Return the path of a Python, or an empty text and the reason that there is none."""
     done = subprocess.run((FINDER, version), capture_output=True, text=True, check=False)  # noqa: S603
     return done.stdout.strip(), done.stderr.strip().removesuffix(".")  # nox adds one
 
 
 def _define(name: str, cell: Cell) -> None:
-    python, lack = _interpreter(cell.python)
+    python, problem = _interpreter(cell.python)
 
     @nox.session(name=name, python=python or False)
     def run(session: nox.Session) -> None:
         if not python:
             if os.environ.get("ALLOW_MISSING") == "1":
-                session.skip(lack)
-            session.error(f"{lack}; ALLOW_MISSING=1 passes over the cells that need it")
+                session.skip(problem)
+            session.error(f"{problem}; ALLOW_MISSING=1 passes over the cells that need it")
         project = nox.project.load_toml(ROOT / "pyproject.toml")
-        needs = [one for one in project["dependency-groups"]["dev"] if _name(one) not in CHECKS]
+        needs = [entry for entry in project["dependency-groups"]["dev"] if _name(entry) not in CHECKS]
         free = {*cell.free, *map(_name, cell.versions)}
         pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-        kept = [line for line in pins if "*" not in free and _name(line) not in free]
+        remaining = [line for line in pins if "*" not in free and _name(line) not in free]
         constraints = Path(session.create_tmp()) / "constraints.txt"
-        constraints.write_text("\n".join(kept), encoding="utf-8")
-        # One installation, so that the cell's versions and everybody's wishes are settled together.
+        constraints.write_text("\n".join(remaining), encoding="utf-8")
+        # One installation, so that pip resolves the cell's versions together with all other requirements.
         session.install("--constraint", str(constraints), "--editable", ".[all]", *needs, *cell.versions)
         if cell.without:
-            # Tests read JSON by the kit's own module, so they run without it too.
+            # The tests parse JSON with the package's own encoder, so they run without orjson too.
             session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", *cell.without)
         names = sorted({"python", *map(_name, cell.versions)} - {"python"})
         session.run(
@@ -153,7 +153,7 @@ def _define(name: str, cell: Cell) -> None:
             "import sys, importlib.metadata as m; print(*(f'{n} {m.version(n)}' for n in sys.argv[1:]))",
             *names,
         )
-        filters = [word for one in cell.warnings for word in ("-W", one)]
+        filters = [word for each in cell.warnings for word in ("-W", each)]
         session.run(
             "python", "-m", "pytest", "-q", "-m", "not chaos", *filters, *cell.tests, *session.posargs
         )

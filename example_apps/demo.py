@@ -1,10 +1,9 @@
-"""`make demo`: one error, from a request to a receiver's page, on this machine alone.
+"""`make demo`: shows one error on its way from a request to a receiver's page, on this machine alone.
 
 Starts a local receiver, and one of the example apps (`make demo APP=django|flask|fastapi|starlette`) under
-a server as a child process; raises one error in a request; shows the request's answer, the event as the
-receiver stored it, and what the app's health says of it. Stays until Ctrl-C, or with `--once` ends by
-itself: 0, or 1 with the reason if the event did not arrive.
-The child is ended by its pid, whatever happens.
+a server as a child process. Raises one error in a request, and shows the answer, the event as the receiver
+stored it, and the app's health. Runs until Ctrl-C, or with `--once` ends with status 0, or 1 and the reason
+if the event did not arrive. Always ends the child, by its pid.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from rich.text import Text
 from transport_kit.receiver import Receiver
 
 APPS = Path(__file__).parent
-#: How each app is served on a socket that is open already; Flask by the server that `flask run` uses.
+#: The command that serves each app on an open socket; for Flask the server that `flask run` uses.
 SERVERS = {
     "django": ("-m", "uvicorn", "app:asgi_application", "--fd", "{fd}"),
     "fastapi": ("-m", "uvicorn", "app:app", "--fd", "{fd}"),
@@ -43,21 +42,21 @@ SERVERS = {
     ),
     "starlette": ("-m", "uvicorn", "app:app", "--fd", "{fd}"),
 }
-#: Seconds that the event has to arrive.
+#: Seconds within which the event must arrive.
 PATIENCE = 10.0
-#: Seconds that the app has to start and answer.
+#: Seconds within which the app must start and answer.
 START_PATIENCE = 20.0
 
 
 class DemoError(Exception):
-    """The demo can't show what it is for; the text says why."""
+    """The demo failed; the text is the reason."""
 
 
 @contextmanager
 def running_app(name: str, dsn: str, log: IO[str]) -> Iterator[str]:
-    """An example app as a child process on a free port; yields its address."""
+    """Run an example app as a child process on a free port; yield its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        # The child gets the socket itself: the port can't be taken in between, and requests wait in its
+        # The child inherits the socket: no other process can take the port, and requests wait in its
         # backlog until the app is up.
         number = listener.fileno()
         command = [sys.executable, *(word.format(fd=number) for word in SERVERS[name])]
@@ -81,7 +80,7 @@ def running_app(name: str, dsn: str, log: IO[str]) -> Iterator[str]:
 
 
 def fetch(url: str) -> tuple[int, str]:
-    """Status and text of a GET, whatever the status."""
+    """Return status and text of a GET, for any status."""
     try:
         with urllib.request.urlopen(url, timeout=START_PATIENCE) as reply:
             return reply.status, reply.read().decode()
@@ -92,8 +91,8 @@ def fetch(url: str) -> tuple[int, str]:
         raise DemoError(f"the example app does not answer at {url}: {error}") from None
 
 
-def delivered(app: str, deadline: float) -> str:
-    """The app's health, once it has heard the receiver's answer."""
+def wait_for_delivery(app: str, deadline: float) -> str:
+    """Return the app's health once it counts the event as delivered, or at `deadline`."""
     while True:
         _, health = fetch(f"{app}/transport/health?format=text")
         if "delivered: error 1" in health or time.monotonic() > deadline:
@@ -102,7 +101,7 @@ def delivered(app: str, deadline: float) -> str:
 
 
 def show(console: Console, title: str, rows: dict[str, Any]) -> None:
-    """A heading, and a line a fact. What came over a wire is shown as text, never as markup."""
+    """Print a heading and one line for each fact. Received values are printed as text, never as markup."""
     console.print(Text(f"\n{title}", style="bold"))
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
@@ -111,7 +110,7 @@ def show(console: Console, title: str, rows: dict[str, Any]) -> None:
 
 
 def demo(console: Console, log: IO[str], name: str, *, once: bool) -> None:
-    """Run it once through, with the example app of that name.
+    """Run the demo with the example app `name`.
 
     Raises:
         DemoError: The event did not arrive, or the app did not answer.
@@ -147,7 +146,7 @@ def demo(console: Console, log: IO[str], name: str, *, once: bool) -> None:
             },
         )
 
-        health = delivered(app, deadline)
+        health = wait_for_delivery(app, deadline)
         facts = [line.partition(": ") for line in health.splitlines()]
         show(
             console,
@@ -180,19 +179,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="One error, from a request to a receiver's page.")
     parser.add_argument("app", nargs="?", choices=sorted(SERVERS), default="starlette", help="which example")
     parser.add_argument("--once", action="store_true", help="end by itself")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
 
     def end(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)  # unwinds, so that the child is ended
+        raise SystemExit(128 + number)  # unwinds the stack, which ends the child
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end)
-    # A shell starts what runs in the background with Ctrl-C ignored; whoever sends it means it.
+    # A shell ignores SIGINT for a process in the background; a SIGINT sent on purpose must end it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     console = Console(highlight=False)
     with tempfile.TemporaryFile("w+") as log:
         try:
-            demo(console, log, given.app, once=given.once)
+            demo(console, log, arguments.app, once=arguments.once)
         except KeyboardInterrupt:
             console.print()
         except Exception as error:

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Prints the path of a Python: tests/interpreter.sh 3.12 (or python3.12). For Makefile, noxfile.py, .ci/run.
 #
-# The first that runs and is of that version: `python3.12` on PATH, pyenv's versions from the newest, what uv
-# installed. A name on PATH is no proof, since pyenv's shims fail where no version is chosen.
+# Takes the first that runs and has that version: `python3.12` on PATH, pyenv's versions from the newest, then uv's.
+# A name on PATH is no proof: pyenv's shims fail where no version is chosen.
 # Status 1: this machine has none. Status 2: pyenv or uv has one, and it does not run.
 set -u
 version=${1#python}
@@ -28,12 +28,12 @@ pyenv=$(pyenv root 2>/dev/null) || pyenv=${PYENV_ROOT:-${HOME-}/.pyenv}
 IFS='
 '
 for folder in $(ls -d "$pyenv/versions/$version" "$pyenv/versions/$version".* 2>/dev/null | sort -rV); do
-  case $folder in *t) continue ;; esac # without the global lock: another Python
+  case $folder in *t) continue ;; esac # a free-threaded build
   try "$folder/bin/python"
   status=2
 done
 
-# Of all places uv would look in, only its own is left; with a shim on PATH it would give up at that.
+# Only uv's own installations: with a pyenv shim on PATH it would stop at that.
 if managed=$(uv python find --no-project --python-preference only-managed "$version" 2>/dev/null); then
   try "$managed"
   status=2

@@ -1,8 +1,8 @@
-"""Bounds that hold on a slow machine too: seconds scaled by a calibration, and work that is counted.
+"""Time bounds that hold on a slow machine too: scaled seconds, counted steps, and ratios.
 
-A test of speed belongs in `tests/benchmarks`. A test counts what is done (`steps`), or compares two
-things in one run (`growth`). Where a deadline is the behaviour, both the deadline and its bound are
-`scaled`, so that the distance between them stays the same multiple of what this machine needs.
+A measurement of speed belongs in `tests/benchmarks`. A test counts steps (`steps`) or compares two inputs in
+one run (`growth`). Where a deadline is the behaviour under test, both the deadline and its bound are
+`scaled`, so that their distance stays in proportion to the speed of the machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any, Final
 
 __all__ = ["growth", "quickest", "scaled", "SOON", "steps"]
 
-#: Seconds that a new interpreter with asyncio takes on the machine the bounds were written on.
+#: Seconds that starting an interpreter and importing asyncio took on the machine for which the bounds were
+#: chosen.
 _REFERENCE: Final = 0.1
 
 
@@ -26,27 +27,27 @@ def _start() -> float:
     return time.monotonic() - began
 
 
-#: How many times slower this machine is; at least 1. Measured when the tests are collected: a process,
-#: its imports and its end take the same file system, CPU and competition as what the bounds are for.
+#: Slowness of this machine relative to that one; at least 1. Measured when the tests are collected. Starting
+#: a process and importing modules depends on the file system, the CPU and other load, as the tests do.
 _SLOWNESS: Final = max(1.0, sorted(_start() for _ in range(3))[1] / _REFERENCE)
 
 
 def scaled(seconds: float) -> float:
-    """As many seconds on this machine as `seconds` are on the one the bounds were written on."""
+    """Return the seconds on this machine that correspond to `seconds` on the reference machine."""
     return round(seconds * _SLOWNESS, 2)
 
 
-#: Seconds that a test waits for what must happen; a wait this long is a failure.
+#: Seconds after which a wait in a test is a failure.
 SOON: Final = scaled(30.0)
 
 
 def quickest(measure: Callable[[], float], enough: float, attempts: int = 3) -> float:
-    """The least of a few measurements: other load only ever adds, what is too slow is so each time.
+    """Return the least of several measurements. Other load only adds time, and slow code is slow every time.
 
     Args:
-        measure: Does it once; seconds.
-        enough: Nothing is measured again once it took no longer than this; the caller asserts it.
-        attempts: How often at most; at least 1.
+        measure: Measures once; returns seconds.
+        enough: A result up to this many seconds ends the measurements; the caller asserts it.
+        attempts: Largest number of measurements; at least 1.
     """
     best = measure()
     for _ in range(attempts - 1):
@@ -57,7 +58,7 @@ def quickest(measure: Callable[[], float], enough: float, attempts: int = 3) -> 
 
 
 def steps(call: Callable[[], object]) -> int:
-    """Lines of Python that a call executes on its thread; the same number on every machine."""
+    """Count the lines of Python that a call executes on its thread, the same on every machine."""
     count = 0
 
     def line(frame: FrameType, what: str, argument: Any) -> Any:
@@ -75,9 +76,9 @@ def steps(call: Callable[[], object]) -> int:
 
 
 def growth(small: Callable[[], object], large: Callable[[], object], attempts: int = 5) -> float:
-    """How many times more CPU time the larger of two inputs takes than the smaller, each at its best.
+    """Return the ratio of the CPU times of a large and a small input, each the best of `attempts`.
 
-    In CPU time of this thread and by turns, so that other load falls on both or on neither.
+    Measures the CPU time of this thread and alternates, so that other load affects both alike.
     """
     best = [float("inf"), float("inf")]
     for _ in range(attempts):

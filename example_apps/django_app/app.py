@@ -1,4 +1,4 @@
-"""A small shop on Django, in one file, that reports what goes wrong.
+"""A small shop on Django, in one file, that reports its errors.
 
 Install:  pip install 'transport-kit[django]' gunicorn uvicorn
 Run:      TRANSPORT_KIT_DSN='http://<key>@<host>/<project>' gunicorn app:application
@@ -7,7 +7,7 @@ Run:      TRANSPORT_KIT_DSN='http://<key>@<host>/<project>' gunicorn app:applica
 See:      /carts/1          the sum of a cart
           /carts/2          500, and an event: CartError, caused by KeyError
           /export           200 and half a body, and an event
-          /transport/health what became of them; /transport/live and /transport/ready for probes
+          /transport/health whether events arrive; /transport/live and /transport/ready for probes
           python app.py transport check, send-test, health
 """
 
@@ -32,7 +32,7 @@ settings.configure(
     ALLOWED_HOSTS=["127.0.0.1", "localhost"],
     ROOT_URLCONF=__name__,
     INSTALLED_APPS=["transport_kit_django"],
-    # First, so that it is the outermost layer.
+    # First, so that it is the outermost middleware.
     MIDDLEWARE=["transport_kit_django.TransportMiddleware", "django.middleware.common.CommonMiddleware"],
     # The DSN comes from the environment.
     TRANSPORT_KIT={"RELEASE": "shop@1.2.0"},
@@ -76,7 +76,7 @@ urlpatterns = [
 if __name__ == "__main__":
     execute_from_command_line(sys.argv)
 else:
-    # The wrappers see what fails in a streaming body; the one for ASGI also ends the transport with the
+    # The wrappers capture errors in a streaming body; the one for ASGI also closes the transport with the
     # server. A project has one of the two lines, in its wsgi.py or its asgi.py.
     application = with_capture(get_wsgi_application())
     asgi_application = with_lifespan(get_asgi_application())

@@ -1,4 +1,4 @@
-"""The example does what its header says. In a process of its own: Django is configured once per process."""
+"""The Django example works as its header describes. Each test has its own process: Django is configured once."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ print(json.dumps([response.status_code, body.decode()]))
 
 @pytest.fixture(name="receiver")
 def _receiver() -> Iterator[FaultServer]:
-    """A receiver of its own."""
+    """The server that the app sends to."""
     with FaultServer() as receiver:
         yield receiver
 
 
 @pytest.fixture(name="run")
 def _run(receiver: FaultServer) -> Run:
-    """Runs Python beside the app, with a DSN."""
+    """Run Python in the app's folder, with a DSN in the environment."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("TRANSPORT_KIT_")}
@@ -79,7 +79,7 @@ def test_a_cart_that_can_be_summed_is(run: Run, receiver: FaultServer) -> None:
 
 
 def test_a_cart_without_a_price_is_a_500_and_an_event_with_its_cause(run: Run, receiver: FaultServer) -> None:
-    """What the header promises."""
+    """The header of the example promises both."""
     done = run("-c", VISIT, "/carts/2")
     assert json.loads(done.stdout)[0] == 500, done.stderr
     event = event_of(receiver)
@@ -92,13 +92,13 @@ def test_a_cart_without_a_price_is_a_500_and_an_event_with_its_cause(run: Run, r
 
 @pytest.mark.parametrize("leaf", ["live", "ready", "health"])
 def test_the_routes_answer(leaf: str, run: Run) -> None:
-    """Probes find them where the header says."""
+    """Probes find the routes at the paths in the header."""
     done = run("-c", VISIT, f"/transport/{leaf}")
     assert json.loads(done.stdout) == [200, '{"status":"pass"}' if leaf != "health" else '{"status": "pass"}']
 
 
 def test_the_command_says_that_errors_arrive(run: Run, receiver: FaultServer) -> None:
-    """The first thing to type after an installation."""
+    """`send-test` is the first command after an installation."""
     done = run(str(HERE / "app.py"), "transport", "send-test", "--json")
     assert done.returncode == 0, done.stderr
     assert receiver.event_ids() == [json.loads(done.stdout)["event_id"]]

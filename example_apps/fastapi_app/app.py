@@ -1,14 +1,14 @@
-"""A small shop on FastAPI that reports what goes wrong.
+"""A small shop on FastAPI that reports its errors.
 
 Install:  pip install 'transport-kit[starlette]' fastapi uvicorn
 Run:      TRANSPORT_KIT_DSN='http://<key>@<host>/<project>' uvicorn app:app
           (`transport-kit receiver` prints a DSN for a local server; without one, nothing is sent)
 See:      /carts/1          the sum of a cart
           /carts/2          500, and an event: CartError, caused by KeyError
-          /carts/two        422, and no event: a request that is wrong is an answer
+          /carts/two        422, and no event: an invalid request is not an error of the app
           /export           200 and half a body, and an event
           /checkout  POST   200, and an event from the task that runs after the response
-          /transport/health what became of them; not in /docs
+          /transport/health whether events arrive; not in /docs
 """
 
 from __future__ import annotations
@@ -62,5 +62,5 @@ def checkout(tasks: BackgroundTasks) -> str:
     return "thank you"
 
 
-# Added last, so that it is the outermost layer. The DSN comes from the environment.
+# Added last, so that it is the outermost middleware. The DSN comes from the environment.
 app.add_middleware(TransportMiddleware)

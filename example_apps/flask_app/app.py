@@ -1,13 +1,13 @@
-"""A small shop on Flask that reports what goes wrong.
+"""A small shop on Flask that reports its errors.
 
 Install:  pip install 'transport-kit[flask]'
 Run:      TRANSPORT_KIT_DSN='http://<key>@<host>/<project>' flask run
           (`transport-kit receiver` prints a DSN for a local server; without one, nothing is sent)
 See:      /carts/1          the sum of a cart
           /carts/2          500, and an event: CartError, caused by KeyError
-          /carts/3          a page that says sorry, and an event that the error handler reported
+          /carts/3          404 from an error handler, and an event that the handler reports
           /export           200 and half a body, and an event
-          /transport/health what became of them; /transport/live and /transport/ready for probes
+          /transport/health whether events arrive; /transport/live and /transport/ready for probes
           flask transport check, flask transport send-test   the same from a shell
 """
 
@@ -51,7 +51,7 @@ def export() -> Response:
 
 
 def no_such_cart(error: KeyError) -> tuple[str, int]:
-    # What an error handler answers counts as handled; this one thinks it worth a report all the same.
+    # An exception with an error handler counts as handled and is not reported; this handler reports it.
     kit.capture_exception(error)
     return "There is no such cart.\n", 404
 
@@ -63,7 +63,7 @@ def create_app(**config: object) -> Flask:
     app.add_url_rule("/carts/<int:number>", view_func=show_cart)
     app.add_url_rule("/export", view_func=export)
     app.register_error_handler(KeyError, no_such_cart)
-    # Last, when the config is complete. The DSN comes from the environment.
+    # Last, because it reads the complete config. The DSN comes from the environment.
     kit.init_app(app)
     return app
 

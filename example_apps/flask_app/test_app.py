@@ -1,4 +1,4 @@
-"""The example does what its header says."""
+"""The Flask example works as its header describes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from transport_kit_flask import get_kit
 
 @pytest.fixture(name="transport")
 def _transport() -> CapturedTransport:
-    """Keeps what the shop reports."""
+    """Stores what the shop reports."""
     return CapturedTransport()
 
 
 @pytest.fixture(name="shop")
 def _shop(transport: CapturedTransport) -> Iterator[FlaskClient]:
-    """A browser in the shop."""
+    """A client of the shop."""
     app = create_app(TRANSPORT_KIT_DSN=transport)
     app.logger.disabled = True
     with app.test_client() as browser:
@@ -38,7 +38,7 @@ def test_a_cart_that_can_be_summed_is(shop: FlaskClient, transport: CapturedTran
 def test_a_cart_without_a_price_is_a_500_and_an_event_with_its_cause(
     shop: FlaskClient, transport: CapturedTransport
 ) -> None:
-    """What the header promises, and what `make demo APP=flask` shows."""
+    """The header promises both, and `make demo APP=flask` shows them."""
     assert shop.get("/carts/2").status_code == 500
     (event,) = transport.events
     values = event["exception"]["values"]
@@ -51,7 +51,7 @@ def test_a_cart_without_a_price_is_a_500_and_an_event_with_its_cause(
 def test_a_cart_that_is_not_there_is_handled_and_reported(
     shop: FlaskClient, transport: CapturedTransport
 ) -> None:
-    """An error handler's answer counts as handled; `capture_exception` is the way."""
+    """An exception with an error handler is not reported by itself; the handler calls `capture_exception`."""
     assert shop.get("/carts/3").status_code == 404
     (event,) = transport.events
     assert event["exception"]["values"][-1]["mechanism"]["handled"] is True
@@ -60,7 +60,7 @@ def test_a_cart_that_is_not_there_is_handled_and_reported(
 def test_what_fails_after_the_response_began_is_an_event(
     shop: FlaskClient, transport: CapturedTransport
 ) -> None:
-    """The client saw 200; only the event tells."""
+    """The client has already received a 200: only the event shows the failure."""
     answer = shop.get("/export")
     with pytest.raises(Exception, match="no price for pot"):
         answer.get_data()
@@ -69,7 +69,7 @@ def test_what_fails_after_the_response_began_is_an_event(
 
 
 def test_the_routes_and_the_commands_answer(shop: FlaskClient) -> None:
-    """Probes and shells find them where the header says."""
+    """The header names the paths and the commands."""
     assert [shop.get(f"/transport/{leaf}").status_code for leaf in ("live", "ready", "health")] == [200] * 3
     app = shop.application
     assert isinstance(app, Flask)
@@ -77,7 +77,7 @@ def test_the_routes_and_the_commands_answer(shop: FlaskClient) -> None:
 
 
 def test_the_event_arrives_at_a_server() -> None:
-    """With a DSN in place of the test's transport, the same."""
+    """The other tests replace the transport; this one sends over HTTP."""
     with FaultServer() as receiver:
         app = create_app(TRANSPORT_KIT_DSN=receiver.dsn)
         app.logger.disabled = True

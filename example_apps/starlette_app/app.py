@@ -1,4 +1,4 @@
-"""A small shop on Starlette that reports what goes wrong.
+"""A small shop on Starlette that reports its errors.
 
 Install:  pip install 'transport-kit[starlette]' uvicorn
 Run:      TRANSPORT_KIT_DSN='http://<key>@<host>/<project>' uvicorn app:app
@@ -7,7 +7,7 @@ See:      /carts/1          the sum of a cart
           /carts/2          500, and an event: CartError, caused by KeyError
           /export           200 and half a body, and an event
           /checkout  POST   200, and an event from the task that runs after the response
-          /transport/health what became of them; /transport/live and /transport/ready for probes
+          /transport/health whether events arrive; /transport/live and /transport/ready for probes
 """
 
 from __future__ import annotations
@@ -61,5 +61,5 @@ app = Starlette(
         Route("/checkout", checkout, methods=["POST"]),
     ]
 )
-# Added last, so that it is the outermost layer. The DSN comes from the environment.
+# Added last, so that it is the outermost middleware. The DSN comes from the environment.
 app.add_middleware(TransportMiddleware)

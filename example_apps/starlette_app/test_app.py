@@ -1,4 +1,4 @@
-"""The example does what its header says."""
+"""The Starlette example works as its header describes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transport_kit.testing import FaultServer
 
 @pytest.fixture(name="shop")
 def _shop(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TestClient, FaultServer]]:
-    """The app with a receiver of its own, as after a fresh start."""
+    """A client of the app as after a fresh start, and the server that the app sends to."""
     with FaultServer() as receiver:
         monkeypatch.setenv("TRANSPORT_KIT_DSN", receiver.dsn)
         monkeypatch.setattr(app, "middleware_stack", None)
@@ -40,7 +40,7 @@ def test_a_cart_that_can_be_summed_is(shop: tuple[TestClient, FaultServer]) -> N
 def test_a_cart_without_a_price_is_a_500_and_an_event_with_its_cause(
     shop: tuple[TestClient, FaultServer],
 ) -> None:
-    """What the header promises, and what `make demo` shows."""
+    """The header promises both, and `make demo` shows them."""
     browser, receiver = shop
     assert browser.get("/carts/2").status_code == 500
     values = event_of(receiver)["exception"]["values"]
@@ -55,14 +55,14 @@ def test_a_cart_without_a_price_is_a_500_and_an_event_with_its_cause(
 def test_what_fails_after_the_response_began_is_an_event(
     method: str, path: str, shop: tuple[TestClient, FaultServer]
 ) -> None:
-    """The client saw 200; only the event tells."""
+    """The client has already received a 200: only the event shows the failure."""
     browser, receiver = shop
     assert browser.request(method, path).status_code == 200
     assert "no price for pot" in json.dumps(event_of(receiver)["exception"])
 
 
 def test_the_routes_answer(shop: tuple[TestClient, FaultServer]) -> None:
-    """Probes find them where the header says."""
+    """Probes find the routes at the paths in the header."""
     browser, _ = shop
     assert [browser.get(f"/transport/{leaf}").status_code for leaf in ("live", "ready", "health")] == [
         200
