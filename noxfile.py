@@ -65,8 +65,8 @@ class Cell:
 STARLETTE = (
     "tests/integrations/test_starlette_capture.py",
     "tests/integrations/test_starlette_handlers.py",
-    "tests/integrations/test_starlette_life.py",
-    "tests/integrations/test_starlette_names.py",
+    "tests/integrations/test_starlette_lifespan.py",
+    "tests/integrations/test_starlette_route_names.py",
     "tests/integrations/test_starlette_passing.py",
     "tests/integrations/test_starlette_request.py",
     "tests/integrations/test_starlette_routes.py",

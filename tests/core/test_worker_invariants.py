@@ -1,6 +1,6 @@
 """The eleven invariants of the design, section 4, as far as they are the worker's.
 
-What a call of the state table does is in `test_worker.py`; here is what holds whatever happens.
+What a call of the state table does is in the other `test_worker_*.py`; here is what holds whatever happens.
 """
 
 from __future__ import annotations

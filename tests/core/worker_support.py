@@ -15,6 +15,7 @@ from tests.timing import SOON
 from transport_kit.config.options import TransportOptions
 from transport_kit.envelope.envelope import Envelope
 from transport_kit.envelope.item import Item
+from transport_kit.envelope.losses import LossReason
 from transport_kit.envelope.sealed import SealedEnvelope
 from transport_kit.queues.memory import MemoryQueue
 from transport_kit.transport.worker.ledger import LedgerSnapshot
@@ -50,6 +51,11 @@ def replay(text: str = "") -> SealedEnvelope:
 
 #: From the highest class to the lowest.
 CLASSES: tuple[Callable[[str], SealedEnvelope], ...] = (event, session, transaction, log_batch, replay)
+
+
+RETRY = Outcome.retry(LossReason.NETWORK_ERROR)
+DISCARD = Outcome(LossReason.SEND_ERROR)
+ONE_LOST = (("error", 1),)
 
 
 class Clock:
@@ -112,6 +118,38 @@ class Deliverer:
             return self.changed.wait_for(lambda: self.done >= calls, SOON)
 
 
+class Reporting:
+    """A deliverer that takes the due report along, as the HTTP transport does."""
+
+    def __init__(self, *answers: bool) -> None:
+        self.answers = list(answers)
+        self.reports: list[dict[tuple[str, str], int]] = []
+        self.alone: list[bool] = []
+        self.worker: BackgroundWorker
+
+    def __call__(self, sealed: SealedEnvelope | None, within: float) -> Outcome:
+        report = self.worker.take_report(alone=sealed is None) if self.worker.unreported else ()
+        if report:
+            self.reports.append({(reason, category): n for reason, category, n in report})
+            self.alone.append(sealed is None)
+            if self.answers and not self.answers.pop(0):
+                self.worker.give_back(report)
+                return RETRY
+        return Outcome()
+
+
+class NoThreads:
+    """A host that is out of threads, or an interpreter that is ending."""
+
+    def __init__(self, worker: BackgroundWorker) -> None:
+        self.tries = 0
+        worker._senders._start_thread = self
+
+    def __call__(self, run: Callable[[], None], arguments: tuple[()]) -> int:
+        self.tries += 1
+        raise RuntimeError("can't start new thread")
+
+
 def until(true: Callable[[], object]) -> bool:
     """Whether it becomes true in time; for what no condition announces."""
     pause = threading.Event()
@@ -153,6 +191,20 @@ def running(
         balance(worker, queue)
         assert worker.facts().state is WorkerState.CLOSED
         assert until(lambda: not worker.is_alive()), "a sender outlives its worker"
+
+
+def timed(call: Callable[[], object]) -> float:
+    began = time.monotonic()
+    call()
+    return time.monotonic() - began
+
+
+def flushed(worker: BackgroundWorker) -> tuple[int, int]:
+    """Errors delivered and discarded in all, once nothing is left."""
+    assert worker.flush(SOON).ok
+    totals = worker.facts().totals
+    lost = sum(counts.get("error", 0) for counts in totals.discarded.values())
+    return totals.delivered.get("error", 0), lost
 
 
 def held(queue: MemoryQueue) -> Counter[str]:

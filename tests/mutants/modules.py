@@ -26,7 +26,14 @@ class Module:
     deselect: tuple[str, ...] = ()
 
 
-_WORKER = ("tests/core/test_worker.py", "tests/core/test_worker_invariants.py")
+_WORKER = (
+    "tests/core/test_worker_life.py",
+    "tests/core/test_worker_flush.py",
+    "tests/core/test_worker_retry.py",
+    "tests/core/test_worker_reports.py",
+    "tests/core/test_worker_senders.py",
+    "tests/core/test_worker_invariants.py",
+)
 #: Seconds each, or thousands of envelopes.
 _LONG = ("idle_worker_wakes", "no_wake_up_is_lost", "ten_thousand_envelopes")
 
@@ -35,7 +42,7 @@ MODULES = {
     "dispatch": Module("transport_kit/transport/worker/dispatch.py", _WORKER, _LONG),
     "senders": Module(
         "transport_kit/transport/worker/senders.py",
-        ("tests/core/test_senders.py", "tests/core/test_worker.py"),
+        ("tests/core/test_senders.py", *_WORKER[:-1]),
         _LONG,
     ),
     "books": Module(
@@ -46,7 +53,7 @@ MODULES = {
     ),
     "limits": Module("transport_kit/transport/worker/limits.py", ("tests/core/test_limits.py",)),
     "exchange": Module("transport_kit/transport/wire/exchange.py", ("tests/core/test_exchange.py",)),
-    "sealed": Module("transport_kit/envelope/sealed.py", ("tests/core/test_sealing.py",)),
+    "sealed": Module("transport_kit/envelope/sealed.py", ("tests/core/test_sealed.py",)),
     "spool": Module(
         "transport_kit/queues/spool",
         (

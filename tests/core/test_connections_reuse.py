@@ -1,0 +1,239 @@
+"""ConnectionPool on real sockets: which connections are used again, and which are not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.core.connections_support import (
+    BODY,
+    HEADERS,
+    OK,
+    PATH,
+    Raw,
+    failure,
+    make_pool,
+    post,
+    read_head,
+)
+from tests.timing import SOON
+from transport_kit.testing import FaultServer
+from transport_kit.transport.wire.exchange import ExchangeError
+
+
+@pytest.fixture(name="server")
+def _server() -> Iterator[FaultServer]:
+    """A plain HTTP server."""
+    with FaultServer() as server:
+        yield server
+
+
+def test_one_connection_carries_many_posts(server: FaultServer) -> None:
+    """A TLS handshake costs more than an event."""
+    with make_pool(server.url) as pool:
+        for _ in range(5):
+            post(pool)
+    assert [r.connection for r in server.requests] == [1] * 5
+
+
+def test_posts_at_the_same_time_have_connections_of_their_own(server: FaultServer) -> None:
+    """Senders share a pool and never a socket; idle connections are used again, the latest first."""
+    server.hold()
+    with make_pool(server.url) as pool:
+        threads = [threading.Thread(target=post, args=(pool,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        assert server.wait_for_requests(4)
+        assert server.connections == 4
+        server.release()
+        for thread in threads:
+            thread.join(30)
+        for _ in range(8):
+            post(pool)
+    assert server.connections == 4
+    assert len({r.connection for r in server.requests[4:]}) == 1
+
+
+def test_without_keep_alive_each_post_connects(server: FaultServer) -> None:
+    """For servers and middleboxes that can't."""
+    with make_pool(server.url, keep_alive=False) as pool:
+        post(pool)
+        post(pool)
+    assert [r.connection for r in server.requests] == [1, 2]
+    assert {r.headers["connection"] for r in server.requests} == {"close"}
+
+
+def test_a_connection_the_server_ends_is_not_kept(server: FaultServer) -> None:
+    """`Connection: close` is a promise."""
+    server.answer(200, {"Connection": "close"}, times=1)
+    with make_pool(server.url) as pool:
+        post(pool)
+        post(pool)
+    assert [r.connection for r in server.requests] == [1, 2]
+
+
+def test_idle_connections_that_were_dropped_are_not_used(server: FaultServer) -> None:
+    """A keep-alive timeout of the server's must not cost an envelope or a retry."""
+    with make_pool(server.url) as pool:
+        post(pool)
+        assert server.drop_idle() == 1
+        assert post(pool).status == 200
+    assert [r.connection for r in server.requests] == [1, 2]
+
+
+def test_a_connection_with_unasked_bytes_is_not_used() -> None:
+    """The next answer would be read from them: response splitting."""
+    more = threading.Event()
+    sent = threading.Event()
+
+    def serve(sock: socket.socket, number: int) -> None:
+        read_head(sock)
+        sock.sendall(OK)
+        if number == 0:
+            more.wait(30)
+            sock.sendall(b"HTTP/1.1 200 Forged\r\nContent-Length: 0\r\n\r\n")
+            sent.set()
+        sock.recv(65536)
+        sock.recv(65536)
+
+    with Raw(serve) as raw, make_pool(f"http://127.0.0.1:{raw.port}") as pool:
+        post(pool)
+        more.set()
+        assert sent.wait(30)
+        assert post(pool).body == b'{"id":""}'
+
+
+def test_old_idle_connections_are_replaced(server: FaultServer) -> None:
+    """After a minute a middlebox may have forgotten them, silently."""
+    now = 0.0
+    with make_pool(server.url, clock=lambda: now) as pool:
+        post(pool)
+        now = 60.0
+        post(pool)
+        now = 120.1
+        post(pool)
+    assert [r.connection for r in server.requests] == [1, 1, 2]
+
+
+def test_a_reset_on_a_reused_connection_is_retried_at_once() -> None:
+    """The server closed just as we wrote: nothing was answered, and it is nobody's fault."""
+    served = []
+
+    def serve(sock: socket.socket, number: int) -> None:
+        for _ in range(2):
+            if not read_head(sock):
+                return
+            sock.recv(len(BODY))
+            served.append(number)
+            if served == [0, 0]:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sock.close()
+                return
+            sock.sendall(OK)
+
+    with Raw(serve) as raw, make_pool(f"http://127.0.0.1:{raw.port}") as pool:
+        post(pool)
+        assert post(pool).status == 200
+    assert served == [0, 0, 1]
+
+
+def test_the_retry_happens_once(server: FaultServer) -> None:
+    """A server that always resets is the breaker's matter."""
+    with make_pool(server.url) as pool:
+        post(pool)
+        server.fault("close")
+        error = failure(pool)
+    assert (error.kind, error.body_sent, error.answered) == ("reset", True, False)
+    assert [r.connection for r in server.requests] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("fault", ["half", "garbage", "hang"])
+def test_other_failures_on_a_reused_connection_are_not_retried(server: FaultServer, fault: str) -> None:
+    """Once a byte came, or time has passed, the server may have acted."""
+    with make_pool(server.url, request_timeout=0.2) as pool:
+        post(pool)
+        server.fault(fault)
+        error = failure(pool)
+    assert error.kind == {"half": "reset", "garbage": "protocol", "hang": "timeout"}[fault]
+    assert error.body_sent
+    assert len(server.requests) == 2
+
+
+def test_a_failure_on_a_fresh_connection_is_not_retried(server: FaultServer) -> None:
+    """Only an idle connection has the excuse."""
+    server.fault("reset")
+    with make_pool(server.url) as pool:
+        assert failure(pool).kind == "reset"
+    assert len(server.requests) == 1
+
+
+def test_a_connection_that_failed_is_not_used_again(server: FaultServer) -> None:
+    """The rest of a late answer would be taken for the next one."""
+    server.fault("hang", times=1)
+    with make_pool(server.url, request_timeout=0.1) as pool:
+        assert failure(pool).kind == "timeout"
+        server.release()
+        assert post(pool).status == 200
+    assert [r.connection for r in server.requests] == [1, 2]
+
+
+def test_a_given_timeout_covers_connecting_and_the_exchange(server: FaultServer) -> None:
+    """The last POST before an exit has what is left of the time, not thirty seconds."""
+    server.fault("hang")
+    with make_pool(server.url) as pool:
+        began = time.monotonic()
+        with pytest.raises(ExchangeError) as caught:
+            pool.post(PATH, HEADERS, BODY, timeout=0.1)
+        assert caught.value.kind == "timeout"
+        with pytest.raises(ExchangeError) as caught:
+            pool.post(PATH, HEADERS, BODY, timeout=-1)
+        assert (caught.value.kind, caught.value.body_sent) == ("timeout", False)
+    assert time.monotonic() - began < SOON / 2
+
+
+def test_an_early_refusal_of_a_large_body_is_read(server: FaultServer) -> None:
+    """Without the 413 the envelope would be retried for an hour."""
+    server.fault("early")
+    with make_pool(server.url) as pool:
+        response = post(pool, b"x" * 20_000_000)
+    assert response.status == 413
+    assert not response.reusable
+
+
+def test_a_closed_pool_refuses_and_keeps_nothing(server: FaultServer) -> None:
+    """After close no socket is left, not even one that was in use meanwhile."""
+    server.hold()
+    with make_pool(server.url) as pool:
+        thread = threading.Thread(target=post, args=(pool,))
+        thread.start()
+        assert server.wait_for_requests(1)
+        pool.close()
+        server.release()
+        thread.join(30)
+        assert server.wait_for(1)
+        error = failure(pool)
+        assert not pool._idle
+    assert (error.kind, error.body_sent) == ("connect", False)
+    assert server.connections == 1
+
+
+def test_a_forked_child_leaves_its_parents_connections_alone(server: FaultServer) -> None:
+    """Two processes on one socket would read each other's answers."""
+    with make_pool(server.url) as pool:
+        post(pool)
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            with contextlib.suppress(BaseException):
+                code = 0 if post(pool).status == 200 else 2
+            os._exit(code)
+        assert os.waitpid(pid, 0)[1] == 0
+        post(pool)
+    assert [r.connection for r in server.requests] == [1, 2, 1]

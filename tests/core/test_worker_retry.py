@@ -1,0 +1,394 @@
+"""Outcomes of a delivery: retries, back-off, the breaker, and what is counted as lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+
+import pytest
+
+from tests.core.worker_support import (
+    DISCARD,
+    RETRY,
+    Clock,
+    Deliverer,
+    event,
+    flushed,
+    memory,
+    quick,
+    running,
+    transaction,
+    until,
+)
+from tests.timing import SOON
+from transport_kit.envelope.losses import LossReason
+from transport_kit.envelope.sealed import SealedEnvelope
+from transport_kit.queues.memory import MemoryQueue
+from transport_kit.queues.protocol import Claim
+from transport_kit.transport.worker import dispatch
+from transport_kit.transport.worker.outcome import Outcome
+from transport_kit.transport.worker.worker import BackgroundWorker
+
+
+def test_an_envelope_is_tried_again_until_it_is_delivered() -> None:
+    """An outage costs time, not envelopes."""
+    with running(Deliverer(RETRY, RETRY, RETRY), quick(max_senders=2)) as worker:
+        worker.submit(event())
+        assert flushed(worker) == (1, 0)
+        assert worker.facts().totals.discarded == {}
+
+
+def test_an_envelope_is_given_up_when_its_window_is_over() -> None:
+    """Counted then, once, for what kept it from being delivered."""
+    with running(Deliverer(*[RETRY] * 50), quick(retry_window=0.0)) as worker:
+        worker.submit(event())
+        assert flushed(worker) == (0, 1)
+        assert worker.facts().totals.discarded == {"network_error": {"error": 1}}
+        assert worker.facts().last_drop is not None
+
+
+@pytest.mark.parametrize(("age", "kept"), [(9.5, True), (10.0, False)])
+def test_the_window_is_over_for_what_is_as_old_as_it(age: float, kept: bool) -> None:
+    """Its age when the attempt ends decides, not when it began."""
+    clock, deliver = Clock(), Deliverer(RETRY)
+    options = quick(retry_window=10.0)
+    worker = BackgroundWorker(memory(options, clock), deliver, options, clock=clock, draw=lambda: 0.5)
+    try:
+        deliver.hold()
+        worker.submit(event())
+        assert deliver.wait_for(1)
+        clock.now += age
+        deliver.let_go()
+        assert until(lambda: worker.facts().queue.claimed == 0)
+        assert worker.pending == kept
+        assert worker.facts().totals.discarded == ({} if kept else {"network_error": {"error": 1}})
+    finally:
+        worker.kill()
+
+
+def test_the_server_s_pause_is_kept() -> None:
+    """`Retry-After` is a demand; neither envelope nor probe goes before."""
+    due = time.monotonic() + 0.3
+    deliver = Deliverer(Outcome.retry(LossReason.SEND_ERROR, due))
+    with running(deliver) as worker:
+        worker.submit(event())
+        worker.submit(event())
+        assert deliver.wait_for(3)
+        assert time.monotonic() >= due
+
+
+def test_the_server_s_pause_holds_for_its_envelope_although_others_are_delivered() -> None:
+    """A success of another sender closes the breaker; what the server asked to hold back still waits."""
+    clock = Clock()
+    opened = {text: threading.Event() for text in ("asked", "other", "next")}
+    opened["next"].set()
+    outcomes = {"asked": Outcome.retry(LossReason.SEND_ERROR, not_before=clock.now + 30.0)}
+    began: list[str] = []
+
+    def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
+        assert sealed is not None
+        text = next(text for text in opened if text.encode() in sealed.serialize())
+        began.append(text)
+        opened[text].wait(SOON)
+        return outcomes.pop(text, Outcome())
+
+    options = quick(max_senders=2)
+    # Without jitter's share the back-off alone would let it go at once, before what was never tried.
+    worker = BackgroundWorker(memory(options, clock), deliver, options, clock=clock, draw=lambda: 0.0)
+    try:
+        for text in ("asked", "other"):
+            worker.submit(transaction(text))
+        assert until(lambda: sorted(began) == ["asked", "other"])
+        opened["asked"].set()
+        assert until(lambda: worker.facts().breaker.state == "open")
+        opened["other"].set()
+        assert until(lambda: worker.facts().breaker.state == "closed")
+        worker.submit(transaction("next"))
+        assert until(lambda: worker.facts().totals.delivered.get("transaction") == 2)
+        assert began[2:] == ["next"]
+        assert worker.pending == 1
+        clock.now += 30.0
+        assert until(lambda: worker.pending == 0)
+        assert began[2:] == ["next", "asked"]
+    finally:
+        worker.kill()
+
+
+def test_the_pause_of_an_envelope_doubles_with_each_of_its_attempts() -> None:
+    """One that always fails must not come back as often as one that failed once."""
+    clock = Clock()
+    pauses: list[float] = []
+
+    class Noting(MemoryQueue):
+        def release(self, claims: Iterable[Claim], not_before: float = 0.0) -> None:
+            pauses.append(not_before - clock.now)
+            super().release(claims, not_before)
+
+    options = quick(backoff_base=0.01, backoff_max=0.05)
+    worker = BackgroundWorker(
+        Noting(10, 1 << 20, clock=clock), Deliverer(*[RETRY] * 5), options, clock=clock, draw=lambda: 0.5
+    )
+    try:
+        worker.submit(event())
+        for attempts in range(1, 6):
+            assert until(lambda attempts=attempts: len(pauses) == attempts)  # type: ignore[misc]
+            clock.now += 60.0
+        assert until(lambda: worker.pending == 0)
+        assert pauses == pytest.approx([0.005, 0.01, 0.02, 0.025, 0.025])
+    finally:
+        worker.kill()
+
+
+def test_a_queue_that_can_t_be_claimed_from_is_left_alone_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A full disk or a lost mount lasts: trying again at once would take a whole processor."""
+    monkeypatch.setattr(dispatch, "CLAIM_AGAIN", 0.2)
+    claimed_at: list[float] = []
+
+    class Broken(MemoryQueue):
+        def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
+            claimed_at.append(time.monotonic())
+            if len(claimed_at) == 1:
+                raise OSError("no such disk")
+            return super().claim(limit, timeout)
+
+    with running(Deliverer(), quick(), Broken(10, 1 << 20)) as worker:
+        worker.submit(event())
+        assert flushed(worker) == (1, 0)
+    assert claimed_at[1] - claimed_at[0] >= 0.2
+
+
+def test_a_worker_ends_at_once_although_a_claim_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pause after it is cut short, before it began too: no thread outlives its worker by it."""
+    monkeypatch.setattr(dispatch, "CLAIM_AGAIN", 3600.0)
+    entered, go = threading.Event(), threading.Event()
+
+    class Broken(MemoryQueue):
+        def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
+            entered.set()
+            go.wait(SOON)
+            raise OSError("no such disk")
+
+    for late in (False, True):
+        entered.clear()
+        (go.clear if late else go.set)()
+        with running(Deliverer(), quick(), Broken(10, 1 << 20)) as worker:
+            worker.submit(event())
+            assert entered.wait(SOON)
+            worker.kill()
+            go.set()
+
+
+def test_a_flush_brings_the_next_attempt_forward_once_a_second() -> None:
+    """Someone waits, so it is worth a try; in a loop it would be a back door around the back-off."""
+    options = quick(backoff_base=3000.0, backoff_max=3000.0, max_senders=2)
+    deliver = Deliverer(RETRY, RETRY, RETRY)
+    with running(deliver, options) as worker:
+        worker.submit(event())
+        assert deliver.wait_done(1)
+        assert until(lambda: worker.facts().breaker.state == "open")
+        for _ in range(5):
+            assert worker.flush(0.02).pending == 1
+        assert deliver.wait_done(2)
+        assert len(deliver.began) == 2
+        worker._delivery._last_hastened = float("-inf")
+        worker.flush(0.02)
+        assert deliver.wait_done(3)
+        worker._delivery._last_hastened = float("-inf")
+        assert flushed(worker) == (1, 0)
+
+
+def test_while_the_breaker_is_open_one_probe_goes_out() -> None:
+    """A server that comes back is not met by eight senders and ten thousand envelopes."""
+    deliver = Deliverer(*[RETRY] * 8)
+    deliver.hold()
+    with running(deliver, quick(backoff_base=3000.0, backoff_max=3000.0)) as worker:
+        for _ in range(30):
+            worker.submit(event())
+        assert deliver.wait_for(8)
+        deliver.let_go()
+        assert deliver.wait_done(8)
+        assert until(lambda: worker.facts().queue.claimed == 0)
+        assert worker.facts().breaker.failures == 1, "eight failures that began before are one"
+        deliver.hold()
+        deliver.at_once = 0
+        worker.flush(0.0)
+        assert deliver.wait_for(9)
+        for _ in range(30):
+            worker.submit(event())
+        assert worker.flush(0.1).pending == 60
+        assert worker.facts().breaker.state == "probing"
+        assert (len(deliver.began), deliver.at_once) == (9, 1)
+        deliver.let_go()
+        assert worker.flush(SOON).ok
+        assert worker.facts().breaker.state == "closed"
+
+
+def test_whoever_waits_at_the_breaker_sleeps_until_something_changes() -> None:
+    """An outage lasts hours: before a probe, and while one is out, no sender may turn in a loop."""
+    pauses: list[float | None] = []
+
+    class Noting(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            pauses.append(timeout)
+            return super().wait(timeout)
+
+    deliver = Deliverer(RETRY)
+    options = quick(backoff_base=3000.0, backoff_max=3000.0)
+    worker = BackgroundWorker(memory(options), deliver, options, draw=lambda: 0.5)
+    worker._delivery._gate = Noting(worker._lock.rlock)
+    try:
+        worker.submit(event())
+        assert until(lambda: pauses)
+        assert pauses == [dispatch.LONGEST_PAUSE], "open"
+        deliver.hold()
+        worker.submit(event())
+        worker.flush(0.0)
+        assert deliver.wait_for(2)
+        before = len(pauses)
+        assert until(lambda: len(pauses) > before or worker.facts().senders == 2)
+        assert until(lambda: pauses[1:])
+        assert worker.facts().breaker.state == "probing"
+        assert set(pauses) == {dispatch.LONGEST_PAUSE}
+    finally:
+        deliver.let_go()
+        worker.kill()
+
+
+def test_a_delivery_that_raises_is_no_verdict_on_the_server() -> None:
+    """Poison is our own fault: it opens no breaker, and as a probe it closes none."""
+    options = quick(backoff_base=3000.0, backoff_max=3000.0)
+    with running(Deliverer(ValueError()), options) as worker:
+        worker.submit(event())
+        assert flushed(worker) == (0, 1)
+        assert worker.facts().breaker.state == "closed"
+    deliver = Deliverer(RETRY, ValueError())
+    with running(deliver, options) as worker:
+        worker.submit(event())
+        assert until(lambda: worker.facts().breaker.state == "open")
+        assert flushed(worker) == (0, 1)
+        assert worker.facts().breaker.state == "open"
+        worker.submit(event())
+        assert flushed(worker) == (1, 1), "the probe's end made room for another"
+        assert worker.facts().breaker.state == "closed"
+
+
+def test_deliveries_that_raise_cost_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Ten thousand poisoned envelopes are one line, and a number in health."""
+    with running(Deliverer(ValueError(), ValueError()), quick(max_senders=1)) as worker:
+        worker.submit(event())
+        worker.submit(event())
+        assert flushed(worker) == (0, 2)
+    assert len([record for record in caplog.records if "ValueError" in record.getMessage()]) == 1
+
+
+def test_an_envelope_that_was_claimed_as_the_breaker_opened_waits() -> None:
+    """The watcher was about to take one when the other sender's failure came in."""
+    failing, opened = threading.Event(), threading.Event()
+    deliver = Deliverer(RETRY)
+    options = quick(backoff_base=3000.0, backoff_max=3000.0)
+
+    class Late(MemoryQueue):
+        """Hands out the second envelope just after the first has failed."""
+
+        def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
+            claims = super().claim(limit, timeout)
+            if claims and claims[0].id == 2:
+                failing.set()
+                deliver.let_go()
+                opened.wait(SOON)
+            return claims
+
+    deliver.hold()
+    queue = Late(100, 1 << 30)
+    with running(deliver, options, queue) as worker:
+        worker.submit(event())
+        assert deliver.wait_for(1)
+        worker.submit(event())
+        assert failing.wait(SOON)
+        assert until(lambda: worker.facts().breaker.state == "open")
+        opened.set()
+        assert until(lambda: worker.facts().queue.claimed == 0)
+        assert len(deliver.began) == 1, "it went out while the breaker was open"
+        assert worker.facts().queue.waiting == 2
+
+
+def test_an_old_attempt_without_a_verdict_makes_no_room_for_a_second_probe() -> None:
+    """Only the probe's own end does."""
+    options = quick(backoff_base=3000.0, backoff_max=3000.0, max_senders=3)
+    opened = {text: threading.Event() for text in ("old", "failing", "probe", "next")}
+    outcomes = {"old": Outcome(LossReason.RATELIMIT_BACKOFF, answered=None), "failing": RETRY}
+    began: list[str] = []
+
+    def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
+        assert sealed is not None
+        text = next(text for text in opened if text.encode() in sealed.serialize())
+        began.append(text)
+        opened[text].wait(SOON)
+        return outcomes.pop(text, Outcome())
+
+    with running(deliver, options) as worker:
+        for text in ("old", "failing"):
+            worker.submit(transaction(text))
+        assert until(lambda: len(began) == 2)
+        opened["failing"].set()
+        assert until(lambda: worker.facts().breaker.state == "open")
+        worker.submit(event("probe"))
+        worker.flush(0.0)
+        assert until(lambda: "probe" in began)
+        opened["old"].set()
+        assert until(lambda: worker.facts().totals.discarded)
+        worker.submit(event("next"))
+        worker.flush(0.1)
+        assert worker.facts().breaker.state == "probing"
+        assert "next" not in began
+        for gate in opened.values():
+            gate.set()
+        assert worker.flush(SOON).ok
+
+
+def test_an_envelope_the_server_can_t_stand_does_not_stop_the_others() -> None:
+    """It fails each time, and fails as the probe: the others get their turn to show the server lives."""
+    delivered: list[bytes] = []
+
+    def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
+        assert sealed is not None
+        body = sealed.serialize()
+        if b"poison" in body:
+            return RETRY
+        delivered.append(body)
+        return Outcome()
+
+    with running(deliver, quick(backoff_base=0.001, backoff_max=0.01, max_senders=1)) as worker:
+        worker.submit(event("poison"))
+        for _ in range(30):
+            worker.submit(event())
+        assert until(lambda: len(delivered) == 30)
+        assert worker.flush(0.0).pending == 1
+
+
+def test_what_was_left_out_counts_once_however_often_it_is_tried() -> None:
+    """A limit drops an item at each attempt; it was lost once."""
+    sealed = transaction()
+    lost = (("span", 3),)
+    again = RETRY.with_lost(LossReason.RATELIMIT_BACKOFF, lost)
+    final = Outcome().with_lost(LossReason.RATELIMIT_BACKOFF, lost)
+    with running(Deliverer(again, again, final)) as worker:
+        worker.submit(sealed)
+        assert worker.flush(SOON).ok
+        totals = worker.facts().totals
+        assert totals.delivered == {"transaction": 1}
+        assert totals.discarded == {"ratelimit_backoff": {"span": 3}}
+
+
+def test_what_was_left_out_of_a_refused_envelope_has_its_own_reason() -> None:
+    """Each part is counted for what happened to it."""
+    outcome = DISCARD.with_lost(LossReason.RATELIMIT_BACKOFF, (("span", 3), ("error", 5)))
+    with running(Deliverer(outcome)) as worker:
+        worker.submit(transaction())
+        worker.flush(SOON)
+        discarded = worker.facts().totals.discarded
+        assert discarded["send_error"] == {"transaction": 1}
+        assert {category: n for category, n in discarded["ratelimit_backoff"].items() if n} == {"span": 3}
