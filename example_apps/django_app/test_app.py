@@ -1,4 +1,4 @@
-"""The Django example works as its header describes. Each test has its own process: Django is configured once."""
+"""The Django example works as its header describes. A process for each test: Django is configured once."""
 
 from __future__ import annotations
 

@@ -153,10 +153,11 @@ class DiskSystem(System):
     def die(self) -> None:
         """SIGKILL: the kernel closes everything."""
         for fd in list(self.open_files):
-            self._close(fd)
+            self.drop(fd)
         self.dead = True
 
-    def _close(self, fd: int) -> None:
+    def drop(self, fd: int) -> None:
+        """Close a descriptor as somebody else in the process does: no call of ours, no failure."""
         opened = self.open_files.pop(fd)
         if opened.node.flocked is opened:
             opened.node.flocked = None
@@ -222,7 +223,7 @@ class DiskSystem(System):
     def close(self, fd: int) -> None:
         self._call("close")
         self._file(fd)
-        self._close(fd)
+        self.drop(fd)
 
     def write(self, fd: int, parts: Sequence[bytes]) -> int:
         opened = self._file(fd)
@@ -349,23 +350,37 @@ class Place:
         self.disk = Disk()
         self.clock = Clock()
         self.pids = 10
+        self._systems: dict[FileSpool, DiskSystem] = {}
 
     def spool(self, **options: object) -> FileSpool:
         self.pids += 1
-        return FileSpool(
+        system = DiskSystem(self.disk, self.pids)
+        spool = FileSpool(
             "/spool",
             IDENTITY,
-            system=DiskSystem(self.disk, self.pids),
+            system=system,
             clock=self.clock,
             wall=lambda: NOW_MS / 1000 + self.clock.now - 1000,
             **options,  # type: ignore[arg-type]
         )
+        self._systems[spool] = system
+        return spool
+
+    def system(self, spool: FileSpool) -> DiskSystem:
+        """The process that `spool` is in."""
+        return self._systems[spool]
+
+    def written(self, spool: FileSpool) -> list[int]:
+        """Descriptors of the segments that `spool` appends to, oldest first."""
+        folder = self.disk.find(f"/spool/{IDENTITY}/seg")
+        nodes = {} if folder is None else folder.names
+        segments = [id(nodes[name]) for name in self.segments()]
+        files = self.system(spool).open_files.items()
+        return [fd for fd, opened in files if opened.writable and id(opened.node) in segments]
 
     def segments(self) -> list[str]:
         folder = self.disk.find(f"/spool/{IDENTITY}/seg")
         return [] if folder is None else [name for name in folder.names if name.endswith(".log")]
 
     def die(self, spool: FileSpool) -> None:
-        system = spool._system
-        assert isinstance(system, DiskSystem)
-        system.die()
+        self.system(spool).die()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.timing import SOON
 from transport_kit.config.options import TransportOptions
 from transport_kit.runtime import process
 from transport_kit.runtime.log import log
@@ -31,6 +32,7 @@ class Ending(Transport):
         self.calls: list[str] = []
         self.deadlines: list[float] = []
         self.free = True
+        self.sigterm = False
 
     def _flush(self, timeout: float, until: str) -> FlushReport:
         self.calls.append(f"flush {timeout:g}")
@@ -49,13 +51,17 @@ class Ending(Transport):
     def _can_wait(self) -> bool:
         return self.free
 
+    def _wants_sigterm(self) -> bool:
+        return self.sigterm
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """No transport of another test, nothing said yet."""
-    monkeypatch.setattr(process, "_watched", {})
+
+@pytest.fixture(name="registry", autouse=True)
+def _registry(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """No transport of another test, nothing reported yet."""
+    registry: dict[int, object] = {}
+    monkeypatch.setattr(process, "_watched", registry)
     monkeypatch.setattr(process, "_reported_in", None)
-    yield
+    yield registry
     log.renew()
 
 
@@ -116,14 +122,14 @@ def test_a_closed_stderr_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     assert only.calls == ["flush 0", "end"]
 
 
-def test_a_transport_is_held_weakly() -> None:
+def test_a_transport_is_held_weakly(registry: dict[int, object]) -> None:
     """A hook must not keep alive what the app has dropped."""
     only = Ending()
     watched(only)
-    assert len(process._watched) == 1
+    assert len(registry) == 1
     del only
     gc.collect()
-    assert process._watched == {}
+    assert registry == {}
 
 
 def test_the_hooks_are_installed_once() -> None:
@@ -165,26 +171,28 @@ def test_a_fork_leaves_renewal_to_the_first_use_where_gevent_may_still_patch(
 def test_sigterm_is_left_alone_off_the_main_thread_and_where_it_is_taken() -> None:
     """Python allows handlers on the main thread only, and a callable there belongs to a server."""
     before = signal.getsignal(signal.SIGTERM)
+    only = Ending()
+    only.sigterm = True
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        thread = threading.Thread(target=process._catch_sigterm)
+        thread = threading.Thread(target=process.watch, args=(only,))
         thread.start()
         thread.join()
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         for taken in (signal.SIG_IGN, lambda number, frame: None):
             signal.signal(signal.SIGTERM, taken)
-            process._catch_sigterm()
+            process.watch(only)
             assert signal.getsignal(signal.SIGTERM) is taken
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        process._catch_sigterm()
-        assert signal.getsignal(signal.SIGTERM) is process._on_sigterm
+        process.watch(only)
+        assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN, None)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(name="kills")
 def _kills(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Signals we send to ourselves are noted, and the handler is installed as it would be."""
+    """Records the signals that the process sends to itself, with the handler that a transport installs."""
     sent: list[tuple[int, Any]] = []
     arrived = threading.Event()
 
@@ -194,7 +202,10 @@ def _kills(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(os, "kill", kill)
     before = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, process._on_sigterm)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    installing = Ending()
+    installing.sigterm = True
+    process.watch(installing)
     yield sent, arrived
     signal.signal(signal.SIGTERM, before)
 
@@ -203,7 +214,7 @@ def test_sigterm_drains_and_is_sent_again_with_its_default_action(kills: Any) ->
     """The exit status stays what a supervisor expects: ended by SIGTERM."""
     only = Ending()
     watched(only)
-    process._on_sigterm(signal.SIGTERM, None)
+    signal.raise_signal(signal.SIGTERM)
     assert only.calls == ["flush 0", "end"]
     assert kills[0] == [(signal.SIGTERM, signal.SIG_DFL)]
 
@@ -213,10 +224,11 @@ def test_sigterm_in_a_critical_section_comes_back_a_moment_later(kills: Any) -> 
     only = Ending()
     only.free = False
     watched(only)
-    process._on_sigterm(signal.SIGTERM, None)
+    ours = signal.getsignal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
     assert only.calls == []
-    assert kills[1].wait(30)
-    assert kills[0] == [(signal.SIGTERM, process._on_sigterm)]
+    assert kills[1].wait(SOON)
+    assert kills[0] == [(signal.SIGTERM, ours)]
 
 
 def test_sigterm_in_a_critical_section_without_threads_ends_the_process(
@@ -231,7 +243,7 @@ def test_sigterm_in_a_critical_section_without_threads_ends_the_process(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(_thread, "start_new_thread", refuse)
-    process._on_sigterm(signal.SIGTERM, None)
+    signal.raise_signal(signal.SIGTERM)
     assert only.calls == []
     assert kills[0] == [(signal.SIGTERM, signal.SIG_DFL)]
 
@@ -240,8 +252,11 @@ def test_a_handler_that_calls_ours_decides_about_the_end(kills: Any) -> None:
     """Whoever replaced our handler and chains to it has an end of their own in mind."""
     only = Ending()
     watched(only)
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
-    process._on_sigterm(signal.SIGTERM, None)
+    ours = signal.getsignal(signal.SIGTERM)
+    assert callable(ours)
+    signal.signal(signal.SIGTERM, ours_called := lambda number, frame: ours(number, frame))
+    signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is ours_called
     assert only.calls == []
     assert kills[0] == []
 
@@ -256,7 +271,7 @@ def test_silence_waits_for_lines_that_are_being_written() -> None:
     class Slow(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             entered.set()
-            release.wait(30)
+            release.wait(SOON)
             lines.append(record.getMessage())
 
     handler = Slow()
@@ -264,11 +279,11 @@ def test_silence_waits_for_lines_that_are_being_written() -> None:
     try:
         thread = threading.Thread(target=log.warning, args=("one",))
         thread.start()
-        assert entered.wait(30)
+        assert entered.wait(SOON)
         log.silence(0.05)
         assert lines == []
         threading.Timer(0.05, release.set).start()
-        log.silence(5.0)
+        log.silence(SOON)
         thread.join()
         log.warning("two")
         log.renew()
@@ -276,3 +291,34 @@ def test_silence_waits_for_lines_that_are_being_written() -> None:
     finally:
         logging.getLogger("transport_kit").removeHandler(handler)
     assert lines == ["one", "three"]
+
+
+def test_children_of_multiprocessing_are_seen_to_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for this process, and once more in each child, which forgets the first."""
+    import multiprocessing.util as util
+
+    finalizers: list[dict[str, Any]] = []
+    after_fork: list[Any] = []
+    monkeypatch.setattr(util, "Finalize", lambda obj, call, **more: finalizers.append({"call": call, **more}))
+    monkeypatch.setattr(util, "register_after_fork", lambda obj, call: after_fork.append(call))
+    monkeypatch.setattr(process, "_watches_multiprocessing", False)
+    for _ in range(2):
+        process.watch(Ending())
+    assert finalizers == [{"call": process.end_all, "exitpriority": -100}]
+    (call,) = after_fork
+    call(None)
+    assert len(finalizers) == 2
+    monkeypatch.delitem(sys.modules, "multiprocessing.util")
+    monkeypatch.setattr(process, "_watches_multiprocessing", False)
+    process.watch(Ending())  # nobody uses it: it is not imported either
+    assert len(finalizers) == 2
+    assert "multiprocessing.util" not in sys.modules
+
+
+def test_at_the_exit_nothing_is_logged_any_more(caplog: pytest.LogCaptureFixture) -> None:
+    """See `silence`; multiprocessing's finalizer and SIGTERM end without an interpreter's end."""
+    process.end_all()
+    log.warning("after the end")
+    process._at_exit()
+    log.warning("after the exit")
+    assert [record.getMessage() for record in caplog.records] == ["after the end"]

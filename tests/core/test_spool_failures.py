@@ -36,6 +36,15 @@ def test_a_segment_that_can_not_be_read_is_tried_again(place: Place) -> None:
     assert drained(spool) == ids(1)
 
 
+def forget_what_was_read(spool: FileSpool) -> None:
+    """Empty the buffers of its segments: what is needed again comes from the disk."""
+    drainer = spool._current().drainer
+    assert drainer is not None
+    for segment in drainer.tails.values():
+        assert segment._reader is not None
+        segment._reader._window = b""
+
+
 def test_what_can_not_be_read_again_waits(place: Place) -> None:
     """Released, it is not kept in memory; the disk must give it once more, now or later."""
     spool = place.spool()
@@ -43,7 +52,7 @@ def test_what_can_not_be_read_again_waits(place: Place) -> None:
     (claim,) = spool.claim(1, 0.0)
     spool.release([claim])
     place.disk.failing = {"read": errno.EIO}
-    spool._current().drainer.tails[place.segments()[0]]._reader._window = b""  # type: ignore[union-attr]
+    forget_what_was_read(spool)
     assert spool.claim(1, 0.0) == []
     place.disk.failing = {}
     place.clock.now += 2
@@ -52,7 +61,7 @@ def test_what_can_not_be_read_again_waits(place: Place) -> None:
     node = place.disk.find(f"/spool/{IDENTITY}/seg/{place.segments()[0]}")
     assert node is not None
     node.data[-4] ^= 1
-    spool._current().drainer.tails[place.segments()[0]]._reader._window = b""  # type: ignore[union-attr]
+    forget_what_was_read(spool)
     place.clock.now += 2
     assert spool.claim(1, 0.0) == []
     assert spool.take_losses() == (("internal_sdk_error", "error", 1),)
@@ -66,7 +75,7 @@ def test_a_session_that_can_not_be_read_again_is_not_overtaken(place: Place) -> 
     (claim,) = spool.claim(5, 0.0)
     spool.release([claim])
     place.disk.failing = {"read": errno.EIO}
-    spool._current().drainer.tails[place.segments()[0]]._reader._window = b""  # type: ignore[union-attr]
+    forget_what_was_read(spool)
     assert spool.claim(5, 0.0) == []
     place.disk.failing = {}
     assert spool.claim(5, 0.0) == []
@@ -170,12 +179,9 @@ def test_descriptors_that_somebody_closed_are_not_written_to(place: Place) -> No
     """A daemoniser closes all there are: the record goes to a new segment."""
     spool = place.spool()
     spool.put(event(1))
-    system = spool._system
-    assert isinstance(system, DiskSystem)
-    writer = spool._current().writer
-    assert writer is not None
-    (opened,) = writer._open.values()
-    system._close(opened.fd)
+    system = place.system(spool)
+    (opened,) = place.written(spool)
+    system.drop(opened)
     assert spool.put(event(2)).accepted
     assert spool.facts().in_memory == 0
     spool.claim(0, 0.0)
@@ -325,8 +331,7 @@ def test_a_fork_that_nobody_saw_begins_anew(place: Place) -> None:
     """Another process id: the parent's descriptors are let go of, its envelopes are its own."""
     spool = place.spool()
     spool.put(event(1))
-    system = spool._system
-    assert isinstance(system, DiskSystem)
+    system = place.system(spool)
     system.pid += 1000
     assert spool.put(event(2)).accepted
     assert spool.stats().last_id == 1
@@ -339,12 +344,9 @@ def test_a_forked_child_closes_no_descriptor_that_means_another_file_by_now(plac
     spool = place.spool()
     spool.put(event(1))
     spool.put(session(2))
-    system = spool._system
-    assert isinstance(system, DiskSystem)
-    writer = spool._current().writer
-    assert writer is not None
-    ours, reused = (opened.fd for opened in writer._open.values())
-    system._close(reused)
+    system = place.system(spool)
+    ours, reused = place.written(spool)
+    system.drop(reused)
     system.open_files[reused] = Description(place.disk.node(0o100600), True)
     system.pid += 1000
     assert spool.put(event(3)).accepted
@@ -366,8 +368,6 @@ def test_a_roll_that_fails_leaves_the_old_segment_in_use(place: Place) -> None:
 def test_a_busy_process_has_its_next_segment_ready(place: Place) -> None:
     """Making a file takes longer than writing a record: the claiming thread does it, not a capture."""
     spool = place.spool(segment_bytes=32 * 1024)
-    system = spool._system
-    assert isinstance(system, DiskSystem)
     for number in range(2):
         spool.put(event(number, "x" * 9000))
     spool.claim(0, 0.0)
@@ -388,8 +388,6 @@ def test_a_busy_process_has_its_next_segment_ready(place: Place) -> None:
 def test_a_process_that_fills_several_segments_a_second_has_as_many_ready(place: Place) -> None:
     """It is looked after once a second: what a burst needed is there for the next one, within reason."""
     spool = place.spool(drain=False, segment_bytes=16 * 1024)
-    system = spool._system
-    assert isinstance(system, DiskSystem)
     for number in range(7):
         spool.put(event(number, "x" * 9000))
     assert len(place.segments()) == 4
@@ -417,7 +415,7 @@ def test_who_can_not_roll_at_once_does_not_wait(place: Place) -> None:
         assert spool.put(event(1)).accepted
         assert spool.put(event(2)).accepted
     assert len(place.segments()) == 2
-    assert writer._open == {}
+    assert place.written(spool) == []
     assert drained(spool) == ids(1, 2)
 
 
@@ -567,8 +565,7 @@ def test_a_directory_that_somebody_else_opens_up_leaves_no_descriptor(place: Pla
     assert node is not None
     node.mode |= 0o050
     spool = place.spool(strict=False)
-    system = spool._system
-    assert isinstance(system, DiskSystem)
+    system = place.system(spool)
     assert system.open_files == {}
 
 
@@ -599,7 +596,8 @@ def test_what_is_removed_is_told_from_what_is_not(place: Place) -> None:
     system = DiskSystem(place.disk, 7)
     directory = open_directory(system, "/spool", IDENTITY)
     fd = system.create("a", directory.segments)
-    folder = system._within(directory.segments)
+    folder = place.disk.find(f"/spool/{IDENTITY}/seg")
+    assert folder is not None
     node = folder.names["a"]
     assert not directory.is_removed(fd, "a", directory.segments)
     system.rename("a", "b", directory.segments)
@@ -615,8 +613,7 @@ def test_segments_that_are_done_leave_no_descriptor(place: Place) -> None:
     """Neither their own nor their ack log's: a drainer goes through thousands of them."""
     spool = place.spool()
     spool.claim(0, 0.0)
-    system = spool._system
-    assert isinstance(system, DiskSystem)
+    system = place.system(spool)
     before = len(system.open_files)
     for number in range(6):
         other = place.spool(drain=False)
@@ -647,8 +644,7 @@ def test_counting_a_backlog_keeps_no_segment_open(place: Place) -> None:
         other.close()
     spool = place.spool()
     spool.claim(0, 0.0)
-    system = spool._system
-    assert isinstance(system, DiskSystem)
+    system = place.system(spool)
     status = spool.facts().status
     assert status is not None
     assert (status.pending, status.complete) == (20, True)
@@ -672,8 +668,7 @@ def test_a_disk_in_trouble_costs_a_capture_nothing(place: Place, caplog: pytest.
     spool = place.spool(drain=False)
     place.disk.failing = {"create": errno.EIO}
     spool.put(event(1))
-    system = spool._system
-    assert isinstance(system, DiskSystem)
+    system = place.system(spool)
     calls = system.calls
     for number in range(2, 9):
         spool.put(event(number))
