@@ -3,7 +3,7 @@
 # PYTHON=python3.12   the interpreter that the environment is made with (3.11 or newer): a path, or a name that is on
 #                     PATH or known to pyenv or uv. Each has an environment of its own:
 #                     make test PYTHON=python3.12 VENV=.venv-3.12
-# VENV=.venv          the folder of the environment; constraints.txt pins versions, pip's own settings name the index
+# VENV=.venv          the folder of the environment; constraints.txt pins versions, pip's own settings say where from
 # APP=flask           the app that `make demo` runs: django, flask, fastapi or starlette
 # ONCE=1              `make demo` ends by itself
 # CELL=django-6.0     the only cell of noxfile.py that `make test-all` runs
@@ -93,7 +93,7 @@ test-all: $(DEV) ## Run each integration with its oldest and newest framework
 
 coverage: $(DEV) ## Run the suite, and fail below 95 % of branches in transport_kit/
 	@$(BIN)/python -m coverage erase
-	@$(BIN)/python -m coverage run -m pytest -q -m 'not chaos and not servers' $(TESTS)
+	@$(BIN)/python -m coverage run -m pytest -q -m 'not chaos and not servers' -n $(JOBS) --dist loadgroup $(TESTS)
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report --fail-under=95
 

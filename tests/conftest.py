@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextvars import Context
@@ -18,6 +19,16 @@ from transport_kit.reporting.scope import _current
 
 #: Envelopes of one test that Relay reads: thousands of the same kind would show nothing new.
 MAX_READ = 300
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let coverage measure the processes that share the suite, but not those that tests start.
+
+    Measuring changes the disposition of SIGTERM, which is what some of these are about.
+    """
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+
 
 # A shell ignores SIGINT for a suite that it runs in the background, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
