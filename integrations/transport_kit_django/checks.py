@@ -155,15 +155,14 @@ def _problem(error: OptionsError) -> checks.Error:
 def _transport() -> Iterator[checks.CheckMessage]:
     """What only shows when the transport is made: a missing extra, files, a class of the user's own."""
     try:
-        problem = get_kit().problem
+        kit = get_kit()
+        problem = kit.problem or next(iter(kit.option_problems), None)
     except TransportKitError as error:  # with STRICT
         problem = str(error)
     except Exception as error:
         problem = type(error).__name__  # not ours: its text may hold anything
     if problem is not None:
-        yield checks.Error(
-            "The transport can't be made: nothing will be delivered.", hint=problem, id="transport_kit.E006"
-        )
+        yield checks.Error("The transport can't be made as it is set.", hint=problem, id="transport_kit.E006")
 
 
 # -- the site ------------------------------------------------------------------------------------------

@@ -49,6 +49,8 @@ def test_json_holds_what_the_table_holds() -> None:
             "default": "8",
             "secret": False,
             "meaning": meaning("max_senders"),
+            "substitute": "its default, 8, is used",
+            "health": "warn",
         }
     ]
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from tests.timing import SOON
 from transport_kit.config.dsn import Dsn
 from transport_kit.config.options import TransportOptions
 from transport_kit.envelope.envelope import Envelope
-from transport_kit.runtime.errors import InvalidDsn, OptionsError
-from transport_kit.testing import CapturedTransport
+from transport_kit.runtime.errors import InvalidDsn, MissingExtra, OptionsError
+from transport_kit.testing import CapturedTransport, FaultServer
 from transport_kit.transport.base import Transport
 from transport_kit.transport.factory import build_transport, make_transport
 from transport_kit.transport.http import BaseHttpTransport, HttpTransport
@@ -105,8 +106,6 @@ MISTAKES: list[tuple[Any, dict[str, Any], dict[str, str], type[Exception], list[
     (DSN, {"max_sender": 2}, {}, OptionsError, ["max_sender", "arguments", "did you mean max_senders?"]),
     (DSN, {"max_senders": "2"}, {}, OptionsError, ["max_senders", "arguments", "whole number", "str"]),
     (DSN, {"max_senders": 0}, {}, OptionsError, ["max_senders", "from 1 to 64"]),
-    (DSN, {}, {"TRANSPORT_KIT_MAX_SENDERS": "many"}, OptionsError, ["TRANSPORT_KIT_MAX_SENDERS", "whole"]),
-    (DSN, {}, {"TRANSPORT_KIT_MAX_SENDER": "2"}, OptionsError, ["TRANSPORT_KIT_MAX_SENDERS?"]),
     (DSN, {"compression": "lzma"}, {}, OptionsError, ["compression", "gzip"]),
     (
         DSN,
@@ -141,6 +140,79 @@ def test_each_mistake_is_one_line_that_names_it_and_no_key(
     assert raised.value.__cause__ is None
     context = raised.value.__context__
     assert context is None or raised.value.__suppress_context__ or KEY not in repr(context)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("MAX_SENDERS", "many", "must be a whole number; its default, 8, is used"),
+        ("COMPRESSION_LEVEL", "22", "must be from 0 to 9 for gzip, not 22; its default, none, is used"),
+        ("RETRY_STATUSES", "200", "may hold 408"),
+        ("SPOOL_DURABILITY", "disk", "must be one of process, host; host, the stronger one, is used"),
+    ],
+)
+def test_a_variable_that_can_not_be_used_costs_that_option_only(
+    name: str,
+    text: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Deliveries go on; the log and health name the variable."""
+    monkeypatch.setenv(f"TRANSPORT_KIT_{name}", text)
+    with FaultServer() as server:
+        transport = make_transport(server.dsn)
+        (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+        for report in (record.getMessage(), *transport.health().reasons):
+            assert f"environment TRANSPORT_KIT_{name}" in report
+            assert words in report
+        assert transport.health().status == "warn"
+        assert transport.capture_event({"message": "one"})
+        assert transport.flush(SOON).ok
+        assert transport.health().delivered == {"error": 1}
+        transport.close()
+
+
+@pytest.mark.parametrize("name", ["CA_CERTS", "CLIENT_CERT", "PROXY", "PROXY_HEADERS", "TRUST_ENV"])
+@pytest.mark.parametrize(
+    "target", [DSN, Dsn.parse(DSN), HttpTransport, None], ids=["text", "Dsn", "class", "environment"]
+)
+def test_a_variable_of_the_way_to_the_server_that_can_not_be_used_stops_deliveries(
+    name: str, target: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Envelopes on another way than the one that was meant may be read by others."""
+    monkeypatch.setenv("TRANSPORT_KIT_DSN", DSN)
+    monkeypatch.setenv(f"TRANSPORT_KIT_{name}", "\x01")
+    transport = make_transport(target)
+    assert not transport.capture_event({"message": "one"})
+    health = transport.health()
+    assert health.status == "fail"
+    assert f"environment TRANSPORT_KIT_{name}" in health.as_text()
+    assert health.discarded == {"misconfigured": 1}
+    assert health.pending == {}
+
+
+def test_what_goes_to_a_function_needs_no_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option about HTTP stops HTTP."""
+    monkeypatch.setenv("TRANSPORT_KIT_CA_CERTS", "")
+    sink: list[Envelope] = []
+    transport = make_transport(sink.append)
+    assert transport.capture_event({"message": "one"})
+    assert len(sink) == 1
+
+
+def test_a_package_that_is_missing_for_a_variable_leaves_the_default(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As an argument it is an error; as a variable it must not keep an app from its deliveries."""
+    monkeypatch.setattr("transport_kit.transport.wire.compression.find_spec", lambda package: None)
+    with pytest.raises(MissingExtra):
+        make_transport(DSN, compression="br")
+    monkeypatch.setenv("TRANSPORT_KIT_COMPRESSION", "br")
+    transport = make_transport(DSN)
+    assert transport.options.compression == "gzip"
+    assert "pip install 'transport-kit[br]'" in caplog.text
+    assert transport.health().status == "warn"
 
 
 def test_a_key_that_most_servers_refuse_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -107,11 +108,6 @@ BAD = [
     ({"dsn": f"{KEY}"}, "dsn (settings.TRANSPORT_KIT)", InvalidDsn),
     ({"dsn": 42}, "dsn (settings.TRANSPORT_KIT): must be a DSN", OptionsError),
     ({"dsn": DSN, "DSN": DSN}, "given twice", OptionsError),
-    ({"dsn": DSN, "max_sender": 2}, "did you mean max_senders", OptionsError),
-    ({"dsn": DSN, "max_senders": "two"}, "max_senders (settings.TRANSPORT_KIT)", OptionsError),
-    ({"dsn": DSN, "release": 5}, "release (settings.TRANSPORT_KIT)", OptionsError),
-    ({"dsn": DSN, "path": "no-slash"}, "path (settings.TRANSPORT_KIT)", OptionsError),
-    ({"dsn": NullTransport(), "max_senders": 2}, "max_senders (settings.TRANSPORT_KIT)", OptionsError),
 ]
 
 
@@ -148,6 +144,82 @@ def test_a_configuration_error_is_raised_when_strict(
     assert not caplog.records
 
 
+#: Options that can't be used beside a DSN that can.
+UNUSABLE = [
+    ({"dsn": DSN, "max_sender": 2}, "did you mean max_senders"),
+    ({"dsn": DSN, "max_senders": "two"}, "max_senders (settings.TRANSPORT_KIT)"),
+    ({"dsn": DSN, "release": 5}, "release (settings.TRANSPORT_KIT)"),
+    ({"dsn": DSN, "path": "no-slash"}, "path (settings.TRANSPORT_KIT)"),
+    ({"dsn": NullTransport(), "max_senders": 2}, "max_senders (settings.TRANSPORT_KIT)"),
+    ({"dsn": DSN, "of_a_newer_version": 2}, "unknown option"),
+    ({"dsn": DSN, "compression_level": 22}, "compression_level (settings.TRANSPORT_KIT)"),
+    ({"dsn": DSN, 7: "x"}, "unknown option"),
+]
+
+
+@pytest.mark.parametrize(("values", "reason"), UNUSABLE)
+def test_an_option_that_can_not_be_used_is_one_error_line_and_deliveries_go_on(
+    values: dict[Any, object], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The default stands in; health and the log name the option and where it was set."""
+    kit = make(values, {}, health_details="always")
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert record.name == "transport_kit"
+    assert reason in record.getMessage()
+    assert KEY not in caplog.text
+    status, body = health(kit)
+    assert (status, body["status"]) == (200, "warn")
+    assert reason in body["output"]
+    assert kit.problem is None
+    kit.close(0)
+    kit.start()
+    assert len(caplog.records) == 1
+    assert reason in health(kit)[1]["output"]
+    kit.close(0)
+
+
+@pytest.mark.parametrize(("values", "reason"), UNUSABLE)
+def test_an_option_that_can_not_be_used_is_raised_when_strict(
+    values: dict[Any, object], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pipeline checks the settings that production runs leniently."""
+    with pytest.raises(OptionsError, match=re.escape(reason.split(" ")[0])):
+        make(values, strict=True)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["ca_certs", "client_cert", "proxy", "proxy_headers", "CA_CERT"])
+def test_a_way_to_the_server_that_can_not_be_used_stops_deliveries(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Envelopes that go past the proxy or trust another CA may be read by others."""
+    kit = make({"dsn": DSN, name: 7})
+    assert kit.capture_exception(ValueError("boom")) is None
+    assert health(kit)[1]["status"] == "fail"
+    assert kit.problem is not None
+    assert "nothing is delivered until it is mended" in kit.problem
+    assert len(caplog.records) == 1
+
+
+def test_a_queue_that_can_not_be_used_fails_health_while_memory_stands_in() -> None:
+    """Accepted envelopes no longer survive the process, which somebody relies on."""
+    sink: list[Envelope] = []
+    kit = make({"dsn": sink.append, "queue": "redis://queue"}, health_details="always")
+    assert kit.capture_exception(ValueError("boom"))
+    assert len(sink) == 1
+    assert health(kit)[1]["status"] == "fail"
+
+
+def test_a_filter_that_can_not_be_used_lets_nothing_through() -> None:
+    """What it would have hidden must not be sent unfiltered."""
+    sink: list[Envelope] = []
+    kit = make({"dsn": sink.append, "before_send": "module.function"})
+    assert kit.capture_exception(ValueError("boom")) is None
+    assert not sink
+    assert kit.transport.health().discarded == {"before_send": 1}
+
+
 def test_strict_may_come_from_the_environment() -> None:
     """The pipeline checks strictly what production runs leniently."""
     with pytest.raises(InvalidDsn):
@@ -176,7 +248,7 @@ def test_health_answers_where_and_to_whom_it_was_told_although_another_option_is
     assert kit.match("/transport/health") is None
     assert kit.options.flush_token == TOKEN
     assert kit.options.health_details == "token"
-    assert kit.options.capture_errors is True
+    assert kit.options.capture_errors is False
 
 
 def test_an_error_that_is_not_ours_is_named_by_class_only(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import logging
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from transport_kit.config import options as options_module
 from transport_kit.config.options import (
     ENV_PREFIX,
+    Effect,
     IntegrationOptions,
+    OptionProblem,
     ReporterOptions,
     TransportOptions,
     resolve,
@@ -302,13 +306,150 @@ def test_a_wrong_variable_is_refused_and_named(name: str, text: str, problem: st
     assert caught.value.source == f"environment {ENV_PREFIX}{name}"
 
 
-def test_an_unknown_variable_is_refused_with_the_nearest_one() -> None:
-    """The prefix is ours alone, so what we don't know there is a typo."""
-    with pytest.raises(OptionsError) as caught:
-        resolve({}, (TransportOptions,), environ={"TRANSPORT_KIT_MAX_SENDER": "3"})
-    assert str(caught.value) == (
-        "TRANSPORT_KIT_MAX_SENDER (environment): unknown option; did you mean TRANSPORT_KIT_MAX_SENDERS?"
-    )
+#: Set by Kubernetes in every pod beside a Service named `transport-kit`, and by Docker for such a link.
+LINKS = {
+    "TRANSPORT_KIT_SERVICE_HOST": "10.0.0.7",
+    "TRANSPORT_KIT_SERVICE_PORT": "80",
+    "TRANSPORT_KIT_SERVICE_PORT_HTTP": "80",
+    "TRANSPORT_KIT_PORT": "tcp://10.0.0.7:80",
+    "TRANSPORT_KIT_PORT_80_TCP": "tcp://10.0.0.7:80",
+    "TRANSPORT_KIT_PORT_80_TCP_PROTO": "tcp",
+    "TRANSPORT_KIT_NAME": "/shop/transport_kit",
+    "TRANSPORT_KIT_ENV_PROXY": "x",
+}
+
+
+@pytest.fixture(name="unwarned", autouse=True)
+def _unwarned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options_module, "_warned_of", set())
+
+
+@pytest.mark.parametrize("problems", [None, []], ids=["raising", "collecting"])
+def test_variables_that_are_no_options_are_one_warning(
+    problems: list[OptionProblem] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An app must not end because of the name of a service beside it."""
+    for _ in range(2):
+        resolved = resolve({}, ALL, environ=LINKS, problems=problems)
+    assert resolved == (TransportOptions(), ReporterOptions(), IntegrationOptions())
+    assert not problems
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert all(name in record.getMessage() for name in LINKS)
+    assert "tcp://" not in record.getMessage()
+
+
+def test_a_misspelt_variable_is_warned_of_with_the_nearest_option(caplog: pytest.LogCaptureFixture) -> None:
+    """What looks like a typo is named, although it can't be known to be one."""
+    resolve({}, ALL, environ={"TRANSPORT_KIT_MAX_SENDER": "3", "TRANSPORT_KIT_DNS": "https://key@host/1"})
+    assert "TRANSPORT_KIT_MAX_SENDER (did you mean TRANSPORT_KIT_MAX_SENDERS?)" in caplog.text
+    assert "TRANSPORT_KIT_DNS (did you mean TRANSPORT_KIT_DSN?)" in caplog.text
+    assert "key@host" not in caplog.text
+
+
+# -- substitutes -------------------------------------------------------------------------------------------
+
+#: A value that no option of its class accepts.
+UNUSABLE = object()
+#: What stands in for an option where the default would be laxer than what was meant, and the effect.
+SAFE: dict[str, tuple[object, Effect]] = {
+    "ca_certs": (None, Effect.STOPS),
+    "client_cert": (None, Effect.STOPS),
+    "client_key": (None, Effect.STOPS),
+    "proxy": (None, Effect.STOPS),
+    "proxy_headers": ((), Effect.STOPS),
+    "no_proxy": (None, Effect.STOPS),
+    "trust_env": (False, Effect.STOPS),
+    "queue": ("memory", Effect.FAILS),
+    "spool_durability": ("host", Effect.WARNS),
+    "send_client_reports": (False, Effect.WARNS),
+    "send_default_pii": (False, Effect.WARNS),
+    "sample_rate": (0.0, Effect.WARNS),
+    "traces_sample_rate": (None, Effect.WARNS),
+    "max_breadcrumbs": (0, Effect.WARNS),
+    "max_request_body_size": ("never", Effect.WARNS),
+    "trace_propagation_targets": ((), Effect.WARNS),
+    "strict_trace_continuation": (True, Effect.WARNS),
+    "auto_session_tracking": (False, Effect.WARNS),
+    "detect_release": (False, Effect.WARNS),
+    "capture_errors": (False, Effect.WARNS),
+    "flush_token": (None, Effect.WARNS),
+}
+EVERY = [option for cls in ALL for option in dataclasses.fields(cls)]
+
+
+@pytest.mark.parametrize("option", EVERY, ids=lambda option: option.name)
+def test_what_stands_in_for_an_option_is_never_laxer_than_what_was_meant(
+    option: dataclasses.Field[Any],
+) -> None:
+    """One value that can't be used costs that option, and neither deliveries nor a safeguard."""
+    problems: list[OptionProblem] = []
+    resolved = resolve({option.name: UNUSABLE}, ALL, environ={}, problems=problems, tolerant=True)
+    (problem,) = problems
+    (value,) = (getattr(options, option.name) for options in resolved if option.name in options.names())
+    if option.name in ("before_send", "traces_sampler"):
+        assert not value({}, {}) if option.name == "before_send" else value({}) == 0.0
+        assert problem.effect is Effect.WARNS
+    else:
+        assert (value, problem.effect) == SAFE.get(option.name, (option.default, Effect.WARNS))
+    assert problem.name == option.name
+    assert "object at" not in str(problem)
+    assert "\n" not in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("values", "environ", "names"),
+    [
+        ({"max_senders": "many", "compression": 7, "release": "1"}, {}, ["max_senders", "compression"]),
+        ({"release": "1", "of_a_newer_version": 1}, {}, ["of_a_newer_version"]),
+        ({"release": "1", "max_senders": 2, "MAX_SENDERS": 3}, {}, ["max_senders"]),
+        ({"release": "1"}, {"TRANSPORT_KIT_MAX_SENDERS": "many"}, ["max_senders"]),
+        ({"release": "1"}, {"TRANSPORT_KIT_BACKOFF_BASE": "100"}, ["backoff_base"]),
+        ({"release": "1", "backoff_max": 0.1}, {}, ["backoff_max"]),
+        ({"release": "1"}, {"TRANSPORT_KIT_CLIENT_KEY": "/k"}, ["client_key"]),
+        ({"release": "1", "path": "no slash"}, {"TRANSPORT_KIT_PATH": "/x"}, ["path"]),
+        ({"release": "1", "queue": "redis://x"}, {}, ["queue"]),
+    ],
+)
+def test_the_options_beside_one_that_can_not_be_used_stay(
+    values: dict[str, object], environ: dict[str, str], names: list[str]
+) -> None:
+    """Also where two options refuse each other, or a name is unknown."""
+    problems: list[OptionProblem] = []
+    transport, reporter, _ = resolve(values, ALL, environ=environ, problems=problems, tolerant=True)
+    assert sorted(problem.name for problem in problems) == sorted(names)
+    assert reporter.release == "1"
+    assert transport.max_senders == 8
+    assert transport.backoff_base <= transport.backoff_max
+
+
+@pytest.mark.parametrize(
+    ("name", "effect"),
+    [("BEFORE_SENDS", "before_send"), ("before_sned", "before_send"), ("CA_CERT", "ca_certs")],
+)
+def test_a_misspelt_safeguard_counts_as_one_that_can_not_be_used(name: str, effect: str) -> None:
+    """`before_sned` once meant that everything was sent unfiltered."""
+    problems: list[OptionProblem] = []
+    resolved = resolve({name: print}, ALL, environ={}, problems=problems, tolerant=True)
+    (problem,) = problems
+    assert problem.name == name
+    assert f"did you mean {effect}?" in problem.problem
+    assert problem.effect is (Effect.STOPS if effect == "ca_certs" else Effect.WARNS)
+    if effect == "before_send":
+        assert resolved[1].before_send is not None
+        assert resolved[1].before_send({}, {}) is None
+
+
+def test_arguments_are_raised_while_the_environment_is_collected() -> None:
+    """A call is mended where it is written; a container's environment is often written by somebody else."""
+    problems: list[OptionProblem] = []
+    environ = {"TRANSPORT_KIT_MAX_SENDERS": "many"}
+    with pytest.raises(OptionsError, match="max_senders"):
+        resolve({"max_senders": "many"}, ALL, environ=environ, problems=problems)
+    resolve({}, ALL, environ=environ, problems=problems)
+    assert [str(problem) for problem in problems] == [
+        "max_senders (environment TRANSPORT_KIT_MAX_SENDERS): must be a whole number; its default, 8, is used"
+    ]
 
 
 def test_a_variable_of_another_option_class_is_left_to_it() -> None:
@@ -423,8 +564,6 @@ def test_a_mistyped_dsn_is_recognised_where_one_may_be_given() -> None:
     classes = (TransportOptions, ReporterOptions, IntegrationOptions)
     with pytest.raises(OptionsError, match="did you mean dsn"):
         resolve({"dns": "x"}, classes, environ={})
-    with pytest.raises(OptionsError, match="did you mean TRANSPORT_KIT_DSN"):
-        resolve({}, classes, environ={"TRANSPORT_KIT_DNS": "x"})
     with pytest.raises(OptionsError) as caught:
         resolve({"dns": "x"}, (TransportOptions,), environ={})
     assert "dsn" not in caught.value.problem

@@ -41,7 +41,7 @@ def test_health_is_shown_for_people_and_for_machines() -> None:
     """The exit status is for scripts."""
     status, text = transport("health", setting={"DSN": ""})
     assert (status, text.splitlines()[0]) == (0, "status: pass")
-    status, text = transport("health", "--json", setting={"MAX_SENDERS": 0})
+    status, text = transport("health", "--json", setting={"DSN": "x"})
     assert (status, json.loads(text)["status"]) == (1, "fail")
 
 
@@ -91,7 +91,7 @@ def test_send_test_reports_as_the_site_would_and_says_that_it_arrived(receiver: 
         (lambda r: r.fault("reset"), {}, "still waiting (reset)"),
         (lambda r: None, {"BEFORE_SEND": lambda event, hint: None}, "discarded: before_send"),
         (lambda r: None, {"DSN": ""}, "discarded: disabled"),
-        (lambda r: None, {"MAX_SENDERS": 0}, "max_senders (settings.TRANSPORT_KIT)"),
+        (lambda r: None, {"PROXY": 7}, "proxy (settings.TRANSPORT_KIT)"),
     ],
 )
 def test_send_test_says_why_it_did_not_arrive(

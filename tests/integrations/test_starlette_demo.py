@@ -88,7 +88,7 @@ def test_the_demo_stays_until_it_is_told_to_end_and_leaves_nothing_running(
     ("variable", "value", "reason"),
     [
         ("TRANSPORT_KIT_CAPTURE_ERRORS", "no", "the event did not arrive within 0.3 s"),
-        ("TRANSPORT_KIT_MAX_SENDERS", "many", "the event did not arrive within 0.3 s"),
+        ("TRANSPORT_KIT_PROXY", "", "the event did not arrive within 0.3 s"),
         ("UVICORN_HTTP", "none-such", "the example app does not answer"),
     ],
 )

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from transport_kit.cli import main
-from transport_kit.config.reference import GROUPS, describe, markdown_table
+from transport_kit.config.reference import GROUPS, describe, markdown_table, substitutes_table
 from transport_kit.envelope.losses import LossReason
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +58,12 @@ def test_the_table_of_options_is_the_one_made_from_the_code(cls: type) -> None:
     section = text.split(f"`{cls.__name__}`")[1].split("\n## ")[0]
     assert markdown_table(describe(cls)) in section
     assert not [option.type_name for option in describe(cls) if re.search(r"\b_", option.type_name)]
+
+
+def test_the_table_of_substitutes_is_the_one_made_from_the_code() -> None:
+    """What happens instead of a safeguard that can't be used must not be guessed."""
+    text = (ROOT / "docs" / "reference" / "options.md").read_text(encoding="utf-8")
+    assert substitutes_table([option for cls in GROUPS for option in describe(cls)]) in text
 
 
 def test_every_loss_reason_is_explained() -> None:

@@ -13,7 +13,13 @@ import click
 
 from transport_kit.cli._tables import table
 from transport_kit.cli._text import MaskedCommand, one_line
-from transport_kit.config.reference import GROUPS, OptionDescription, describe, markdown_table
+from transport_kit.config.reference import (
+    GROUPS,
+    OptionDescription,
+    describe,
+    markdown_table,
+    substitutes_table,
+)
 
 __all__ = ["command"]
 
@@ -52,6 +58,7 @@ def command(name: str | None, as_json: bool, markdown: bool) -> None:
         for title, group in groups.items():
             if group:
                 click.echo(f"{title}\n\n{markdown_table(group)}\n")
+        click.echo(substitutes_table([one for group in groups.values() for one in group]))
     elif name is not None:
         _describe(found[0])
     else:
@@ -72,6 +79,7 @@ def _describe(option: OptionDescription) -> None:
         ("type", option.type_name),
         ("accepted", option.bounds),
         ("default", option.default),
+        ("unusable", f"{option.substitute}; health is {option.health}"),
         ("secret", "yes, and left out of every repr" if option.secret else ""),
     )
     for title, fact in facts:

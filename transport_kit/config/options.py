@@ -1,7 +1,7 @@
 """Options: frozen values, checked when built, the same names from arguments, settings and environment.
 
-Owns the names, units, bounds and defaults of everything a user can set. Does no I/O: a CA file is looked for
-when it is used. Unknown names are errors; a typo must not become a default.
+Owns the names, units, bounds and defaults of everything a user can set, and the value that stands in for one
+that can't be used. Does no I/O: a CA file is looked for when it is used.
 
 Threads: instances never change, so one may be shared between transports and threads.
 """
@@ -10,20 +10,25 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import enum
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeAlias, TypeVar, overload
+from typing import Any, Final, Self, TypeAlias, TypeVar, overload
 
 from transport_kit.config import fields
 from transport_kit.config.dsn import DSN_VARIABLE
 from transport_kit.runtime.errors import OptionsError
+from transport_kit.runtime.log import log
 
 __all__ = [
+    "Effect",
     "ENV_PREFIX",
     "field_kind",
+    "field_substitute",
     "IntegrationOptions",
+    "OptionProblem",
     "ReporterOptions",
     "resolve",
     "TransportOptions",
@@ -34,15 +39,94 @@ ENV_PREFIX = "TRANSPORT_KIT_"
 _PLAIN_PATH = re.compile(r"(/[A-Za-z0-9\-._~]+)+")
 
 
-def _option(default: Any, kind: fields.FieldKind, *, secret: bool = False) -> Any:
-    """A field whose value `kind` checks; a secret one is left out of the repr."""
-    return field(default=default, repr=not secret, metadata={"kind": kind})
+class Effect(enum.Enum):
+    """The effect of an option that could not be used, beyond an ERROR line.
+
+    Attributes:
+        WARNS: Deliveries go on; health is `warn`.
+        FAILS: Deliveries go on, without a promise that the option stands for; health is `fail`.
+        STOPS: Nothing is sent over HTTP, as it could go another way than was meant; health is `fail`.
+    """
+
+    WARNS = "warn"
+    FAILS = "fail"
+    STOPS = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Substitute:
+    """The value that stands in for an option that can't be used.
+
+    Attributes:
+        value: Never laxer than what the user may have meant.
+        words: The consequence, as the end of a sentence.
+        effect: The effect on deliveries and health.
+    """
+
+    value: Any
+    words: str
+    effect: Effect = Effect.WARNS
+
+
+@dataclass(frozen=True, slots=True)
+class OptionProblem:
+    """An option that could not be used, and the consequence. Holds no value that was given.
+
+    Attributes:
+        name: The option, or the unknown name as it was given.
+        problem: What is wrong with the value or the name.
+        source: Where it was given, such as `environment TRANSPORT_KIT_PROXY`.
+        consequence: What happens instead, such as `its default, 8, is used`.
+        effect: The effect on deliveries and health.
+    """
+
+    name: str
+    problem: str
+    source: str
+    consequence: str
+    effect: Effect
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.source}): {self.problem}; {self.consequence}"
+
+
+def _option(
+    default: Any, kind: fields.FieldKind, *, secret: bool = False, substitute: Substitute | None = None
+) -> Any:
+    """A field whose value `kind` checks. A secret one is left out of the repr.
+
+    Without a `substitute` the default stands in for a value that can't be used.
+    """
+    return field(default=default, repr=not secret, metadata={"kind": kind, "substitute": substitute})
 
 
 def field_kind(option: dataclasses.Field[Any]) -> fields.FieldKind:
     """The kind of value that a field of an options class accepts."""
     kind: fields.FieldKind = option.metadata["kind"]
     return kind
+
+
+def field_substitute(option: dataclasses.Field[Any]) -> Substitute:
+    """The value that stands in for one that can't be used."""
+    substitute: Substitute | None = option.metadata["substitute"]
+    if substitute is not None:
+        return substitute
+    default: Any = option.default
+    return Substitute(default, f"its default, {'none' if default is None else default or 'empty'}, is used")
+
+
+def _drop_event(event: dict[str, Any], hint: dict[str, Any]) -> None:
+    """Stands in for a `before_send` that can't be used."""
+
+
+def _sample_none(context: dict[str, Any]) -> float:
+    """Stands in for a `traces_sampler` that can't be used."""
+    return 0.0
+
+
+_STOPS: Final = "nothing is delivered until it is mended"
+_UNSAMPLED: Final = Substitute(_sample_none, "no transaction is sent until it is mended")
+_UNFILTERED: Final = Substitute(_drop_event, "no event is sent until it is mended")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,26 +239,55 @@ class TransportOptions(_Options):
     backoff_max: float = _option(60.0, fields.Number(0.001, 86400, "seconds"))
     compression: str = _option("gzip", fields.Choice(("gzip", "isal", "br", "zstd", "none")))
     compression_level: int | None = _option(None, fields.Number(0, 22, whole=True, optional=True))
-    ca_certs: str | None = _option(None, fields.Text(path=True))
-    client_cert: str | None = _option(None, fields.Text(path=True))
-    client_key: str | None = _option(None, fields.Text(path=True))
-    proxy: str | None = _option(None, fields.Text(), secret=True)
-    proxy_headers: tuple[tuple[str, str], ...] = _option((), fields.HeaderPairs(), secret=True)
-    no_proxy: str | None = _option(None, fields.Text())
-    trust_env: bool = _option(True, fields.Flag())
+    ca_certs: str | None = _option(
+        None, fields.Text(path=True), substitute=Substitute(None, _STOPS, Effect.STOPS)
+    )
+    client_cert: str | None = _option(
+        None, fields.Text(path=True), substitute=Substitute(None, _STOPS, Effect.STOPS)
+    )
+    client_key: str | None = _option(
+        None, fields.Text(path=True), substitute=Substitute(None, _STOPS, Effect.STOPS)
+    )
+    proxy: str | None = _option(
+        None, fields.Text(), secret=True, substitute=Substitute(None, _STOPS, Effect.STOPS)
+    )
+    proxy_headers: tuple[tuple[str, str], ...] = _option(
+        (), fields.HeaderPairs(), secret=True, substitute=Substitute((), _STOPS, Effect.STOPS)
+    )
+    no_proxy: str | None = _option(None, fields.Text(), substitute=Substitute(None, _STOPS, Effect.STOPS))
+    trust_env: bool = _option(True, fields.Flag(), substitute=Substitute(False, _STOPS, Effect.STOPS))
     keep_alive: bool = _option(True, fields.Flag())
-    send_client_reports: bool = _option(True, fields.Flag())
+    send_client_reports: bool = _option(
+        True, fields.Flag(), substitute=Substitute(False, "no client reports are sent")
+    )
     client_report_interval: float = _option(60.0, fields.Number(0.01, 86400, "seconds"))
     handle_sigterm: bool = _option(True, fields.Flag())
-    queue: str = _option("memory", fields.Text(optional=False))
+    queue: str = _option(
+        "memory",
+        fields.Text(optional=False),
+        substitute=Substitute(
+            "memory", "envelopes wait in memory only, and end with the process", Effect.FAILS
+        ),
+    )
     spool_max_bytes: int = _option(512 * 1024 * 1024, fields.Number(1024 * 1024, 1 << 50, whole=True))
     spool_max_count: int | None = _option(None, fields.Number(1, 1 << 40, whole=True, optional=True))
     spool_max_age: float = _option(7 * 86400.0, fields.Number(1, 3650 * 86400, "seconds"))
     spool_segment_bytes: int = _option(1024 * 1024, fields.Number(64 * 1024, 1 << 30, whole=True))
-    spool_durability: str = _option("process", fields.Choice(("process", "host")))
+    spool_durability: str = _option(
+        "process",
+        fields.Choice(("process", "host")),
+        substitute=Substitute("host", "host, the stronger one, is used"),
+    )
     spool_drain: bool = _option(True, fields.Flag())
     spool_credentials: bool = _option(False, fields.Flag())
     spool_force: bool = _option(False, fields.Flag())
+
+    def without(self, error: OptionsError, source: str) -> tuple[OptionProblem, TransportOptions]:
+        """The options with a substitute for the one that `error` names, and the problem to show."""
+        (option,) = (option for option in dataclasses.fields(self) if option.name == error.field)
+        substitute = field_substitute(option)
+        problem = OptionProblem(error.field, error.problem, source, substitute.words, substitute.effect)
+        return problem, dataclasses.replace(self, **{error.field: substitute.value})
 
     @property
     def spool_path(self) -> str | None:
@@ -231,22 +344,44 @@ class ReporterOptions(_Options):
     environment: str = _option("production", fields.Text(optional=False))
     dist: str | None = _option(None, fields.Text())
     server_name: str | None = _option(None, fields.Text())
-    send_default_pii: bool = _option(False, fields.Flag())
+    send_default_pii: bool = _option(
+        False, fields.Flag(), substitute=Substitute(False, "no personal data is sent")
+    )
     in_app_include: tuple[str, ...] = _option((), fields.ListOf(fields.Word()))
     in_app_exclude: tuple[str, ...] = _option((), fields.ListOf(fields.Word()))
-    before_send: _BeforeSend | None = _option(None, fields.Callback())  # noqa: RUF009 - makes a field
-    detect_release: bool = _option(True, fields.Flag())
-    sample_rate: float = _option(1.0, fields.Number(0, 1))
-    max_breadcrumbs: int = _option(100, fields.Number(0, 100, whole=True))
-    max_request_body_size: str = _option("medium", fields.Choice(("never", "small", "medium", "always")))
-    traces_sample_rate: float | None = _option(None, fields.Number(0, 1, optional=True))
-    traces_sampler: _TracesSampler | None = _option(None, fields.Callback())  # noqa: RUF009 - makes a field
+    before_send: _BeforeSend | None = _option(None, fields.Callback(), substitute=_UNFILTERED)  # noqa: RUF009 - makes a field
+    detect_release: bool = _option(
+        True, fields.Flag(), substitute=Substitute(False, "no release is looked for")
+    )
+    sample_rate: float = _option(
+        1.0, fields.Number(0, 1), substitute=Substitute(0.0, "no error event is sent until it is mended")
+    )
+    max_breadcrumbs: int = _option(
+        100, fields.Number(0, 100, whole=True), substitute=Substitute(0, "no breadcrumbs are sent")
+    )
+    max_request_body_size: str = _option(
+        "medium",
+        fields.Choice(("never", "small", "medium", "always")),
+        substitute=Substitute("never", "no body is sent"),
+    )
+    traces_sample_rate: float | None = _option(
+        None, fields.Number(0, 1, optional=True), substitute=Substitute(None, "nothing is traced")
+    )
+    traces_sampler: _TracesSampler | None = _option(None, fields.Callback(), substitute=_UNSAMPLED)  # noqa: RUF009 - makes a field
     trace_propagation_targets: tuple[str | re.Pattern[str], ...] | None = _option(
-        None, fields.ListOf(fields.Target(), optional=True)
+        None,
+        fields.ListOf(fields.Target(), optional=True),
+        substitute=Substitute((), "no trace headers are sent"),
     )
     propagate_traceparent: bool = _option(False, fields.Flag())
-    strict_trace_continuation: bool = _option(False, fields.Flag())
-    auto_session_tracking: bool = _option(True, fields.Flag())
+    strict_trace_continuation: bool = _option(
+        False,
+        fields.Flag(),
+        substitute=Substitute(True, "only traces of the same organisation are continued"),
+    )
+    auto_session_tracking: bool = _option(
+        True, fields.Flag(), substitute=Substitute(False, "no sessions are sent")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,11 +398,18 @@ class IntegrationOptions(_Options):
     """
 
     path: str | None = _option("/transport", fields.Text())
-    flush_token: str | None = _option(None, fields.Text(), secret=True)
+    flush_token: str | None = _option(
+        None,
+        fields.Text(),
+        secret=True,
+        substitute=Substitute(None, "flush is off and health shows no details"),
+    )
     health_details: str = _option("token", fields.Choice(("token", "always")))
     ready_requires_delivery: bool = _option(False, fields.Flag())
     strict: bool = _option(False, fields.Flag())
-    capture_errors: bool = _option(True, fields.Flag())
+    capture_errors: bool = _option(
+        True, fields.Flag(), substitute=Substitute(False, "exceptions that escape a request are not captured")
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -290,6 +432,8 @@ def resolve(
     *,
     source: str = ...,
     environ: Mapping[str, str] | None = ...,
+    problems: list[OptionProblem] | None = ...,
+    tolerant: bool = ...,
 ) -> tuple[_A]: ...
 @overload
 def resolve(
@@ -298,6 +442,8 @@ def resolve(
     *,
     source: str = ...,
     environ: Mapping[str, str] | None = ...,
+    problems: list[OptionProblem] | None = ...,
+    tolerant: bool = ...,
 ) -> tuple[_A, _B]: ...
 @overload
 def resolve(
@@ -306,6 +452,8 @@ def resolve(
     *,
     source: str = ...,
     environ: Mapping[str, str] | None = ...,
+    problems: list[OptionProblem] | None = ...,
+    tolerant: bool = ...,
 ) -> tuple[_A, _B, _C]: ...
 def resolve(
     values: Mapping[str, object],
@@ -313,57 +461,144 @@ def resolve(
     *,
     source: str = "arguments",
     environ: Mapping[str, str] | None = None,
+    problems: list[OptionProblem] | None = None,
+    tolerant: bool = False,
 ) -> tuple[_Options, ...]:
     """One instance of each class: `values` first, `TRANSPORT_KIT_*` for what they leave out.
 
+    Variables with the prefix that no option class knows are named in one log line and ignored: Kubernetes and
+    Docker make some for a service of this library's name.
+
     Args:
-        values: Names in lower or upper case. A name outside `classes` is an error.
+        values: Names in lower or upper case. A name outside `classes` can't be used.
         source: Where `values` come from, for messages.
-        environ: None reads `os.environ`. A variable that no option class knows is an error, except
-            `TRANSPORT_KIT_DSN`, which is the target and not an option.
+        environ: None reads `os.environ`.
+        problems: Collects what can't be used in the environment, and a substitute is used for each. None:
+            it is raised.
+        tolerant: Whether what can't be used in `values` is collected too.
 
     Raises:
         OptionsError: Names the field, its source, and for an unknown name the nearest known one.
     """
-    known = {name: cls for cls in classes for name in cls.names()}
-    chosen: dict[type[_Options], dict[str, Any]] = {cls: {} for cls in classes}
-    sources: dict[str, str] = {}
+    resolution = _Resolution(classes, problems, source if tolerant else None)
     for key, value in values.items():
-        name = str(key).lower()
-        if name not in known:
-            # Only an integration takes the DSN in the same mapping.
-            near = (*known, "dsn") if IntegrationOptions in classes else known
-            raise OptionsError(str(key), _unknown(name, near), source)
-        if name in sources:
-            raise OptionsError(str(key), "given twice, in upper and in lower case", source)
-        chosen[known[name]][name] = value
-        sources[name] = source
-    everywhere = {option.name: option for cls in _ALL for option in dataclasses.fields(cls)}
-    for key, text in (os.environ if environ is None else environ).items():
-        if not key.startswith(ENV_PREFIX) or key == DSN_VARIABLE:
-            continue
-        name = key[len(ENV_PREFIX) :].lower()
-        if name not in everywhere:
-            raise OptionsError(key, _unknown(name, (*everywhere, "dsn"), ENV_PREFIX), "environment")
-        if name not in known or name in sources:
-            continue
-        try:
-            chosen[known[name]][name] = field_kind(everywhere[name]).parse(text)
-        except ValueError as problem:
-            raise OptionsError(name, str(problem), f"environment {key}") from None
-        sources[name] = f"environment {key}"
-    built = []
-    for cls in classes:
-        try:
-            built.append(cls(**chosen[cls]))
-        except OptionsError as error:
-            raise OptionsError(error.field, error.problem, sources.get(error.field, source)) from None
-    return tuple(built)
+        resolution.take(str(key), value, source)
+    resolution.take_environment(os.environ if environ is None else environ)
+    resolution.settle_unknown()
+    return tuple(resolution.build(cls, source) for cls in classes)
 
 
-def _unknown(name: str, known: Iterable[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    if near:
-        suggestion = prefix + near[0].upper() if prefix else near[0]
-        return f"unknown option; did you mean {suggestion}?"
+class _Resolution:
+    """Values on their way to options; what can't be used of them is raised or collected.
+
+    Attributes:
+        forgiven: The source in which errors are collected beside the environment, or None.
+    """
+
+    def __init__(
+        self, classes: tuple[type[_Options], ...], problems: list[OptionProblem] | None, forgiven: str | None
+    ) -> None:
+        self._fields = {option.name: option for cls in classes for option in dataclasses.fields(cls)}
+        # Only an integration takes the DSN in the same mapping.
+        self._near = (*self._fields, "dsn") if IntegrationOptions in classes else tuple(self._fields)
+        self._problems = problems
+        self._forgiven = forgiven
+        self._values: dict[str, Any] = {}
+        self._sources: dict[str, str] = {}
+        self._unknown: list[OptionsError] = []
+
+    def take(self, key: str, value: object, source: str) -> None:
+        name = key.lower()
+        if name not in self._fields:
+            self._unknown.append(OptionsError(key, _unknown(name, self._near), source))
+        elif name in self._sources:
+            self._settle(name, OptionsError(key, "given twice, in upper and in lower case", source))
+        else:
+            self._values[name] = value
+            self._sources[name] = source
+
+    def take_environment(self, environ: Mapping[str, str]) -> None:
+        unknown = []
+        for key, text in environ.items():
+            if not key.startswith(ENV_PREFIX) or key == DSN_VARIABLE:
+                continue
+            name = key[len(ENV_PREFIX) :].lower()
+            if name not in _EVERYWHERE:
+                unknown.append(key)
+            elif name in self._fields and name not in self._sources:
+                self._sources[name] = f"environment {key}"
+                try:
+                    self._values[name] = field_kind(self._fields[name]).parse(text)
+                except ValueError as problem:
+                    self._settle(name, OptionsError(name, str(problem), self._sources[name]))
+        _warn_of_variables(unknown)
+
+    def settle_unknown(self) -> None:
+        """Collect the unknown names of the mapping, or raise the first."""
+        for error in self._unknown:
+            self._settle_unknown(error)
+
+    def build(self, cls: type[_Options], source: str) -> _Options:
+        # Each round settles one field for good.
+        while True:
+            values = {name: self._values[name] for name in cls.names() if name in self._values}
+            try:
+                return cls(**values)
+            except OptionsError as error:
+                name, problem = error.field, error.problem
+                if name not in values and name in _PARTNERS and self._problems is not None:
+                    name, problem = _PARTNERS[name], f"is refused: {name} {problem}"
+                self._settle(name, OptionsError(name, problem, self._sources.get(name, source)))
+
+    def _settle(self, name: str, error: OptionsError) -> None:
+        """Collect the error and use the substitute, or raise it."""
+        substitute = field_substitute(self._fields[name])
+        self._collect(error, name, substitute.words, substitute.effect)
+        self._values[name] = substitute.value
+
+    def _settle_unknown(self, error: OptionsError) -> None:
+        # A misspelt safeguard, such as `before_sned`, is one that can't be used.
+        near = difflib.get_close_matches(error.field.lower(), list(self._fields), n=1, cutoff=0.8)
+        if near and near[0] not in self._values and self._fields[near[0]].metadata["substitute"] is not None:
+            substitute = field_substitute(self._fields[near[0]])
+            self._collect(error, error.field, substitute.words, substitute.effect)
+            self._values[near[0]] = substitute.value
+        else:
+            self._collect(error, error.field, "it is ignored", Effect.WARNS)
+
+    def _collect(self, error: OptionsError, name: str, consequence: str, effect: Effect) -> None:
+        source = error.source or ""
+        if self._problems is None or not (source.startswith("environment ") or source == self._forgiven):
+            raise error from None
+        self._problems.append(OptionProblem(name, error.problem, source, consequence, effect))
+
+
+#: The option to change where one whose default is refused beside it was not given.
+_PARTNERS: Final = {"backoff_max": "backoff_base"}
+_EVERYWHERE: Final = frozenset(name for cls in _ALL for name in cls.names())
+# Variables that were warned of in this process. Only added to, in single steps.
+_warned_of: set[str] = set()
+
+
+def _warn_of_variables(keys: Iterable[str]) -> None:
+    fresh = [key for key in keys if key not in _warned_of]
+    if not fresh:
+        return
+    _warned_of.update(fresh)
+    near = ((key, _nearest(key[len(ENV_PREFIX) :].lower(), (*_EVERYWHERE, "dsn"))) for key in fresh)
+    words = [
+        key[:100] + (f" (did you mean {ENV_PREFIX}{name.upper()}?)" if name else "") for key, name in near
+    ]
+    log.warning("environment variables that are no options are ignored: %s", ", ".join(words))
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    near = _nearest(name, known)
+    if near is not None:
+        return f"unknown option; did you mean {near}?"
     return "unknown option; docs/reference/options.md lists the known ones"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return near[0] if near else None

@@ -15,13 +15,15 @@ from typing import Any
 
 from transport_kit.config.options import (
     ENV_PREFIX,
+    Effect,
     IntegrationOptions,
     ReporterOptions,
     TransportOptions,
     field_kind,
+    field_substitute,
 )
 
-__all__ = ["GROUPS", "OptionDescription", "describe", "markdown_table", "meaning"]
+__all__ = ["GROUPS", "OptionDescription", "describe", "markdown_table", "meaning", "substitutes_table"]
 
 #: Every class of options, in the order of the documentation.
 GROUPS: tuple[type[TransportOptions] | type[ReporterOptions] | type[IntegrationOptions], ...] = (
@@ -44,6 +46,8 @@ class OptionDescription:
         default: The default as source code; `none` and `empty` for None and an empty tuple.
         secret: The value is left out of every repr.
         meaning: The description.
+        substitute: The consequence of a value that can't be used.
+        health: The status of health then, `warn` or `fail`.
     """
 
     name: str
@@ -53,6 +57,8 @@ class OptionDescription:
     default: str
     secret: bool
     meaning: str
+    substitute: str
+    health: str
 
 
 def describe(options: type[Any]) -> list[OptionDescription]:
@@ -77,6 +83,8 @@ def describe(options: type[Any]) -> list[OptionDescription]:
                 default=_default(field.default),
                 secret=not field.repr,
                 meaning=meanings[field.name],
+                substitute=field_substitute(field).words,
+                health="warn" if field_substitute(field).effect is Effect.WARNS else "fail",
             )
         )
     return descriptions
@@ -101,6 +109,17 @@ def markdown_table(descriptions: Sequence[OptionDescription]) -> str:
         default = option.default if option.default in ("none", "empty") else f"`{option.default}`"
         cells = (f"`{option.name}`", option.type_name, option.bounds, default, option.meaning)
         rows.append("|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|")
+    return "\n".join(rows)
+
+
+def substitutes_table(descriptions: Sequence[OptionDescription]) -> str:
+    """The options that something safer than the default stands in for, as a table of the documentation."""
+    rows = ["| option | when it can't be used | health |", "| --- | --- | --- |"]
+    rows += [
+        f"| `{option.name}` | {option.substitute} | `{option.health}` |"
+        for option in descriptions
+        if not option.substitute.startswith("its default")
+    ]
     return "\n".join(rows)
 
 

@@ -19,8 +19,9 @@ from typing import Any
 
 from transport_kit.config.dsn import DSN_VARIABLE, Dsn
 from transport_kit.config.options import (
-    ENV_PREFIX,
+    Effect,
     IntegrationOptions,
+    OptionProblem,
     ReporterOptions,
     TransportOptions,
     resolve,
@@ -55,9 +56,10 @@ class Generation:
 class Kit:
     """Settings made into a transport, a reporter and routes; one per app.
 
-    A configuration error never takes the app down: it is one ERROR line that names the option and its
-    source (never the key), a transport that counts what it is given, and health `fail`. With
-    `strict=True` it is raised.
+    A configuration error never takes the app down. An option that can't be used is one ERROR line that names
+    it and its source, and a reason of health; its default, or what is safe, stands in for it. A DSN that
+    can't be used is one ERROR line (without the key), a transport that counts what it is given, and health
+    `fail`. With `strict=True` either is raised.
 
     Args:
         values: `dsn` and any option of `TransportOptions`, `ReporterOptions` and `IntegrationOptions`, in
@@ -86,25 +88,13 @@ class Kit:
         shared: bool = False,
     ) -> None:
         self._shares = shared
+        self._source = source
         environment = dict(os.environ if environ is None else environ)
         self._problem: str | None = None
-        self._transport_options = TransportOptions()
-        self._reporter_options = ReporterOptions()
+        self._option_problems: list[OptionProblem] = []
         self._target: Any = None
         self._target_source = source
-        try:
-            rest = self._take_target(values, source, environment)
-            self._transport_options, self._reporter_options, self._options = resolve(
-                rest,
-                (TransportOptions, ReporterOptions, IntegrationOptions),
-                source=source,
-                environ=environment,
-            )
-        except OptionsError as error:
-            given: object = values
-            usable = given if isinstance(given, Mapping) else {}
-            self._options = _salvaged(usable, source, environment)
-            self._give_up(error, str(error))
+        self._resolve(values, source, environment)
         self._borrowed = isinstance(self._target, Transport)
         leaves: dict[str, Leaf] = {}
         if self._options.path is not None:
@@ -136,6 +126,11 @@ class Kit:
     def problem(self) -> str | None:
         """Why nothing is delivered: the configuration error, or None."""
         return self._problem
+
+    @property
+    def option_problems(self) -> tuple[str, ...]:
+        """Options that could not be used, each with the consequence, as sentences."""
+        return tuple(map(str, self._option_problems))
 
     # -- life ------------------------------------------------------------------------------------------
 
@@ -320,37 +315,62 @@ class Kit:
 
     # -- building --------------------------------------------------------------------------------------
 
-    def _take_target(
-        self, values: Mapping[str, object], source: str, environment: dict[str, str]
-    ) -> dict[str, object]:
-        """Set the target aside, from `values` or else the environment; return the values that are options."""
-        if not isinstance(values, Mapping):  # a settings file may hold anything
-            raise OptionsError("options", f"must be a mapping, not {type(values).__name__}", source)
-        rest = {key: value for key, value in values.items() if str(key).lower() != "dsn"}
-        given = [value for key, value in values.items() if str(key).lower() == "dsn"]
-        if len(given) > 1:
-            raise OptionsError("dsn", "given twice, in upper and in lower case", source)
-        self._target = given[0] if given else None
+    def _resolve(self, values: Mapping[str, object], source: str, environment: dict[str, str]) -> None:
+        """Take the target and the options from `values`, then `environment`, then the defaults."""
+        anything: object = values  # a settings file may hold that
+        given = anything if isinstance(anything, Mapping) else {}
+        options = {key: value for key, value in given.items() if str(key).lower() != "dsn"}
+        targets = [value for key, value in given.items() if str(key).lower() == "dsn"]
+        self._target = targets[0] if targets else None
         if self._target is None and environment.get(DSN_VARIABLE):
             self._target = environment[DSN_VARIABLE]
             self._target_source = f"environment {DSN_VARIABLE}"
+        problems = self._option_problems
+        self._transport_options, self._reporter_options, self._options = resolve(
+            options,
+            (TransportOptions, ReporterOptions, IntegrationOptions),
+            source=source,
+            environ=environment,
+            problems=problems,
+            tolerant=True,
+        )
+        errors = []
+        if given is not values:
+            errors.append(OptionsError("options", f"must be a mapping, not {type(values).__name__}", source))
+        if len(targets) > 1:
+            errors.append(OptionsError("dsn", "given twice, in upper and in lower case", source))
         if isinstance(self._target, Transport):
-            for key in rest:
-                if str(key).lower() in TransportOptions.names():
-                    raise OptionsError(
-                        str(key), "can't be set: the transport given as dsn exists already", source
-                    )
-        return rest
+            problem = "can't be set: the transport given as dsn exists already"
+            problems += [
+                OptionProblem(str(key), problem, source, "it is ignored", Effect.WARNS)
+                for key in options
+                if str(key).lower() in TransportOptions.names()
+            ]
+        if self._options.strict:
+            errors += [OptionsError(problem.name, problem.problem, problem.source) for problem in problems]
+            for error in errors:
+                raise error
+        for option_problem in problems:
+            logger.error("an option can't be used: %s", option_problem)
+        if errors:
+            self._give_up(errors[0], str(errors[0]))
 
     def _make_life(self) -> Generation:
         transport = self._make_transport()
         return Generation(transport, Reporter(transport, self._reporter_options))
 
     def _make_transport(self) -> Transport:
+        transport = self._build_transport()
+        transport.note_option_problems(self._option_problems)
+        if self._problem is None and isinstance(transport, NullTransport):
+            self._problem = transport.problem
+        return transport
+
+    def _build_transport(self) -> Transport:
         if self._problem is not None:
             return NullTransport(self._transport_options, problem=self._problem)
         try:
-            return self._shared_transport() or build_transport(self._target, self._transport_options)
+            return self._shared_transport() or self._own_transport()
         except OptionsError as error:
             if error.field == "target":  # what `make_transport` calls it
                 error = OptionsError("dsn", error.problem, self._target_source)
@@ -370,39 +390,29 @@ class Kit:
         key = (target if isinstance(target, Dsn) else Dsn.parse(target), self._transport_options)
         found = _shared.get(key)
         if found is None or found.closed:
-            found = _shared[key] = build_transport(target, self._transport_options)
+            found = _shared[key] = self._own_transport()
         return found
+
+    def _own_transport(self) -> Transport:
+        tolerated = dict.fromkeys(TransportOptions.names(), self._source)
+        transport = build_transport(
+            self._target,
+            self._transport_options,
+            self._option_problems,
+            None if self._options.strict else tolerated,
+        )
+        fresh = [each for each in transport.option_problems if each not in self._option_problems]
+        if fresh and not self._borrowed:
+            # Substituted while it was built; the next transport is built without that line in the log.
+            self._option_problems += fresh
+            self._transport_options = transport.options
+        return transport
 
     def _give_up(self, error: Exception, problem: str) -> None:
         if self._options.strict:
             raise error
         self._problem = problem
         logger.error("nothing will be delivered: %s", problem)
-
-
-def _salvaged(
-    values: Mapping[str, object], source: str, environment: Mapping[str, str]
-) -> IntegrationOptions:
-    """The integration's options that can be used although others can't: health must still answer, at its
-    own path, to those who may see it. Each one that is wrong keeps its default."""
-    names = IntegrationOptions.names()
-    kept: dict[str, object] = {}
-    for key, value in values.items():
-        try:
-            IntegrationOptions.from_mapping({str(key): value}, source=source)
-        except OptionsError:
-            continue
-        kept[str(key).lower()] = value
-    kept_environment: dict[str, str] = {}
-    for key, text in environment.items():
-        if key.startswith(ENV_PREFIX) and key[len(ENV_PREFIX) :].lower() in names:
-            try:
-                resolve({}, (IntegrationOptions,), environ={key: text})
-            except OptionsError:
-                continue
-            kept_environment[key] = text
-    (options,) = resolve(kept, (IntegrationOptions,), source=source, environ=kept_environment)
-    return options
 
 
 def _what_became_of_it(event_id: str | None, before: Health, after: Health) -> str | None:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from transport_kit.config.dsn import Dsn
-from transport_kit.config.options import TransportOptions
+from transport_kit.config.options import Effect, OptionProblem, TransportOptions
 from transport_kit.envelope.envelope import Envelope
 from transport_kit.envelope.item import Item
 from transport_kit.envelope.losses import LossReason, Quantities
@@ -42,6 +42,8 @@ class Transport:
     options: TransportOptions
     #: Where it delivers to; None when nowhere or not by DSN.
     dsn: Dsn | None = None
+    #: Options that could not be used where it was configured; `health` shows them.
+    option_problems: tuple[OptionProblem, ...] = ()
 
     def __init__(self, options: TransportOptions | None = None) -> None:
         self.options = options or TransportOptions()
@@ -101,6 +103,18 @@ class Transport:
 
     def _lose(self, reason: LossReason, quantities: Quantities) -> None:
         raise NotImplementedError
+
+    # -- configuration ---------------------------------------------------------------------------------
+
+    def note_option_problems(self, problems: Iterable[OptionProblem]) -> None:
+        """Show these in `health` from now on; each once, however often it is noted."""
+        known = self.option_problems
+        self.option_problems = known + tuple(problem for problem in problems if problem not in known)
+
+    def _failed_option(self) -> str | None:
+        """The first option problem that makes health `fail`."""
+        serious = (problem for problem in self.option_problems if problem.effect is not Effect.WARNS)
+        return next(map(str, serious), None)
 
     # -- life ------------------------------------------------------------------------------------------
 

@@ -49,6 +49,7 @@ class Health:
         spool: What a shared queue says of itself, host-wide figures included; None without one. Its
             `problems` are sentences.
         problem: Why nothing can be delivered without an intervention, or None.
+        option_problems: Options that could not be used, each with the consequence, as sentences.
     """
 
     pid: int
@@ -75,6 +76,7 @@ class Health:
     last_drop_age: float | None = None
     spool: Mapping[str, Any] | None = None
     problem: str | None = None
+    option_problems: tuple[str, ...] = ()
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -82,6 +84,11 @@ class Health:
         reasons = []
         if self.problem is not None:
             reasons.append(" ".join(self.problem.split()))  # each is one line of `as_text`
+        reasons += [
+            f"an option can't be used: {' '.join(problem.split())}"
+            for problem in self.option_problems
+            if problem != self.problem
+        ]
         if self.state == "closed":
             reasons.append("the transport is closed")
         if self._unattended:

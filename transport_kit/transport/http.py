@@ -393,7 +393,10 @@ class BaseHttpTransport(Transport):
             pending=_pending(totals),
             last_drop_age=None if facts.last_drop is None else now - facts.last_drop,
             spool=state.queue.describe() if state.queue.shared else None,
-            problem=None if state.refused is None else f"the server refuses this DSN's key ({state.refused})",
+            problem=self._failed_option()
+            if state.refused is None
+            else f"the server refuses this DSN's key ({state.refused})",
+            option_problems=tuple(map(str, self.option_problems)),
         )
 
 

@@ -127,7 +127,8 @@ class CountingTransport(Transport):
             captured=totals.captured,
             delivered=totals.delivered,
             discarded_by_category=totals.discarded,
-            problem=self._problem(),
+            problem=self._problem() or self._failed_option(),
+            option_problems=tuple(map(str, self.option_problems)),
         )
 
     def _problem(self) -> str | None:
@@ -183,6 +184,11 @@ class NullTransport(CountingTransport):
 
     def _deliver(self, envelope: Envelope) -> LossReason | None:
         return LossReason.DISABLED if self._what is None else LossReason.MISCONFIGURED
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing is delivered; None for an empty DSN, where that is meant."""
+        return self._what
 
     def _problem(self) -> str | None:
         return self._what
