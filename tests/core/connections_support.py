@@ -58,6 +58,17 @@ def failure(pool: ConnectionPool, body: bytes = BODY) -> ExchangeError:
     return caught.value
 
 
+@contextlib.contextmanager
+def silent_listener(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
+    """The port of a listener whose backlog is full: SYNs to it are dropped, as by a dead route."""
+    with socket.create_server((host, port), backlog=0) as server, contextlib.ExitStack() as fillers:
+        for _ in range(4):
+            filler = fillers.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(server.getsockname())
+        yield server.getsockname()[1]
+
+
 class Raw:
     """Accepts connections and hands each to `serve` on a thread of its own."""
 

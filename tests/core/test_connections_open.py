@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.core.connections_support import (
     failure,
     make_pool,
     post,
+    silent_listener,
 )
 from tests.timing import SOON
 from transport_kit.config.options import TransportOptions
@@ -50,6 +52,55 @@ def test_a_post_arrives_as_it_was_given(server: FaultServer) -> None:
         "x-sentry-auth": HEADERS["X-Sentry-Auth"],
         "content-length": "3",
     }
+
+
+def _resolve_to(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
+    """Give the name `two.test` these addresses."""
+    lookup = socket.getaddrinfo
+
+    def addresses(host: str, port: int, *arguments: object, **options: object) -> object:
+        if host != "two.test":
+            return lookup(host, port, *arguments, **options)  # type: ignore[arg-type]
+        if "flags" in options:
+            raise socket.gaierror(socket.EAI_NONAME, "not an address")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in hosts]
+
+    monkeypatch.setattr(socket, "getaddrinfo", addresses)
+
+
+def test_a_dead_address_before_a_good_one_does_not_hold_a_post_up(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dual-stack name with a broken IPv6 route: a short process delivered nothing in its two seconds."""
+    _resolve_to(monkeypatch, "127.0.0.2", "127.0.0.3", "127.0.0.1")
+    with (
+        silent_listener("127.0.0.2", server.port),
+        silent_listener("127.0.0.3", server.port),
+        make_pool(f"http://two.test:{server.port}", connect_timeout=2 * SOON) as pool,
+    ):
+        assert pool.post(PATH, HEADERS, BODY, timeout=SOON).status == 200
+
+
+def test_a_resolver_that_is_silent_fails_the_post_within_its_timeout(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It swallowed queries for ten seconds, whatever `connect_timeout` said."""
+    release = threading.Event()
+    lookup = socket.getaddrinfo
+
+    def silent(host: str, port: int, *arguments: object, **options: object) -> object:
+        if host == "silent.test":
+            if "flags" in options:
+                raise socket.gaierror(socket.EAI_NONAME, "not an address")
+            release.wait(2 * SOON)
+        return lookup("127.0.0.1" if host == "silent.test" else host, port, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    with make_pool(f"http://silent.test:{server.port}", connect_timeout=0.05) as pool:
+        assert failure(pool).kind == "timeout"
+        release.set()
+    with make_pool(f"http://silent.test:{server.port}") as pool:
+        assert post(pool).status == 200
 
 
 def test_changed_headers_are_sent_changed(server: FaultServer) -> None:

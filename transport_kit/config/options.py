@@ -185,7 +185,7 @@ class TransportOptions(_Options):
         max_envelope_bytes: An envelope larger than this is refused.
         max_senders: Threads that deliver while envelopes wait; one at rest.
         shutdown_timeout: Seconds `Transport.close` and `flush` wait by default; 0 skips the wait.
-        connect_timeout: Seconds to open a connection, TLS included.
+        connect_timeout: Seconds to open a connection: name, all addresses, proxy and TLS together.
         request_timeout: Seconds from the first byte sent to the last byte of the answer.
         retry_window: Seconds an envelope is kept and retried before it is given up and counted.
         retry_statuses: HTTP statuses after which an envelope is kept and retried. `()` restores the

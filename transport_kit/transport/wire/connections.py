@@ -2,7 +2,7 @@
 
 Owns when a connection is opened, reused, dropped. The only file that imports urllib3, and it does so at
 the first POST: the import takes 120 ms, and gevent may patch sockets between construction and then.
-urllib3 resolves names, connects, speaks TLS and to proxies; it never sees a request.
+urllib3 speaks TLS and to proxies on a socket of `addresses.py`; it never sees a request.
 
 Threads: `post` and `close` may be called from any thread. There is no lock that a fork could leave held:
 idle connections are in a deque, whose append and pop are atomic, and a connection in use belongs to its
@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 from transport_kit.config.options import TransportOptions
 from transport_kit.runtime.errors import MissingExtra
 from transport_kit.runtime.forks import fork_guard
+from transport_kit.transport.wire.addresses import Resolver, connect
 from transport_kit.transport.wire.exchange import (
     ExchangeError,
     ExchangeErrorKind,
@@ -62,6 +63,14 @@ class _Socket(Stream, Protocol):
 class _Idle(NamedTuple):
     sock: _Socket
     since: float
+
+
+class _DialError(Exception):
+    """There is no connection to the first hop, the server or a proxy; the cause is the argument."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 class ConnectionPool:
@@ -107,6 +116,8 @@ class ConnectionPool:
         if self._proxy is not None and self._proxy.socks and importlib.util.find_spec("socks") is None:
             source = "environment" if options.proxy is None else "arguments"
             raise MissingExtra("proxy", "PySocks", "socks", source)
+        first_hop = (self._host, self._port) if self._proxy is None else (self._proxy.host, self._proxy.port)
+        self._resolver = Resolver(*first_hop)
         self._fixed = self._fixed_lines()
         # The last head built, without its Content-Length: nearly every POST has the same headers.
         self._cached: tuple[tuple[str, tuple[tuple[str, str], ...]], bytes] | None = None
@@ -255,10 +266,9 @@ class ConnectionPool:
     # -- opening -----------------------------------------------------------------------------------
 
     def _open(self, timeout: float) -> _Socket:
-        """A fresh connection.
+        """A fresh connection, `timeout` seconds from now at the latest.
 
-        `timeout` holds for each address of a name, then for a proxy's answer and for the TLS
-        handshake; resolving the name has no timeout but the system's.
+        SOCKS alone is opened by its library: there the timeout holds for each step.
         """
         self._load()
         import http.client
@@ -270,12 +280,16 @@ class ConnectionPool:
         try:
             connection = self._connection(timeout)
             connection.connect()
+        except _DialError as failure:
+            kind: ExchangeErrorKind = "connect" if self._proxy is None else "proxy"
+            if isinstance(failure.error, TimeoutError):
+                kind = "timeout"
+            raise ExchangeError(kind, describe(failure.error)) from None
         except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
             if connection is not None:
                 connection.close()
             # What urllib3 raises itself concerns the way to the first hop; TLS errors come as they are.
             first_hop = isinstance(error, urllib3.exceptions.HTTPError)
-            kind: ExchangeErrorKind
             if isinstance(error, TimeoutError | urllib3.exceptions.ConnectTimeoutError) and not isinstance(
                 error,
                 urllib3.exceptions.NewConnectionError,  # a subclass, for history's sake
@@ -320,21 +334,37 @@ class ConnectionPool:
 
     def _connection(self, timeout: float) -> HTTPConnection:
         """urllib3's connection for our route, not yet connected."""
+        proxy = self._proxy
+        if proxy is not None and proxy.socks:
+            return self._socks_connection(proxy, timeout)
+        deadline = self._clock() + timeout
+        connection = self._http_connection(proxy, timeout)
+        # Where urllib3 asks for the socket, and would try one address after the other.
+        connection._new_conn = lambda: self._dial(deadline)  # type: ignore[method-assign]
+        return connection
+
+    def _dial(self, deadline: float) -> socket.socket:
+        """A socket that is connected to the first hop; its timeout is what is left of the deadline."""
+        try:
+            found = self._resolver.addresses(deadline - self._clock())
+            options = _socket_options(self._options.keep_alive)
+            sock, address = connect(found, deadline, options, clock=self._clock)
+        except OSError as error:
+            raise _DialError(error) from None
+        self._resolver.prefer(address)
+        sock.settimeout(max(0.001, deadline - self._clock()))
+        return sock
+
+    def _http_connection(self, proxy: Proxy | None, timeout: float) -> HTTPConnection:
         from urllib3.connection import HTTPConnection, HTTPSConnection
 
-        proxy = self._proxy
-        common: dict[str, Any] = {
-            "timeout": timeout,
-            "socket_options": _socket_options(self._options.keep_alive),
-        }
+        common: dict[str, Any] = {"timeout": timeout}
         secure: dict[str, Any] = (
             {"ssl_context": self._context(server=True)} if self._scheme == "https" else {}
         )
         if proxy is None:
             cls = HTTPSConnection if secure else HTTPConnection
             return cls(self._host, self._port, **common, **secure)
-        if proxy.socks:
-            return self._socks_connection(proxy, {**common, **secure})
         behind_tls: dict[str, Any] = {}
         if proxy.scheme == "https":
             behind_tls["ssl_context"] = self._context(server=False)
@@ -361,7 +391,7 @@ class ConnectionPool:
         connection.set_tunnel(self._host, self._port, self._proxy_headers(), scheme=proxy.scheme)
         return connection
 
-    def _socks_connection(self, proxy: Proxy, arguments: dict[str, Any]) -> HTTPConnection:
+    def _socks_connection(self, proxy: Proxy, timeout: float) -> HTTPConnection:
         import socks
         from urllib3.contrib.socks import SOCKSConnection, SOCKSHTTPSConnection
 
@@ -374,7 +404,15 @@ class ConnectionPool:
             "password": proxy.password,
             "rdns": proxy.scheme == "socks5h",
         }
-        return cls(options, self._host, self._port, **arguments)
+        secure = {"ssl_context": self._context(server=True)} if self._scheme == "https" else {}
+        return cls(
+            options,
+            self._host,
+            self._port,
+            timeout=timeout,
+            socket_options=_socket_options(self._options.keep_alive),
+            **secure,
+        )
 
     def _context(self, *, server: bool) -> ssl.SSLContext:
         """The TLS settings for the server, or for a proxy, which never gets the client certificate.
