@@ -242,6 +242,7 @@ class Tls:
     """A CA, its bundle on disk, and server contexts."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         self.ca = trustme.CA()
         self.bundle = folder / "ca.pem"
         self.ca.cert_pem.write_to_path(self.bundle)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
+import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +19,9 @@ from tests.core.connections_support import (
     make_pool,
     post,
 )
+from tests.needs import program
 from tests.timing import SOON
+from transport_kit.runtime.errors import OptionsError
 from transport_kit.testing import FaultServer
 
 
@@ -82,29 +87,141 @@ def test_a_server_silent_in_the_handshake_costs_the_connect_timeout(tls: Tls) ->
     assert time.monotonic() - began < SOON / 2
 
 
-@pytest.mark.parametrize("bundle", ["missing.pem", "empty.pem"])
-def test_a_bundle_that_can_not_be_read_is_a_tls_failure(tls: Tls, bundle: str) -> None:
+@pytest.mark.parametrize("emptied", [True, False], ids=["empty", "gone"])
+def test_a_bundle_that_can_not_be_read_any_more_is_a_tls_failure(tls: Tls, emptied: bool) -> None:
     """Rotated away under a running app: an error that names the option, not a crash."""
-    (tls.folder / "empty.pem").write_bytes(b"")
-    with make_pool("https://127.0.0.1:9", ca_certs=tls.folder / bundle) as pool:
+    bundle = tls.folder / "rotated.pem"
+    bundle.write_bytes(b"")
+    with make_pool("https://127.0.0.1:9", ca_certs=bundle) as pool:
+        if not emptied:
+            bundle.unlink()
         error = failure(pool)
     assert (error.kind, error.body_sent) == ("tls", False)
     assert error.detail.startswith("ca_certs: ")
 
 
-def test_a_client_certificate_that_can_not_be_read_is_named(tls: Tls) -> None:
-    """A file that is missing, without the name of the setting, sends nobody to the right place."""
-    cert, _ = tls.client_files()
+@pytest.mark.parametrize("name", ["ca_certs", "client_cert", "client_key"])
+def test_a_file_that_an_option_names_and_can_not_be_read_is_an_error_at_once(tls: Tls, name: str) -> None:
+    """At the first delivery nobody would be looking any more. The text holds no path."""
+    cert, key = tls.client_files()
     missing = tls.folder / "missing.pem"
-    cases: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"client_cert": missing}, "client_cert: "),
-        ({"client_cert": cert, "client_key": missing}, "client_cert, client_key: "),
+    files: dict[str, Any] = {"ca_certs": tls.bundle, "client_cert": cert, "client_key": key, name: missing}
+    with pytest.raises(OptionsError, match=f"^{name} ") as caught, make_pool("http://127.0.0.1:9", **files):
+        raise AssertionError("made")
+    assert "FileNotFoundError" in caught.value.problem
+    assert "missing.pem" not in str(caught.value)
+
+
+# -- the authorities of the environment --------------------------------------------------------------------
+
+
+@pytest.fixture(name="hashed", scope="module")
+def _hashed(tls: Tls) -> Path:
+    """A directory of authorities as OpenSSL reads it: each file is named by the hash of its subject."""
+    folder = tls.folder / "authorities"
+    folder.mkdir()
+    printed = subprocess.run(
+        [program("openssl"), "x509", "-noout", "-subject_hash", "-in", tls.bundle],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    for options, names in cases:
-        with make_pool("https://127.0.0.1:9", ca_certs=tls.bundle, **options) as pool:
-            error = failure(pool)
-        assert error.kind == "tls"
-        assert error.detail.startswith(f"{names}FileNotFoundError")
+    (folder / f"{printed.stdout.strip()}.0").write_bytes(Path(tls.bundle).read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"SSL_CERT_FILE": "bundle"},
+        {"SSL_CERT_DIR": "hashed"},
+        {"SSL_CERT_DIR": "nothing:hashed"},
+        {"REQUESTS_CA_BUNDLE": "bundle"},
+        {"REQUESTS_CA_BUNDLE": "hashed"},
+        {"SSL_CERT_FILE": "other", "SSL_CERT_DIR": "hashed"},
+        {"SSL_CERT_FILE": "bundle", "REQUESTS_CA_BUNDLE": "other"},
+        {"SSL_CERT_FILE": "nothing", "REQUESTS_CA_BUNDLE": "bundle"},
+        {"SSL_CERT_FILE": "", "REQUESTS_CA_BUNDLE": "bundle"},
+    ],
+    ids=str,
+)
+def test_authorities_of_the_environment_are_trusted_in_their_order(
+    environ: dict[str, str], tls: Tls, hashed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A company's image sets them for every tool; what names nothing is one warning, and the next counts."""
+    other = Tls(tls.folder / "other")
+    places = {"bundle": tls.bundle, "hashed": hashed, "other": other.bundle, "nothing": tls.folder / "none"}
+    named = {
+        name: os.pathsep.join(str(places[place]) if place else "" for place in value.split(":"))
+        for name, value in environ.items()
+    }
+    with FaultServer(ssl_context=tls.server()) as server, make_pool(server.url, environ=named) as pool:
+        assert post(pool).status == 200
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == ("nothing" in str(environ))
+    assert all("can't be read and is ignored: FileNotFoundError" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    ("options", "environ"),
+    [
+        ({"trust_env": False}, {"SSL_CERT_FILE": "bundle"}),
+        ({"ca_certs": "other"}, {"SSL_CERT_FILE": "bundle"}),
+        ({}, {"SSL_CERT_FILE": "other", "REQUESTS_CA_BUNDLE": "bundle"}),
+        ({}, {"SSL_CERT_FILE": "nothing"}),
+    ],
+)
+def test_authorities_that_do_not_count_are_not_trusted(
+    options: dict[str, Any], environ: dict[str, str], tls: Tls
+) -> None:
+    """An option wins over the environment, and certifi comes last."""
+    other = Tls(tls.folder / "another")
+    places = {"bundle": tls.bundle, "other": other.bundle, "nothing": tls.folder / "none"}
+    options = {name: places.get(value, value) for name, value in options.items()}
+    named = {name: str(places[value]) for name, value in environ.items()}
+    with (
+        FaultServer(ssl_context=tls.server()) as server,
+        make_pool(server.url, environ=named, **options) as pool,
+    ):
+        assert failure(pool).kind == "tls"
+
+
+def test_authorities_that_were_renewed_on_disk_are_read_at_the_next_connection(tls: Tls) -> None:
+    """Without a restart; and while the file is half written, those read last hold."""
+    other = Tls(tls.folder / "renewed")
+    bundle = tls.folder / "current.pem"
+    bundle.write_bytes(Path(other.bundle).read_bytes())
+    with (
+        FaultServer(ssl_context=tls.server()) as server,
+        make_pool(server.url, ca_certs=bundle, keep_alive=False) as pool,
+    ):
+        assert failure(pool).kind == "tls"
+        bundle.write_bytes(Path(tls.bundle).read_bytes())
+        assert post(pool).status == 200
+        bundle.write_bytes(b"half")
+        assert post(pool).status == 200
+        bundle.unlink()
+        assert post(pool).status == 200
+        bundle.write_bytes(Path(other.bundle).read_bytes())
+        assert failure(pool).kind == "tls"
+
+
+def test_a_client_certificate_that_was_renewed_on_disk_is_shown_at_the_next_connection(tls: Tls) -> None:
+    """Short-lived certificates are replaced every day."""
+    context = tls.server()
+    context.verify_mode = ssl.CERT_REQUIRED
+    other = Tls(tls.folder / "old")
+    tls.ca.configure_trust(context)
+    (old_cert, old_key), (cert, key) = other.client_files(), tls.client_files()
+    shown = tls.folder / "shown.pem"
+    shown.write_bytes(old_key.read_bytes() + old_cert.read_bytes())
+    with (
+        FaultServer(ssl_context=context) as server,
+        make_pool(server.url, ca_certs=tls.bundle, client_cert=shown, keep_alive=False) as pool,
+    ):
+        assert failure(pool).kind in ("tls", "reset")
+        shown.write_bytes(key.read_bytes() + cert.read_bytes())
+        assert post(pool).status == 200
 
 
 def test_a_client_certificate_is_presented(tls: Tls) -> None:

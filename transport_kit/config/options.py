@@ -195,13 +195,15 @@ class TransportOptions(_Options):
         compression: `gzip`, `isal` (gzip made by the package isal), `br`, `zstd` or `none`.
         compression_level: The codec's own level, which `compression.py` checks; None takes our measured
             default.
-        ca_certs: A CA bundle file, instead of certifi's.
+        ca_certs: A file or directory of authorities. None takes `SSL_CERT_FILE` and `SSL_CERT_DIR`, else
+            `REQUESTS_CA_BUNDLE`, else certifi's. Like the next two, read anew when it changes.
         client_cert: A client certificate file (PEM); may hold the key too.
         client_key: The key file of `client_cert`.
         proxy: `http://`, `https://`, `socks5://` or `socks5h://` URL; overrides the environment.
         proxy_headers: Headers for the proxy, such as `Proxy-Authorization`: a mapping, kept as pairs.
         no_proxy: Hosts to reach directly, as `requests` reads it, `*` for all; overrides the environment.
-        trust_env: Whether HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY are read.
+        trust_env: Whether HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY are read, and the variables of
+            `ca_certs`.
         keep_alive: Whether connections are kept open between envelopes, with TCP keep-alive probes.
         send_client_reports: Whether losses are reported to the server.
         client_report_interval: Seconds between reports while nothing flushes.

@@ -27,6 +27,7 @@ from transport_kit.config.options import TransportOptions
 from transport_kit.runtime.errors import MissingExtra
 from transport_kit.runtime.forks import fork_guard
 from transport_kit.transport.wire.addresses import Resolver, connect
+from transport_kit.transport.wire.certificates import Certificates
 from transport_kit.transport.wire.exchange import (
     ExchangeError,
     ExchangeErrorKind,
@@ -79,12 +80,12 @@ class ConnectionPool:
     Args:
         url: The origin, such as `https://sentry.example:8443`; a path is ignored.
         options: Timeouts, certificates and proxies.
-        environ: Where proxy variables are read, once; None is `os.environ`.
+        environ: Where the variables of proxies and certificates are read, once; None is `os.environ`.
         clock: Monotonic seconds.
 
     Raises:
         ValueError: `url` is not an http(s) URL with a host.
-        OptionsError: The proxy can't be used.
+        OptionsError: The proxy, or a file of certificates, can't be used.
         MissingExtra: A SOCKS proxy, and PySocks is not installed.
     """
 
@@ -104,6 +105,7 @@ class ConnectionPool:
         self._port = parts.port or _PORTS[parts.scheme]
         self._options = options
         self._clock = clock
+        environ = os.environ if environ is None else environ
         self._proxy = choose_proxy(
             self._scheme,
             self._host,
@@ -111,17 +113,19 @@ class ConnectionPool:
             proxy=options.proxy,
             no_proxy=options.no_proxy,
             trust_env=options.trust_env,
-            environ=os.environ if environ is None else environ,
+            environ=environ,
         )
         if self._proxy is not None and self._proxy.socks and importlib.util.find_spec("socks") is None:
             source = "environment" if options.proxy is None else "arguments"
             raise MissingExtra("proxy", "PySocks", "socks", source)
+        # Variables about TLS that no connection of this pool speaks are not worth a warning.
+        speaks_tls = self._scheme == "https" or (self._proxy is not None and self._proxy.scheme == "https")
+        self._certificates = Certificates(options, environ if speaks_tls else {}, _new_context)
         first_hop = (self._host, self._port) if self._proxy is None else (self._proxy.host, self._proxy.port)
         self._resolver = Resolver(*first_hop)
         self._fixed = self._fixed_lines()
         # The last head built, without its Content-Length: nearly every POST has the same headers.
         self._cached: tuple[tuple[str, tuple[tuple[str, str], ...]], bytes] | None = None
-        self._contexts: dict[bool, ssl.SSLContext] = {}
         self._loaded = False
         self._idle: deque[_Idle] = deque()
         self._closed = False
@@ -319,7 +323,7 @@ class ConnectionPool:
 
             if self._proxy is not None and self._proxy.socks:
                 import urllib3.contrib.socks  # noqa: F401
-            if self._options.ca_certs is None and (self._scheme == "https" or self._proxy is not None):
+            if self._certificates.bundled and (self._scheme == "https" or self._proxy is not None):
                 import certifi
 
                 certifi.where()  # has imports of its own
@@ -360,14 +364,14 @@ class ConnectionPool:
 
         common: dict[str, Any] = {"timeout": timeout}
         secure: dict[str, Any] = (
-            {"ssl_context": self._context(server=True)} if self._scheme == "https" else {}
+            {"ssl_context": self._certificates.context(server=True)} if self._scheme == "https" else {}
         )
         if proxy is None:
             cls = HTTPSConnection if secure else HTTPConnection
             return cls(self._host, self._port, **common, **secure)
         behind_tls: dict[str, Any] = {}
         if proxy.scheme == "https":
-            behind_tls["ssl_context"] = self._context(server=False)
+            behind_tls["ssl_context"] = self._certificates.context(server=False)
         if not secure:
             cls = HTTPSConnection if behind_tls else HTTPConnection
             return cls(proxy.host, proxy.port, **common, **behind_tls)
@@ -404,7 +408,7 @@ class ConnectionPool:
             "password": proxy.password,
             "rdns": proxy.scheme == "socks5h",
         }
-        secure = {"ssl_context": self._context(server=True)} if self._scheme == "https" else {}
+        secure = {"ssl_context": self._certificates.context(server=True)} if self._scheme == "https" else {}
         return cls(
             options,
             self._host,
@@ -414,32 +418,11 @@ class ConnectionPool:
             **secure,
         )
 
-    def _context(self, *, server: bool) -> ssl.SSLContext:
-        """The TLS settings for the server, or for a proxy, which never gets the client certificate.
 
-        Made once: reading a CA bundle takes 10 to 30 ms. Two threads may make it twice.
-        """
-        if server not in self._contexts:
-            from urllib3.util.ssl_ import create_urllib3_context
+def _new_context() -> ssl.SSLContext:
+    from urllib3.util.ssl_ import create_urllib3_context
 
-            options = self._options
-            context = create_urllib3_context()
-            ca_certs = options.ca_certs
-            if ca_certs is None:
-                import certifi
-
-                ca_certs = certifi.where()
-            which = "ca_certs"
-            try:
-                context.load_verify_locations(ca_certs)
-                if server and options.client_cert is not None:
-                    which = "client_cert" if options.client_key is None else "client_cert, client_key"
-                    context.load_cert_chain(options.client_cert, options.client_key, password=_no_password)
-            except (OSError, ValueError) as error:
-                # Neither OpenSSL nor the system says which file.
-                raise ExchangeError("tls", f"{which}: {describe(error)}") from None
-            self._contexts[server] = context
-        return self._contexts[server]
+    return create_urllib3_context()
 
 
 class _ProxyAnswer(io.RawIOBase):
@@ -515,8 +498,3 @@ def _to_ascii(host: str) -> str:
     if not _is_host(name):
         raise ValueError("the URL's host is neither a domain name nor an address")
     return name
-
-
-def _no_password() -> str:
-    # Without this, OpenSSL asks on the terminal, and the sender hangs.
-    raise ValueError("the key is encrypted; give one without a passphrase")
