@@ -118,6 +118,10 @@ class Disk:
             found += self._all(inner)
         return found
 
+    def parent_of(self, node: Node) -> Node | None:
+        """Return the directory that has a name for `node`."""
+        return next((each for each in self._all(self.root) if node in each.names.values()), None)
+
     def find(self, path: str) -> Node | None:
         node: Node | None = self.root
         for part in path.strip("/").split("/"):
@@ -182,7 +186,12 @@ class DiskSystem(System):
 
     def open_directory(self, path: str, *, within: int | None = None) -> int:
         self._call("open")
-        node = self.disk.find(path) if within is None else self._within(within).names.get(path)
+        if within is None:
+            node = self.disk.find(path)
+        elif path == "..":
+            node = self.disk.parent_of(self._within(within))
+        else:
+            node = self._within(within).names.get(path)
         if node is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return self._give(node, False)

@@ -215,6 +215,7 @@ def test_who_waited_for_a_sync_that_failed_is_not_told_that_it_is_on_the_disk() 
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     place = Place()
+    place.spool().close()  # creates the directory
     spool = FileSpool(
         "/spool", IDENTITY, durability="host", system=FailingOnce(place.disk, 7), clock=place.clock
     )
@@ -253,11 +254,15 @@ class HostSystem(DiskSystem):
         folder = self._within(fd)
         self._names[folder] = dict(folder.names)
 
-    def lose_power(self, folder: Node) -> None:
+    def lose_power(self) -> None:
+        """Die, and leave on the disk only what was synced."""
         self.die()
-        folder.names = self._names.get(folder, {})
-        for node in folder.names.values():
+        nodes = [self.disk.root]
+        while nodes:
+            node = nodes.pop()
+            node.names = self._names.get(node, {})
             node.data = bytearray(self._data.get(node, b""))
+            nodes += node.names.values()
 
 
 def test_host_durability_survives_the_loss_of_power(place: Place) -> None:
@@ -271,10 +276,36 @@ def test_host_durability_survives_the_loss_of_power(place: Place) -> None:
         if number == 5:
             spool.claim(0, 0.0)  # makes the next segment ahead
     assert len(place.segments()) >= 4
-    folder = place.disk.find(f"/spool/{IDENTITY}/seg")
-    assert folder is not None
-    system.lose_power(folder)
+    system.lose_power()
     assert sorted(filter(None, drained(place.spool()))) == ids(*range(9))
+
+
+def test_host_durability_includes_directories_that_another_process_created(place: Place) -> None:
+    """It may have created them just now, or have died before they were on the disk."""
+    place.spool().close()
+    system = HostSystem(place, 7)
+    spool = FileSpool("/spool", IDENTITY, durability="host", system=system, clock=place.clock)
+    system.sync(system.open_file("format", system.open_directory("/spool")))  # as the other process did
+    assert spool.put(event(1)).accepted
+    system.lose_power()
+    assert drained(place.spool()) == ids(1)
+
+
+def test_a_parent_directory_that_can_not_be_read_does_not_keep_a_spool_from_being_used(place: Place) -> None:
+    """An administrator may have created the directory where its user can only pass through."""
+    place.spool().close()
+
+    class Restricted(DiskSystem):
+        def open_directory(self, path: str, *, within: int | None = None) -> int:
+            if path == "..":
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return super().open_directory(path, within=within)
+
+    system = Restricted(place.disk, 7)
+    spool = FileSpool("/spool", IDENTITY, durability="host", system=system, clock=place.clock)
+    assert spool.facts().trouble is None
+    assert spool.put(event(1)).accepted
+    assert spool.facts().in_memory == 0
 
 
 def test_nothing_is_appended_behind_a_write_that_came_short(place: Place) -> None:
@@ -542,12 +573,18 @@ class FailingAt(DiskSystem):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def test_no_call_that_fails_at_the_start_leaves_a_descriptor(place: Place) -> None:
+@pytest.mark.parametrize("durability", ["process", "host"])
+def test_no_call_that_fails_at_the_start_leaves_a_descriptor(place: Place, durability: str) -> None:
     """It is tried again four times a second as long as the disk is broken: descriptors would run out."""
     for at in range(1, 200):
         system = FailingAt(Place(), at)
         spool = FileSpool(
-            "/spool", IDENTITY, system=system, clock=place.clock, credentials="https://key@host/1"
+            "/spool",
+            IDENTITY,
+            durability=durability,
+            system=system,
+            clock=place.clock,
+            credentials="https://key@host/1",
         )
         if system.calls < at:
             break
@@ -773,6 +810,7 @@ def test_the_size_of_an_ended_sync_is_not_that_of_what_came_during_it() -> None:
                 end.wait(SOON)
 
     place = Place()
+    place.spool().close()  # creates the directory
     spool = FileSpool("/spool", IDENTITY, durability="host", system=Slow(place.disk, 7), clock=place.clock)
     threads = [threading.Thread(target=spool.put, args=(event(number),)) for number in range(3)]
     threads[0].start()

@@ -51,6 +51,45 @@ def test_nobody_drains_is_said(place: Place) -> None:
     assert spool.describe()["problems"] == []
     writer = place.spool(drain=False)
     assert writer.describe()["problems"] == []
+    place.die(spool)
+    writer.claim(0, 0.0)
+    assert writer.describe()["problems"] == ["no process drains the spool"]
+
+
+def test_a_process_that_only_writes_reports_the_one_that_drains(place: Place) -> None:
+    """Its health must not call for a drainer that is there."""
+    writer = place.spool(drain=False)
+    drainer = place.spool()
+    drainer.claim(0, 0.0)
+    writer.claim(0, 0.0)
+    assert writer.describe()["problems"] == []
+    assert writer.facts().drainer == drainer._system.process()
+    assert not writer.facts().draining
+    place.die(drainer)
+    place.clock.now += 1
+    writer.claim(0, 0.0)
+    assert writer.describe()["problems"] == ["no process drains the spool"]
+    other = place.spool()
+    other.claim(0, 0.0)
+    place.clock.now += 1
+    writer.claim(0, 0.0)
+    assert writer.describe()["problems"] == []
+
+
+def test_a_spool_that_only_writes_does_not_end_the_drain_of_another_in_its_process(place: Place) -> None:
+    """It looks at a lock file, and closing any descriptor of that would end the lock of its process."""
+    system = DiskSystem(place.disk, 7)
+    drainer = FileSpool("/spool", IDENTITY, system=system, clock=place.clock)
+    writer = FileSpool("/spool", IDENTITY, system=system, clock=place.clock, drain=False)
+    writer.claim(0, 0.0)
+    drainer.claim(0, 0.0)
+    place.clock.now += 1
+    writer.claim(0, 0.0)
+    assert writer.describe()["problems"] == []
+    assert writer.facts().drainer == 7
+    other = place.spool()
+    other.claim(0, 0.0)
+    assert other.facts().drainer == 7, "the lock is held"
 
 
 def test_what_others_delivered_is_not_waited_for_after_taking_over(place: Place) -> None:

@@ -1,8 +1,8 @@
-"""The directory of a spool: made, checked, opened once, and listed.
+"""The directory of a spool: creating, checking, opening and listing it.
 
-Owns what the directory must be before anything is written into it: ours alone, no symbolic link, on this
-host. From then on files are reached through the descriptors opened here, so nobody can swap the directory.
-Owns also when the drainer looks for new files, and clears what dead processes left.
+Owns the conditions that the directory must meet before anything is written into it: it belongs to this user
+alone, is no symbolic link, and is on this host. Later accesses use the descriptors opened here, so nobody can
+swap the directory. Owns also when the drainer lists it, and the removal of files that dead processes left.
 
 Threads: `open_directory` may be called from any; a `Directory` is closed by its owner. The drainer calls a
 `Listing` under its lock.
@@ -38,20 +38,21 @@ _IDENTITY: Final = re.compile(r"[0-9a-f]{16}")
 _CREDENTIALS: Final = "dsn"
 _LONGEST_DSN: Final = 8192
 
-#: Seconds between two looks at the directory while there is work, at least; and how much of the time they
-#: may take. Without work it is looked at whenever it changed.
+#: Least seconds between two listings while there is work, and the divisor of the time they may take: a
+#: twentieth. Without work the directory is listed whenever it changed.
 SCAN_EVERY: Final = 0.25
 SCAN_SHARE: Final = 20.0
-#: The stamp of a directory is as coarse as the kernel's tick: for so many seconds after a change that was
-#: seen another one may not show. And without any change it is looked at after so many all the same.
+#: A directory's modification time is as coarse as the kernel's tick: for this many seconds after a change
+#: another one may not show.
 TICK: Final = 0.1
+#: Seconds after which the directory is listed even if its modification time did not change.
 AGAIN: Final = 1.0
-#: Seconds for which a draft is left to its maker, who may be about to lock it.
+#: Seconds for which a draft is left alone: the process that created it may be about to lock it.
 DRAFT_FOR: Final = 5.0
 
 
 def identity_of(dsn: Dsn) -> str:
-    """The name of a DSN's part of a spool; does not reveal the key."""
+    """Return the name of a DSN's directory in a spool; it does not reveal the key."""
     return hashlib.sha256(f"{dsn.envelope_url} {dsn.public_key}".encode()).hexdigest()[:16]
 
 
@@ -60,8 +61,10 @@ class Directory:
     """Descriptors of one identity's directories.
 
     Attributes:
-        key: Device and inode of the identity's directory: which one it is, whatever its path.
-        identity, segments, dead: Descriptors.
+        key: Device and inode of the identity's directory: they identify it whatever its path.
+        identity: Descriptor of the identity's directory, `<path>/<identity>`.
+        segments: Descriptor of `seg` in it.
+        dead: Descriptor of `dead` in it.
     """
 
     system: System
@@ -71,22 +74,24 @@ class Directory:
     dead: int
 
     def is_removed(self, fd: int, name: str, within: int) -> bool:
-        """Whether what is open as `fd` was deleted. Asked twice, as some filesystems count no links.
+        """Return True if the file or directory open as `fd` was deleted.
+
+        Checks the link count and the name, as some filesystems count no links.
 
         Raises:
-            OSError: It can't be asked now.
+            OSError: It can't be checked now.
         """
-        ours = self.system.status(fd)
-        if ours.st_nlink:
+        opened = self.system.status(fd)
+        if opened.st_nlink:
             return False
         try:
-            found = self.system.status_of(name, within)
+            named = self.system.status_of(name, within)
         except FileNotFoundError:
             return True
-        return (found.st_dev, found.st_ino) != (ours.st_dev, ours.st_ino)
+        return (named.st_dev, named.st_ino) != (opened.st_dev, opened.st_ino)
 
     def close(self) -> None:
-        """Close the descriptors. Once."""
+        """Close the descriptors. Idempotent."""
         descriptors = (self.identity, self.segments, self.dead)
         self.identity = self.segments = self.dead = -1
         for fd in descriptors:
@@ -95,51 +100,70 @@ class Directory:
 
 
 def open_directory(
-    system: System, path: str, identity: str, *, force: bool = False, make: bool = True
+    system: System, path: str, identity: str, *, force: bool = False, make: bool = True, sync: bool = False
 ) -> Directory:
-    """Make what is missing below `path`'s parent, check it, open it.
+    """Create what is missing below the parent of `path`, check the directories, and open them.
 
     Args:
-        force: Take a network filesystem all the same.
-        make: Otherwise what is missing is an error.
+        force: Accept a network filesystem.
+        make: False makes a missing directory an error.
+        sync: Before returning, write the names of the directories to the disk, so that they survive a loss of
+            power. Those that exist already are included: another process may have created them just now.
 
     Raises:
-        OptionsError: The directory is not one to trust with data; a person has to change something.
+        OptionsError: The directory can't be trusted with data; a person has to change something.
         OSError: It can't be used now: missing parent, read-only, full, no permission.
     """
     if not _IDENTITY.fullmatch(identity):
         raise OptionsError("queue", "an identity is 16 hex digits")
     root = _open(system, path, None, make=make)
+    inner = segments = dead = -1
     try:
-        kind = system.filesystem(root)
-        if kind in NETWORK_FILESYSTEMS and not force:
+        filesystem = system.filesystem(root)
+        if filesystem in NETWORK_FILESYSTEMS and not force:
             raise OptionsError(
-                "queue", f"{path} is on {kind}, whose locks can't be relied on; spool_force takes it anyway"
+                "queue",
+                f"{path} is on {filesystem}, whose locks can't be relied on; spool_force takes it anyway",
             )
         _check_format(system, root, path, make=make)
         shown = f"{path}/{identity}"
         inner = _open(system, identity, root, make=make, shown=shown)
-    finally:
-        system.close(root)
-    segments = dead = -1
-    try:
         segments = _open(system, "seg", inner, make=make, shown=f"{shown}/seg")
         dead = _open(system, "dead", inner, make=make, shown=f"{shown}/dead")
         status = system.status(inner)
+        if sync:
+            _sync_names(system, root, inner)
     except BaseException:
         for fd in (inner, segments, dead):
             if fd >= 0:
                 system.close(fd)
         raise
+    finally:
+        system.close(root)
     return Directory(system, (status.st_dev, status.st_ino), inner, segments, dead)
 
 
+def _sync_names(system: System, root: int, inner: int) -> None:
+    """Write to the disk the names in the identity's directory, in the spool's, and in the parent of that."""
+    system.sync_directory(inner)
+    system.sync_directory(root)
+    try:
+        # By this name and not by the path: its last component may be a symbolic link, which is allowed here.
+        parent = system.open_directory("..", within=root)
+    except PermissionError:
+        return  # a parent that this user can't read belongs to another one, who prepared the directory
+    try:
+        system.sync_directory(parent)
+    finally:
+        system.close(parent)
+
+
 def identities_in(system: System, path: str) -> list[str]:
-    """The identities that a spool holds; makes and locks nothing.
+    """Return the identities of a spool, sorted; creates and locks nothing.
 
     Raises:
-        OptionsError: It is not one to trust, or no spool of this version.
-        OSError: It can't be read now; `FileNotFoundError`: it is not there, or is being made.
+        OptionsError: The directory can't be trusted, or holds no spool of this version.
+        OSError: It can't be read now. `FileNotFoundError`: it is missing, or is being created.
     """
     root = _open(system, path, None, make=False)
     try:
@@ -154,10 +178,11 @@ def identities_in(system: System, path: str) -> list[str]:
 
 
 def read_credentials(directory: Directory, identity: str) -> Dsn | None:
-    """The DSN that an app left for a forwarder; None when there is none.
+    """Return the DSN that an app stored for a forwarder; None if there is none.
 
     Raises:
-        OptionsError: What is there can't be believed: open to others, no DSN, or that of another identity.
+        OptionsError: The file can't be trusted: it is open to others, holds no DSN, or that of another
+            identity.
         OSError: It can't be read now.
     """
     system = directory.system
@@ -167,8 +192,8 @@ def read_credentials(directory: Directory, identity: str) -> Dsn | None:
         return None
     try:
         status = system.status(fd)
-        ours = system.is_file(status) and status.st_uid == system.user()
-        if not ours or stat.S_IMODE(status.st_mode) & 0o077:
+        owned = system.is_file(status) and status.st_uid == system.user()
+        if not owned or stat.S_IMODE(status.st_mode) & 0o077:
             raise OptionsError("dsn", f"the credentials of {identity} are not a file of ours alone")
         data = system.read(fd, _LONGEST_DSN, 0)
     finally:
@@ -183,7 +208,7 @@ def read_credentials(directory: Directory, identity: str) -> Dsn | None:
 
 
 def store_credentials(directory: Directory, text: str) -> None:
-    """The DSN for a forwarder, whole or not at all; readable to the owner only, like all files here.
+    """Store the DSN for a forwarder, atomically; readable by the owner only, like all files here.
 
     Raises:
         OSError: It can't be stored.
@@ -210,7 +235,7 @@ def _open(system: System, path: str, within: int | None, *, make: bool = True, s
             try:
                 system.make_directory(path, within=within)
             except FileExistsError:
-                pass  # another process was faster
+                pass  # another process created it at the same time
             fd = system.open_directory(path, within=within)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
@@ -233,61 +258,67 @@ def _open(system: System, path: str, within: int | None, *, make: bool = True, s
 
 
 def _check_format(system: System, root: int, path: str, *, make: bool = True) -> None:
-    """Written once under its name, whole: a crash leaves no half of it."""
+    """Check the file that names the format; create it in a new spool, atomically."""
     try:
         fd = system.open_file(_FORMAT_NAME, root)
     except FileNotFoundError:
         if not make:
             raise
         draft = f".format-{system.random(8).hex()}"
-        system.close_after(system.create(draft, root), FORMAT)
+        fd = system.create(draft, root)
         try:
+            # Synced whatever the durability: after a loss of power an empty file under this name would make
+            # the spool unusable.
+            system.close_after(fd, FORMAT, sync=True)
             system.link(draft, _FORMAT_NAME, root)
         except FileExistsError:
-            pass  # another process was faster
+            pass  # another process created it at the same time
         finally:
             system.unlink(draft, root)
         fd = system.open_file(_FORMAT_NAME, root)
     try:
-        found = system.read(fd, 64, 0)
+        content = system.read(fd, 64, 0)
     finally:
         system.close(fd)
-    if found != FORMAT:
+    if content != FORMAT:
         raise OptionsError("queue", f"{path} holds a spool of another version, or something else")
 
 
 class Listing:
-    """One drainer's view of the directory.
+    """One drainer's view of the segments' directory.
 
     Args:
-        directory: Of the spool.
+        directory: The directories of the spool.
         clock: Monotonic seconds.
     """
 
     def __init__(self, directory: Directory, clock: Callable[[], float]) -> None:
         self._directory = directory
         self._clock = clock
-        self._looked = float("-inf")
-        self._took = 0.0
-        self._drafts: dict[str, float] = {}  # when first seen
-        self._changed_at = -1
-        self._changed_seen = float("-inf")
+        self._listed_at = float("-inf")
+        self._duration = 0.0
+        self._drafts: dict[str, float] = {}  # time at which each was first seen
+        self._mtime_ns = -1
+        self._change_seen_at = float("-inf")
 
     def look(self, *, working: bool) -> set[str] | None:
-        """All names; None while it is not time to look, or nothing changed.
+        """Return all names; None if no listing is due, or nothing changed.
+
+        Args:
+            working: True while envelopes are being claimed: then listings are less frequent.
 
         Raises:
             OSError: The directory can't be read.
         """
         now = self._clock()
-        if working and now < self._looked + max(SCAN_EVERY, self._took * SCAN_SHARE):
+        if working and now < self._listed_at + max(SCAN_EVERY, self._duration * SCAN_SHARE):
             return None
         system, within = self._directory.system, self._directory.segments
-        changed = system.status(within).st_mtime_ns
-        if changed != self._changed_at:
-            self._changed_at = changed
-            self._changed_seen = now
-        elif self._looked > self._changed_seen + TICK and now < self._looked + AGAIN:
+        mtime_ns = system.status(within).st_mtime_ns
+        if mtime_ns != self._mtime_ns:
+            self._mtime_ns = mtime_ns
+            self._change_seen_at = now
+        elif self._listed_at > self._change_seen_at + TICK and now < self._listed_at + AGAIN:
             return None
         present = set(system.names(within))
         for text in present:
@@ -295,13 +326,13 @@ class Listing:
                 self._clear_draft(text)
             elif text.endswith(".ack") and text.removesuffix(".ack") + ".log" not in present:
                 self._unlink(text)
-        self._drafts = {text: seen for text, seen in self._drafts.items() if text in present}
-        self._looked = now
-        self._took = self._clock() - now
+        self._drafts = {text: seen_at for text, seen_at in self._drafts.items() if text in present}
+        self._listed_at = now
+        self._duration = self._clock() - now
         return present
 
     def _clear_draft(self, text: str) -> None:
-        """Remove it if its maker died."""
+        """Remove a draft whose process died before it linked the file under its final name."""
         if self._clock() < self._drafts.setdefault(text, self._clock()) + DRAFT_FOR:
             return
         system, within = self._directory.system, self._directory.segments
@@ -313,7 +344,7 @@ class Listing:
             finally:
                 system.close(fd)
         except OSError:
-            pass  # its maker was faster, or it stays for the next look
+            pass  # its process removed it, or it stays until the next listing
 
     def _unlink(self, text: str) -> None:
         try:

@@ -75,18 +75,17 @@ class DrainLoop:
     # -- the election ----------------------------------------------------------------------------------
 
     def run(self, life: SpoolState, now: float) -> None:
-        """See whether this process drains from now on; a few system calls, and no waiting."""
+        """Try to become the drainer; a process that only writes finds out who is one. Never waits."""
         life.candidacy_at = now
         election = life.election
-        if (
-            election is None
-            or not self._may_drain
-            or life.closed
-            or not life.electing.acquire(blocking=False)
-        ):
+        if election is None or life.closed or not life.electing.acquire(blocking=False):
             return
+        won = False
         try:
-            won = not election.held and election.attempt()
+            if self._may_drain:
+                won = not election.held and election.attempt()
+            else:
+                election.observe()
             life.holder = election.holder
         except OSError:
             return
@@ -96,7 +95,9 @@ class DrainLoop:
             life.poke()
 
     def run_again(self, life: SpoolState) -> None:
-        """Run, unless this process did a moment ago."""
+        """Call `run` unless this process did so a moment ago; nothing for a process that only writes."""
+        if not self._may_drain:
+            return
         now = self._clock()
         if now >= life.candidacy_at + CANDIDACY_ON_PUT:
             self.run(life, now)

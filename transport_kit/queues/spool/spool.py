@@ -196,7 +196,7 @@ class FileSpool:
             _abandon(parent)
 
     def _open(self, life: SpoolState) -> None:
-        directory = open_directory(self._system, self.path, self.identity, force=self._force)
+        directory = open_directory(self._system, self.path, self.identity, force=self._force, sync=self._host)
         try:
             if self._credentials is not None:
                 store_credentials(directory, self._credentials)

@@ -1,7 +1,7 @@
-"""What the spool asks of the operating system, in one object, so that tests can give it another one.
+"""The operating system as the spool uses it, in one object that tests can replace.
 
-Owns no decision and no state: each method is one or two system calls. Descriptors are never inherited by
-programs that are executed. Every method may raise OSError.
+Owns no decision and no state: each method is one or two system calls. Descriptors are not inherited by
+executed programs. Every method may raise OSError.
 
 Threads: any.
 """
@@ -73,49 +73,55 @@ class Stat(Protocol):
 
 
 class System:
-    """The real one. Names inside a directory are given with the directory's descriptor."""
+    """The real operating system. `within` is the descriptor of the directory that a name belongs to."""
 
     if TYPE_CHECKING:
 
         def write(self, fd: int, parts: Sequence[bytes]) -> int:
-            """Append the parts at once; how many bytes were written."""
+            """Append the parts in one call; return the number of bytes written."""
 
         def process(self) -> int:
-            """This process."""
+            """Return the id of this process."""
     else:
-        # Every put pays for these: the kernel's own, without a frame of ours.
+        # Every put calls these: the kernel's own functions, without a Python frame around them.
         write = staticmethod(os.writev)
         process = staticmethod(os.getpid)
 
     def open_directory(self, path: str, *, within: int | None = None) -> int:
-        """A descriptor of a directory; a symbolic link in its place is ELOOP or ENOTDIR."""
+        """Open a directory; a symbolic link in its place is ELOOP or ENOTDIR."""
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=within)
 
     def make_directory(self, path: str, *, within: int | None = None) -> None:
         os.mkdir(path, 0o700, dir_fd=within)
 
     def create(self, name: str, within: int) -> int:
-        """A new file of ours alone, for appending."""
+        """Create a file for appending, readable and writable by this user only."""
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         return os.open(name, flags, 0o600, dir_fd=within)
 
     def append_to(self, name: str, within: int) -> int:
-        """A file for appending; made when missing."""
+        """Open a file for appending; create it if it is missing."""
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
         return os.open(name, flags, 0o600, dir_fd=within)
 
     def open_file(self, name: str, within: int) -> int:
-        """An existing regular file for reading; a device or FIFO in its place can't block."""
+        """Open an existing file for reading; a device or FIFO in its place can't block."""
         return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=within)
 
     def close(self, fd: int) -> None:
         os.close(fd)
 
-    def close_after(self, fd: int, data: bytes) -> None:
-        """Write a small file's whole content and close it; OSError when not all of it fits."""
+    def close_after(self, fd: int, data: bytes, *, sync: bool = False) -> None:
+        """Write a small file's whole content and close it; OSError if not all of it fits.
+
+        Args:
+            sync: Return only when the content is on the disk.
+        """
         try:
             if self.write(fd, (data,)) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if sync:
+                self.sync(fd)
         finally:
             self.close(fd)
 
@@ -123,14 +129,14 @@ class System:
         return os.pread(fd, size, offset)
 
     def data_from(self, fd: int, offset: int) -> int | None:
-        """Where the first byte from `offset` on lies that is not in a hole; None: nowhere."""
+        """Return the offset of the first byte at or after `offset` that is not in a hole, or None."""
         try:
             return os.lseek(fd, offset, os.SEEK_DATA)
         except OSError as error:
             return None if error.errno == errno.ENXIO else offset
 
     def taken(self, status: Stat) -> int:
-        """Bytes of the disk that a file takes: holes take none."""
+        """Return the bytes of the disk that a file takes: holes take none."""
         return min(status.st_size, status.st_blocks * 512)
 
     def status(self, fd: int) -> Stat:
@@ -152,7 +158,7 @@ class System:
         os.unlink(name, dir_fd=within)
 
     def try_flock(self, fd: int) -> bool:
-        """Lock the open file description exclusively, without waiting."""
+        """Lock the open file description exclusively, without waiting; return True if that succeeded."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -160,7 +166,10 @@ class System:
         return True
 
     def try_lockf(self, fd: int) -> bool:
-        """Lock the file for this process, without waiting; not inherited by a forked child."""
+        """Lock the file for this process, without waiting; return True if that succeeded.
+
+        A forked child does not inherit the lock.
+        """
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -168,18 +177,19 @@ class System:
         return True
 
     def lockf_holder(self, fd: int) -> int | None:
-        """The other process that holds `try_lockf`'s lock; 0 when there is one of unknown number."""
+        """Return the other process that holds the lock of `try_lockf`; 0 if its number is unknown."""
         if sys.platform != "linux" or sys.maxsize < 2**32:
             return None
-        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, asked))
-        return None if kind == fcntl.F_UNLCK else pid
+        request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        lock_type, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, request))
+        return None if lock_type == fcntl.F_UNLCK else pid
 
     def sync(self, fd: int) -> None:
-        """To the disk, with the size."""
+        """Write a file's data and size to the disk."""
         os.fdatasync(fd)
 
     def sync_directory(self, fd: int) -> None:
+        """Write a directory's names to the disk."""
         os.fsync(fd)
 
     def user(self) -> int:
@@ -189,7 +199,7 @@ class System:
         return secrets.token_bytes(size)
 
     def boot(self) -> str:
-        """Names this start of the kernel: monotonic seconds compare only within one."""
+        """Return the id of this boot, within which monotonic seconds are comparable; empty if unknown."""
         try:
             with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
                 return file.read(64).strip()
@@ -197,15 +207,15 @@ class System:
             return ""
 
     def filesystem(self, fd: int) -> str:
-        """The type of the filesystem that holds the open directory; empty when unknown."""
+        """Return the type of the filesystem that holds the open directory; empty if unknown."""
         device = os.fstat(fd).st_dev
-        wanted = f"{os.major(device)}:{os.minor(device)}"
+        number = f"{os.major(device)}:{os.minor(device)}"
         try:
             with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as mounts:
-                found = [line.split(" - ", 1)[1].split()[0] for line in mounts if line.split()[2] == wanted]
+                types = [line.split(" - ", 1)[1].split()[0] for line in mounts if line.split()[2] == number]
         except (OSError, IndexError):
             return ""
-        return found[-1] if found else ""
+        return types[-1] if types else ""
 
     def is_directory(self, status: Stat) -> bool:
         return stat.S_ISDIR(status.st_mode)
