@@ -125,7 +125,7 @@ def test_what_is_in_flight_or_written_to_is_never_sacrificed(make: Make, seg: Pa
     live = place(seg, 1, 1, [event(2, "x" * 15_000)])
     with live.open("ab") as writer:
         fcntl.flock(writer, fcntl.LOCK_EX)
-        spool._current().upkeep._next = 0.0  # type: ignore[union-attr]
+        spool._current().maintenance._next = 0.0  # type: ignore[union-attr]
         spool.claim(0, 0.0)
         assert claimed.exists()
         assert live.exists()
@@ -144,7 +144,7 @@ def test_what_a_writer_left_between_the_last_look_and_its_end_survives_an_evicti
         writer.write(record(event(2), salt=salt, created_ms=NOW_MS))
     victim = place(seg, 1, 1, [log_entry(n) for n in range(200)])
     for _ in range(2):
-        spool._current().upkeep._next = 0.0  # type: ignore[union-attr]
+        spool._current().maintenance._next = 0.0  # type: ignore[union-attr]
         spool.claim(0, 0.0)
     assert not victim.exists()
     assert drained(spool) == ids(2)

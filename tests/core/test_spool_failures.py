@@ -40,7 +40,7 @@ def forget_what_was_read(spool: FileSpool) -> None:
     """Empty the buffers of its segments: what is needed again comes from the disk."""
     drainer = spool._current().drainer
     assert drainer is not None
-    for segment in drainer.tails.values():
+    for segment in drainer.segments.values():
         assert segment._reader is not None
         segment._reader._window = b""
 
@@ -538,7 +538,7 @@ def test_the_lanes_of_all_classes_are_read_ahead_and_survive_an_eviction(place: 
     spool = place.spool(max_bytes=1 << 30)
     (claim,) = spool.claim(1, 0.0)
     assert claim.sealed.ordered
-    spool._current().upkeep._max_bytes = 10  # type: ignore[union-attr]
+    spool._current().maintenance._max_bytes = 10  # type: ignore[union-attr]
     place.clock.now += 2
     spool.claim(0, 0.0)
     assert spool.claim(5, 0.0) == []

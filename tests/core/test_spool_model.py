@@ -206,8 +206,8 @@ class SpoolMachine(RuleBasedStateMachine):
         process = next((each for each in self.processes if each.spool.facts().draining), None)
         if process is None or process.system.dies_at is not None:
             return  # what a death during an eviction leaves uncounted is no subject here
-        upkeep = process.spool._current().upkeep
-        if upkeep is None:
+        maintenance = process.spool._current().maintenance
+        if maintenance is None:
             return
         for other in [each for each in self.processes if deaths and each is not process]:
             other.system.die()
@@ -215,9 +215,9 @@ class SpoolMachine(RuleBasedStateMachine):
         folder = self.disk.find(f"/spool/{IDENTITY}/seg")
         assert folder is not None
         before = dict(folder.names)
-        upkeep._max_bytes, upkeep._next = int(upkeep._size * share), 0.0
+        maintenance._max_bytes, maintenance._next = int(maintenance._size * share), 0.0
         process.spool.claim(0, 0.0)
-        upkeep._max_bytes = 1 << 30
+        maintenance._max_bytes = 1 << 30
         gone = [bytes(node.data) for name, node in before.items() if name not in folder.names]
         self.evicted |= {body for body in self.accepted if any(number_of(body) in data for data in gone)}
 

@@ -16,7 +16,7 @@ from transport_kit.envelope.sealed import SealedEnvelope
 from transport_kit.queues.spool.records import (
     envelope_of,
     envelope_record,
-    event_id_of,
+    event_id_in_head,
     losses_of,
     losses_record,
     quantities_of,
@@ -49,7 +49,7 @@ def test_what_is_written_is_read_back_with_all_its_facts() -> None:
     assert bodies(WHOLE) == WRITTEN
     for written, found in zip(ENVELOPES, RECORDS, strict=True):
         again = envelope_of(found.head, found.body)
-        assert again.event_id == written.event_id == event_id_of(found.head)
+        assert again.event_id == written.event_id == event_id_in_head(found.head)
         assert again.quantities == written.quantities == quantities_of(found.head)
         assert (again.priority, again.ordered, again.repeatable, again.size) == (
             written.priority,
@@ -169,7 +169,7 @@ def test_request_data_can_not_pose_as_a_record() -> None:
     data[HEADER_BYTES + 2] ^= 1
     found = read_all(bytes(data))
     assert [type(part) for part in found] == [Gap, Record]
-    assert event_id_of(found[1].head) == f"{8:032x}"  # type: ignore[arg-type]
+    assert event_id_in_head(found[1].head) == f"{8:032x}"  # type: ignore[arg-type]
 
 
 def test_a_growing_file_is_waited_for_and_judged_only_when_something_follows() -> None:
@@ -306,7 +306,7 @@ def test_a_head_that_is_not_ours_is_refused(head: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         envelope_of(head, b"{}\n")
     assert quantities_of(head) == ()
-    assert event_id_of(head) is None
+    assert event_id_in_head(head) is None
 
 
 def test_a_head_that_does_not_fit_its_body_is_refused() -> None:

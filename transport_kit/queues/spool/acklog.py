@@ -1,7 +1,7 @@
-"""The ack log beside a segment: what was attempted, returned, settled.
+"""The ack log beside a segment: attempts, releases and settlements of its records.
 
-Advisory: a segment without it, or with a damaged one, is delivered whole again; a duplicate is the price,
-never a loss. Writing it is best effort, so that a full disk still drains.
+Advisory: a segment whose log is missing or damaged is delivered again as a whole, which may send duplicates
+and loses nothing. Writing is best effort, so that a full disk still drains.
 
 Threads: a log belongs to the drainer, which calls under its lock.
 """
@@ -21,15 +21,15 @@ __all__ = ["AckLog", "Op", "Progress", "ack_name", "read_progress"]
 
 _ENTRY: Final = struct.Struct("<QB3x")
 ENTRY_BYTES: Final = _ENTRY.size + 4
-#: A segment of small records has a few ten thousand; more is not read.
+#: Most bytes of a log that are read. A segment of small records has a few ten thousand entries.
 MAX_BYTES: Final = 64 * 1024 * 1024
 
 
 class Op(IntEnum):
-    """What happened to the record at an offset."""
+    """An operation on the record at an offset."""
 
     ATTEMPT = 1
-    #: An attempt while nothing else was under way.
+    #: An attempt while no other envelope was being delivered.
     ALONE = 2
     RELEASE = 3
     ACK = 4
@@ -38,13 +38,13 @@ class Op(IntEnum):
 
 @dataclass(slots=True)
 class Progress:
-    """What is known of one record.
+    """The state of one record, as its ack log shows it.
 
     Attributes:
         attempts: Deliveries begun.
-        settled: Nothing is left to do.
-        open: The last attempt had no end: the drainer died during it, or is at it.
-        deaths: Drainers that died while they attempted this record and no other, without a survivor since.
+        settled: True if the record is delivered, discarded or buried.
+        open: True if the log contains no end of the last attempt: it is under way, or the drainer died.
+        deaths: Drainers that died in a row while they attempted this record and no other.
     """
 
     attempts: int = 0
@@ -54,7 +54,7 @@ class Progress:
 
 
 def ack_name(name: SegmentName) -> str:
-    """The log's file name: the segment's with another ending."""
+    """Return the file name of a segment's ack log."""
     return str(name).removesuffix(".log") + ".ack"
 
 
@@ -64,20 +64,27 @@ def _entry(op: int, offset: int, seed: int) -> bytes:
 
 
 def read_progress(data: bytes, salt: bytes) -> dict[int, Progress]:
-    """By offset of the record; entries that their checksum does not confirm are passed over."""
+    """Parse an ack log; return the progress of each record by its offset.
+
+    Entries with a wrong checksum are skipped.
+
+    Args:
+        data: The log's content.
+        salt: The segment's salt.
+    """
     seed = zlib.crc32(salt)
-    found: dict[int, Progress] = {}
-    alone: set[int] = set()
-    at = 0
-    while at + ENTRY_BYTES <= len(data):
-        start = data[at : at + _ENTRY.size]
-        (check,) = struct.unpack_from("<I", data, at + _ENTRY.size)
-        if zlib.crc32(start, seed) != check:
-            at += 1  # a write came short: the next entry begins anywhere
+    records: dict[int, Progress] = {}
+    alone: set[int] = set()  # offsets of records whose last operation is `ALONE`
+    position = 0
+    while position + ENTRY_BYTES <= len(data):
+        start = data[position : position + _ENTRY.size]
+        (checksum,) = struct.unpack_from("<I", data, position + _ENTRY.size)
+        if zlib.crc32(start, seed) != checksum:
+            position += 1  # after a short write the next entry may begin at any byte
             continue
-        at += ENTRY_BYTES
+        position += ENTRY_BYTES
         offset, op = _ENTRY.unpack(start)
-        progress = found.setdefault(offset, Progress())
+        progress = records.setdefault(offset, Progress())
         if op in (Op.ATTEMPT, Op.ALONE):
             if offset in alone:
                 progress.deaths += 1
@@ -90,12 +97,12 @@ def read_progress(data: bytes, salt: bytes) -> dict[int, Progress]:
             progress.settled = True
         (alone.add if op == Op.ALONE else alone.discard)(offset)
     for offset in alone:
-        found[offset].deaths += 1
-    return found
+        records[offset].deaths += 1
+    return records
 
 
 class AckLog:
-    """Appends to one segment's log; opened at the first entry."""
+    """The writer of one segment's ack log; the file is created with the first entry."""
 
     __slots__ = ("_fd", "_segment", "_system", "_within")
 
@@ -106,7 +113,7 @@ class AckLog:
         self._fd = -1
 
     def append(self, op: Op, offset: int) -> bool:
-        """Whether it was written."""
+        """Append an entry; return True if it was written."""
         try:
             if self._fd < 0:
                 self._fd = self._system.append_to(ack_name(self._segment), self._within)
@@ -121,9 +128,9 @@ class AckLog:
             self._system.close(fd)
 
     def remove(self) -> None:
-        """The segment is gone."""
+        """Remove the log, after its segment."""
         self.close()
         try:
             self._system.unlink(ack_name(self._segment), self._within)
         except OSError:
-            pass  # never written, or removed later with the other leftovers
+            pass  # it never existed, or the drainer's listing removes it later

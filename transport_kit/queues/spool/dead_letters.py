@@ -1,7 +1,7 @@
-"""Dead letters: envelopes that are not sent again unless a person says so.
+"""Dead letters: envelopes that are not sent again unless a person replays them.
 
-Two files each: the envelope as it would have been sent, and what is known about it. Bounded: the oldest
-makes room for the newest.
+Each has two files: the envelope as it would have been sent, and the facts about it. Their size is bounded:
+the oldest are removed to make room for the newest.
 
 Threads: the drainer calls under its lock.
 """
@@ -32,13 +32,25 @@ def bury(
     quantities: Quantities,
     max_bytes: int,
 ) -> bool:
-    """Keep one envelope; False when the directory does not take it, or it is larger than all may be."""
+    """Store one dead letter; return False if it exceeds `max_bytes` or can't be written.
+
+    Args:
+        directory: The directory of the spool.
+        body: The serialised envelope.
+        event_id: Its event id, if any.
+        reason: The reason why it is not sent.
+        attempts: Deliveries begun.
+        created_ms: Epoch milliseconds at which it was accepted.
+        buried_ms: Epoch milliseconds now.
+        quantities: Quantities by data category.
+        max_bytes: Most bytes of all dead letters.
+    """
     system, within = directory.system, directory.dead
     if len(body) > max_bytes:
         return False
-    # An event id is what somebody sent: it becomes a file name only if it is one.
-    known = event_id is not None and _EVENT_ID.fullmatch(event_id) is not None
-    name = event_id if known else system.random(16).hex()
+    # The event id is untrusted input: it becomes a file name only if it has the form of an id.
+    is_valid = event_id is not None and _EVENT_ID.fullmatch(event_id) is not None
+    name = event_id if is_valid else system.random(16).hex()
     facts = {
         "event_id": event_id,
         "reason": reason,
@@ -47,28 +59,28 @@ def bury(
         "buried_ms": buried_ms,
         "quantities": dict(quantities),
     }
-    written: list[str] = []
+    drafts: list[str] = []
     try:
         _make_room(directory, max_bytes - len(body))
         for ending, data in (("json", dumps(facts) + b"\n"), ("envelope", body)):
             draft = f".{system.random(8).hex()}"
             fd = system.create(draft, within)
-            written.append(draft)
+            drafts.append(draft)
             system.close_after(fd, data)
             system.rename(draft, f"{name}.{ending}", within)
-            written.remove(draft)
+            drafts.remove(draft)
     except OSError:
-        for draft in written:
+        for draft in drafts:
             try:
                 system.unlink(draft, within)
             except OSError:
-                pass  # as read-only as the rest
+                pass  # the directory may be read-only by now
         return False
     return True
 
 
 def count(directory: Directory) -> int:
-    """Dead letters kept."""
+    """Return the number of dead letters; 0 if the directory can't be read."""
     try:
         return sum(name.endswith(".envelope") for name in directory.system.names(directory.dead))
     except OSError:
@@ -76,7 +88,7 @@ def count(directory: Directory) -> int:
 
 
 def _make_room(directory: Directory, max_bytes: int) -> None:
-    """Remove the oldest until the rest takes no more than `max_bytes`."""
+    """Remove the oldest dead letters until the rest takes at most `max_bytes`."""
     system, within = directory.system, directory.dead
     letters = []
     total = 0

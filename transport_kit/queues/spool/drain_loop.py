@@ -1,11 +1,11 @@
-"""What a process does for the spool beside writing: runs for the drain, drains, leaves it to a forwarder.
+"""The drain loop: elects a drainer for the spool, drains while this process is it, and yields to a forwarder.
 
-Owns the decision who drains as far as this process has a say, how often it looks, and one look's order of
-work. Who won is `election.py`'s, draining is `drainer.py`'s and `maintenance.py`'s; memory is not its
-business.
+Owns when this process tries to become the drainer and when it steps down, how often it looks at the
+directory, and the order of work in one look. The locks of the election are in `election.py`, draining is in
+`drainer.py` and `maintenance.py`, and the queue in memory belongs to `spool.py`.
 
-Threads: `run` may be called by any thread, from `put` too; all else wants the lock of the `SpoolState` it is
-given.
+Threads: `run` and `run_again` may be called by any thread, and by `put`; all other methods require the lock
+of the `SpoolState` that they are given.
 """
 
 from __future__ import annotations
@@ -18,37 +18,40 @@ from transport_kit.queues.protocol import Claim
 from transport_kit.queues.spool.drainer import Drainer
 from transport_kit.queues.spool.maintenance import Ages, Maintenance
 from transport_kit.queues.spool.segment_reader import Entry
-from transport_kit.queues.spool.state import RECOVERY, SpoolState, words
+from transport_kit.queues.spool.state import RECOVERY, SpoolState, describe_error
 from transport_kit.queues.spool.status import read_status
 from transport_kit.queues.spool.system import System
 
 __all__ = ["DrainLoop", "LOOK_FIRST", "LOOK_LAST", "LOOK_QUIET", "losses_of_drainer", "PUTS_A_CANDIDACY"]
 
-#: Seconds between two looks of the drainer: the shortest, while work comes, and the longest.
+#: Seconds between two looks of the drainer: the least, while work comes, and the most.
 LOOK_FIRST: Final = 0.005
 LOOK_LAST: Final = 0.25
-#: Seconds without work after which the drainer looks less often: a capture of its own process still wakes it.
+#: Seconds without work after which the drainer looks only every `LOOK_QUIET` seconds. A capture of its own
+#: process still wakes it.
 QUIET_AFTER: Final = 5.0
 LOOK_QUIET: Final = 1.0
-#: Seconds between two candidacies of a process that does not drain, in `claim`; and on a put. Of those only
-#: each so-many-th looks at the clock: a process that puts less often has time to claim.
+#: Seconds between two candidacies of a process that does not drain: in `claim`, and in `put`.
 CANDIDACY: Final = 0.99
 CANDIDACY_ON_PUT: Final = 0.1
+#: Of this many puts one reads the clock for a candidacy: a process that puts less often has time to claim.
 PUTS_A_CANDIDACY: Final = 16
-#: Dead letters may take this share of `max_bytes`.
+#: Share of `max_bytes` that dead letters may take.
 DEAD_SHARE: Final = 1 / 8
 
 
 class DrainLoop:
-    """See the module.
+    """The part of a spool that looks after the directory; every method acts on the `SpoolState` it is given.
 
     Args:
-        may_drain: Whether this process runs for the drain at all.
-        max_bytes, max_count, max_age: As `FileSpool` has them.
+        may_drain: False if this process never drains.
+        max_bytes: See `FileSpool`.
+        max_count: See `FileSpool`.
+        max_age: See `FileSpool`.
         clock: Monotonic seconds.
         wall: Epoch seconds.
         system: The operating system.
-        leave_losses: Called with what a drainer that steps down had counted.
+        leave_losses: Called with the loss counts of a drainer that steps down.
     """
 
     def __init__(
@@ -74,11 +77,11 @@ class DrainLoop:
 
     # -- the election ----------------------------------------------------------------------------------
 
-    def run(self, life: SpoolState, now: float) -> None:
+    def run(self, state: SpoolState, now: float) -> None:
         """Try to become the drainer; a process that only writes finds out who is one. Never waits."""
-        life.candidacy_at = now
-        election = life.election
-        if election is None or life.closed or not life.electing.acquire(blocking=False):
+        state.candidacy_at = now
+        election = state.election
+        if election is None or state.closed or not state.election_lock.acquire(blocking=False):
             return
         won = False
         try:
@@ -86,45 +89,45 @@ class DrainLoop:
                 won = not election.held and election.attempt()
             else:
                 election.observe()
-            life.holder = election.holder
+            state.holder = election.holder
         except OSError:
             return
         finally:
-            life.electing.release()
+            state.election_lock.release()
         if won:
-            life.poke()
+            state.notify_claimers()
 
-    def run_again(self, life: SpoolState) -> None:
+    def run_again(self, state: SpoolState) -> None:
         """Call `run` unless this process did so a moment ago; nothing for a process that only writes."""
         if not self._may_drain:
             return
         now = self._clock()
-        if now >= life.candidacy_at + CANDIDACY_ON_PUT:
-            self.run(life, now)
+        if now >= state.candidacy_at + CANDIDACY_ON_PUT:
+            self.run(state, now)
 
-    def _take_over(self, life: SpoolState) -> None:
-        directory = life.directory
+    def _take_over(self, state: SpoolState) -> None:
+        directory = state.directory
         assert directory is not None
-        life.worked_at = self._clock()
-        if life.writer is not None:
+        state.last_work_at = self._clock()
+        if state.writer is not None:
             try:
-                life.writer.forget_removed()
+                state.writer.forget_removed()
             except OSError:
-                pass  # the first look will say so
+                pass  # the first look reports it
         boot = self._system.boot()
         before = read_status(directory)
         ages = Ages(self._max_age, clock=self._clock, wall=self._wall, before=before, boot=boot)
-        life.drainer = Drainer(
+        state.drainer = Drainer(
             directory,
             clock=self._clock,
             wall=self._wall,
-            next_id=lambda: next(life.ids),
-            forget=lambda text: None if life.writer is None else life.writer.forget(text),
+            next_id=lambda: next(state.ids),
+            forget=lambda text: None if state.writer is None else state.writer.forget(text),
             max_dead_bytes=int(self._max_bytes * DEAD_SHARE),
         )
-        life.upkeep = Maintenance(
+        state.maintenance = Maintenance(
             directory,
-            life.drainer,
+            state.drainer,
             ages,
             max_bytes=self._max_bytes,
             max_count=self._max_count,
@@ -133,78 +136,80 @@ class DrainLoop:
             boot=boot,
         )
 
-    def _step_down(self, life: SpoolState) -> None:
-        """A forwarder came: leave it to that one, as soon as nothing is in our hands."""
-        drainer, election = life.drainer, life.election
+    def _step_down(self, state: SpoolState) -> None:
+        """Stop draining in favour of a forwarder, once no envelope is claimed."""
+        drainer, election = state.drainer, state.election
         assert drainer is not None
         assert election is not None
         if drainer.claimed:
             return
         losses = losses_of_drainer(drainer)
         drainer.close()
-        life.drainer = life.upkeep = None
+        state.drainer = state.maintenance = None
         if losses:
             self._leave_losses(losses)
         election.resign()
 
     # -- looking ---------------------------------------------------------------------------------------
 
-    def next_look(self, life: SpoolState, now: float, pause: float) -> tuple[float, bool]:
-        """When to look again, and whether a put must say so because that is far off.
+    def next_look(self, state: SpoolState, now: float, pause: float) -> tuple[float, bool]:
+        """Return the time of the next look, and True if a put must wake the claimer before it.
 
         Args:
-            pause: Seconds, as grown since the last work.
+            state: The state of this process.
+            now: Monotonic seconds.
+            pause: Seconds; doubled by the caller with each look that found nothing.
         """
-        drainer = life.drainer
+        drainer = state.drainer
         if drainer is not None:
             parked = pause >= LOOK_LAST / 2
-            if pause >= LOOK_LAST and now >= life.worked_at + QUIET_AFTER:
+            if pause >= LOOK_LAST and now >= state.last_work_at + QUIET_AFTER:
                 pause = LOOK_QUIET
             until = now + pause
             return min(until, drainer.next_retry) if drainer.next_retry > now else until, parked
-        if life.why is not None:
+        if state.failure is not None:
             return now + RECOVERY, True
-        return max(now + LOOK_FIRST, life.candidacy_at + CANDIDACY), False
+        return max(now + LOOK_FIRST, state.candidacy_at + CANDIDACY), False
 
-    def look(self, life: SpoolState, limit: int, now: float) -> list[Claim]:
-        """Do what is due; up to `limit` envelopes of the disk, if this process drains."""
-        if life.writer is not None:
-            life.writer.prepare()
-        if life.drainer is None:
-            if now >= life.candidacy_at + CANDIDACY:
-                self.run(life, now)
-            if life.election is not None and life.election.held:
-                self._take_over(life)
-            elif now >= life.status_read + CANDIDACY:
-                self._read_status(life, now)
-        claims = [] if life.drainer is None else self._drain(life, life.drainer, limit, now)
-        life.unread = False
+    def look(self, state: SpoolState, limit: int, now: float) -> list[Claim]:
+        """Do the work that is due; return up to `limit` claims from the disk if this process drains."""
+        if state.writer is not None:
+            state.writer.prepare()
+        if state.drainer is None:
+            if now >= state.candidacy_at + CANDIDACY:
+                self.run(state, now)
+            if state.election is not None and state.election.held:
+                self._take_over(state)
+            elif now >= state.status_read_at + CANDIDACY:
+                self._read_status(state, now)
+        claims = [] if state.drainer is None else self._drain(state, state.drainer, limit, now)
+        state.may_have_backlog = False
         return claims
 
-    def _drain(self, life: SpoolState, drainer: Drainer, limit: int, now: float) -> list[Claim]:
-        assert life.upkeep is not None
-        if life.retry_now:
-            life.retry_now = False
+    def _drain(self, state: SpoolState, drainer: Drainer, limit: int, now: float) -> list[Claim]:
+        assert state.maintenance is not None
+        if state.retry_now:
+            state.retry_now = False
             drainer.retry_now()
-        if now >= life.yield_at:
-            life.yield_at = now + CANDIDACY
-            assert life.election is not None
-            life.leaving = life.election.preferred_elsewhere
-        if life.leaving:
-            self._step_down(life)
+        if now >= state.forwarder_check_at:
+            state.forwarder_check_at = now + CANDIDACY
+            assert state.election is not None
+            state.yielding = state.election.preferred_elsewhere
+        if state.yielding:
+            self._step_down(state)
             return []
         entries: list[Entry] = []
         try:
-            drainer.scan(working=life.working)
-            life.upkeep.round()
+            drainer.scan(working=state.had_work)
+            state.maintenance.round()
             entries = drainer.take(limit)
         except OSError as error:
-            life.have_trouble(words(error), self._clock())
-        life.working = bool(entries)
+            state.record_failure(describe_error(error), self._clock())
+        state.had_work = bool(entries)
         if entries:
-            life.worked_at = now
+            state.last_work_at = now
         elif limit:
-            life.upkeep.sync_backlog()
+            state.maintenance.sync_backlog()
         wall = self._wall()
         return [
             Claim(
@@ -217,16 +222,16 @@ class DrainLoop:
             if entry.sealed is not None
         ]
 
-    def _read_status(self, life: SpoolState, now: float) -> None:
-        life.status_read = now
-        if life.directory is None:
+    def _read_status(self, state: SpoolState, now: float) -> None:
+        state.status_read_at = now
+        if state.directory is None:
             return
-        status = read_status(life.directory)
-        if status is not None and (life.status is None or status.at != life.status.at):
-            life.status = status
-            life.puts_at_status = life.puts
+        status = read_status(state.directory)
+        if status is not None and (state.status is None or status.at != state.status.at):
+            state.status = status
+            state.puts_at_status = state.puts
 
 
 def losses_of_drainer(drainer: Drainer) -> Report:
-    """What it counted and nobody was told of yet."""
+    """Return the losses that the drainer has counted and not reported yet."""
     return tuple((reason, category, n) for (reason, category), n in drainer.losses.items())

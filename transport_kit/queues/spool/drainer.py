@@ -1,11 +1,12 @@
-"""The drainer: what one elected process knows of all segments, and hands out envelope by envelope.
+"""The drainer: the unsettled envelopes of all segments, in the order in which they are claimed.
 
-Owns the order in which envelopes are claimed, what is known of each that is not settled, and the ack logs.
-What is given up, and why, is in `maintenance.py`; which files there are is `directory.py`'s, and what is in
-one is `segment_reader.py`'s. Segments are read one after the other, oldest first within a class, and nothing
-is read before its turn: a backlog costs memory for its file names only.
+Owns that order, the entry of each envelope that was read and is not settled, and the ack logs. The rules of
+eviction are in `maintenance.py`, the listing of files in `directory.py`, and the reading of one file in
+`segment_reader.py`. Segments are read one after the other, oldest first within a class, and nothing is read
+before its turn: a backlog costs memory for its file names only.
 
-Threads: every method wants the lock of the `FileSpool` that owns it, which no capture takes.
+Threads: every method but `count_seen` requires the lock of the `FileSpool` that owns the drainer, which no
+capture takes.
 """
 
 from __future__ import annotations
@@ -29,30 +30,31 @@ from transport_kit.runtime.log import log
 
 __all__ = ["CONVICTED_AFTER", "Drainer"]
 
-#: Drainers that must have died over one envelope, alone each time, before it is buried. Three are not enough:
-#: where processes are killed for another reason, and often, whatever is sent first is at it each time.
+#: Drainers that must have died while delivering one envelope, and nothing else, before it is buried. Three
+#: are not enough: if processes are often killed for another reason, the envelope that is sent first is open
+#: each time.
 CONVICTED_AFTER: Final = 5
 #: Seconds before a segment that could not be read is tried again.
 RETRY_AFTER: Final = 1.0
-#: Seconds between two steps of a long search in a segment: most of the time is for what can be delivered.
+#: Seconds between two steps of a long search in a segment, which leaves most of the time to deliveries.
 SEARCH_AGAIN: Final = 0.05
 
 
 class Drainer:
-    """See the module.
+    """Hands out the envelopes of a spool's segments, and settles them.
 
     Args:
-        directory: What is drained.
+        directory: The directory to drain.
         clock: Monotonic seconds.
         wall: Epoch seconds.
-        next_id: Numbers for entries.
-        max_dead_bytes: Of dead letters.
+        next_id: Returns the id of the next entry.
+        max_dead_bytes: Most bytes of dead letters.
         forget: Called with the file name of a segment that is gone.
 
     Attributes:
-        tails: All segments known, by file name.
-        claimed: What senders hold, by id.
-        losses: By reason and category; counted here, told by the worker.
+        segments: All known segments, by file name.
+        claimed: Claimed entries, by id.
+        losses: Quantities by reason and category; counted here and reported by the worker.
         oldest_ms: Records accepted before this epoch millisecond are too old.
     """
 
@@ -73,9 +75,9 @@ class Drainer:
         self._max_dead_bytes = max_dead_bytes
         self._forget = forget
         self.tally = Tally()
-        self.tails: dict[str, SegmentReader] = {}
-        # Per class, oldest first: what may have something to read. A tail that was read to its end and
-        # does not grow leaves its lane; what of it is not settled is in the places below.
+        self.segments: dict[str, SegmentReader] = {}
+        # Per class, oldest first: segments that may have something to read. A segment that was read to its
+        # end and does not grow leaves its lane; its unsettled entries are in the places below.
         self._lanes: list[list[SegmentReader]] = [[] for _ in Priority]
         # An entry is in one of these, or in `claimed`.
         self._next: list[Entry | None] = [None for _ in Priority]  # read ahead, one per class
@@ -86,7 +88,7 @@ class Drainer:
         self._turns = Turns()
         self._took_retried = [False for _ in Priority]
         self._lane_busy: int | None = None
-        self._search_at = float("inf")  # when a search goes on
+        self._search_at = float("inf")  # time at which an interrupted search continues
         self.losses: Counter[tuple[str, str]] = Counter()
         self.oldest_ms = 0
         self.evicted = self.expired = self.damaged = self.incomplete = self.buried = 0
@@ -95,7 +97,10 @@ class Drainer:
     # -- the directory ---------------------------------------------------------------------------------
 
     def scan(self, *, working: bool) -> None:
-        """Take in new segments, if it is time to look.
+        """Add new segments and forget removed ones, if a listing is due.
+
+        Args:
+            working: See `Listing.look`.
 
         Raises:
             OSError: The directory can't be read.
@@ -103,59 +108,61 @@ class Drainer:
         present = self._listing.look(working=working)
         if present is None:
             return
-        for text in present - self.tails.keys():
+        for text in present - self.segments.keys():
             name = SegmentName.parse(text)
             if name is not None:
-                tail = self.tails[text] = SegmentReader(self._directory, name, self.tally)
-                bisect.insort(self._lanes[name.rank], tail, key=lambda tail: tail.name)
-        for text in self.tails.keys() - present:
-            # A person removed it, or took it away: whoever does that knows what it held.
-            if not self.tails[text].entries:
-                self.drop(self.tails[text])
+                segment = self.segments[text] = SegmentReader(self._directory, name, self.tally)
+                bisect.insort(self._lanes[name.rank], segment, key=lambda segment: segment.name)
+        for text in self.segments.keys() - present:
+            # A person removed or moved it, and knows what it contained: nothing is counted.
+            if not self.segments[text].entries:
+                self.drop(self.segments[text])
 
-    def drop(self, tail: SegmentReader) -> None:
+    def drop(self, segment: SegmentReader) -> None:
         """Forget a segment that is gone."""
-        tail.close()
-        self._pop(tail)
-        self._leave_lane(tail)
+        segment.close()
+        self._pop(segment)
+        self._leave_lane(segment)
 
-    def _leave_lane(self, tail: SegmentReader) -> None:
-        lane = self._lanes[tail.name.rank]
-        if tail in lane:
-            lane.remove(tail)
+    def _leave_lane(self, segment: SegmentReader) -> None:
+        lane = self._lanes[segment.name.rank]
+        if segment in lane:
+            lane.remove(segment)
 
-    def _remove_if_done(self, tail: SegmentReader) -> None:
-        if not tail.done:
+    def _remove_if_done(self, segment: SegmentReader) -> None:
+        if not segment.done:
             return
-        self._leave_lane(tail)
+        self._leave_lane(segment)
         try:
-            tail.remove()
+            segment.remove()
         except OSError:
-            tail.retry_at = self._clock() + RETRY_AFTER  # `sweep` comes back to it
+            segment.retry_at = self._clock() + RETRY_AFTER  # `sweep` comes back to it
             return
-        self._pop(tail)
+        self._pop(segment)
 
-    def _pop(self, tail: SegmentReader) -> None:
-        self._forget(tail.text)
-        if self.tails.pop(tail.text, None) is not None:
-            self.tally.pending -= tail.pending
+    def _pop(self, segment: SegmentReader) -> None:
+        self._forget(segment.text)
+        if self.segments.pop(segment.text, None) is not None:
+            self.tally.pending -= segment.pending
 
     def sweep(self) -> None:
-        """Remove what is done and could not be removed before."""
+        """Remove finished segments whose removal failed before."""
         now = self._clock()
-        for tail in [tail for tail in self.tails.values() if tail.done and tail.retry_at <= now]:
-            self._remove_if_done(tail)
+        for segment in [
+            segment for segment in self.segments.values() if segment.done and segment.retry_at <= now
+        ]:
+            self._remove_if_done(segment)
 
     # -- claiming --------------------------------------------------------------------------------------
 
     def take(self, limit: int) -> list[Entry]:
-        """Up to `limit` entries, each with its attempt logged; `sealed` is set."""
+        """Claim up to `limit` entries and log the attempts; `sealed` of each is set."""
         now = self._clock()
         self._undelay(now)
         if self._search_at <= now:
             self._search_at = float("inf")
-        taken: list[Entry] = []
-        while len(taken) < limit:
+        entries: list[Entry] = []
+        while len(entries) < limit:
             entry = self._choose(now)
             if entry is None:
                 break
@@ -163,17 +170,17 @@ class Drainer:
                 continue
             entry.claimed = True
             entry.attempts += 1
-            entry.tail.log(Op.ALONE if entry.alone else Op.ATTEMPT, entry.offset)
+            entry.segment.log(Op.ALONE if entry.alone else Op.ATTEMPT, entry.offset)
             if entry.ordered:
                 self._lane_busy = entry.id
             self.claimed[entry.id] = entry
-            taken.append(entry)
-        return taken
+            entries.append(entry)
+        return entries
 
     def _choose(self, now: float) -> Entry | None:
         if any(entry.alone for entry in self.claimed.values()):
             return None
-        # All classes are read ahead first: that is where suspects are found.
+        # Read all classes ahead first: this finds the suspects.
         for rank in HIGHEST_FIRST:
             if self._next[rank] is None:
                 self._next[rank] = self._read(rank, now)
@@ -181,37 +188,39 @@ class Drainer:
             if self.claimed:
                 return None
             entry = self._suspects.popleft()
-            if not entry.tail.abandoned:
+            if not entry.segment.abandoned:
                 entry.alone = True
                 return entry
         chosen = self._turns.choose(self._ready())
-        return None if chosen is None else self._head(chosen)
+        return None if chosen is None else self._pop_next(chosen)
 
     def _ready(self) -> Iterator[int]:
-        """Classes of which something may be claimed, highest first."""
+        """Yield the classes that have something to claim, highest first."""
         for rank in HIGHEST_FIRST:
-            waits = self._next[rank] is not None or self._retried[rank]
-            if waits and not (rank == ORDERED and self._lane_busy is not None):
+            waiting = self._next[rank] is not None or self._retried[rank]
+            if waiting and not (rank == ORDERED and self._lane_busy is not None):
                 yield rank
 
-    def _head(self, rank: int) -> Entry | None:
-        """New and tried ones by turns; in the ordered lane what was tried keeps its place before all."""
-        retried, fresh = self._retried[rank], self._next[rank]
-        turn = bool(retried) and (rank == ORDERED or not (self._took_retried[rank] and fresh is not None))
-        self._took_retried[rank] = turn
-        if turn:
+    def _pop_next(self, rank: int) -> Entry | None:
+        """Return a new and a retried entry in turn; in the ordered lane a retried one comes first."""
+        retried, new = self._retried[rank], self._next[rank]
+        take_retried = bool(retried) and (
+            rank == ORDERED or not (self._took_retried[rank] and new is not None)
+        )
+        self._took_retried[rank] = take_retried
+        if take_retried:
             return retried.popleft()
         self._next[rank] = None
-        return fresh
+        return new
 
     def _load(self, entry: Entry) -> bool:
-        """Read again what was not kept; False when it can't be, which is damage, or no time for it."""
-        if entry.tail.abandoned:
+        """Make sure that `sealed` is set; return False if the entry can't be delivered, now or ever."""
+        if entry.segment.abandoned:
             return False
         if entry.sealed is not None:
             return True
         try:
-            record = entry.tail.again(entry.offset)
+            record = entry.segment.read_again(entry.offset)
             if record is not None:
                 entry.sealed = envelope_of(record.head, record.body)
                 return True
@@ -226,79 +235,79 @@ class Drainer:
         return False
 
     def _read(self, rank: int, now: float) -> Entry | None:
-        """The next envelope of a class; what is not for delivery is dealt with on the way."""
+        """Return the next envelope of a class that may be claimed, or None."""
         lane = self._lanes[rank]
-        at = 0
-        while at < len(lane):
-            tail = lane[at]
-            at += 1
-            if tail.retry_at > now:
+        index = 0
+        while index < len(lane):
+            segment = lane[index]
+            index += 1
+            if segment.retry_at > now:
                 continue
             try:
-                while (found := tail.next()) is not None:
-                    entry = self._entry(tail, found)
+                while (part := segment.next()) is not None:
+                    entry = self._entry(segment, part)
                     if entry is not None:
                         return entry
             except OSError as error:
-                tail.retry_at = now + RETRY_AFTER
+                segment.retry_at = now + RETRY_AFTER
                 if isinstance(error, FileNotFoundError):
-                    self.drop(tail)
-                    at -= 1
+                    self.drop(segment)
+                    index -= 1
                 continue
-            if tail.searching:
-                tail.retry_at = self._search_at = now + SEARCH_AGAIN
+            if segment.searching:
+                segment.retry_at = self._search_at = now + SEARCH_AGAIN
                 continue
-            if tail.newer_version or tail.retired:
-                at -= 1
-                self._leave_lane(tail)
-                self._remove_if_done(tail)
+            if segment.newer_version or segment.retired:
+                index -= 1
+                self._leave_lane(segment)
+                self._remove_if_done(segment)
         return None
 
-    def _entry(self, tail: SegmentReader, found: Record | Gap) -> Entry | None:
-        """What a record becomes; None when it is not to be claimed now."""
-        if isinstance(found, Gap):
-            if found.incomplete:
+    def _entry(self, segment: SegmentReader, part: Record | Gap) -> Entry | None:
+        """Handle one part of a segment; return its entry if it may be claimed now."""
+        if isinstance(part, Gap):
+            if part.incomplete:
                 self.incomplete += 1
             else:
                 self.damaged += 1
-                self.lose(LossReason.INTERNAL_SDK_ERROR, quantities_of(found.head or b""))
+                self.lose(LossReason.INTERNAL_SDK_ERROR, quantities_of(part.head or b""))
                 log.error(
                     "a record of the spool is damaged and was given up: %s at byte %d",
-                    tail.text,
-                    found.offset,
+                    segment.text,
+                    part.offset,
                 )
             return None
-        progress = tail.progress(found.offset)
-        if found.kind == RecordKind.LOSSES:
+        progress = segment.progress(part.offset)
+        if part.kind == RecordKind.LOSSES:
             if not progress.settled:
-                tail.log(Op.ACK, found.offset)
-                tail.settle()
-                self._absorb(found)
+                segment.log(Op.ACK, part.offset)
+                segment.settle()
+                self._absorb(part)
             return None
         if progress.settled:
             return None
         try:
-            sealed = envelope_of(found.head, found.body)
+            sealed = envelope_of(part.head, part.body)
         except ValueError:
             self.damaged += 1
-            self.lose(LossReason.INTERNAL_SDK_ERROR, quantities_of(found.head))
-            tail.log(Op.ACK, found.offset)
-            tail.settle()
+            self.lose(LossReason.INTERNAL_SDK_ERROR, quantities_of(part.head))
+            segment.log(Op.ACK, part.offset)
+            segment.settle()
             return None
         entry = Entry(
-            tail,
-            found.offset,
+            segment,
+            part.offset,
             self._next_id(),
-            tail.name.rank,
+            segment.name.rank,
             sealed.ordered,
-            found.created_ms,
+            part.created_ms,
             sealed.quantities,
             progress.attempts,
             progress.deaths,
             sealed=sealed,
         )
-        tail.entries[found.offset] = entry
-        if found.created_ms < self.oldest_ms:
+        segment.entries[part.offset] = entry
+        if part.created_ms < self.oldest_ms:
             self.expired += 1
             self._give_up(entry, LossReason.CACHE_OVERFLOW)
             return None
@@ -319,66 +328,66 @@ class Drainer:
             self.damaged += 1
 
     def absorb(self, report: Report) -> None:
-        """Loss counts of another process, to be told by this one."""
+        """Add the loss counts of another process, to be reported by this one."""
         for reason, category, quantity in report:
             self.losses[reason, category] += quantity
 
     def lose(self, reason: LossReason, quantities: Quantities) -> None:
-        """Count what the spool gave up."""
+        """Count an envelope that the spool gave up."""
         for category, quantity in quantities:
             self.losses[reason.value, category] += quantity
 
     def _delay(self, entry: Entry, until: float) -> None:
-        """It may be claimed again then; nothing of the ordered lane overtakes it meanwhile."""
+        """Make an entry claimable again at `until`; meanwhile no other of the ordered lane overtakes it."""
         if entry.ordered:
             self._lane_busy = entry.id
         heapq.heappush(self._delayed, (until, entry.id, entry))
 
     def _undelay(self, until: float) -> None:
-        """Back into their classes: what may be claimed at `until`."""
+        """Return the entries whose pause ends by `until` to their classes."""
         while self._delayed and self._delayed[0][0] <= until:
             entry = heapq.heappop(self._delayed)[2]
             if self._lane_busy == entry.id:
                 self._lane_busy = None
-            if not entry.tail.abandoned:
+            if not entry.segment.abandoned:
                 self._retried[entry.rank].append(entry)
 
     def retry_now(self) -> None:
-        """Someone waits: forget when what failed may go again."""
+        """End all pauses: a caller waits for the deliveries."""
         self._undelay(float("inf"))
 
     @property
     def next_retry(self) -> float:
-        """Monotonic second at which something may become claimable; infinite when nothing waits for it."""
+        """The monotonic second at which an entry may become claimable; infinite if none is paused."""
         return min(self._delayed[0][0], self._search_at) if self._delayed else self._search_at
 
     # -- settling --------------------------------------------------------------------------------------
 
     def ack(self, id: int) -> None:
-        """Delivered or discarded: forget it."""
+        """Settle an entry that was delivered or discarded."""
         entry = self.claimed.pop(id, None)
         if entry is not None:
             self._settle(entry, Op.ACK)
 
     def release(self, id: int, not_before: float) -> None:
-        """To be claimed again. It outlived its attempt: nothing is suspected of it any more."""
+        """Return an entry, to be claimed again; this process survived the attempt, so it is no suspect."""
         entry = self.claimed.pop(id, None)
         if entry is None:
             return
         entry.claimed = entry.alone = False
         entry.sealed = None
-        entry.tail.log(Op.RELEASE, entry.offset)
+        entry.segment.log(Op.RELEASE, entry.offset)
         self._delay(entry, not_before)
 
     def bury(self, id: int, reason: str) -> None:
-        """To the dead letters."""
+        """Move an entry to the dead letters."""
         entry = self.claimed.pop(id, None)
         if entry is not None:
             self._bury(entry, reason)
 
     def _bury(self, entry: Entry, reason: str) -> None:
         sealed = entry.sealed
-        kept = sealed is not None and dead_letters.bury(
+        is_stored = sealed is not None and dead_letters.bury(
             self._directory,
             sealed.serialize(),
             event_id=sealed.event_id,
@@ -389,7 +398,7 @@ class Drainer:
             quantities=entry.quantities,
             max_bytes=self._max_dead_bytes,
         )
-        if not kept:
+        if not is_stored:
             log.error("a dead letter could not be kept")
         self.buried += 1
         self._settle(entry, Op.BURY)
@@ -399,48 +408,50 @@ class Drainer:
         self._settle(entry, Op.ACK)
 
     def _settle(self, entry: Entry, op: Op) -> None:
-        tail = entry.tail
-        tail.log(op, entry.offset)
-        tail.entries.pop(entry.offset, None)
-        tail.settle()
+        segment = entry.segment
+        segment.log(op, entry.offset)
+        segment.entries.pop(entry.offset, None)
+        segment.settle()
         entry.sealed = None
         if self._lane_busy == entry.id:
             self._lane_busy = None
-        self._remove_if_done(tail)
+        self._remove_if_done(segment)
 
     # -- giving up a whole segment ---------------------------------------------------------------------
 
-    def victims(self, most: int) -> Iterator[SegmentReader]:
-        """What may be given up: not written to, nothing of it in flight.
+    def victims(self, max_bytes: int) -> Iterator[SegmentReader]:
+        """Yield the segments that may be given up: without a writer, and with no entry claimed.
 
-        Lowest class and oldest first; but before all what is larger than `most`, as no room that others
-        leave is enough for it.
+        Those larger than `max_bytes` come first, as evicting others makes no room for them; then the lowest
+        class and the oldest.
         """
-        for tail in sorted(self.tails.values(), key=lambda tail: (tail.size <= most, tail.name)):
-            if tail.newer_version or any(entry.claimed for entry in tail.entries.values()):
+        for segment in sorted(
+            self.segments.values(), key=lambda segment: (segment.size <= max_bytes, segment.name)
+        ):
+            if segment.newer_version or any(entry.claimed for entry in segment.entries.values()):
                 continue
             try:
-                if tail.is_idle():
-                    yield tail
+                if segment.is_idle():
+                    yield segment
             except OSError:
                 continue
 
-    def sacrifice(self, tail: SegmentReader) -> int:
-        """Give up all that is left of a segment, and count it; how many envelopes that was.
+    def sacrifice(self, segment: SegmentReader) -> int:
+        """Remove a segment and count its unsettled envelopes as lost; return their number.
 
         Raises:
             OSError: It can't be removed. Nothing was given up.
         """
-        position = tail.position
-        lost = len(tail.entries)
-        quantities = [entry.quantities for entry in tail.entries.values()]
+        position = segment.position
+        lost = len(segment.entries)
+        quantities = [entry.quantities for entry in segment.entries.values()]
         damaged = incomplete = 0
         reports: list[Record] = []
-        for part in tail.unread():
+        for part in segment.read_rest():
             if isinstance(part, Gap):
                 damaged += not part.incomplete
                 incomplete += part.incomplete
-            elif tail.progress(part.offset).settled:
+            elif segment.progress(part.offset).settled:
                 continue
             elif part.kind == RecordKind.LOSSES:
                 reports.append(part)
@@ -448,46 +459,50 @@ class Drainer:
                 lost += 1
                 quantities.append(quantities_of(part.head))
         try:
-            tail.remove()
+            segment.remove()
         except OSError:
-            tail.position = position
+            segment.position = position
             raise
-        for each in quantities:
-            self.lose(LossReason.CACHE_OVERFLOW, each)
+        for envelope_quantities in quantities:
+            self.lose(LossReason.CACHE_OVERFLOW, envelope_quantities)
         for report in reports:
             self._absorb(report)
         self.damaged += damaged
         self.incomplete += incomplete
-        if any(entry.id == self._lane_busy for entry in tail.entries.values()):
+        if any(entry.id == self._lane_busy for entry in segment.entries.values()):
             self._lane_busy = None
-        tail.entries.clear()
-        tail.abandoned = True
-        self._next = [None if ahead is None or ahead.tail is tail else ahead for ahead in self._next]
-        self._retried = [deque(entry for entry in kept if entry.tail is not tail) for kept in self._retried]
-        self.drop(tail)
+        segment.entries.clear()
+        segment.abandoned = True
+        self._next = [None if entry is None or entry.segment is segment else entry for entry in self._next]
+        self._retried = [
+            deque(entry for entry in entries if entry.segment is not segment) for entries in self._retried
+        ]
+        self.drop(segment)
         return lost
 
-    # -- saying ----------------------------------------------------------------------------------------
+    # -- snapshots -------------------------------------------------------------------------------------
 
-    def seen(self, text: str) -> int:
-        """Envelopes found so far in a segment; needs no lock."""
-        tail = self.tails.get(text)
-        return 0 if tail is None else tail.seen
+    def count_seen(self, text: str) -> int:
+        """Return the number of envelopes read or counted so far in a segment; needs no lock."""
+        segment = self.segments.get(text)
+        return 0 if segment is None else segment.seen
 
     def oldest(self) -> float | None:
-        """Epoch seconds at which the oldest of what was read and not settled was accepted."""
-        stamps = [entry.created_ms for tail in self.tails.values() for entry in tail.entries.values()]
+        """Return the epoch seconds at which the oldest unsettled envelope was accepted, as far as known."""
+        stamps = [
+            entry.created_ms for segment in self.segments.values() for entry in segment.entries.values()
+        ]
         stamps += [
-            tail.name.created_ns // 1_000_000
-            for tail in self.tails.values()
-            if tail.pending and not tail.opened
+            segment.name.created_ns // 1_000_000
+            for segment in self.segments.values()
+            if segment.pending and not segment.opened
         ]
         return min(stamps) / 1000 if stamps else None
 
     def close(self) -> None:
-        """Return what is read ahead or in hand, and let go of all files."""
+        """Release the claimed entries, and close all files."""
         for id in list(self.claimed):
             self.release(id, 0.0)
-        for tail in self.tails.values():
-            tail.close()
-        self.tails.clear()
+        for segment in self.segments.values():
+            segment.close()
+        self.segments.clear()

@@ -26,7 +26,7 @@ from transport_kit.queues.spool.election import holders
 from transport_kit.queues.spool.records import (
     envelope_of,
     envelope_record,
-    event_id_of,
+    event_id_in_head,
     losses_record,
     quantities_of,
 )
@@ -196,7 +196,7 @@ class Inspection:
             self.identity,
             name,
             part.offset,
-            event_id_of(part.head),
+            event_id_in_head(part.head),
             quantities_of(part.head),
             part.end - part.offset,
             part.created_ms,
@@ -327,7 +327,7 @@ class Inspection:
         if inside < gap.end and ((data := self._system.data_from(fd, inside)) is None or data >= gap.end):
             said += "; nearly all of them are a hole: the file was made longer, and nobody wrote there"
         if gap.head is not None:
-            event_id = event_id_of(gap.head)
+            event_id = event_id_in_head(gap.head)
             what = ", ".join(f"{category} {n}" for category, n in quantities_of(gap.head))
             said += (
                 f"; its head is intact: event {event_id or 'without an id'}, {what or 'nothing countable'}"

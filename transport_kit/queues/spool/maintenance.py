@@ -1,10 +1,10 @@
-"""Keeps a spool within its bounds, counts it, and publishes its figures.
+"""Maintenance of a spool: enforces the limits of size, count and age, and publishes `status.json`.
 
 Owns eviction by size and number, expiry by age, and the comparison of the wall clock with the monotonic one:
-nothing is given up for its age because somebody set the clock. Each step is short, and takes at most a
-twentieth of the time however many segments there are.
+no envelope expires because somebody set the clock. Each round is short, and rounds take at most a twentieth
+of the time however many segments there are.
 
-Threads: every method wants the lock of the `FileSpool` that owns it.
+Threads: every method requires the lock of the `FileSpool` that owns the object.
 """
 
 from __future__ import annotations
@@ -21,33 +21,35 @@ from transport_kit.runtime.log import log
 
 __all__ = ["Ages", "JUMP", "Maintenance"]
 
-#: Seconds between two rounds, at least, and the share of the time they may take.
+#: Least seconds between two rounds, and the divisor of the time they may take: a twentieth.
 EVERY: Final = 0.25
 SHARE: Final = 20.0
 #: Seconds of counting per round.
 COUNTING: Final = 0.005
-#: Seconds between two publications of figures that changed, and of figures that did not: replacing a file may
-#: put the process to sleep once more, and write to a disk that rests.
+#: Seconds between two publications of figures that changed, and of figures that did not. Replacing a file may
+#: block, and write to a disk that would otherwise rest.
 PUBLISH_EVERY: Final = 1.0
 REPEAT_EVERY: Final = 60.0
-#: Seconds after which segments with a backlog are written to the disk: the kernel would do it in 30.
-SYNC_AFTER: Final = 1.0
 
-#: Seconds by which the two clocks may drift apart before nothing is believed of the wall clock.
+#: Seconds by which the difference of the two clocks may change before ages are ignored.
 JUMP: Final = 86_400.0
 
 
 class Maintenance:
-    """One drainer's household.
+    """Enforces size, count and age limits and publishes `status.json`.
 
     Args:
-        max_bytes: Of all segments.
+        directory: The directory of the spool.
+        drainer: The drainer of the segments.
+        ages: The age limit.
+        max_bytes: Bytes of all segments.
         max_count: Envelopes; None for no bound.
         clock: Monotonic seconds.
         wall: Epoch seconds.
+        boot: Id of this boot of the kernel.
 
     Attributes:
-        status: The newest figures.
+        status: The figures that were published last.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class Maintenance:
         drainer.oldest_ms = ages.oldest_ms
 
     def round(self) -> None:
-        """Do what is due."""
+        """Do one round, if it is due."""
         now = self._clock()
         if now < self._next:
             return
@@ -90,108 +92,113 @@ class Maintenance:
         self._measure()
         self._count(now)
         self._shrink()
-        self._figures(now)
-        took = self._clock() - now
-        self._next = now + max(EVERY, took * SHARE)
+        self._publish_figures(now)
+        duration = self._clock() - now
+        self._next = now + max(EVERY, duration * SHARE)
 
     def _measure(self) -> None:
         system, within = self._directory.system, self._directory.segments
         total = 0
-        for tail in self._drainer.tails.values():
-            if not tail.retired:
+        for segment in self._drainer.segments.values():
+            if not segment.retired:
                 try:
-                    tail.size = system.status_of(tail.text, within).st_size
+                    segment.size = system.status_of(segment.text, within).st_size
                 except OSError:
-                    continue  # gone, which the next scan will see
-            total += self._taken(tail)
+                    continue  # removed; the next scan finds out
+            total += self._disk_bytes(segment)
         self._size = total
 
-    def _taken(self, tail: SegmentReader) -> int:
-        """Bytes that count. Of a segment that is larger than all may be most is a hole, perhaps."""
-        if tail.size <= self._max_bytes:
-            return tail.size
+    def _disk_bytes(self, segment: SegmentReader) -> int:
+        """Return the size of a segment, or its bytes on the disk if it exceeds the limit by itself.
+
+        Such a segment may be mostly a hole.
+        """
+        if segment.size <= self._max_bytes:
+            return segment.size
         system = self._directory.system
         try:
-            return system.taken(system.status_of(tail.text, self._directory.segments))
+            return system.taken(system.status_of(segment.text, self._directory.segments))
         except OSError:
-            return tail.size
+            return segment.size
 
     def _count(self, now: float) -> None:
-        for tail in list(self._drainer.tails.values()):
-            if tail.counted or tail.retry_at > now:
+        for segment in list(self._drainer.segments.values()):
+            if segment.counted or segment.retry_at > now:
                 continue
             try:
-                tail.count()
+                segment.count()
             except OSError:
-                tail.retry_at = now + EVERY
+                segment.retry_at = now + EVERY
             if self._clock() - now > COUNTING and self._max_count is None:
                 return
 
     # -- giving up -------------------------------------------------------------------------------------
 
     def _shrink(self) -> None:
-        """Evict what is over the bounds; what no writer touched for `max_age` is too old as a whole."""
+        """Evict segments above the limits; remove those that were last written more than `max_age` ago."""
         over_count = self._max_count is not None and self._drainer.tally.pending > self._max_count
         oldest_ns = self._ages.oldest_ms * 1_000_000
         if self._size <= self._max_bytes and not over_count:
-            aged = [tail for tail in self._drainer.tails.values() if tail.name.created_ns < oldest_ns]
-            if not aged:
+            expired = [
+                segment for segment in self._drainer.segments.values() if segment.name.created_ns < oldest_ns
+            ]
+            if not expired:
                 return
-        for tail in self._drainer.victims(self._max_bytes):
-            over = self._size > self._max_bytes or (
+        for segment in self._drainer.victims(self._max_bytes):
+            is_over = self._size > self._max_bytes or (
                 self._max_count is not None and self._drainer.tally.pending > self._max_count
             )
-            if over:
-                self._drainer.evicted += self._sacrifice(tail)
-            elif self._last_written_ns(tail) < oldest_ns:
-                self._drainer.expired += self._sacrifice(tail)
+            if is_over:
+                self._drainer.evicted += self._sacrifice(segment)
+            elif self._last_written_ns(segment) < oldest_ns:
+                self._drainer.expired += self._sacrifice(segment)
 
-    def _last_written_ns(self, tail: SegmentReader) -> float:
-        if tail.name.created_ns >= self._ages.oldest_ms * 1_000_000:
+    def _last_written_ns(self, segment: SegmentReader) -> float:
+        if segment.name.created_ns >= self._ages.oldest_ms * 1_000_000:
             return float("inf")
         try:
-            return self._directory.system.status_of(tail.text, self._directory.segments).st_mtime_ns
+            return self._directory.system.status_of(segment.text, self._directory.segments).st_mtime_ns
         except OSError:
             return float("inf")
 
-    def _sacrifice(self, tail: SegmentReader) -> int:
-        size = self._taken(tail)
+    def _sacrifice(self, segment: SegmentReader) -> int:
+        size = self._disk_bytes(segment)
         try:
-            lost = self._drainer.sacrifice(tail)
+            lost = self._drainer.sacrifice(segment)
         except OSError:
             return 0
         self._size -= size
         if lost and not self._warned:
             self._warned = True
             log.warning(
-                "the spool gives up what is over its size or age: %d envelopes of %s", lost, tail.text
+                "the spool gives up what is over its size or age: %d envelopes of %s", lost, segment.text
             )
         return lost
 
-    # -- saying ----------------------------------------------------------------------------------------
+    # -- figures ---------------------------------------------------------------------------------------
 
-    def _figures(self, now: float) -> None:
+    def _publish_figures(self, now: float) -> None:
         drainer = self._drainer
         if drainer.buried != self._buried:
             self._buried = drainer.buried
             self._dead = dead_letters.count(self._directory)
-        tails = drainer.tails.values()
+        segments = drainer.segments.values()
         figures = SpoolStatus(
             pid=self._directory.system.process(),
             boot=self._boot,
             at=now,
             wall=self._wall(),
             pending=max(0, drainer.tally.pending),
-            complete=all(tail.counted for tail in tails),
+            complete=all(segment.counted for segment in segments),
             size=self._size,
-            segments=len(tails),
+            segments=len(segments),
             oldest=drainer.oldest(),
             dead=self._dead,
             evicted=drainer.evicted,
             expired=drainer.expired,
             damaged=drainer.damaged,
             torn=drainer.incomplete,
-            foreign=sum(tail.newer_version for tail in tails),
+            foreign=sum(segment.newer_version for segment in segments),
         )
         before = self.status
         changed = (figures.pending, figures.size, figures.complete) != (
@@ -205,28 +212,31 @@ class Maintenance:
             self.status = figures
 
     def sync_backlog(self) -> None:
-        """Nothing else to do: put a segment that was retired and still waits on the disk, once each."""
-        for tail in self._drainer.tails.values():
-            if tail.retired and tail.pending and tail.text not in self._synced:
-                self._synced.add(tail.text)
-                self._synced &= self._drainer.tails.keys()
+        """Write one retired segment with unsettled envelopes to the disk; each once. Called when idle."""
+        for segment in self._drainer.segments.values():
+            if segment.retired and segment.pending and segment.text not in self._synced:
+                self._synced.add(segment.text)
+                self._synced &= self._drainer.segments.keys()
                 try:
-                    tail.sync()
+                    segment.sync()
                 except OSError:
-                    pass  # the kernel will do it later, or tell the reader
+                    pass  # the kernel writes it later, or reading fails
                 return
 
 
 class Ages:
-    """Which records are too old.
+    """The age limit of records, safe against jumps of the wall clock.
 
-    After a jump of more than a day ages are ignored for `max_age` monotonic seconds: by then whatever was
-    stamped before the jump is that old.
+    After a jump of more than a day ages are ignored for `max_age` monotonic seconds: by then every record
+    that was stamped before the jump is that old.
 
     Args:
         max_age: Seconds.
-        before: What the last drainer published: a jump while nobody drained is seen too, within one boot.
-        boot: Names this start of the kernel.
+        clock: Monotonic seconds.
+        wall: Epoch seconds.
+        before: The status that the last drainer published: shows a jump during the time without a drainer,
+            within one boot.
+        boot: Id of this boot of the kernel.
     """
 
     def __init__(
@@ -248,7 +258,7 @@ class Ages:
         self.oldest_ms = self.look()
 
     def look(self) -> int:
-        """Epoch milliseconds before which a record is too old; 0 while ages are ignored."""
+        """Return the epoch milliseconds before which a record is too old; 0 while ages are ignored."""
         now, wall = self._clock(), self._wall()
         if abs(wall - now - self._difference) > JUMP:
             self._suspended_until = now + self._max_age

@@ -1,8 +1,8 @@
-"""Envelopes and loss counts as the records of a segment, and back.
+"""Conversion of envelopes and loss counts to the records of a segment, and back.
 
-Owns the head of a record: what an envelope's items are, so that a reader need not parse it, and can count
-what is lost without reading its body. Everything read back is checked: types, signs, and that the lengths
-add up to the body.
+Owns the head of a record: the types, lengths and quantities of an envelope's items, so that a reader need not
+parse the envelope, and can count a loss without reading the body. Everything read back is checked: types,
+signs, and that the lengths add up to the body.
 
 Threads: pure functions.
 """
@@ -20,25 +20,29 @@ __all__ = [
     "MAX_QUANTITY",
     "envelope_of",
     "envelope_record",
-    "event_id_of",
+    "event_id_in_head",
     "losses_of",
     "losses_record",
     "quantities_of",
 ]
 
-#: Larger quantities are no honest count.
+#: Larger quantities are taken for damage.
 MAX_QUANTITY: Final = 2**53
 _ORDERED: Final = int(Priority.SESSION)
-# An event with a few attachments is written from where it lies: a copy costs a capture more than a few parts
-# do. Beyond that one copy of what is small costs less, and one write takes no more than some parts at all.
+# Up to `_FEW_PARTS` parts are written without joining them: for an event with a few attachments a copy costs
+# more than the parts do. Beyond that, joining costs less up to `_COPIED` bytes, and is needed from
+# `_MOST_PARTS` parts on, as the number of parts of one write is limited.
 _FEW_PARTS: Final = 9
 _COPIED: Final = 64 * 1024
 _MOST_PARTS: Final = 500
 
 
 def envelope_record(sealed: SealedEnvelope) -> tuple[int, bytes, list[bytes], int]:
-    """Class, head, parts of the body, and the body's length. The body is the serialised envelope."""
-    # What is ordered waits in one lane, whatever else it carries.
+    """Return the class, head, parts of the body, and body length of an envelope's record.
+
+    The body is the serialised envelope.
+    """
+    # An ordered envelope waits in the ordered lane, whatever its other items are.
     rank = _ORDERED if sealed.ordered else int(sealed.priority)
     header = sealed.header
     shapes: list[object] = []
@@ -60,31 +64,32 @@ def envelope_record(sealed: SealedEnvelope) -> tuple[int, bytes, list[bytes], in
 
 
 def envelope_of(head: bytes, body: bytes) -> SealedEnvelope:
-    """The envelope of a record.
+    """Return the envelope of a record.
 
     Raises:
-        ValueError: The head is not one of ours, or does not fit the body.
+        ValueError: The head is not valid, or does not fit the body.
     """
     event_id, header_length, shapes = _head(head)
     header = body[:header_length]
-    at = header_length + 1
-    if len(header) != header_length or body[header_length:at] != b"\n":
+    start = header_length + 1
+    if len(header) != header_length or body[header_length:start] != b"\n":
         raise ValueError("the envelope header does not fit")
     items = []
     for type_, item_header_length, payload_length, category, quantities in shapes:
-        payload_at = at + item_header_length + 1
-        end = payload_at + payload_length
-        if body[payload_at - 1 : payload_at] != b"\n" or body[end : end + 1] != b"\n":
+        payload_start = start + item_header_length + 1
+        end = payload_start + payload_length
+        if body[payload_start - 1 : payload_start] != b"\n" or body[end : end + 1] != b"\n":
             raise ValueError("an item does not fit")
-        items.append(SealedItem(type_, body[at : payload_at - 1], body[payload_at:end], category, quantities))
-        at = end + 1
-    if at != len(body):
+        item_header, payload = body[start : payload_start - 1], body[payload_start:end]
+        items.append(SealedItem(type_, item_header, payload, category, quantities))
+        start = end + 1
+    if start != len(body):
         raise ValueError("there is more than the head says")
     return SealedEnvelope(header, items, event_id=event_id)
 
 
 def quantities_of(head: bytes) -> Quantities:
-    """What the loss of an envelope costs, from its head alone; nothing when the head is unreadable."""
+    """Return the quantities of an envelope from its record's head; empty if the head is not valid."""
     try:
         _, _, shapes = _head(head)
     except ValueError:
@@ -96,8 +101,8 @@ def quantities_of(head: bytes) -> Quantities:
     return tuple(total.items())
 
 
-def event_id_of(head: bytes) -> str | None:
-    """The event id, from the head alone."""
+def event_id_in_head(head: bytes) -> str | None:
+    """Return the event id of an envelope from its record's head; None if it has none."""
     try:
         return _head(head)[0]
     except ValueError:
@@ -105,21 +110,21 @@ def event_id_of(head: bytes) -> str | None:
 
 
 def losses_record(report: Report) -> bytes:
-    """The head of a record of loss counts; it has no body."""
+    """Return the head of a record of loss counts, which has no body."""
     return dumps(report)
 
 
 def losses_of(head: bytes) -> Report:
-    """Loss counts.
+    """Return the loss counts of a record.
 
     Raises:
-        ValueError: The head is not one of ours.
+        ValueError: The head is not valid.
     """
-    found: object = loads(head)
-    if not isinstance(found, list):
+    entries: object = loads(head)
+    if not isinstance(entries, list):
         raise ValueError("not a list")
     losses = []
-    for entry in found:
+    for entry in entries:
         if not isinstance(entry, list) or len(entry) != 3:
             raise ValueError("not a loss")
         reason, category, quantity = entry
@@ -131,10 +136,10 @@ _Shape = tuple[str, int, int, str | None, Quantities]
 
 
 def _head(head: bytes) -> tuple[str | None, int, list[_Shape]]:
-    found: Any = loads(head)
-    if not isinstance(found, list) or len(found) != 3 or not isinstance(found[2], list):
+    parts: Any = loads(head)
+    if not isinstance(parts, list) or len(parts) != 3 or not isinstance(parts[2], list):
         raise ValueError("not an envelope's head")
-    event_id, header_length, entries = found
+    event_id, header_length, entries = parts
     shapes: list[_Shape] = []
     for entry in entries:
         if not isinstance(entry, list) or len(entry) != 5 or not isinstance(entry[4], list):

@@ -1,4 +1,4 @@
-"""One segment as the drainer sees it: opened when its turn comes, read on as it grows, removed when done.
+"""The drainer's reader of one segment: opens it in its turn, follows its growth, and removes it when done.
 
 Owns the descriptor, the ack log and the counts of one segment. Threads: the drainer calls under its lock.
 """
@@ -24,15 +24,17 @@ from transport_kit.queues.spool.segments import (
 
 __all__ = ["Entry", "SegmentReader", "Tally"]
 
-#: Bytes that are searched for a record at once: some milliseconds. No segment of usual size takes a second.
+#: Bytes that one step of a search for a record covers: some milliseconds. Segments of usual size need one
+#: step.
 SEARCH_STEP: Final = 4 * 1024 * 1024
-#: Such steps in what is given up: behind a damaged envelope of the usual greatest size all is found.
+#: Most steps of the search in a segment that is given up: enough to find all records behind a damaged
+#: envelope of the usual greatest size.
 SEARCH_STEPS: Final = 32
 
 
 @dataclass(slots=True, eq=False)
 class Tally:
-    """What all segments hold together: envelopes seen and not settled."""
+    """The number of envelopes of all segments that were seen and are not settled."""
 
     pending: int = 0
 
@@ -42,14 +44,21 @@ class Entry:
     """One envelope that was read and is not settled.
 
     Attributes:
-        id: As its claims have it.
-        sealed: Held from the reading until it is claimed, and while it is; not while it waits to be retried.
+        segment: The segment that holds the record.
+        offset: Offset of the record in bytes.
+        id: Id of its claims.
+        rank: Its class, a `Priority`.
+        ordered: True for the lane of sessions and check-ins.
+        created_ms: Epoch milliseconds at which it was accepted.
+        quantities: Quantities by data category.
+        attempts: Deliveries begun.
         deaths: See `Progress`.
-        alone: It goes out while nothing else is under way.
-        claimed: In a sender's hands.
+        alone: True if it is claimed only while no other entry is.
+        claimed: True while a sender has it.
+        sealed: The envelope; None while it waits for a retry, when it is read again.
     """
 
-    tail: SegmentReader
+    segment: SegmentReader
     offset: int
     id: int
     rank: int
@@ -67,13 +76,16 @@ class SegmentReader:
     """A segment from its first record to its removal.
 
     Attributes:
-        name: Of the file.
-        size: Bytes when last looked at.
-        newer_version: A later version wrote it: it is left alone.
-        retired: Its writer is gone, and the lock is ours: it does not grow any more.
-        entries: Read and not settled, by offset.
-        seen: Records found so far; `settled` of them need nothing more.
-        abandoned: Removed before all was delivered; its entries are void.
+        name: The parsed file name.
+        text: The file name.
+        size: Bytes at the last look.
+        newer_version: True if a later version wrote the segment, or the file is not this user's: it is left
+            alone.
+        retired: True if its writer is gone and this process holds the lock: the segment no longer grows.
+        entries: Entries that were read and are not settled, by offset.
+        seen: Records found so far.
+        settled: Records of these that are settled.
+        abandoned: True if the segment was removed before all was delivered; its entries are void.
         retry_at: Monotonic second before which it is not read again after an error.
     """
 
@@ -108,7 +120,8 @@ class SegmentReader:
         self._progress: dict[int, Progress] = {}
         self._reader: Reader | None = None
         self._counted = HEADER_BYTES
-        self._gap_at = -1  # where counting came to a search that takes more than a step: reading does it
+        # Offset at which counting met a search of more than one step; reading does that search.
+        self._gap_at = -1
         self.size = 0
         self.newer_version = False
         self.retired = False
@@ -120,7 +133,7 @@ class SegmentReader:
 
     @property
     def pending(self) -> int:
-        """Envelopes known and not settled."""
+        """The number of known envelopes that are not settled."""
         return self.seen - self.settled
 
     @property
@@ -129,16 +142,16 @@ class SegmentReader:
 
     @property
     def searching(self) -> bool:
-        """Whether `next` has more to search; there may be something."""
+        """True if `next` returned None with its search unfinished."""
         return self._reader is not None and self._reader.searching
 
     @property
     def counted(self) -> bool:
-        """Whether all of what it held when last looked at is in `seen`."""
+        """True if `seen` covers the whole segment as of the last look."""
         return self.newer_version or self._counted >= self.size
 
     def open(self) -> Reader | None:
-        """Its reader; None for what is not ours to read.
+        """Open the segment and return its reader; None if `newer_version`.
 
         Raises:
             OSError: It can't be read now, or is gone.
@@ -192,7 +205,7 @@ class SegmentReader:
             system.close(fd)
 
     def next(self) -> Record | Gap | None:
-        """What comes next, of a file that may have grown or lost its writer meanwhile; None: nothing now.
+        """Return the next part; None if there is none now. The file may have grown, or lost its writer.
 
         Raises:
             OSError: It can't be read now.
@@ -201,88 +214,88 @@ class SegmentReader:
         if reader is None:
             return None
         while True:
-            found = reader.next(final=self.retired)
-            if found is not None:
-                self._count(found, reader)
-                return found
+            part = reader.next(final=self.retired)
+            if part is not None:
+                self._count_part(part, reader)
+                return part
             if self.retired or reader.searching:
                 return None
-            grown = self._look(reader)
-            if not grown and not self.retired:
+            has_grown = self._refresh_size(reader)
+            if not has_grown and not self.retired:
                 return None
 
-    def _look(self, reader: Reader) -> bool:
-        """Whether it has grown. Nothing else makes it retired: what was written last would be overlooked."""
-        before, system = reader.size, self._directory.system
-        # In this order: a lock that is free says that the size does not change any more.
-        left = self.retired or system.try_flock(self._fd)
-        self.size = reader.size = system.status(self._fd).st_size
-        self.retired = left
-        return self.size > before
+    def _refresh_size(self, reader: Reader) -> bool:
+        """Update `size` and `retired`; return True if the segment has grown.
 
-    def _count(self, found: Record | Gap, reader: Reader) -> None:
-        """Reading goes where counting has not been yet."""
+        Nothing else sets `retired`: the records that were written last would be overlooked.
+        """
+        size_before, system = reader.size, self._directory.system
+        # The lock before the size: once the lock is acquired, the size does not change any more.
+        retired = self.retired or system.try_flock(self._fd)
+        self.size = reader.size = system.status(self._fd).st_size
+        self.retired = retired
+        return self.size > size_before
+
+    def _count_part(self, part: Record | Gap, reader: Reader) -> None:
+        """Count a part that was read, unless `count` did so before."""
         if reader.offset > self._counted:
             self._counted = reader.offset
-            if isinstance(found, Record):
-                self._see()
-                self._settle_if_known(found)
-        elif isinstance(found, Gap) and found.head is not None and not found.incomplete:
-            self.settle()  # counted by its head, before its body was found damaged
+            if isinstance(part, Record):
+                self._count_record(part)
+        elif isinstance(part, Gap) and part.head is not None and not part.incomplete:
+            self.settle()  # `count` counted it by its head, and its body is damaged
 
-    def _settle_if_known(self, found: Record) -> None:
-        progress = self._progress.get(found.offset)
+    def _count_record(self, record: Record) -> None:
+        # `pending` before `seen`: `FileSpool.stats` reads them in the other order and without the lock, so it
+        # may count a record twice but misses none.
+        self._tally.pending += 1
+        self.seen += 1
+        progress = self._progress.get(record.offset)
         if progress is not None and progress.settled:
             self.settle()
 
-    def _see(self) -> None:
-        # In this order: `FileSpool.stats` looks without the lock, and may count twice but never miss one.
-        self._tally.pending += 1
-        self.seen += 1
-
     def settle(self) -> None:
-        """One envelope of it needs nothing more."""
+        """Count one of its records as settled."""
         self.settled += 1
         self._tally.pending -= 1
 
     def count(self) -> None:
-        """Count on from heads alone, without taking anything out.
+        """Count the records that were not counted yet, by their heads; the reading position stays.
 
         Raises:
             OSError: It can't be read now.
         """
         if self._gap_at == self._counted:
             return
-        kept = self.opened
+        was_open = self.opened
         if self.open() is None:
             return
         self.size = self._directory.system.status(self._fd).st_size
         counter = self._read_from(self._counted)
-        while (found := counter.next(final=False, bodies=False)) is not None:
-            if isinstance(found, Record):
-                self._see()
-                self._settle_if_known(found)
-        # What can't be judged yet is not counted again and again, only from here on.
+        while (part := counter.next(final=False, bodies=False)) is not None:
+            if isinstance(part, Record):
+                self._count_record(part)
+        # An incomplete record at the end is looked at again; all before it is not.
         self._counted = max(self._counted, counter.offset)
         if counter.searching:
             self._gap_at = self._counted
-        if not kept:
+        if not was_open:
             self.close()
 
     def is_idle(self) -> bool:
-        """Whether its writer is gone, asked without reading; the lock is ours then.
+        """Return True if its writer is gone; this process then holds the lock. Reads no records.
 
         Raises:
-            OSError: It can't be asked now.
+            OSError: It can't be checked now.
         """
         if not self.retired and (reader := self.open()) is not None:
-            self._look(reader)
+            self._refresh_size(reader)
         return self.retired
 
-    def unread(self) -> list[Record | Gap]:
-        """All from the reading position on, heads only; and that is then behind it.
+    def read_rest(self) -> list[Record | Gap]:
+        """Return all parts from the reading position on, without bodies, and move the position to the end.
 
-        What would take long to search is a gap to the end.
+        If the search takes more than `SEARCH_STEPS` steps, the rest is one gap.
 
         Raises:
             OSError: It can't be read now.
@@ -290,22 +303,22 @@ class SegmentReader:
         reader = self.open()
         if reader is None:
             return []
-        self._look(reader)
-        found: list[Record | Gap] = []
+        self._refresh_size(reader)
+        parts: list[Record | Gap] = []
         for _ in range(SEARCH_STEPS):
             while (part := reader.next(final=True, bodies=False)) is not None:
-                self._count(part, reader)
-                found.append(part)
+                self._count_part(part, reader)
+                parts.append(part)
             if not reader.searching:
                 break
         else:
-            found.append(Gap(reader.offset, reader.size, incomplete=False))
+            parts.append(Gap(reader.offset, reader.size, incomplete=False))
             reader.offset = reader.size
-        return found
+        return parts
 
     @property
     def position(self) -> int:
-        """Where reading goes on."""
+        """The offset at which reading continues."""
         return HEADER_BYTES if self._reader is None else self._reader.offset
 
     @position.setter
@@ -314,11 +327,11 @@ class SegmentReader:
             self._reader.offset = offset
 
     def progress(self, offset: int) -> Progress:
-        """What the last drainer left about a record."""
+        """Return what the ack log of earlier drainers contains about a record."""
         return self._progress.get(offset) or Progress()
 
-    def again(self, offset: int) -> Record | None:
-        """The record at `offset`, read anew.
+    def read_again(self, offset: int) -> Record | None:
+        """Read the record at `offset` again; None if it is damaged.
 
         Raises:
             OSError: It can't be read now.
@@ -327,13 +340,13 @@ class SegmentReader:
         return None if reader is None else reader.at(offset)
 
     def log(self, op: Op, offset: int) -> None:
-        """Note what happened to a record; best effort."""
+        """Append an operation on a record to the ack log; best effort."""
         if not self.abandoned:
             self._acks.append(op, offset)
 
     @property
     def done(self) -> bool:
-        """Whether it may be removed."""
+        """True if the segment may be removed: it is retired, and all its records are settled."""
         return (
             self.retired
             and self._reader is not None
@@ -342,7 +355,7 @@ class SegmentReader:
         )
 
     def remove(self) -> None:
-        """Unlink it; its ack log after it, for a log without a segment is harmless.
+        """Unlink the segment and then its ack log: a log without a segment is harmless.
 
         Raises:
             OSError: The directory does not allow it.
@@ -351,17 +364,17 @@ class SegmentReader:
         try:
             system.unlink(self.text, within)
         except FileNotFoundError:
-            pass  # a person was faster
+            pass  # a person removed it before
         self._acks.remove()
         self.close()
 
     def sync(self) -> None:
-        """To the disk."""
+        """Write the segment to the disk, if it is open."""
         if self._fd >= 0:
             self._directory.system.sync(self._fd)
 
     def close(self) -> None:
-        """Let go of descriptors and of the lock; what was read is forgotten."""
+        """Close the descriptors, which releases the lock, and forget the reading position."""
         fd, self._fd = self._fd, -1
         self._reader = None
         self._progress = {}

@@ -1,12 +1,12 @@
 """FileSpool: a queue on disk behind the `Queue` protocol.
 
-Owns how the parts work together: writing (`writer.py`), the election and draining (`drain_loop.py`), and the
-memory that takes over while the directory can't be used. What belongs to one process is in one object
+Owns the interplay of its parts: the writer (`writer.py`), the election and draining (`drain_loop.py`), and
+the queue in memory that is used while the directory can't be. The state of one process is one object
 (`state.py`) that a forked child replaces.
 
 Threads: `put` may be called from any thread and from signal handlers, and takes no lock that is held
-during I/O. `claim`, and what settles, do I/O under `lock`, which only they and `close` take. `wake` and
-`stats` take neither.
+during I/O. `claim`, `ack`, `release` and `bury` do I/O under `lock`, which only they, `take_losses` and
+`close` take. `wake` and `stats` do not take it.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from transport_kit.queues.spool.state import (
     RECOVERY,
     SpoolFacts,
     SpoolState,
+    describe_error,
     description,
     facts_of,
     move_to_disk,
     stats_of,
-    words,
 )
 from transport_kit.queues.spool.status import read_status
 from transport_kit.queues.spool.system import System
@@ -53,7 +53,7 @@ from transport_kit.runtime.log import log
 
 __all__ = ["FileSpool"]
 
-#: A forced small spool still has room for several segments.
+#: Bytes. Below this the files would cost more than they hold.
 SMALLEST_SEGMENT: Final = 16 * 1024
 _ENVELOPE: Final = int(RecordKind.ENVELOPE)
 _LOSSES_RANK: Final = int(Priority.TRANSACTION)
@@ -61,7 +61,7 @@ _ACCEPTED: Final = Put(True)
 _REFUSED: Final = Put(False)
 
 
-# For forks: every spool of this process.
+# Every spool of this process, for the fork hook.
 _spools: weakref.WeakSet[FileSpool] = weakref.WeakSet()
 
 
@@ -70,8 +70,8 @@ def _abandon_all() -> None:
         spool._abandon_inherited()
 
 
-def _abandon(life: SpoolState) -> None:
-    writer, life.writer = life.writer, None
+def _abandon(state: SpoolState) -> None:
+    writer, state.writer = state.writer, None
     if writer is not None:
         writer.abandon()
 
@@ -83,26 +83,29 @@ class FileSpool:
     in the same process only writes.
 
     Args:
-        path: The directory; made when its parent exists.
-        identity: Whose envelopes these are, see `identity_of`.
-        max_bytes: Of all segments; what is over it is evicted, lowest class first, and counted.
+        path: The directory; created if its parent exists.
+        identity: Name of the envelopes' destination, see `identity_of`.
+        max_bytes: Bytes of all segments; above it segments are evicted, lowest class first, and counted.
         max_count: Envelopes; None for no bound.
         max_age: Seconds after which an envelope is given up.
-        segment_bytes: A segment past this is closed and the next one begun.
-        durability: `process`: survives processes. `host`: on the disk before `put` returns.
-        memory_items, memory_bytes: Bounds of what is held in memory while the directory can't be used.
-        force: Take a network filesystem all the same.
-        drain: Whether this process may drain; otherwise it only writes.
-        forwarder: Whether it exists to drain, and is preferred to others.
+        segment_bytes: Bytes after which a segment is closed and the next one begun.
+        durability: `process`: an accepted envelope survives processes. `host`: it is on the disk before `put`
+            returns.
+        memory_items: Most envelopes held in memory while the directory can't be used.
+        memory_bytes: Most bytes held in memory while the directory can't be used.
+        force: Accept a network filesystem.
+        drain: False for a process that only writes.
+        forwarder: True for a process that exists to drain; it is preferred to others.
         credentials: The DSN, to be stored beside the segments for a forwarder; None stores nothing.
-        strict: Whether a directory that a person has to put right is an error; otherwise it is trouble.
+        strict: True to raise an error for a directory that a person has to correct; False to use memory until
+            that is done.
         clock: Monotonic seconds.
         wall: Epoch seconds.
         system: The operating system.
 
     Raises:
-        OptionsError: With `strict`: the directory is not ours alone, or not on this host; or an option is
-            out of range.
+        OptionsError: With `strict`: the directory does not belong to this user alone, or is not on this host;
+            or an option is out of range.
     """
 
     durable = True
@@ -135,7 +138,7 @@ class FileSpool:
         self.identity = identity
         self._max_bytes = max_bytes
         self._max_count = max_count
-        # Small enough that a spool of little room still has old segments to give up.
+        # A small spool is divided into segments too, so that it has old ones to give up.
         self._segment_bytes = max(min(segment_bytes, max_bytes // 16), SMALLEST_SEGMENT)
         self._host = durability == "host"
         self._memory_items = memory_items
@@ -147,7 +150,7 @@ class FileSpool:
         self._wall = wall
         self._system = system or System()
         self._process = self._system.process
-        self._duty = DrainLoop(
+        self._drain_loop = DrainLoop(
             may_drain=drain or forwarder,
             max_bytes=max_bytes,
             max_count=max_count,
@@ -157,45 +160,43 @@ class FileSpool:
             system=self._system,
             leave_losses=self.put_losses,
         )
-        _abandon_all()  # of a parent, when a fork went unseen: does nothing to the spools of this process
-        self._states = PerProcess(self._new_life, self._adopt, self._process)
-        life = self._states.get()
-        # Held by claims and what settles, during I/O; never by a capture.
-        self.lock = life.lock
+        _abandon_all()  # after a fork made in C; does nothing to the spools of this process
+        self._states = PerProcess(self._build_state, self._adopt, self._process)
+        state = self._states.get()
+        # Held during I/O, by claims and settling; never taken by a capture.
+        self.lock = state.lock
         _spools.add(self)
-        # First: a renewed transport opens its spool anew, once the parent's descriptors are closed.
+        # First: the parent's descriptors must be closed before the child's transport opens the spool again.
         after_fork(_abandon_all, first=True)
         try:
-            self._open(life)
-        except OptionsError as error:
-            if strict:
+            self._open(state)
+        except (OptionsError, OSError) as error:
+            if strict and isinstance(error, OptionsError):
                 raise
-            life.have_trouble(str(error), self._clock())
-        except OSError as error:
-            life.have_trouble(words(error), self._clock())
+            state.record_failure(describe_error(error), self._clock())
 
-    # -- one process and the next ----------------------------------------------------------------------
+    # -- processes -------------------------------------------------------------------------------------
 
     def _current(self) -> SpoolState:
         return self._states.get()
 
-    def _new_life(self, parent: SpoolState | None) -> SpoolState:
+    def _build_state(self, parent: SpoolState | None) -> SpoolState:
         if parent is not None:
-            _abandon(parent)  # done by the fork hook already, unless the fork was made in C
+            _abandon(parent)  # a second call does nothing; a fork made in C runs no hook
         memory = MemoryQueue(self._memory_items, self._memory_bytes, clock=self._clock)
         return SpoolState(memory)
 
-    def _adopt(self, life: SpoolState) -> None:
-        self.lock = life.lock
-        self._try_to_open(life)
+    def _adopt(self, state: SpoolState) -> None:
+        self.lock = state.lock
+        self._try_to_open(state)
 
     def _abandon_inherited(self) -> None:
-        """In a forked child: close the parent's descriptors. Takes no lock."""
+        """Close the parent's descriptors in a forked child. Takes no lock."""
         parent = self._states.inherited()
         if parent is not None:
             _abandon(parent)
 
-    def _open(self, life: SpoolState) -> None:
+    def _open(self, state: SpoolState) -> None:
         directory = open_directory(self._system, self.path, self.identity, force=self._force, sync=self._host)
         try:
             if self._credentials is not None:
@@ -203,9 +204,9 @@ class FileSpool:
         except OSError:
             directory.close()
             raise
-        life.directory = directory
-        life.election = Election(directory, forwarder=self._forwarder)
-        life.writer = Writer(
+        state.directory = directory
+        state.election = Election(directory, forwarder=self._forwarder)
+        state.writer = Writer(
             directory,
             segment_bytes=self._segment_bytes,
             max_bytes=self._max_bytes,
@@ -213,66 +214,68 @@ class FileSpool:
             clock=self._clock,
             wall_ns=time.time_ns if self._wall is time.time else lambda: int(self._wall() * 1e9),
         )
-        # What the last drainer knew: until the first look, a flush has nothing else to go by. It may have
-        # been killed before it could say what waits.
-        life.status = read_status(directory)
+        # Until the first look, a flush knows only what the last drainer published, and that one may have been
+        # killed before it counted everything.
+        state.status = read_status(directory)
         try:
-            life.unread = any(text.endswith(".log") for text in self._system.names(directory.segments))
+            names = self._system.names(directory.segments)
+            state.may_have_backlog = any(text.endswith(".log") for text in names)
         except OSError:
-            life.unread = True
+            state.may_have_backlog = True
 
-    def _try_to_open(self, life: SpoolState) -> bool:
+    def _try_to_open(self, state: SpoolState) -> bool:
         try:
-            self._open(life)
+            self._open(state)
         except (OSError, OptionsError) as error:
-            life.have_trouble(words(error) if isinstance(error, OSError) else str(error), self._clock())
+            state.record_failure(describe_error(error), self._clock())
             return False
         return True
 
     # -- putting ---------------------------------------------------------------------------------------
 
     def prepare(self, sealed: SealedEnvelope) -> SealedEnvelope:
-        """As it is: the caller's time goes into one write, and no compression."""
+        """Return the envelope unchanged: compressing it would cost the caller more than the write."""
         return sealed
 
     def put(self, sealed: SealedEnvelope) -> Put:
-        """Write it; accepted means that no death of a process loses it.
+        """Write the envelope to the disk; once accepted, it survives the death of every process.
 
-        While the directory can't be used it is taken into memory, within that one's bounds.
+        While the directory can't be used, the envelope goes to the queue in memory, within its bounds.
         """
-        life = self._states.get()
-        if life.closed:
+        state = self._states.get()
+        if state.closed:
             return _REFUSED
-        writer = life.writer
-        if writer is not None and (life.trouble is None or self._clock() >= life.try_again):
+        writer = state.writer
+        if writer is not None and (state.trouble is None or self._clock() >= state.retry_at):
             try:
                 rank, head, parts, length = envelope_record(sealed)
                 writer.append(_ENVELOPE, rank, head, parts, length)
             except Full:
                 return _REFUSED
             except OSError as error:
-                life.have_trouble(words(error), self._clock())
+                state.record_failure(describe_error(error), self._clock())
             else:
-                life.puts += 1
-                if life.why is not None:
-                    life.is_well()
-                if life.parked:
-                    life.poke()
-                elif life.drainer is None and not life.puts % PUTS_A_CANDIDACY:
-                    self._duty.run_again(life)
+                state.puts += 1
+                if state.failure is not None:
+                    state.record_recovery()
+                if state.parked:
+                    state.notify_claimers()
+                elif state.drainer is None and not state.puts % PUTS_A_CANDIDACY:
+                    self._drain_loop.run_again(state)
                 return _ACCEPTED
-        put = life.memory.put(life.memory.prepare(sealed))
-        life.fell_back += put.accepted
-        if life.parked:
-            life.poke()
+        put = state.memory.put(state.memory.prepare(sealed))
+        state.fell_back += put.accepted
+        if state.parked:
+            state.notify_claimers()
         return put
 
     def put_losses(self, report: Report, *, ending: bool = False) -> bool:
-        """Leave loss counts for whoever drains; False when they stay with the caller, who drains perhaps."""
-        life = self._current()
-        writer = life.writer
-        here = life.drainer is not None and not ending
-        if here or life.closed or writer is None or life.trouble is not None:
+        """Write loss counts for the drainer; return False if the caller has to report them itself."""
+        state = self._current()
+        writer = state.writer
+        if state.drainer is not None and not ending:
+            return False  # this process is the drainer
+        if state.closed or writer is None or state.trouble is not None:
             return False
         try:
             writer.append(RecordKind.LOSSES, _LOSSES_RANK, losses_record(report), (), 0)
@@ -281,157 +284,161 @@ class FileSpool:
         return True
 
     def take_losses(self) -> Report:
-        """What the drainer gave up or was told of since the last call, to be reported once."""
-        life = self._current()
-        drainer = life.drainer
+        """Return the losses that the drainer counted, or got from other processes, since the last call."""
+        state = self._current()
+        drainer = state.drainer
         if drainer is None or not drainer.losses:
             return ()
-        with life.lock.rlock:
-            taken = losses_of_drainer(drainer)
+        with state.lock.rlock:
+            losses = losses_of_drainer(drainer)
             drainer.losses.clear()
-        return taken
+        return losses
 
     # -- claiming --------------------------------------------------------------------------------------
 
     def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
-        """Up to `limit` envelopes, if this process drains; those in memory in any case.
+        """Claim up to `limit` envelopes: from the disk if this process drains, from memory in any case.
 
-        With a `limit` of 0 it only looks after the spool: elections, eviction, figures.
+        With a `limit` of 0 only the due work is done: election, eviction, figures.
         """
-        life = self._current()
+        state = self._current()
         deadline = self._clock() + timeout
         pause = LOOK_FIRST
-        wakes = life.wakes
+        wakes = state.wakes
         while True:
-            puts, pokes = life.puts, life.pokes
-            claims = self._look(life, limit)
+            puts, notifications = state.puts, state.notifications
+            claims = self._look(state, limit)
             now = self._clock()
-            if claims or life.closed or now >= deadline:
+            if claims or state.closed or now >= deadline:
                 return claims
-            until, parked = self._duty.next_look(life, now, pause)
-            with life.signal:
-                # `parked` is raised before the last look at `puts`, and a put counts before it looks at
-                # `parked`: one of the two sees the other.
-                life.parked = parked
-                if life.wakes == wakes and life.pokes == pokes and not (parked and life.puts != puts):
-                    life.signal.wait(max(0.0, min(until, deadline) - now))
-                life.parked = False
-                if life.wakes != wakes:
+            until, parked = self._drain_loop.next_look(state, now, pause)
+            with state.signal:
+                # This thread sets `parked` before it compares `puts`, and a put increments `puts` before it
+                # reads `parked`: at least one of the two sees the change of the other.
+                state.parked = parked
+                changed = state.wakes != wakes or state.notifications != notifications
+                if not changed and not (parked and state.puts != puts):
+                    state.signal.wait(max(0.0, min(until, deadline) - now))
+                state.parked = False
+                if state.wakes != wakes:
                     return []
-            pause = LOOK_FIRST if life.pokes != pokes else min(pause * 2, LOOK_LAST)
+            pause = LOOK_FIRST if state.notifications != notifications else min(pause * 2, LOOK_LAST)
 
-    def _look(self, life: SpoolState, limit: int) -> list[Claim]:
-        if life.lock.held():
-            return []  # interrupted inside a critical section of ours
-        with life.lock.rlock:
-            claims = [] if life.closed else self._look_locked(life, limit)
-        life.lock.run_deferred()
+    def _look(self, state: SpoolState, limit: int) -> list[Claim]:
+        if state.lock.held():
+            return []  # a signal handler interrupted this thread inside the lock
+        with state.lock.rlock:
+            claims = [] if state.closed else self._look_locked(state, limit)
+        state.lock.run_deferred()
         return claims
 
-    def _look_locked(self, life: SpoolState, limit: int) -> list[Claim]:
+    def _look_locked(self, state: SpoolState, limit: int) -> list[Claim]:
         now = self._clock()
-        if now >= life.looked_at + LOOK_QUIET:
-            life.looked_at = now
-            self._leave_if_removed_locked(life)
-        if life.why is not None and now >= life.try_again:
-            life.try_again = now + RECOVERY
-            if life.writer is not None or self._try_to_open(life):
-                life.trouble = None
-                move_to_disk(life, self._clock, self._wall)
-        claims = self._duty.look(life, limit, now)
+        if now >= state.removal_check_at + LOOK_QUIET:
+            state.removal_check_at = now
+            self._leave_if_removed_locked(state)
+        if state.failure is not None and now >= state.retry_at:
+            state.retry_at = now + RECOVERY
+            if state.writer is not None or self._try_to_open(state):
+                state.trouble = None
+                move_to_disk(state, self._clock, self._wall)
+        claims = self._drain_loop.look(state, limit, now)
         if len(claims) < limit:
-            for inner in life.memory.claim(limit - len(claims), 0.0):
-                claim = Claim(next(life.ids), inner.sealed, inner.attempts, inner.put_at)
-                life.from_memory[claim.id] = inner
+            for inner in state.memory.claim(limit - len(claims), 0.0):
+                claim = Claim(next(state.ids), inner.sealed, inner.attempts, inner.put_at)
+                state.from_memory[claim.id] = inner
                 claims.append(claim)
         return claims
 
-    def _leave_if_removed_locked(self, life: SpoolState) -> None:
-        """Somebody deleted the directory: begin anew under its name, or in memory until that can be."""
-        directory, writer = life.directory, life.writer
+    def _leave_if_removed_locked(self, state: SpoolState) -> None:
+        """Open a new directory if somebody deleted this one; use memory until that succeeds."""
+        directory, writer = state.directory, state.writer
         if directory is None or writer is None:
             return
         try:
             if not directory.is_removed(directory.segments, "seg", directory.identity):
-                writer.leave_what_was_removed()
+                writer.abandon_removed()
                 return
         except OSError:
             return
-        self._end_locked(life)
-        life.directory = life.election = life.writer = None
-        life.puts_at_status = life.puts
-        self._try_to_open(life)
+        self._end_locked(state)
+        state.directory = state.election = state.writer = None
+        state.puts_at_status = state.puts
+        self._try_to_open(state)
         log.warning("the spool's directory was removed while it was in use; what waited in it is lost")
 
     # -- settling --------------------------------------------------------------------------------------
 
     def _settle(self, action: Callable[[SpoolState, Drainer | None], None]) -> None:
-        life = self._current()
+        state = self._current()
 
         def settle() -> None:
-            action(life, life.drainer)
+            action(state, state.drainer)
 
-        if life.lock.held():
-            life.lock.defer(settle)
+        if state.lock.held():
+            state.lock.defer(settle)
             return
-        with life.lock.rlock:
+        with state.lock.rlock:
             settle()
-        life.lock.run_deferred()
+        state.lock.run_deferred()
 
     def ack(self, claims: Iterable[Claim]) -> None:
-        """Settled: forget them."""
+        """Settle the claims, and forget them."""
         settled = list(claims)
 
-        def act(life: SpoolState, drainer: Drainer | None) -> None:
+        def act(state: SpoolState, drainer: Drainer | None) -> None:
             for claim in settled:
-                inner = life.from_memory.pop(claim.id, None)
+                inner = state.from_memory.pop(claim.id, None)
                 if inner is not None:
-                    life.memory.ack([inner])
+                    state.memory.ack([inner])
                 elif drainer is not None:
                     drainer.ack(claim.id)
 
         self._settle(act)
 
     def release(self, claims: Iterable[Claim], not_before: float = 0.0) -> None:
-        """Not delivered: to be claimed again, by whoever drains then."""
+        """Return undelivered claims to the queue, to be claimed again by the drainer at that time."""
         returned = list(claims)
 
-        def act(life: SpoolState, drainer: Drainer | None) -> None:
+        def act(state: SpoolState, drainer: Drainer | None) -> None:
             for claim in returned:
-                inner = life.from_memory.pop(claim.id, None)
+                inner = state.from_memory.pop(claim.id, None)
                 if inner is not None:
-                    life.memory.release([inner], not_before)
+                    state.memory.release([inner], not_before)
                 elif drainer is not None:
                     drainer.release(claim.id, not_before)
 
         self._settle(act)
 
     def bury(self, claim: Claim, reason: str) -> None:
-        """To the dead letters, which a person may look at and replay."""
+        """Move the envelope to the dead letters, which a person may inspect and replay."""
 
-        def act(life: SpoolState, drainer: Drainer | None) -> None:
-            inner = life.from_memory.pop(claim.id, None)
+        def act(state: SpoolState, drainer: Drainer | None) -> None:
+            inner = state.from_memory.pop(claim.id, None)
             if inner is not None:
-                life.memory.ack([inner])
+                state.memory.ack([inner])
             elif drainer is not None:
                 drainer.bury(claim.id, reason)
 
         self._settle(act)
 
-    # -- waking, saying, ending ------------------------------------------------------------------------
+    # -- waking, snapshots, closing --------------------------------------------------------------------
 
     def wake(self, *, hasten: bool = False) -> None:
-        """Make every blocked `claim` return; with `hasten`, what failed may go again at once."""
-        life = self._current()
+        """Make every blocked `claim` return; with `hasten`, end the pauses of released envelopes."""
+        state = self._current()
         if hasten:
-            life.retry_now = True
-            life.memory.wake(hasten=True)
-        with life.signal:
-            life.wakes += 1
-            life.signal.notify_all()
+            state.retry_now = True
+            state.memory.wake(hasten=True)
+        with state.signal:
+            state.wakes += 1
+            state.signal.notify_all()
 
     def stats(self) -> QueueStats:
-        """A snapshot. Without the drain, what its holder published last and what was put here since."""
+        """Return a snapshot, without I/O.
+
+        In a process that does not drain: the figures that the drainer published last, plus the puts since.
+        """
         return stats_of(
             self._current(),
             max_bytes=self._max_bytes,
@@ -441,63 +448,64 @@ class FileSpool:
         )
 
     def facts(self) -> SpoolFacts:
-        """A snapshot for health; no I/O."""
+        """Return a snapshot for health, without I/O."""
         return facts_of(self._current(), self.path, self._wall())
 
     def describe(self) -> Mapping[str, Any]:
-        """For health: what a process knows of the whole spool, and what is amiss."""
-        life = self._current()
+        """Return what health shows of the whole spool, its problems included."""
+        state = self._current()
         wall = self._wall()
-        return description(facts_of(life, self.path, wall), ran=life.candidacy_at > float("-inf"), wall=wall)
+        ran = state.candidacy_at > float("-inf")
+        return description(facts_of(state, self.path, wall), ran=ran, wall=wall)
 
     def mend(self) -> tuple[list[Claim], list[Claim]]:
-        """Nothing is half done here: what a shared queue holds is not the worker's state."""
+        """Return nothing: the contents of a shared queue are not the worker's state."""
         return [], []
 
     def close(self) -> list[Claim]:
-        """End this process's part. What is on the disk stays; what could only be kept in memory is returned.
+        """Close the spool in this process; return the envelopes that exist only in memory.
 
-        Whoever drains next finds all that was not settled.
+        Envelopes on the disk stay: the next drainer finds all that are not settled.
         """
-        life = self._current()
-        if life.closed:
+        state = self._current()
+        if state.closed:
             return []
-        life.closed = True
+        state.closed = True
         self.wake()
-        left: list[Claim] = []
+        remaining: list[Claim] = []
 
         def end() -> None:
-            for inner in life.from_memory.values():
-                life.memory.release([inner])
-            life.from_memory.clear()
-            life.memory.wake(hasten=True)
-            if life.writer is not None:
-                life.trouble = None
-                move_to_disk(life, self._clock, self._wall)
-            left.extend(life.memory.close())
-            self._end_locked(life)
+            for inner in state.from_memory.values():
+                state.memory.release([inner])
+            state.from_memory.clear()
+            state.memory.wake(hasten=True)
+            if state.writer is not None:
+                state.trouble = None
+                move_to_disk(state, self._clock, self._wall)
+            remaining.extend(state.memory.close())
+            self._end_locked(state)
 
-        if life.lock.held():
-            life.lock.defer(end)
+        if state.lock.held():
+            state.lock.defer(end)
         else:
-            with life.lock.rlock:
+            with state.lock.rlock:
                 end()
-            life.lock.run_deferred()
-        return left
+            state.lock.run_deferred()
+        return remaining
 
-    def _end_locked(self, life: SpoolState) -> None:
-        if life.drainer is not None:
-            losses = losses_of_drainer(life.drainer)
-            if losses and life.writer is not None:
+    def _end_locked(self, state: SpoolState) -> None:
+        if state.drainer is not None:
+            losses = losses_of_drainer(state.drainer)
+            if losses and state.writer is not None:
                 try:
-                    life.writer.append(RecordKind.LOSSES, _LOSSES_RANK, losses_record(losses), (), 0)
+                    state.writer.append(RecordKind.LOSSES, _LOSSES_RANK, losses_record(losses), (), 0)
                 except (OSError, Full):
-                    pass  # counts of what is lost, and nowhere to leave them
-            life.drainer.close()
-            life.drainer = life.upkeep = None
-        if life.election is not None:
-            life.election.resign()
-        if life.writer is not None:
-            life.writer.close()
-        if life.directory is not None:
-            life.directory.close()
+                    pass  # the counts are lost: the disk does not take them
+            state.drainer.close()
+            state.drainer = state.maintenance = None
+        if state.election is not None:
+            state.election.resign()
+        if state.writer is not None:
+            state.writer.close()
+        if state.directory is not None:
+            state.directory.close()

@@ -1,10 +1,11 @@
-"""The state of a spool in one process, the figures made from it, and the way back from memory to the disk.
+"""The state of a spool in one process, the snapshots made from it, and the move from memory to the disk.
 
-Owns the fields, who may change them, and the two steps that all parts take: having trouble with the
-directory, and waking whoever claims. A forked child gets a new one and never touches its parent's.
+Owns the fields, the rule which lock guards each, and two steps that all parts share: recording a failure of
+the directory, and notifying blocked claimers. A forked child builds a new state and never changes its
+parent's.
 
-Threads: figures are read without a lock, in an order in which nothing is missed; `move_to_disk` wants the
-lock of the state that it is given.
+Threads: snapshots read without a lock, in an order that misses nothing; `move_to_disk` requires the lock of
+the state.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from transport_kit.queues.spool.records import envelope_record
 from transport_kit.queues.spool.segments import RecordKind
 from transport_kit.queues.spool.status import SpoolStatus
 from transport_kit.queues.spool.writer import Full, Writer
+from transport_kit.runtime.errors import OptionsError
 from transport_kit.runtime.lock import StateLock
 from transport_kit.runtime.log import log
 
 __all__ = [
+    "describe_error",
     "description",
     "facts_of",
     "move_to_disk",
@@ -36,18 +39,17 @@ __all__ = [
     "SpoolFacts",
     "SpoolState",
     "stats_of",
-    "words",
 ]
 
-#: Seconds before a directory that failed is tried again.
+#: Seconds between two attempts to use a directory that failed.
 RECOVERY: Final = 0.25
 
-#: A record is hardly smaller: what makes a number of bytes a number of envelopes.
+#: Bytes of the smallest usual record: turns a bound in bytes into one in envelopes.
 SMALLEST_RECORD: Final = 128
 
 
 class SpoolState:
-    """All that belongs to one process. Fields without a word change only while holding `lock`."""
+    """The state of one process. Fields without a comment change only while `lock` is held."""
 
     # Slots: a put with cold caches reads half as much memory.
     __slots__ = (
@@ -55,34 +57,34 @@ class SpoolState:
         "closed",
         "directory",
         "drainer",
-        "electing",
         "election",
+        "election_lock",
+        "failure",
         "fell_back",
+        "forwarder_check_at",
         "from_memory",
+        "had_work",
         "holder",
         "ids",
-        "leaving",
+        "last_work_at",
         "lock",
-        "looked_at",
+        "maintenance",
+        "may_have_backlog",
         "memory",
+        "notifications",
         "parked",
-        "pokes",
         "puts",
         "puts_at_status",
+        "removal_check_at",
+        "retry_at",
         "retry_now",
         "signal",
         "status",
-        "status_read",
+        "status_read_at",
         "trouble",
-        "try_again",
-        "unread",
-        "upkeep",
         "wakes",
-        "why",
-        "worked_at",
-        "working",
         "writer",
-        "yield_at",
+        "yielding",
     )
 
     def __init__(self, memory: MemoryQueue) -> None:
@@ -94,21 +96,22 @@ class SpoolState:
         self.writer: Writer | None = None
         self.election: Election | None = None
         self.drainer: Drainer | None = None
-        self.upkeep: Maintenance | None = None
-        # Claims of envelopes in memory, by our id.
+        self.maintenance: Maintenance | None = None
+        # Claims of envelopes in memory, by the id of the claim that the caller has.
         self.from_memory: dict[int, Claim] = {}
-        self.unread = False  # files were there when the directory was opened, and nobody looked since
-        self.leaving = False  # a forwarder came
-        self.yield_at = 0.0
-        self.looked_at = 0.0  # whether the directory is still there
-        self.working = False  # the last look found something
-        self.worked_at = float("-inf")  # when one did last
-        self.status_read = float("-inf")
-        # Set by any thread, each in one step. `trouble` keeps puts from trying; `why` is what is known of
-        # the last failure until something was written again.
+        # There were segments when the directory was opened, and this process has not looked at them yet.
+        self.may_have_backlog = False
+        self.yielding = False  # a forwarder wants to drain
+        self.forwarder_check_at = 0.0  # time of the next check for a forwarder
+        self.removal_check_at = 0.0  # time of the last check that the directory still exists
+        self.had_work = False  # the last look claimed something
+        self.last_work_at = float("-inf")
+        self.status_read_at = float("-inf")
+        # Set by any thread, each in one step. While `trouble` is set, puts go to memory until `retry_at`;
+        # `failure` is the reason of the last failure until a write succeeds.
         self.trouble: str | None = None
-        self.why: str | None = None
-        self.try_again = 0.0
+        self.failure: str | None = None
+        self.retry_at = 0.0
         self.closed = False
         self.retry_now = False
         self.fell_back = 0
@@ -119,52 +122,54 @@ class SpoolState:
         self.holder: int | None = None
         # Guards the three below, for a moment at a time and never during I/O. Re-entrant.
         self.signal = threading.Condition()
-        self.wakes = 0
-        self.pokes = 0
-        self.parked = False
-        # Only ever tried: puts and claims both run for the drain.
-        self.electing = threading.Lock()
+        self.wakes = 0  # calls of `wake`: each ends a blocked `claim`
+        self.notifications = 0  # calls of `notify_claimers`: after each a blocked `claim` looks again
+        self.parked = False  # a claimer relies on `notify_claimers` for the next envelope
+        # Guards `election`. Acquired without blocking: puts and claims both try to become the drainer.
+        self.election_lock = threading.Lock()
 
-    def have_trouble(self, why: str, now: float) -> None:
-        """The directory can't be used: envelopes go to memory until it is tried again."""
-        self.try_again = now + RECOVERY
-        known, self.why = self.why is not None, why
-        self.trouble = why
-        if not known:
-            log.warning("the spool can't be used and envelopes are kept in memory meanwhile: %s", why)
+    def record_failure(self, reason: str, now: float) -> None:
+        """Send envelopes to memory until the directory is tried again."""
+        self.retry_at = now + RECOVERY
+        is_known, self.failure = self.failure is not None, reason
+        self.trouble = reason
+        if not is_known:
+            log.warning("the spool can't be used and envelopes are kept in memory meanwhile: %s", reason)
 
-    def is_well(self) -> None:
-        """Something was written again."""
+    def record_recovery(self) -> None:
+        """Forget the last failure: a write succeeded."""
         self.trouble = None
-        if self.why is not None:
-            self.why = None
+        if self.failure is not None:
+            self.failure = None
             log.info("the spool can be used again")
 
-    def poke(self) -> None:
-        """Whoever waits in `claim` looks again."""
+    def notify_claimers(self) -> None:
+        """Make threads that are blocked in `claim` look again."""
         with self.signal:
-            self.pokes += 1
+            self.notifications += 1
             self.signal.notify_all()
 
 
-def words(error: OSError) -> str:
-    """An error in words, without paths or values."""
-    return error.strerror or type(error).__name__
+def describe_error(error: OSError | OptionsError) -> str:
+    """Return the text of an error; for one of the system without paths or values."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return str(error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpoolFacts:
-    """What a process knows of its spool, without looking at the disk.
+    """A snapshot of a spool as one process sees it, made without I/O.
 
     Attributes:
-        path: Of the spool.
-        draining: Whether this process drains.
-        drainer: The process that does; 0 when its number is unknown, None when none was seen.
-        trouble: Why envelopes go to memory instead, or None.
-        in_memory: Envelopes that wait there now.
-        fell_back: Envelopes that were taken into memory so far.
-        status: What the drainer published last, or None.
-        status_age: Seconds since, when it can be told.
+        path: Directory of the spool.
+        draining: True if this process is the drainer.
+        drainer: Process id of the drainer; 0 if the number is unknown, None if none was seen.
+        trouble: Reason why the directory can't be used and envelopes go to memory, or None.
+        in_memory: Envelopes that wait in memory now.
+        fell_back: Envelopes that were put into memory so far.
+        status: The figures that the drainer published last, or None.
+        status_age: Seconds since they were published, or None.
     """
 
     path: str
@@ -178,29 +183,32 @@ class SpoolFacts:
 
 
 def stats_of(
-    life: SpoolState, *, max_bytes: int, max_count: int | None, now: float, wall: float
+    state: SpoolState, *, max_bytes: int, max_count: int | None, now: float, wall: float
 ) -> QueueStats:
-    """A snapshot. Without the drain, what its holder published last and what was put here since."""
-    inner = life.memory.stats()
-    drainer, writer, status = life.drainer, life.writer, life.status
+    """Return the size of the queue.
+
+    In a process that does not drain: the figures that the drainer published last, plus the puts since.
+    """
+    inner = state.memory.stats()
+    drainer, writer, status = state.drainer, state.writer, state.status
     waiting = claimed = 0
     size = inner.size
     oldest = inner.oldest_put_at
     if drainer is not None:
-        # First what was not seen yet: what is seen meanwhile is then counted twice, and not missed.
-        waiting = 0 if writer is None else writer.unseen(drainer.seen)
+        # Unseen records first: one that the drainer reads meanwhile is then counted twice, and not missed.
+        waiting = 0 if writer is None else writer.count_unseen(drainer.count_seen)
         claimed = len(drainer.claimed)
         waiting += max(0, drainer.tally.pending - claimed)
-        status = life.upkeep.status if life.upkeep is not None else None
-    elif not life.closed:
-        waiting = life.puts - life.puts_at_status + (0 if status is None else status.pending)
-    if life.unread:
-        waiting = max(waiting, 1)  # until proven otherwise
+        status = state.maintenance.status if state.maintenance is not None else None
+    elif not state.closed:
+        waiting = state.puts - state.puts_at_status + (0 if status is None else status.pending)
+    if state.may_have_backlog:
+        waiting = max(waiting, 1)  # until this process has looked
     if status is not None:
         size += status.size
         if status.oldest is not None and waiting + claimed:
-            since = now - max(0.0, wall - status.oldest)
-            oldest = since if oldest is None else min(oldest, since)
+            put_at = now - max(0.0, wall - status.oldest)
+            oldest = put_at if oldest is None else min(oldest, put_at)
     return QueueStats(
         waiting + inner.waiting,
         claimed + inner.claimed,
@@ -208,32 +216,33 @@ def stats_of(
         max_count or max_bytes // SMALLEST_RECORD,
         max_bytes,
         oldest,
-        life.puts,
+        state.puts,
     )
 
 
-def facts_of(life: SpoolState, path: str, wall: float) -> SpoolFacts:
-    """A snapshot for health."""
-    upkeep = life.upkeep
-    status = life.status if upkeep is None else upkeep.status
-    inner = life.memory.stats()
+def facts_of(state: SpoolState, path: str, wall: float) -> SpoolFacts:
+    """Return a snapshot for health."""
+    maintenance = state.maintenance
+    status = state.status if maintenance is None else maintenance.status
+    inner = state.memory.stats()
     return SpoolFacts(
         path=path,
-        draining=life.drainer is not None,
-        drainer=life.holder,
-        trouble=life.why,
+        draining=state.drainer is not None,
+        drainer=state.holder,
+        trouble=state.failure,
         in_memory=inner.waiting + inner.claimed,
-        fell_back=life.fell_back,
+        fell_back=state.fell_back,
         status=status,
         status_age=None if status is None else max(0.0, wall - status.wall),
     )
 
 
 def description(facts: SpoolFacts, *, ran: bool, wall: float) -> Mapping[str, Any]:
-    """What health shows of the whole spool, and what is amiss.
+    """Return what health shows of the whole spool, its problems included.
 
     Args:
-        ran: Whether this process has looked for who drains.
+        ran: True if this process has looked for the drainer.
+        wall: Epoch seconds now.
     """
     status = facts.status or SpoolStatus()
     problems = []
@@ -260,11 +269,11 @@ def description(facts: SpoolFacts, *, ran: bool, wall: float) -> Mapping[str, An
     }
 
 
-def move_to_disk(life: SpoolState, clock: Callable[[], float], wall: Callable[[], float]) -> None:
-    """Write what had to be taken into memory, as old as it is, until the directory fails again."""
-    writer = life.writer
-    while writer is not None and life.trouble is None:
-        claims = life.memory.claim(1, 0.0)
+def move_to_disk(state: SpoolState, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+    """Write the envelopes in memory to the disk, keeping their age; stop when the directory fails."""
+    writer = state.writer
+    while writer is not None and state.trouble is None:
+        claims = state.memory.claim(1, 0.0)
         if not claims:
             return
         sealed = claims[0].sealed
@@ -273,9 +282,9 @@ def move_to_disk(life: SpoolState, clock: Callable[[], float], wall: Callable[[]
             created_ms = int((wall() - age) * 1000)
             writer.append(RecordKind.ENVELOPE, *envelope_record(sealed), created_ms)
         except (OSError, Full) as error:
-            life.memory.release(claims)
-            life.have_trouble(words(error) if isinstance(error, OSError) else "it is full", clock())
+            state.memory.release(claims)
+            state.record_failure("it is full" if isinstance(error, Full) else describe_error(error), clock())
             return
-        life.memory.ack(claims)
-        life.puts += 1
-        life.is_well()
+        state.memory.ack(claims)
+        state.puts += 1
+        state.record_recovery()

@@ -1,7 +1,7 @@
-"""`status.json`: what the drainer says of the whole spool, for all the others.
+"""`status.json`: the figures of the whole spool, published by the drainer for all other processes.
 
-Advisory and small. Written whole under another name and renamed; read as the hostile input that any file
-is. Threads: pure functions but for the file.
+Advisory and small. Replaced atomically, by a rename; validated when read, as any file may be damaged.
+Threads: the functions have no state but the file.
 """
 
 from __future__ import annotations
@@ -23,19 +23,21 @@ class SpoolStatus:
     """One identity's figures at one moment.
 
     Attributes:
-        pid: The drainer.
-        boot: Names the kernel's start; monotonic seconds compare only within one.
+        pid: Process id of the drainer.
+        boot: Id of this boot of the kernel, within which monotonic seconds are comparable.
         at: Monotonic seconds of the drainer.
         wall: Epoch seconds.
-        pending: Envelopes not settled, those in the drainer's hands included.
-        complete: Whether all segments have been counted yet.
+        pending: Envelopes that are not settled, claimed ones included.
+        complete: True if all segments have been counted.
         size: Bytes of all segments.
-        segments: Files.
+        segments: Number of segments.
         oldest: Epoch seconds at which the oldest pending envelope was accepted.
         dead: Dead letters.
-        evicted, expired, damaged, torn: Records given up since this drainer began: for size or count, for
-            age, as damaged; and those that never were written to their end, which is no loss.
-        foreign: Segments of a later version, left alone.
+        evicted: Envelopes given up for size or count since this drainer began.
+        expired: Envelopes given up for their age since this drainer began.
+        damaged: Damaged records since this drainer began.
+        torn: Incomplete records since this drainer began: they were never accepted, so they are no loss.
+        foreign: Segments of a later version, which are left alone.
     """
 
     pid: int = 0
@@ -56,7 +58,7 @@ class SpoolStatus:
 
 
 def publish(directory: Directory, status: SpoolStatus) -> bool:
-    """Replace the file; False when the directory does not take it."""
+    """Replace the file; return False if it can't be written."""
     system = directory.system
     draft = f".status-{system.random(4).hex()}"
     try:
@@ -73,7 +75,7 @@ def publish(directory: Directory, status: SpoolStatus) -> bool:
 
 
 def read_status(directory: Directory) -> SpoolStatus | None:
-    """What was published last; None when there is nothing that can be believed."""
+    """Return the status that was published last; None if there is none, or it is not valid."""
     system = directory.system
     try:
         fd = system.open_file(_NAME, directory.identity)
@@ -81,14 +83,14 @@ def read_status(directory: Directory) -> SpoolStatus | None:
             data = system.read(fd, _MAX_BYTES, 0)
         finally:
             system.close(fd)
-        found: Any = loads(data)
+        content: Any = loads(data)
     except (OSError, ValueError):
         return None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         return None
     values = {}
     for field in fields(SpoolStatus):
-        value = found.get(field.name, field.default)
+        value = content.get(field.name, field.default)
         if not _fits(value, field.default):
             return None
         values[field.name] = value

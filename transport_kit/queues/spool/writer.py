@@ -297,7 +297,7 @@ class Writer:
                 except OSError:
                     return  # the capture that needs it will find out
 
-    def leave_what_was_removed(self) -> None:
+    def abandon_removed(self) -> None:
         """Write no more to files that somebody deleted: it would be lost. One caller at a time."""
         for segment in (*self._current, *(spare for spares in self._spare for spare in spares)):
             if segment is None:
@@ -418,7 +418,7 @@ class Writer:
         self._over = total > self._limit
         return self._over
 
-    def unseen(self, seen: Callable[[str], int]) -> int:
+    def count_unseen(self, seen: Callable[[str], int]) -> int:
         """Records written here that a drainer has not seen yet; `seen` says how many of a segment."""
         # First the open ones: what is closed meanwhile is in both places, and not in neither.
         counts = {segment.text: len(segment.records) for segment in list(self._open.values())}
