@@ -516,14 +516,14 @@ def test_a_full_spool_keeps_memory_waiting(place: Place) -> None:
     place.disk.failing = {}
     writer = spool._current().writer
     assert writer is not None
-    writer._over, writer._looked = True, place.clock.now + 0.9
+    writer._over, writer._measured_at = True, place.clock.now + 0.9
     place.clock.now += 1.0
     spool.claim(0, 0.0)
     assert spool.facts().trouble == "it is full"
     place.clock.now += 2.0
     spool.claim(0, 0.0)
     assert spool.facts().trouble is None
-    writer._over, writer._looked = True, place.clock.now
+    writer._over, writer._measured_at = True, place.clock.now
     with pytest.raises(Full):
         writer.append(RecordKind.ENVELOPE, 4, b"", (), 0)
 

@@ -1,13 +1,13 @@
-"""The format of segments: names, headers, records, and how a reader finds its way through damage.
+"""The format of segments: names, headers, records, and reading past damage.
 
 Owns every byte of a segment file; docs/reference/spool-format.md describes them. Does no I/O of its own:
-a reader is given a function that reads. Knows nothing of envelopes (`records.py`).
+a reader is given a function that reads. The content of records is in `records.py`.
 
-Everything read is hostile: lengths are checked against what is there before anything is allocated, and
-only what both checksums confirm is returned. The salt is drawn per segment and known from the file's name,
-so that request data inside a body can't pose as a record, and a damaged header costs no record.
+All input is untrusted: lengths are checked against the file's size before anything is allocated, and only
+records with two valid checksums are returned. The salt is drawn per segment and part of the file's name, so
+that request data inside a body can't be mistaken for a record, and a damaged header costs no record.
 
-Threads: a `Reader` belongs to one thread at a time; all else is pure.
+Threads: a `Reader` belongs to one thread at a time; all functions are pure.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 
 VERSION: Final = 1
 SALT_BYTES: Final = 8
-#: A record's head names each item of an envelope; some fifty bytes an item.
+#: Most bytes of a record's head, which takes some fifty bytes per item of an envelope.
 MAX_HEAD_BYTES: Final = 1024 * 1024
 MAX_BODY_BYTES: Final = 2**32 - 1
 
@@ -54,27 +54,27 @@ HEADER_BYTES: Final = _SEGMENT.size
 # Mark, version, kind, class, zero, head length, body length, created; then the two checksums.
 _FIXED: Final = struct.Struct("<8sBBBBIIQ")
 _CHECKS: Final = struct.Struct("<II")
-# Bound once: with cold caches each thing that a capture has to look up costs it a part of a microsecond.
+# Bound once: with cold caches each attribute lookup costs a capture a part of a microsecond.
 _pack_fixed: Final = _FIXED.pack
 _pack_checks: Final = _CHECKS.pack
-# 0xF5 occurs in no UTF-8 text, so no JSON in a body begins a search in vain.
+# 0xF5 occurs in no UTF-8 text, so a search never stops at JSON in a body.
 _MAGIC: Final = b"\xf5TKr"
 FIXED_BYTES: Final = _FIXED.size + _CHECKS.size
 
 _NAME: Final = re.compile(r"([0-4])-([0-9]{1,20})-([0-9]{1,10})-([0-9a-f]{16})\.log")
-#: Bytes read ahead; small next to what a process weighs, large next to a system call.
+#: Bytes read ahead: little memory, and enough to make the cost of a system call small.
 WINDOW: Final = 128 * 1024
 
 
 class RecordKind(IntEnum):
-    """What a record's body is."""
+    """The content of a record."""
 
     ENVELOPE = 0
     LOSSES = 1
 
 
 class Salt(NamedTuple):
-    """A segment's salt and what is derived from it: `seed` begins all its checksums, `mark` its records."""
+    """The seed of a segment's checksums and the mark that begins its records, derived from its salt."""
 
     seed: int
     mark: bytes
@@ -85,13 +85,13 @@ class Salt(NamedTuple):
 
 
 class SegmentName(NamedTuple):
-    """What a segment's file name says. Sorts by class, then by age; the time decides nothing else.
+    """A parsed file name of a segment. Sorts by class, then by age; the time is used for nothing else.
 
     Attributes:
         rank: Class of all its records, a `Priority`.
-        created_ns: Wall clock of the process that made it.
-        pid: Of that process.
-        salt: Random; eight bytes.
+        created_ns: Epoch nanoseconds at which it was created, by the clock of that process.
+        pid: Id of the process that created it.
+        salt: Eight random bytes.
     """
 
     rank: int
@@ -104,7 +104,7 @@ class SegmentName(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> SegmentName | None:
-        """None for what no writer of ours would have written."""
+        """Parse a file name; return None if it is no segment's."""
         match = _NAME.fullmatch(text)
         if match is None:
             return None
@@ -113,37 +113,44 @@ class SegmentName(NamedTuple):
 
 
 def segment_header(name: SegmentName) -> bytes:
-    """The first bytes of a segment."""
+    """Return the first bytes of a segment."""
     start = _SEGMENT.pack(_SEGMENT_MAGIC, VERSION, name.rank, 0, name.salt, name.created_ns, 0)[:-4]
     return start + struct.pack("<I", crc32(start))
 
 
 def is_newer_version(header: bytes) -> bool:
-    """Whether a later version wrote this segment: leave it alone.
+    """Return True if a later version wrote the segment, which is then left alone.
 
-    A header that is damaged is not foreign: the name says all that is needed.
+    False for a damaged header: the file name contains all that is needed.
     """
     if len(header) < HEADER_BYTES:
         return False
     start = header[: HEADER_BYTES - 4]
-    (check,) = struct.unpack_from("<I", header, HEADER_BYTES - 4)
+    (checksum,) = struct.unpack_from("<I", header, HEADER_BYTES - 4)
     magic, version = start[:8], start[8]
-    return magic == _SEGMENT_MAGIC and check == crc32(start) and version != VERSION
+    return magic == _SEGMENT_MAGIC and checksum == crc32(start) and version != VERSION
 
 
 def is_header_of(header: bytes, name: SegmentName) -> bool:
-    """Whether a segment's header is whole, and says what its name says; nothing depends on it."""
+    """Return True if a segment's header is intact and matches its name; reading does not depend on it."""
     return header == segment_header(name)
 
 
 def record_parts(
     salt: Salt, kind: int, rank: int, created_ms: int, head: bytes, body: Sequence[bytes], length: int
 ) -> tuple[bytes, ...]:
-    """A record's bytes, for one write: fixed part, checksums, head, body. `FIXED_BYTES` precede the head.
+    """Return a record's bytes, for one write: fixed part, checksums, head, body.
+
+    The first two take `FIXED_BYTES`.
 
     Args:
-        body: The body's parts in order.
-        length: Their bytes.
+        salt: The segment's salt.
+        kind: A `RecordKind`.
+        rank: The class, a `Priority`.
+        created_ms: Epoch milliseconds.
+        head: The record's head.
+        body: The parts of the body in order.
+        length: Bytes of all parts.
     """
     seed, mark = salt
     fixed = _pack_fixed(mark, VERSION, kind, rank, 0, len(head), length, created_ms)
@@ -155,7 +162,7 @@ def record_parts(
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One whole record at `offset` up to `end`. `body` is empty when only heads were asked for."""
+    """One intact record, from `offset` to `end`. `body` is empty if only heads are read."""
 
     offset: int
     end: int
@@ -168,11 +175,13 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Bytes from `offset` to `end` that hold no whole record.
+    """Bytes from `offset` to `end` that contain no intact record.
 
     Attributes:
-        incomplete: The record was never written to its end, and so never accepted. Otherwise it is damaged.
-        head: The lost record's head when that much is intact.
+        offset: First byte.
+        end: Offset behind the last byte.
+        incomplete: True if the record was not written to its end, and so never accepted; False if damaged.
+        head: Head of the lost record if it is intact, or None.
     """
 
     offset: int
@@ -182,7 +191,7 @@ class Gap:
 
 
 class _Fixed(NamedTuple):
-    """A record's first part, with a head that its checksum confirms."""
+    """A record's first part, with a head whose checksum is valid."""
 
     kind: int
     rank: int
@@ -195,19 +204,20 @@ class _Fixed(NamedTuple):
 
 
 class Reader:
-    """Walks through one segment, which may still be growing.
+    """A reader of one segment, which may still be growing.
 
     Args:
-        read: `read(size, offset)`, short at the file's end.
-        salt: From the segment's name.
-        offset: Where to begin: the end of a record.
-        data: `data(offset)`: where the first byte from there on lies that is not in a hole; None: nowhere.
-        step: Bytes that one call of `next` searches for a record, about.
+        read: `read(size, offset)` returns bytes; fewer at the file's end.
+        salt: Salt in the segment's name.
+        offset: Offset to begin at: the end of a record or of the header.
+        size: See below.
+        data: `data(offset)` returns the first offset from there on that is not in a hole, or None.
+        step: About the number of bytes that one call of `next` searches for a record.
 
     Attributes:
-        offset: Where the next record begins.
-        size: Bytes of the file that may be looked at; the owner sets it anew as the file grows.
-        searching: The last `next` returned None only because its step was over: the next call goes on.
+        offset: Offset of the next record.
+        size: Bytes of the file that are read; its owner updates it as the file grows.
+        searching: True if the last `next` returned None because its step ended: the next call continues.
     """
 
     def __init__(
@@ -229,16 +239,16 @@ class Reader:
         self.size = size
         self._window = b""
         self._window_at = 0
-        # While a writer may be at work a bad spot is judged only once something valid follows it. What
-        # was searched in vain isn't searched again: from where, up to where, at which size of the file.
+        # While a writer may be at work, bytes without a record become a gap only once a valid record follows.
+        # The last search without a result, which is not repeated: its begin, its end, and the file's size.
         self._searched = (-1, 0, 0)
 
     def next(self, *, final: bool, bodies: bool = True) -> Record | Gap | None:
-        """What comes next; None when nothing does, yet.
+        """Return the next record or gap; None if there is none, yet.
 
         Args:
-            final: The writer is gone: what is incomplete stays so.
-            bodies: Whether to read and check bodies; without, a record with a damaged body passes.
+            final: True if the writer is gone: an incomplete record will not be completed.
+            bodies: False to read heads only; a record with a damaged body is then returned, too.
         """
         begin = self.offset
         self.searching = False
@@ -250,14 +260,15 @@ class Reader:
             if not bodies or crc32(body, fixed.head_check) == fixed.body_check:
                 self.offset = fixed.end
                 return Record(begin, fixed.end, fixed.kind, fixed.rank, fixed.created_ms, fixed.head, body)
-        found = self._search(begin)
-        if found is None and (self.searching or not final):
+        next_record = self._search(begin)
+        if next_record is None and (self.searching or not final):
             return None
-        self.offset = end = self.size if found is None else found
-        return Gap(begin, end, self._is_torn(begin, end, fixed), None if fixed is None else fixed.head)
+        self.offset = end = self.size if next_record is None else next_record
+        is_incomplete = self._is_incomplete(begin, end, fixed)
+        return Gap(begin, end, is_incomplete, None if fixed is None else fixed.head)
 
     def at(self, offset: int) -> Record | None:
-        """The whole record that begins at `offset`; None when there is none any more."""
+        """Return the record that begins at `offset`; None if there is no intact one."""
         fixed = self._fixed_at(offset)
         if fixed is None or fixed.end > self.size:
             return None
@@ -284,37 +295,42 @@ class Reader:
         return _Fixed(kind, rank, created, head, body_at, body_at + body_length, head_check, body_check)
 
     def _search(self, begin: int) -> int | None:
-        """Where the next believable record after `begin` is; None with `searching` when a step is over."""
-        at, mark, left = begin + 1, self._salt.mark, self._step
-        searched, upto, size = self._searched
-        if searched == begin:
-            # What reached beyond the file was judged by the size that it had.
-            at = max(at, upto if size == self.size else min(upto, size - FIXED_BYTES - MAX_HEAD_BYTES))
+        """Return the offset of the next valid head after `begin`, or None.
+
+        Sets `searching` if the step ended before the file's end.
+        """
+        at, mark, remaining = begin + 1, self._salt.mark, self._step
+        searched_from, searched_to, size = self._searched
+        if searched_from == begin:
+            # A head that reached beyond the file's end may be valid now that the file is longer.
+            if size != self.size:
+                searched_to = min(searched_to, size - FIXED_BYTES - MAX_HEAD_BYTES)
+            at = max(at, searched_to)
         while at < self.size and (data := self._data(at)) is not None:
             at = data
-            if left <= 0:
+            if remaining <= 0:
                 self.searching = True
                 self._searched = begin, at, self.size
                 return None
             chunk = self._bytes(at, min(WINDOW, self.size - at))
-            found = chunk.find(mark)
-            if found < 0:
-                # The mark may lie across the border.
+            index = chunk.find(mark)
+            if index < 0:
+                # The next chunk overlaps this one, as the mark may lie across the border.
                 step = len(chunk) - len(mark) + 1
                 if step <= 0 or at + len(chunk) >= self.size:
                     break
                 at += step
-                left -= step
+                remaining -= step
                 continue
-            if self._fixed_at(at + found) is not None:
-                return at + found
-            at += found + 1
-            left -= MAX_HEAD_BYTES  # so much was read to see that it is none
+            if self._fixed_at(at + index) is not None:
+                return at + index
+            at += index + 1
+            remaining -= MAX_HEAD_BYTES  # `_fixed_at` may have read that much
         self._searched = begin, self.size, self.size
         return None
 
-    def _is_torn(self, begin: int, end: int, fixed: _Fixed | None) -> bool:
-        """Whether what begins at `begin` reaches beyond what there is of it."""
+    def _is_incomplete(self, begin: int, end: int, fixed: _Fixed | None) -> bool:
+        """Return True if the record that begins at `begin` is longer than the gap."""
         if fixed is not None:
             return fixed.end > end
         start = self._bytes(begin, min(FIXED_BYTES, end - begin))
@@ -325,7 +341,7 @@ class Reader:
         return start.startswith(mark) and begin + FIXED_BYTES + head_length + body_length > end
 
     def _bytes(self, at: int, size: int) -> bytes:
-        """`size` bytes at `at`, fewer at the end of the file."""
+        """Return `size` bytes from the offset `at`, fewer at the end of the file."""
         size = min(size, self.size - at)
         if size <= 0:
             return b""
@@ -340,22 +356,22 @@ class Reader:
 
 
 def explain(read: Callable[[int, int], bytes], salt: bytes, gap: Gap) -> str:
-    """Why there is no record at a gap's beginning, for whoever looks at the file. Decides nothing."""
+    """Describe why there is no record at the begin of a gap, for a person who inspects the file."""
     start = read(min(FIXED_BYTES, gap.end - gap.offset), gap.offset)
     mark = Salt.of(salt).mark
-    there = gap.end - gap.offset
+    length = gap.end - gap.offset
     if len(start) < FIXED_BYTES:
-        return f"{there} bytes, less than any record: a write came short, or is under way"
+        return f"{length} bytes, less than any record: a write came short, or is under way"
     if not start.startswith(_MAGIC):
-        return f"{there} bytes that do not begin as a record does (F5 54 4B 72)"
+        return f"{length} bytes that do not begin as a record does (F5 54 4B 72)"
     if not start.startswith(mark):
         return "a record with the mark of another segment"
     _, version, _, rank, zero, head_length, body_length, _ = _FIXED.unpack_from(start)
-    whole = FIXED_BYTES + head_length + body_length
+    record_length = FIXED_BYTES + head_length + body_length
     if gap.incomplete:
         return (
-            f"a record of {whole} bytes of which {there} are there: never written to its end and never"
-            " accepted, or being written now"
+            f"a record of {record_length} bytes of which {length} are there: never written to its end and"
+            " never accepted, or being written now"
         )
     if version != VERSION or zero or rank > max(Priority) or head_length > MAX_HEAD_BYTES:
         return "a record whose first bytes make no sense: version, class or length of the head"

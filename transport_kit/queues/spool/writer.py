@@ -1,8 +1,9 @@
-"""Appending to a spool: one segment per process and class, one write per record.
+"""The writer of a spool: one segment per process and class, one write per record.
 
-Owns this process's own segments. `append` takes no lock that anyone holds during I/O: a record is a single
-write to a descriptor in append mode, which the kernel does not interleave with another. A segment is
-closed by whoever leaves it last after it was retired, so no write can hit a closed, reused descriptor.
+Owns the segments that this process writes. `append` waits for no lock that is held during I/O, except with
+`host`: a record is a single write to a descriptor in append mode, which the kernel does not interleave with
+another. A retired segment is closed by the last thread that leaves it, so no write can go to a descriptor
+that was closed and reused.
 
 Threads: any number call `append`; a signal handler may interrupt one in `append` and call it again.
 """
@@ -31,29 +32,30 @@ from transport_kit.runtime.log import log
 
 __all__ = ["Full", "Writer"]
 
-#: Seconds between two looks at the total of all processes, at least; and how much of the time they may take.
+#: Least seconds between two measurements of the size of all segments: while it is under the limit, and while
+#: it is over. `LOOK_SHARE` divides the time that they may take: a twentieth.
 LOOK_EVERY: Final = 1.0
 LOOK_AGAIN: Final = 0.25
 LOOK_SHARE: Final = 20.0
-#: Share of `max_bytes` beyond it that writers leave the drainer to evict before they refuse.
+#: Share of `max_bytes` by which the spool may exceed it before writers refuse: the drainer evicts meanwhile.
 SLACK: Final = 1 / 8
-#: Filled to this share, a segment's successor is made ahead; and where several were filled between two looks,
-#: that many, up to a bound.
+#: Share of a segment that is filled when the next one is created ahead.
 SPARE_FROM: Final = 1 / 4
+#: Most segments of one class that are created ahead, if several are filled between two calls of `prepare`.
 MOST_SPARES: Final = 4
 _TRIES: Final = range(3)
 
 
 class Full(Exception):
-    """The spool holds more than it may, and nobody evicts: what comes is refused."""
+    """The spool is over its size and no drainer evicts: a new record is refused."""
 
 
 class _Open:
     """A segment that this process appends to.
 
-    `users` holds a token per thread inside a write; list operations are atomic. A thread that finds
-    `retired` set after leaving its token does not write. So once `retired` is set and `users` is empty
-    nobody will write again, and whoever takes the one token of `last` closes.
+    `users` contains one token per thread inside a write; list operations are atomic. A thread adds its token
+    before it reads `retired`, and does not write if that is set. So once `retired` is set and `users` is
+    empty, no thread writes any more, and the thread that takes the only token of `last` closes the file.
     """
 
     __slots__ = (
@@ -84,7 +86,8 @@ class _Open:
         self.retired = False
         self.users: list[None] = []
         self.last: list[None] = [None]
-        # A token per record that is whole: how many there are. One sync covers all that were there before it.
+        # One token per complete record, as appending is atomic. One sync covers all records written before
+        # it.
         self.records: list[None] = []
         self.synced = 0
         self.sync_failed = False
@@ -92,15 +95,15 @@ class _Open:
 
 
 class Writer:
-    """Appends records for one process.
+    """Appends the records of one process.
 
     Args:
-        directory: Where; stays open as long as the writer lives.
-        segment_bytes: A segment past this is retired, and the next one begun.
-        max_bytes: Of all segments of all processes; past it and some slack `append` raises `Full`.
-        host: Whether a record is on the disk, not only with the kernel, when `append` returns.
+        directory: The directory; stays open as long as the writer lives.
+        segment_bytes: Bytes after which a segment is retired, and the next one begun.
+        max_bytes: Bytes of all segments of all processes; over it and some slack `append` raises `Full`.
+        host: True to write each record to the disk before `append` returns; otherwise the kernel has it.
         clock: Monotonic seconds.
-        wall_ns: Wall clock; only for names and ages.
+        wall_ns: Epoch nanoseconds; used only for names and ages.
     """
 
     __slots__ = (
@@ -108,11 +111,11 @@ class Writer:
         "_counts",
         "_current",
         "_directory",
+        "_duration",
         "_full",
         "_host",
         "_limit",
-        "_look_took",
-        "_looked",
+        "_measured_at",
         "_open",
         "_over",
         "_pid",
@@ -146,25 +149,26 @@ class Writer:
         self._clock = clock
         self._wall_ns = wall_ns
         self._pid = self._system.process()
-        # Replaced by whoever holds `_rolling`, and set to None by whoever found one broken; read by all.
+        # The segment of each class that is written to. Read by every thread; replaced by the thread that
+        # holds `_rolling`, and set to None by a thread whose write to it failed.
         self._current: list[_Open | None] = [None] * len(Priority)
-        # The next of each class, made ahead by `prepare`, taken by whoever holds `_rolling`; and how many
-        # were begun since it looked last.
+        # Segments of each class created ahead: added by `prepare`, taken by the thread that holds `_rolling`.
         self._spare: list[list[_Open]] = [[] for _ in Priority]
+        # Segments of each class begun since the last `prepare`.
         self._rolled = [0] * len(Priority)
-        # Retired by a put, to be closed by whoever comes first.
+        # Segments that a put retired; any thread may close them.
         self._full: list[_Open] = []
-        # All that are open, for `close` and for a forked child. Items are set and deleted atomically.
+        # All open segments, for `close` and for a forked child. Items are set and deleted atomically.
         self._open: dict[SegmentName, _Open] = {}
-        # How many records closed segments of ours have, while the files are there: for figures only.
+        # Number of records in closed segments of this process, as long as the files exist: for figures only.
         self._counts: dict[str, int] = {}
-        # Only ever tried, never waited for: it is held during I/O.
+        # Guards the change to the next segment. Held during I/O, so it is acquired without blocking only.
         self._rolling = threading.Lock()
         self._over = False
-        self._looked = float("-inf")
-        self._look_took = 0.0
+        self._measured_at = float("-inf")
+        self._duration = 0.0  # of the last measurement
         self._total = 0
-        self._written = 0  # by us since the last look
+        self._written = 0  # bytes written by this process since the last measurement
 
     def append(
         self,
@@ -175,11 +179,19 @@ class Writer:
         length: int,
         created_ms: int | None = None,
     ) -> None:
-        """Write one record; once this returns, no death of a process loses it.
+        """Write one record; once this returns, it survives the death of every process.
+
+        Args:
+            kind: A `RecordKind`.
+            rank: The class, a `Priority`.
+            head: The record's head.
+            parts: The parts of the body.
+            length: Bytes of all parts.
+            created_ms: Epoch milliseconds; None for now.
 
         Raises:
-            Full: The spool is past its size.
-            OSError: The directory does not take it. Nothing was accepted.
+            Full: The spool is over its size.
+            OSError: The record can't be written. Nothing was accepted.
         """
         if len(head) > MAX_HEAD_BYTES or length > MAX_BODY_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
@@ -187,11 +199,11 @@ class Writer:
             raise Full
         if created_ms is None:
             created_ms = self._wall_ns() // 1_000_000
-        # In one piece: at rest, with cold caches, each further call costs a capture some microseconds.
+        # One piece: with cold caches each further function call costs a capture some microseconds.
         for _ in _TRIES:
-            segment, once = self._current[rank], False
+            segment, single_use = self._current[rank], False
             if segment is None or segment.size >= self._segment_bytes:
-                segment, once = self._segment(rank, segment)
+                segment, single_use = self._next_segment(rank, segment)
             segment.users.append(None)
             try:
                 if segment.retired:
@@ -200,13 +212,13 @@ class Writer:
                 try:
                     written = self._write(segment.fd, record)
                 except OSError as error:
-                    if self._is_lost(segment, error):
+                    if self._is_descriptor_lost(segment, error):
                         continue
                     raise
                 segment.size += written
                 self._written += written
                 if written != FIXED_BYTES + len(head) + length:
-                    self._drop(segment)  # what is there is a gap for readers
+                    self._mark_retired(segment)  # readers find a gap at its end
                     continue
                 segment.records.append(None)
                 if self._host:
@@ -214,91 +226,95 @@ class Writer:
                 return
             finally:
                 segment.users.pop()
-                if once:
+                if single_use:
                     self._retire(segment)
                 elif segment.retired:
                     self._close_if_last(segment)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _is_lost(self, segment: _Open, error: OSError) -> bool:
-        """After a write that failed: whether only this descriptor is at fault, and another may do."""
+    def _is_descriptor_lost(self, segment: _Open, error: OSError) -> bool:
+        """Handle a failed write; return True if another segment may be tried."""
         if error.errno != errno.ENOSPC:
-            self._drop(segment)
+            self._mark_retired(segment)
         if error.errno != errno.EBADF:
             return False
-        # Someone closed our descriptors under us: the number is not ours any more.
+        # The app closed all descriptors: this number may soon belong to another file, so nobody closes it.
         segment.last.clear()
         self._counts[segment.text] = len(segment.records)
         return True
 
     def _sync(self, segment: _Open, records: int) -> None:
-        """Together with all who wrote meanwhile: whoever comes first syncs for those that wait here."""
+        """Write the segment to the disk, unless another thread did so after this record was written."""
         with segment.sync_lock:
             if segment.synced >= records:
                 return
             if segment.sync_failed:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
-            upto = len(segment.records)
+            count = len(segment.records)
             try:
                 self._system.sync(segment.fd)
             except OSError:
-                # After a failed sync the kernel forgets which pages were lost: never trust the file again,
-                # nor a second sync of those that wait here.
+                # After a failed sync the kernel forgets which pages were lost: a later sync of this file
+                # would succeed without them. So the records of the threads that wait here fail, too.
                 segment.sync_failed = True
-                self._drop(segment)
+                self._mark_retired(segment)
                 raise
-            segment.synced = upto
+            segment.synced = count
 
     # -- segments --------------------------------------------------------------------------------------
 
-    def _segment(self, rank: int, segment: _Open | None) -> tuple[_Open, bool]:
-        """Where to write instead of `segment`, which is full or None; and whether for one record only."""
+    def _next_segment(self, rank: int, segment: _Open | None) -> tuple[_Open, bool]:
+        """Return the segment to write to in place of `segment`, which is full or None.
+
+        The second value is True if it is for one record only.
+        """
         if not self._rolling.acquire(blocking=False):
-            # Another thread is at it, or this one, interrupted. The old segment takes more than its share,
-            # and where there is none this record gets one of its own.
+            # Another thread is changing the segment, or this thread was interrupted while it did. Then the
+            # old segment exceeds its size; if there is none, this record gets a segment of its own.
             return (segment, False) if segment is not None else (self._begin(rank), True)
         try:
-            known = self._current[rank]
-            if known is not None and known is not segment:
-                return known, False
+            current = self._current[rank]
+            if current is not None and current is not segment:
+                return current, False
             spares = self._spare[rank]
-            ready = bool(spares)
+            has_spare = bool(spares)
             try:
-                fresh = spares.pop(0) if ready else self._begin(rank)
+                new = spares.pop(0) if has_spare else self._begin(rank)
             except OSError:
                 if segment is None:
                     raise
                 return segment, False
-            self._current[rank] = fresh
+            self._current[rank] = new
             self._rolled[rank] += segment is not None
         finally:
             self._rolling.release()
         if segment is not None:
-            self._drop(segment)
+            self._mark_retired(segment)
             self._full.append(segment)
-        if not ready:
-            self._tidy()  # else someone prepares, and does that too
-        return fresh, False
+        if not has_spare:
+            self._close_full()  # otherwise `prepare` is called regularly, and does it
+        return new, False
 
     def prepare(self) -> None:
-        """Make the next segments of each class that is being filled, and close full ones: captures then need
-        not, for whom it is as expensive as several writes. One caller at a time.
+        """Create the next segments of each class that is being filled, and close full ones.
+
+        Takes as long as several writes, and saves captures that time. One caller at a time.
         """
-        self._tidy()
+        self._close_full()
         for rank, segment in enumerate(self._current):
             if segment is None:
                 continue
             rolled, self._rolled[rank] = self._rolled[rank], 0
-            filling = segment.size >= self._segment_bytes * SPARE_FROM
+            is_filling = segment.size >= self._segment_bytes * SPARE_FROM
             spares = self._spare[rank]
-            while len(spares) < min(rolled + filling, MOST_SPARES):
+            while len(spares) < min(rolled + is_filling, MOST_SPARES):
                 try:
                     spares.append(self._begin(rank))
                 except OSError:
-                    return  # the capture that needs it will find out
+                    return  # the capture that needs the segment handles the error
 
     def abandon_removed(self) -> None:
-        """Write no more to files that somebody deleted: it would be lost. One caller at a time."""
+        """Retire segments whose files were deleted: further records would be lost. One caller at a time."""
         for segment in (*self._current, *(spare for spares in self._spare for spare in spares)):
             if segment is None:
                 continue
@@ -310,21 +326,21 @@ class Writer:
                 ):
                     continue
                 removed = True
-                self._drop(segment)
+                self._mark_retired(segment)
                 log.warning("a file of the spool was removed while it was written to: %s", segment.text)
             except OSError:
-                pass  # the next write will tell
+                pass  # the next write handles the error
             finally:
                 segment.users.pop()
                 if segment.retired:
                     self._close_if_last(segment)
                 if removed:
-                    self.forget(segment.text)  # whoever drains may have seen it go before
+                    self.forget(segment.text)  # the drainer may have forgotten it before it was retired
         for spares in self._spare:
             spares[:] = [spare for spare in spares if not spare.retired]
 
     def _begin(self, rank: int) -> _Open:
-        """A new segment: named at random, locked, and only then where readers look."""
+        """Create a segment: write and lock a draft, then link it under the name that readers look for."""
         system, within = self._system, self._directory.segments
         name = SegmentName(rank, self._wall_ns(), self._pid, system.random(8))
         draft = f".{name}"
@@ -340,28 +356,28 @@ class Writer:
                 system.sync_directory(within)
             status = system.status(fd)
         except BaseException:
-            self._forget(draft)
+            self._remove_draft(draft)
             system.close(fd)
             raise
-        self._forget(draft)
-        opened = _Open(name, fd, (status.st_dev, status.st_ino))
-        self._open[name] = opened
-        return opened
+        self._remove_draft(draft)
+        segment = _Open(name, fd, (status.st_dev, status.st_ino))
+        self._open[name] = segment
+        return segment
 
-    def _forget(self, draft: str) -> None:
+    def _remove_draft(self, draft: str) -> None:
         try:
             self._system.unlink(draft, self._directory.segments)
         except OSError:
-            pass  # the drainer removes drafts that nobody holds
+            pass  # the drainer removes drafts that no process has locked
 
-    def _drop(self, segment: _Open) -> None:
-        """Never write to it again; the caller is still inside."""
+    def _mark_retired(self, segment: _Open) -> None:
+        """Keep threads from beginning a write to the segment; the caller makes sure that it is closed."""
         if self._current[segment.rank] is segment:
             self._current[segment.rank] = None
         segment.retired = True
 
     def _retire(self, segment: _Open) -> None:
-        self._drop(segment)
+        self._mark_retired(segment)
         self._close_if_last(segment)
 
     def _close_if_last(self, segment: _Open) -> None:
@@ -377,31 +393,32 @@ class Writer:
         fd, segment.fd = segment.fd, -1
         self._system.close(fd)
 
-    def _tidy(self) -> None:
-        """What a segment's end is followed by."""
+    def _close_full(self) -> None:
+        """Close the segments in `_full`, and measure the size of all segments if that is due."""
         while self._full:
             try:
                 segment = self._full.pop()
             except IndexError:
-                return  # another thread was faster
+                return  # another thread took the last one
             self._close_if_last(segment)
-            self._look()
+            self._measure_if_due()
 
-    # -- the size of it all ----------------------------------------------------------------------------
+    # -- the size of all segments ----------------------------------------------------------------------
 
-    def _look(self) -> None:
-        """Look at the total now and then: the drainer keeps it, and may be dead."""
-        due = self._looked + max(LOOK_EVERY, self._look_took * LOOK_SHARE)
-        # What we wrote ourselves may be too much already, whatever the time; that is once a segment.
-        over = self._total + self._written > self._limit
-        if over or self._clock() >= due:
-            self._is_over(now=over)
+    def _measure_if_due(self) -> None:
+        """Measure the size of all segments: the drainer enforces the limit, and may be dead."""
+        due_at = self._measured_at + max(LOOK_EVERY, self._duration * LOOK_SHARE)
+        # This process alone may have exceeded the limit since the last measurement; checked once per segment.
+        is_over = self._total + self._written > self._limit
+        if is_over or self._clock() >= due_at:
+            self._is_over(now=is_over)
 
     def _is_over(self, *, now: bool = False) -> bool:
-        began = self._clock()
-        if not now and began < self._looked + max(LOOK_AGAIN, self._look_took * LOOK_SHARE):
+        """Return True if the segments exceed the limit. Measures them if that is due, or with `now`."""
+        start = self._clock()
+        if not now and start < self._measured_at + max(LOOK_AGAIN, self._duration * LOOK_SHARE):
             return self._over
-        self._looked = began
+        self._measured_at = start
         total = 0
         try:
             for name in self.forget_removed():
@@ -411,26 +428,30 @@ class Writer:
                 except FileNotFoundError:
                     pass  # delivered meanwhile
         except OSError:
-            total = 0  # what can't be looked at can't be judged; the write will tell
-        self._look_took = self._clock() - began
+            total = 0  # the size is unknown; the write fails if the directory can't be used
+        self._duration = self._clock() - start
         self._total = total
         self._written = 0
         self._over = total > self._limit
         return self._over
 
     def count_unseen(self, seen: Callable[[str], int]) -> int:
-        """Records written here that a drainer has not seen yet; `seen` says how many of a segment."""
-        # First the open ones: what is closed meanwhile is in both places, and not in neither.
+        """Return the number of records written by this process that the drainer has not seen yet.
+
+        Args:
+            seen: Returns the number of records of a segment, given by its file name, that were seen.
+        """
+        # Open segments first: one that is closed meanwhile is then in both places, and not in neither.
         counts = {segment.text: len(segment.records) for segment in list(self._open.values())}
         counts |= self._counts
         return sum(max(0, count - seen(text)) for text, count in counts.items())
 
     def forget(self, text: str) -> None:
-        """A segment is gone, with all that was in it dealt with."""
+        """Forget the record count of a segment that was removed."""
         self._counts.pop(text, None)
 
     def forget_removed(self) -> list[str]:
-        """Forget the segments that others dealt with; the names that are there.
+        """Forget the segments whose files are gone; return the names in the directory.
 
         Raises:
             OSError: The directory can't be read.
@@ -441,17 +462,17 @@ class Writer:
             self.forget(text)
         return present
 
-    # -- ending ----------------------------------------------------------------------------------------
+    # -- closing ---------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Retire all segments."""
+        """Retire all segments; each is closed once no thread writes to it."""
         for segment in list(self._open.values()):
             self._retire(segment)
 
     def abandon(self) -> None:
-        """In a forked child: close the parent's descriptors, and never unlock, which would unlock for it.
+        """Close the parent's descriptors in a forked child, without unlocking, as that would end its locks.
 
-        A descriptor whose number now means another file is not ours to close.
+        A descriptor whose number now belongs to another file is left open.
         """
         for segment in list(self._open.values()):
             try:
