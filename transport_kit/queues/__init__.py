@@ -1,5 +1,4 @@
-"""Where a sealed envelope waits: the protocol of queues, the queue in memory, and the spool.
+"""Queues of sealed envelopes: their protocol, the queue in memory, and the spool on disk.
 
-Owns the waiting. When something is delivered, and over what, belongs to `transport/`. The spool is imported
-only when an option names one.
+Delivery belongs to `transport/`. The spool is imported only if an option names one.
 """

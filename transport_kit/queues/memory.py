@@ -1,8 +1,7 @@
 """MemoryQueue: a bounded queue in this process's memory.
 
-Owns which envelope goes next, which goes when there is no room, when a claimer looks or sleeps, and the turns
-of the priority classes, which the spool's drainer shares. The promises are in `protocol.py`; the caller
-records what was accepted and lost.
+Owns the choice of the next envelope, the choice of envelopes to give up, the waiting of claimers, and the
+turns of the priority classes, which the spool's drainer uses too. The guarantees are stated in `protocol.py`.
 
 Threads: every method may be called from any thread. The queue changes only while its `lock` is held, which
 is also the worker's, so that queue and ledger change together.
@@ -25,30 +24,31 @@ from transport_kit.runtime.lock import StateLock
 
 __all__ = ["HIGHEST_FIRST", "MemoryQueue", "ORDERED", "Turns"]
 
-#: Seconds between two looks while work came recently.
+#: Seconds between two polls of a claimer that is not parked.
 LOOK_EVERY = 0.005
-#: Seconds after the last put during which a claimer looks instead of blocking.
+#: Seconds after the last put during which a claimer polls instead of being parked.
 AWAKE_FOR = 1.0
-#: Seconds after which a parked claimer looks all the same; the system's clock calls take no more than years.
+#: Seconds after which a parked claimer looks anyway: the system limits the timeout of a wait.
 LONGEST_WAIT = 3600.0
-#: Share of `max_bytes` past which envelopes are held compressed.
+#: Share of `max_bytes` above which envelopes are compressed.
 PACK_ABOVE = 0.25
-#: Bytes of an envelope from which on it is. Below, the objects around them weigh as much as is gained, and
-#: setting up the compressor costs a capture more than all the rest of it.
+#: Bytes of the smallest envelope that is compressed. Below, the objects around the bytes take as much memory
+#: as is saved, and setting up the compressor costs a capture more than everything else.
 PACK_FROM = 4 * 1024
 
-#: How many of a class are claimed before a lower one gets a turn, lowest class first.
+#: Number of envelopes of a class that are claimed before a lower class gets a turn, lowest class first.
 _WEIGHTS: Final = (1, 2, 3, 4, 5)
-#: The class of sessions and check-ins, which are one first-in-first-out lane.
+#: The class of sessions and check-ins, which form one first-in-first-out lane.
 ORDERED: Final = int(Priority.SESSION)
+#: All classes, highest first.
 HIGHEST_FIRST: Final = tuple(sorted((int(priority) for priority in Priority), reverse=True))
 
 
 class _Lane:
-    """What is held of one class and not claimed.
+    """The envelopes of one class that are not claimed.
 
-    `waiting` was never tried, oldest first; `retried` was, and is older; both may be claimed. `size` is
-    their bytes, and of this class in the queue's `_delayed`.
+    `waiting` contains those that were never claimed, oldest first; `retried` contains released ones, which
+    are older. Both may be claimed. `size` is their bytes, plus those of this class in the queue's `_delayed`.
     """
 
     __slots__ = ("_turn", "retried", "size", "waiting")
@@ -60,7 +60,7 @@ class _Lane:
         self._turn = False
 
     def pop(self) -> Claim:
-        """The next to be tried: new and old ones by turns, so that none keeps the others waiting."""
+        """Remove and return the next claim: new and released ones in turn, so that neither wait long."""
         self._turn = bool(self.retried) and not (self._turn and self.waiting)
         return self.retried.popleft() if self._turn else self.waiting.popleft()
 
@@ -68,15 +68,15 @@ class _Lane:
 class MemoryQueue:
     """A bounded queue in this process's memory.
 
-    Overflow sacrifices the oldest of the lowest class that waits, never a claimed one; a new envelope
-    below all that waits is refused. Higher classes are claimed more often, lower ones still get a turn.
-    Sessions and check-ins form one first-in-first-out lane: while one of them is claimed, or waits for
-    its next attempt, no other of them is claimed.
+    On overflow the oldest waiting envelope of the lowest class is given up, never a claimed one; a new
+    envelope of a class below all waiting ones is refused. Higher classes are claimed more often, lower ones
+    still get a turn. Sessions and check-ins form one first-in-first-out lane: while one of them is claimed,
+    or waits for its next attempt, no other of them is claimed.
 
     Args:
-        max_items: Envelopes held, claimed ones included.
-        max_bytes: Bytes held, claimed ones included.
-        lock: Share the lock of whatever else must change together with the queue.
+        max_items: Most envelopes held, claimed ones included.
+        max_bytes: Most bytes held, claimed ones included.
+        lock: The lock of other state that must change together with the queue; None for a lock of its own.
         clock: Monotonic seconds.
     """
 
@@ -96,32 +96,33 @@ class MemoryQueue:
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._pack_above = max_bytes * PACK_ABOVE
-        # All below is read and written only while holding `lock`, but for the one look of `prepare`.
+        # All fields below are read and written only while `lock` is held, except that `prepare` reads
+        # `_size`.
         self._available = threading.Condition(self.lock.rlock)
-        # An envelope is in one of three places: ready in its lane, in `_delayed`, or in `_claimed`.
+        # An envelope is in one of three places: in its lane, in `_delayed`, or in `_claimed`.
         self._lanes = tuple(_Lane() for _ in Priority)
         self._delayed: list[tuple[float, int, Claim]] = []  # a heap, by the time of the next attempt
         self._claimed: dict[int, Claim] = {}
-        # What had to make room, and what was held at the end, until whoever counts it takes it out.
+        # Envelopes given up for a put or by `close`, until the caller counts them and takes them out.
         self._given_up: list[Claim] = []
-        # How many are held, and their bytes: sums that save a put the counting.
+        # Number and bytes of all envelopes held. A signal handler that raises inside a section may leave
+        # these sums stale; `mend` repairs them.
         self._items = 0
         self._size = 0
         self._turns = Turns()
         self._lane_busy: int | None = None  # id of the session or check-in that holds up the others
         self._last_id = 0
         self._last_put = float("-inf")
-        self._parked = 0  # claimers that only a change, a wake or a timeout brings back
+        self._parked = 0  # claimers that return only for a notification or a timeout
         self._wakes = 0
         self._closed = False
 
     # -- putting ---------------------------------------------------------------------------------------
 
     def prepare(self, sealed: SealedEnvelope) -> SealedEnvelope:
-        """Compressed when the queue is past a quarter of its bytes, and the envelope is no small one.
+        """Compress the envelope if the queue is over a quarter of its bytes and the envelope is not small.
 
-        Reads one number without the lock: an answer that is a moment old costs at most one envelope held
-        in the other form.
+        Reads `_size` without the lock: with a stale value, an envelope is held in the other form.
         """
         return sealed.packed() if self._size > self._pack_above and sealed.size >= PACK_FROM else sealed
 
@@ -141,10 +142,10 @@ class MemoryQueue:
             number = self._last_id + 1
             claim = Claim(number, sealed, 0, now)
             if self._parked:
-                self._available.notify_all()  # it goes on when the lock is free
+                self._available.notify_all()  # it continues once the lock is free
             lane = self._lanes[rank]
             waiting = lane.waiting
-            # One step to the end.
+            # No Python function is called from here to the end, so no signal handler runs in between.
             waiting += (claim,)
             lane.size += size
             self._items += 1
@@ -154,10 +155,10 @@ class MemoryQueue:
             return put
 
     def _make_room(self, rank: int, size: int) -> bool:
-        """Give up what must go so that `size` bytes of class `rank` fit; False when that would not do.
+        """Give up envelopes so that one of `size` bytes and class `rank` fits; return False if that can't be.
 
-        A capture pays for this, and once the queue is full each does. So the usual case comes first: the
-        oldest of the lowest class that is held are enough, and none of it was tried.
+        Runs in every capture once the queue is full. So the usual case comes first: the oldest envelopes of
+        the lowest class suffice, and none of that class was claimed before.
         """
         over_items = self._items + 1 - self._max_items
         over_bytes = self._size + size - self._max_bytes
@@ -176,25 +177,25 @@ class MemoryQueue:
 
     def _make_room_by_class(self, lanes: Sequence[_Lane], over_items: int, over_bytes: int) -> bool:
         delayed = [_rank(claim.sealed) for _, _, claim in self._delayed]
-        held = [len(lane.waiting) + len(lane.retried) + delayed.count(n) for n, lane in enumerate(lanes)]
-        if sum(held) < over_items or sum(lane.size for lane in lanes) < over_bytes:
+        counts = [len(lane.waiting) + len(lane.retried) + delayed.count(n) for n, lane in enumerate(lanes)]
+        if sum(counts) < over_items or sum(lane.size for lane in lanes) < over_bytes:
             return False
         for n, lane in enumerate(lanes):
-            for _ in range(held[n]):
+            for _ in range(counts[n]):
                 if over_items <= 0 and over_bytes <= 0:
                     return True
                 over_items -= 1
                 over_bytes -= self._sacrifice_oldest(lane)
         return True
 
-    def _sacrifice(self, lane: _Lane, held: deque[Claim] | list[Claim], at: int) -> int:
-        """Give up `held[at]`, which waits in this lane; its bytes."""
-        claim = held[at]
+    def _sacrifice(self, lane: _Lane, claims: deque[Claim] | list[Claim], index: int) -> int:
+        """Give up `claims[index]`, which belongs to this lane; return its bytes."""
+        claim = claims[index]
         size = claim.sealed.stored
         given_up = self._given_up
-        # One step to the end.
+        # No Python function is called from here to the end, so no signal handler runs in between.
         given_up += (claim,)
-        del held[at]
+        del claims[index]
         lane.size -= size
         self._items -= 1
         self._size -= size
@@ -203,14 +204,17 @@ class MemoryQueue:
         return size
 
     def _sacrifice_oldest(self, lane: _Lane) -> int:
-        """What was tried is older than what was not; there is little of it, as failures stop the claiming."""
-        tried = list(lane.retried)
-        tried += [entry[2] for entry in self._delayed if self._lanes[_rank(entry[2].sealed)] is lane]
-        if not tried:
+        """Give up the oldest envelope of a lane; return its bytes.
+
+        Released envelopes are older than new ones. There are few, as claiming stops with failures.
+        """
+        released = list(lane.retried)
+        released += [entry[2] for entry in self._delayed if self._lanes[_rank(entry[2].sealed)] is lane]
+        if not released:
             return self._sacrifice(lane, lane.waiting, 0)
-        oldest = min(tried, key=lambda claim: claim.id)
+        oldest = min(released, key=lambda claim: claim.id)
         if oldest not in lane.retried:
-            # Moved by a copy, so that it is in one of both.
+            # `_delayed` is replaced by a copy, so that at no time both lists lack the claim.
             delayed = [entry for entry in self._delayed if entry[2] is not oldest]
             heapq.heapify(delayed)
             retried = lane.retried
@@ -221,11 +225,12 @@ class MemoryQueue:
     # -- claiming --------------------------------------------------------------------------------------
 
     def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
-        """Look every few milliseconds while work came within the last second, then park.
+        """Claim up to `limit` envelopes; see `Queue.claim`.
 
-        A put wakes only who is parked: waking a thread on every put would cost the capturing thread more
-        than the capture itself. `_parked` is raised while holding the lock and after a last look, so
-        nothing can change between the look and the parking without seeing it.
+        Polls every few milliseconds for a second after the last put, and then parks. A put wakes parked
+        claimers only: waking a thread with every put would cost the capturing thread more than the capture
+        itself. `_parked` is incremented after a last look and under the same hold of the lock, so any later
+        change finds it set.
         """
         deadline = self._clock() + timeout
         with self.lock.rlock:
@@ -265,7 +270,7 @@ class MemoryQueue:
         return claims
 
     def _ready(self) -> Iterator[int]:
-        """Classes of which something may be claimed, highest first."""
+        """Yield the classes that have something to claim, highest first."""
         for rank in HIGHEST_FIRST:
             lane = self._lanes[rank]
             if (lane.waiting or lane.retried) and not (rank == ORDERED and self._lane_busy is not None):
@@ -283,7 +288,7 @@ class MemoryQueue:
                 self._forget(claim)
 
     def bury(self, claim: Claim, reason: str) -> None:
-        """Memory keeps no dead letters: the same as `ack`."""
+        """Settle the claim, as `ack` does: the queue in memory keeps no dead letters."""
         self.ack([claim])
 
     def release(self, claims: Iterable[Claim], not_before: float = 0.0) -> None:
@@ -342,15 +347,15 @@ class MemoryQueue:
 
     def close(self) -> list[Claim]:
         with self.lock.rlock:
-            held = self._held()
-            if self._closed and not held:
+            claims = self._all_claims()
+            if self._closed and not claims:
                 return []
             self._closed = True
             lanes = tuple([_Lane() for _ in Priority])
             self.wake()
             given_up = self._given_up
-            # One step to the end.
-            given_up += held
+            # No Python function is called from here to the end, so no signal handler runs in between.
+            given_up += claims
             self._lanes = lanes
             self._delayed = []
             self._claimed = {}
@@ -365,24 +370,24 @@ class MemoryQueue:
     # -- for callers that hold the lock ----------------------------------------------------------------
 
     def _undelay(self, until: float) -> None:
-        """Back into their lanes: what may be claimed at `until`."""
+        """Return the claims whose pause ends by `until` to their lanes."""
         while self._delayed and self._delayed[0][0] <= until:
             claim = heapq.heappop(self._delayed)[2]
             lane = self._lanes[_rank(claim.sealed)]
             if claim.sealed.ordered:
                 self._lane_busy = None
-                lane.waiting.appendleft(claim)  # it was the only one out, so it is the oldest
+                lane.waiting.appendleft(claim)  # only one of this lane is out at a time, so it is the oldest
             else:
                 lane.retried.append(claim)
 
-    def _held(self) -> list[Claim]:
-        held = [claim for lane in self._lanes for claim in (*lane.retried, *lane.waiting)]
-        held += [entry[2] for entry in self._delayed]
-        held += self._claimed.values()
-        return held
+    def _all_claims(self) -> list[Claim]:
+        claims = [claim for lane in self._lanes for claim in (*lane.retried, *lane.waiting)]
+        claims += [entry[2] for entry in self._delayed]
+        claims += self._claimed.values()
+        return claims
 
     def _recount(self) -> list[Claim]:
-        """Make the sums true again after a section that was left half done; what is held."""
+        """Compute all sums again after an exception inside a locked section; return the claims held."""
         claimed, delayed = list(self._claimed.values()), [entry[2] for entry in self._delayed]
         for lane in self._lanes:
             lane.size = sum([claim.sealed.stored for claim in (*lane.waiting, *lane.retried)])
@@ -392,17 +397,17 @@ class MemoryQueue:
             self._lane_busy = None
         if self._parked:
             self._available.notify_all()
-        held = self._held()
-        self._size = sum([claim.sealed.stored for claim in held])
-        self._items = len(held)
-        return held
+        claims = self._all_claims()
+        self._size = sum([claim.sealed.stored for claim in claims])
+        self._items = len(claims)
+        return claims
 
     def _forget(self, claim: Claim) -> None:
         self._items -= 1
         self._size -= claim.sealed.stored
         if self._lane_busy == claim.id:
             self._lane_busy = None
-            if self._parked:  # the lane's next may be claimed now, and nobody else would say so
+            if self._parked:  # the next envelope of this lane may be claimed now
                 self._available.notify_all()
 
 
@@ -411,12 +416,12 @@ _REFUSED = Put(False)
 
 
 def _rank(sealed: SealedEnvelope) -> int:
-    """The class in which it waits: what is ordered waits in one lane, whatever else it carries."""
+    """Return the class of an envelope; an ordered one is in the ordered lane whatever its items are."""
     return ORDERED if sealed.ordered else sealed.priority
 
 
 class Turns:
-    """See the module."""
+    """The turns of the priority classes, by weights: a higher class is chosen more often."""
 
     __slots__ = ("_credits",)
 
@@ -424,9 +429,12 @@ class Turns:
         self._credits = list(_WEIGHTS)
 
     def choose(self, ready: Iterable[int]) -> int | None:
-        """The first of the classes that have something, highest first, that has credit left; None for none.
+        """Return the first of the classes in `ready` that has credit left; None if `ready` is empty.
 
-        When those that are ready have spent theirs, everyone gets it anew.
+        When none of them has credit left, the credit of all classes is renewed.
+
+        Args:
+            ready: The classes that have something to claim, highest first.
         """
         highest = None
         for rank in ready:

@@ -1,8 +1,8 @@
-"""Queues: where a sealed envelope waits between the capture and its delivery.
+"""The queue protocol: a sealed envelope waits in a queue between its capture and its delivery.
 
-Owns the `Queue` protocol, which says what any queue promises, and what goes in and comes out. Implements
-none: see `memory.py` and `spool/`. Knows nothing of HTTP, of threads that deliver, or of the ledger:
-the caller records what was accepted and lost.
+Owns the `Queue` protocol, which states the guarantees of every queue, and the values that queues accept and
+return. The implementations are in `memory.py` and `spool/`. Accounting is the caller's: it records what was
+accepted and lost.
 
 Threads: every method of a queue may be called from any thread.
 """
@@ -22,11 +22,11 @@ __all__ = ["Claim", "Put", "Queue", "QueueStats"]
 
 @dataclass(slots=True, eq=False)
 class Claim:
-    """One envelope in a sender's hands.
+    """One envelope that a sender has claimed.
 
     Attributes:
         id: Grows with each put; unique within the queue.
-        sealed: What to deliver; may be in its packed form.
+        sealed: The envelope to deliver; may be compressed, see `SealedEnvelope.packed`.
         attempts: Deliveries begun before this claim.
         put_at: Monotonic seconds at which it was accepted.
     """
@@ -38,9 +38,12 @@ class Claim:
 
 
 class Put(NamedTuple):
-    """What became of a put: accepted or not, and what was sacrificed for it.
+    """The result of a put.
 
-    A queue in memory hands out its own list: whoever counts a claim takes it out in the same step.
+    Attributes:
+        accepted: False if the envelope was refused.
+        evicted: Envelopes that the queue gave up to make room. A queue in memory returns its own list: the
+            caller removes each claim from it in the same step in which it counts the loss.
     """
 
     accepted: bool
@@ -48,9 +51,16 @@ class Put(NamedTuple):
 
 
 class QueueStats(NamedTuple):
-    """A snapshot. `waiting + claimed` envelopes and `size` bytes are held of `max_items`, `max_bytes`.
+    """A snapshot of a queue.
 
-    `waiting` includes what waits for its next attempt. `last_id` is that of the newest envelope put.
+    Attributes:
+        waiting: Envelopes that are not claimed, those that wait for their next attempt included.
+        claimed: Envelopes that senders have claimed.
+        size: Bytes of all these envelopes.
+        max_items: Most envelopes that the queue holds.
+        max_bytes: Most bytes that the queue holds.
+        oldest_put_at: Monotonic seconds at which the oldest envelope was accepted, or None.
+        last_id: Id of the envelope that was put last.
     """
 
     waiting: int
@@ -63,13 +73,14 @@ class QueueStats(NamedTuple):
 
 
 class Queue(Protocol):
-    """Where envelopes wait. Implementations differ to callers only in `durable` and `shared`.
+    """A queue of sealed envelopes. For callers, implementations differ only in `durable` and `shared`.
 
     Attributes:
-        durable: Whether what was accepted survives this process.
-        shared: Whether other processes put and claim too. Then `put`, `claim` and what settles may do
-            I/O, and the worker never calls them while holding its own lock.
-        lock: Guards a queue that is not shared, together with its worker's ledger.
+        durable: True if accepted envelopes survive this process.
+        shared: True if other processes put and claim too. Then `put`, `claim`, `ack`, `release` and `bury`
+        may
+            do I/O, and the worker never calls them while it holds its own lock.
+        lock: The lock of a queue that is not shared; it also guards the worker's ledger.
     """
 
     durable: bool
@@ -77,52 +88,65 @@ class Queue(Protocol):
     lock: StateLock
 
     def prepare(self, sealed: SealedEnvelope) -> SealedEnvelope:
-        """The form in which `put` will hold it. Called before `put`, without the lock: may take long."""
+        """Return the form in which `put` will hold the envelope.
+
+        Called before `put` and without the lock, as it may take long.
+        """
 
     def put(self, sealed: SealedEnvelope) -> Put:
-        """Accept or refuse; never waits for a claimer."""
+        """Accept or refuse an envelope; never waits for a claimer."""
 
     def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
-        """Up to `limit` envelopes; waits up to `timeout` seconds, or until `wake`, for the first."""
+        """Claim up to `limit` envelopes.
+
+        Waits for the first one, at most `timeout` seconds, or until `wake` is called.
+        """
 
     def ack(self, claims: Iterable[Claim]) -> None:
-        """Settled: forget them."""
+        """Settle claims: the queue forgets their envelopes."""
 
     def release(self, claims: Iterable[Claim], not_before: float = 0.0) -> None:
-        """Not delivered: to be claimed again, from the monotonic second `not_before` on.
+        """Return undelivered claims, to be claimed again from the monotonic second `not_before` on.
 
-        What was tried and what was not take turns: an envelope that always fails must not keep the others
-        from theirs. A session or check-in keeps its place.
+        Released and new envelopes are claimed in turn, so that an envelope that always fails does not hold up
+        the others. A session or check-in keeps its place.
         """
 
     def bury(self, claim: Claim, reason: str) -> None:
-        """Poison: never to be claimed again; a durable queue keeps it as a dead letter."""
+        """Settle a claim whose envelope must not be sent again; a durable queue keeps it as a dead letter."""
 
     def wake(self, *, hasten: bool = False) -> None:
-        """Make every blocked `claim` return; with `hasten`, forget every `not_before`: someone waits."""
+        """Make every blocked `claim` return; with `hasten`, also forget every `not_before`."""
 
     def stats(self) -> QueueStats:
-        """A snapshot; no I/O."""
+        """Return a snapshot, without I/O."""
 
     def put_losses(self, report: Report, *, ending: bool = False) -> bool:
-        """Leave loss counts to whoever drains a shared queue; False when the caller is to report them.
+        """Leave loss counts to the drainer of a shared queue; return False if the caller must report them.
 
         Args:
-            ending: The caller can't report any more, even if it is the one that drains.
+            report: The counts.
+            ending: True if the caller can't report any more, even if its process is the drainer.
         """
 
     def take_losses(self) -> Report:
-        """What the queue itself gave up, or was left with `put_losses`, since the last call."""
+        """Return the losses of the queue itself, and those left with `put_losses`, since the last call."""
 
     def describe(self) -> Mapping[str, Any]:
-        """What health says of a shared queue beyond `stats`: plain values; no I/O. `problems` is a list of
-        short sentences."""
+        """Return what health shows of a shared queue beyond `stats`, as plain values and without I/O.
+
+        `problems` is a list of short sentences.
+        """
 
     def mend(self) -> tuple[list[Claim], list[Claim]]:
-        """After a section that was left half done: what this queue holds, and what it gave up uncounted.
+        """Repair the queue after an exception inside a locked section.
 
-        Not called for a shared queue. Whoever counts a claim of the second takes it out in the same step.
+        Returns the claims that the queue holds, and those that it gave up and the caller has not counted. The
+        second list is the queue's own, see `Put.evicted`. Not called for a shared queue.
         """
 
     def close(self) -> list[Claim]:
-        """Refuse puts from now on; returns what this queue held and now forgets, as a list like `Put`'s."""
+        """Refuse puts from now on; return the envelopes that the queue held and now forgets.
+
+        The list is the queue's own, see `Put.evicted`.
+        """

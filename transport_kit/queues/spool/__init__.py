@@ -1,7 +1,7 @@
-"""A queue on disk: what was accepted survives the death of every process.
+"""The spool: a queue on disk, whose accepted envelopes survive the death of every process.
 
-Writers append to segments of their own; one elected process reads and delivers. See
-docs/concepts.md, and the bytes in docs/reference/spool-format.md.
+Each process appends to segments of its own; one elected process reads and delivers them. See
+docs/concepts.md, and docs/reference/spool-format.md for the format of the files.
 """
 
 from __future__ import annotations

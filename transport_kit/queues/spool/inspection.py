@@ -1,9 +1,9 @@
-"""Looking at a spool from outside, and dealing with its dead letters: what `transport-kit spool` does.
+"""Inspection of a spool and its dead letters, for the command `transport-kit spool`.
 
-Owns no file: it makes nothing, locks nothing that writers or the drainer want, and works beside them. What
-is read may be gone or longer a moment later, and is the hostile input that any file is.
+Works beside running writers and drainers, and holds no lock that they wait for. A file may be removed or grow
+at any time, and its content is validated, as any file may be damaged.
 
-Threads: an `Inspection` belongs to one.
+Threads: an `Inspection` belongs to one thread.
 """
 
 from __future__ import annotations
@@ -49,12 +49,13 @@ from transport_kit.runtime.errors import OptionsError
 __all__ = ["Flaw", "Inspection", "Letter", "SegmentFacts", "Waiting"]
 
 _LETTER: Final = re.compile(r"[0-9a-fA-F-]{32,36}")
-_MOST_FACTS: Final = 1024 * 1024
-_MOST_LETTER: Final = 1 << 30
-#: No filesystem has larger blocks.
+#: Most bytes that are read of a dead letter's facts, and of its envelope.
+_MAX_FACTS_BYTES: Final = 1024 * 1024
+_MAX_LETTER_BYTES: Final = 1 << 30
+#: Bytes of the largest block of any filesystem.
 _BLOCK: Final = 64 * 1024
 
-#: Called with bytes that were read since the last call.
+#: Called with the number of bytes read since the last call.
 Progressed = Callable[[int], None]
 
 
@@ -63,10 +64,15 @@ class Waiting:
     """One envelope on the disk that is not settled.
 
     Attributes:
-        reference: Names it when it has no event id: the segment's salt and the offset.
-        size: Bytes.
+        identity: Name of its destination.
+        segment: Name of its segment.
+        offset: Offset of its record in bytes.
+        event_id: Its event id, or None.
+        quantities: Quantities by data category.
+        size: Bytes of its record.
+        created_ms: Epoch milliseconds at which it was accepted.
         attempts: Deliveries begun.
-        under_way: The last one has no end: it is being delivered, or its drainer died.
+        under_way: True if the last delivery has no recorded end: it is being sent, or the drainer died.
     """
 
     identity: str
@@ -81,12 +87,21 @@ class Waiting:
 
     @property
     def reference(self) -> str:
+        """A name for an envelope without an event id: the segment's salt and the offset."""
         return f"{self.segment.salt.hex()}:{self.offset}"
 
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """Something that is not as it should be, in a file from a byte on."""
+    """One problem of a file.
+
+    Attributes:
+        file: Name of the file.
+        offset: First byte concerned.
+        end: Offset behind the last byte concerned.
+        loss: True if a record is lost, or can't be delivered.
+        text: Description for a person.
+    """
 
     file: str
     offset: int
@@ -97,7 +112,15 @@ class Flaw:
 
 @dataclass(frozen=True, slots=True)
 class SegmentFacts:
-    """What reading a whole segment found. `settled` of its `records` need nothing more."""
+    """The result of reading a whole segment.
+
+    Attributes:
+        name: File name.
+        size: Bytes.
+        records: Number of intact records.
+        settled: Number of these that are settled.
+        flaws: Problems found.
+    """
 
     name: str
     size: int
@@ -108,7 +131,18 @@ class SegmentFacts:
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A dead letter; what is known about it may be incomplete."""
+    """A dead letter. Facts that can't be read have defaults.
+
+    Attributes:
+        identity: Name of its destination.
+        name: File name without its ending.
+        size: Bytes of the envelope.
+        reason: The reason why it is not sent.
+        attempts: Deliveries begun.
+        created_ms: Epoch milliseconds at which the envelope was accepted; 0 if unknown.
+        buried_ms: Epoch milliseconds at which it became a dead letter.
+        quantities: Quantities by data category.
+    """
 
     identity: str
     name: str
@@ -124,8 +158,8 @@ class Inspection:
     """One identity of a spool; a context manager.
 
     Raises:
-        OptionsError: The directory is not one to trust, or no spool of this version.
-        OSError: It can't be read, or is not there.
+        OptionsError: The directory can't be trusted, or holds no spool of this version.
+        OSError: It can't be read, or is missing.
     """
 
     def __init__(self, path: str, identity: str, system: System | None = None) -> None:
@@ -142,18 +176,18 @@ class Inspection:
     # -- figures ---------------------------------------------------------------------------------------
 
     def status(self) -> SpoolStatus | None:
-        """What the drainer published last."""
+        """Return the status that the drainer published last, or None."""
         return read_status(self._directory)
 
     def holders(self) -> tuple[int | None, int | None]:
-        """The process that drains, and the forwarder; 0 when its number is unknown."""
+        """Return the process ids of the drainer and the forwarder; None for none, 0 if unknown."""
         try:
             return holders(self._directory)
         except OSError:
             return None, None
 
     def credentials(self) -> tuple[str | None, tuple[str, ...]]:
-        """The stored DSN without its key, or why there is none to be used; and what must not be shown."""
+        """Return the stored DSN without its key, or the problem with it; and the keys, which are secret."""
         try:
             dsn = read_credentials(self._directory, self.identity)
         except OptionsError as error:
@@ -165,59 +199,59 @@ class Inspection:
         return str(dsn), tuple(key for key in (dsn.public_key, dsn.secret_key) if key)
 
     def segments(self) -> list[tuple[SegmentName, int]]:
-        """Names and bytes, lowest class and oldest first."""
-        found = []
+        """Return the names and sizes in bytes of all segments, lowest class and oldest first."""
+        segments = []
         for text in self._system.names(self._directory.segments):
             name = SegmentName.parse(text)
             if name is not None:
                 try:
-                    found.append((name, self._system.status_of(text, self._directory.segments).st_size))
+                    segments.append((name, self._system.status_of(text, self._directory.segments).st_size))
                 except FileNotFoundError:
                     pass  # delivered meanwhile
-        return sorted(found)
+        return sorted(segments)
 
     # -- envelopes -------------------------------------------------------------------------------------
 
     def waiting(self, progressed: Progressed = lambda _: None) -> Iterator[Waiting]:
-        """What is not settled, by heads alone; highest class first, and oldest first within one."""
-        for name, size in sorted(self.segments(), key=lambda each: (-each[0].rank, each[0])):
-            with self._reading(name) as found:
-                if found is not None:
-                    reader, progress = found
+        """Yield the unsettled envelopes, by their heads: highest class first, oldest first within one."""
+        for name, size in sorted(self.segments(), key=lambda segment: (-segment[0].rank, segment[0])):
+            with self._open_segment(name) as opened:
+                if opened is not None:
+                    reader, acks = opened
                     while (part := reader.next(final=False, bodies=False)) is not None:
                         if isinstance(part, Record) and part.kind == RecordKind.ENVELOPE:
-                            known = progress.get(part.offset) or Progress()
-                            if not known.settled:
-                                yield self._waiting(name, part, known)
+                            progress = acks.get(part.offset) or Progress()
+                            if not progress.settled:
+                                yield self._waiting(name, part, progress)
             progressed(size)
 
-    def _waiting(self, name: SegmentName, part: Record, known: Progress) -> Waiting:
+    def _waiting(self, name: SegmentName, record: Record, progress: Progress) -> Waiting:
         return Waiting(
             self.identity,
             name,
-            part.offset,
-            event_id_in_head(part.head),
-            quantities_of(part.head),
-            part.end - part.offset,
-            part.created_ms,
-            known.attempts,
-            known.open,
+            record.offset,
+            event_id_in_head(record.head),
+            quantities_of(record.head),
+            record.end - record.offset,
+            record.created_ms,
+            progress.attempts,
+            progress.open,
         )
 
     def load(self, waiting: Waiting) -> SealedEnvelope | None:
-        """The envelope itself; None when it is gone or damaged."""
-        with self._reading(waiting.segment) as found:
-            if found is None:
+        """Return the envelope; None if it is gone or damaged."""
+        with self._open_segment(waiting.segment) as opened:
+            if opened is None:
                 return None
-            record = found[0].at(waiting.offset)
+            record = opened[0].at(waiting.offset)
             try:
                 return None if record is None else envelope_of(record.head, record.body)
             except ValueError:
                 return None
 
     @contextlib.contextmanager
-    def _reading(self, name: SegmentName) -> Iterator[tuple[Reader, dict[int, Progress]] | None]:
-        """A reader of a segment and what its ack log says; None for what can't be read, or is not ours."""
+    def _open_segment(self, name: SegmentName) -> Iterator[tuple[Reader, dict[int, Progress]] | None]:
+        """Return a reader of a segment and its parsed ack log; None if it can't be read, or is not for us."""
         system, within = self._system, self._directory.segments
         try:
             fd = system.open_file(str(name), within)
@@ -241,11 +275,11 @@ class Inspection:
 
     def _ack_bytes(self, name: SegmentName) -> bytes:
         try:
-            return self._file(ack_name(name), self._directory.segments, MAX_BYTES)
+            return self._read_file(ack_name(name), self._directory.segments, MAX_BYTES)
         except OSError:
             return b""
 
-    def _file(self, name: str, within: int, limit: int) -> bytes:
+    def _read_file(self, name: str, within: int, limit: int) -> bytes:
         system = self._system
         fd = system.open_file(name, within)
         try:
@@ -265,14 +299,14 @@ class Inspection:
     # -- damage ----------------------------------------------------------------------------------------
 
     def verify(self, progressed: Progressed = lambda _: None) -> Iterator[SegmentFacts]:
-        """Read every segment, checksums of bodies included, and say what is wrong where."""
+        """Read every segment, check the checksums of heads and bodies, and yield the results."""
         for name, size in self.segments():
-            facts = self._verified(name)
+            facts = self._verify_segment(name)
             if facts is not None:
                 yield facts
             progressed(size)
 
-    def _verified(self, name: SegmentName) -> SegmentFacts | None:
+    def _verify_segment(self, name: SegmentName) -> SegmentFacts | None:
         text = str(name)
         system, within = self._system, self._directory.segments
         try:
@@ -291,54 +325,54 @@ class Inspection:
             if is_newer_version(header):
                 flaw = Flaw(text, 0, size, False, "of another version of the format: left alone")
                 return SegmentFacts(text, size, 0, 0, (flaw,))
-            return self._walked(name, fd, size, header)
+            return self._verify_records(name, fd, size, header)
         except OSError as error:
             return SegmentFacts(text, 0, 0, 0, (Flaw(text, 0, 0, True, error.strerror or "can't be read"),))
         finally:
             system.close(fd)
 
-    def _walked(self, name: SegmentName, fd: int, size: int, header: bytes) -> SegmentFacts:
+    def _verify_records(self, name: SegmentName, fd: int, size: int, header: bytes) -> SegmentFacts:
         text = str(name)
         flaws = []
         if not is_header_of(header, name):
-            said = "the header is damaged, which costs nothing: the file's name says all that is in it"
-            flaws.append(Flaw(text, 0, min(HEADER_BYTES, size), False, said))
-        acks = self._ack_bytes(name)
-        progress = read_progress(acks, name.salt)
+            explanation = "the header is damaged, which costs nothing: the file's name says all that is in it"
+            flaws.append(Flaw(text, 0, min(HEADER_BYTES, size), False, explanation))
+        acks = read_progress(self._ack_bytes(name), name.salt)
         reader = self._reader(fd, name, size)
         records = settled = 0
-        # Not final: what is incomplete at the end may be a record that is being written now.
+        # Not final: an incomplete record at the end may be under way.
         while (part := reader.next(final=False)) is not None:
             if isinstance(part, Gap):
-                flaws.append(self._gap(fd, name, part))
+                flaws.append(self._describe_gap(fd, name, part))
                 continue
             records += 1
-            settled += (progress.get(part.offset) or Progress()).settled
+            settled += (acks.get(part.offset) or Progress()).settled
         if reader.offset < size:
             rest = reader.next(final=True)
             if isinstance(rest, Gap):
-                flaws.append(self._gap(fd, name, rest))
+                flaws.append(self._describe_gap(fd, name, rest))
         return SegmentFacts(text, size, records, settled, tuple(flaws))
 
-    def _gap(self, fd: int, name: SegmentName, gap: Gap) -> Flaw:
-        said = explain(functools.partial(self._system.read, fd), name.salt, gap)
-        # The block in which a hole begins is no part of it.
+    def _describe_gap(self, fd: int, name: SegmentName, gap: Gap) -> Flaw:
+        explanation = explain(functools.partial(self._system.read, fd), name.salt, gap)
+        # A hole begins at the border of a block, up to a block behind the gap's begin.
         inside = gap.offset + _BLOCK
         if inside < gap.end and ((data := self._system.data_from(fd, inside)) is None or data >= gap.end):
-            said += "; nearly all of them are a hole: the file was made longer, and nobody wrote there"
+            explanation += "; nearly all of them are a hole: the file was made longer, and nobody wrote there"
         if gap.head is not None:
             event_id = event_id_in_head(gap.head)
-            what = ", ".join(f"{category} {n}" for category, n in quantities_of(gap.head))
-            said += (
-                f"; its head is intact: event {event_id or 'without an id'}, {what or 'nothing countable'}"
+            quantities = ", ".join(f"{category} {n}" for category, n in quantities_of(gap.head))
+            explanation += (
+                f"; its head is intact: event {event_id or 'without an id'},"
+                f" {quantities or 'nothing countable'}"
             )
-        return Flaw(str(name), gap.offset, gap.end, not gap.incomplete, said)
+        return Flaw(str(name), gap.offset, gap.end, not gap.incomplete, explanation)
 
     # -- dead letters ----------------------------------------------------------------------------------
 
     def letters(self) -> list[Letter]:
-        """All dead letters, oldest first."""
-        found = []
+        """Return all dead letters, oldest first."""
+        letters = []
         for file in self._system.names(self._directory.dead):
             name = file.removesuffix(".envelope")
             if name == file or not _LETTER.fullmatch(name):
@@ -346,13 +380,13 @@ class Inspection:
             try:
                 status = self._system.status_of(file, self._directory.dead)
             except OSError:
-                continue  # made room meanwhile
-            found.append(self._letter(name, status.st_size, status.st_mtime_ns // 1_000_000))
-        return sorted(found, key=lambda letter: (letter.buried_ms, letter.name))
+                continue  # the drainer removed it meanwhile
+            letters.append(self._letter(name, status.st_size, status.st_mtime_ns // 1_000_000))
+        return sorted(letters, key=lambda letter: (letter.buried_ms, letter.name))
 
     def _letter(self, name: str, size: int, written_ms: int) -> Letter:
         try:
-            facts: Any = loads(self._file(f"{name}.json", self._directory.dead, _MOST_FACTS))
+            facts: Any = loads(self._read_file(f"{name}.json", self._directory.dead, _MAX_FACTS_BYTES))
         except (OSError, ValueError):
             facts = {}
         if not isinstance(facts, dict):
@@ -373,34 +407,37 @@ class Inspection:
         )
 
     def read_letter(self, letter: Letter) -> SealedEnvelope:
-        """What it holds, parsed strictly.
+        """Return the envelope of a dead letter, parsed strictly.
 
         Raises:
             OSError: It is gone, or can't be read.
-            InvalidEnvelope, SealError: It is no envelope.
+            InvalidEnvelope: The file is no valid envelope.
+            SealError: The envelope can't be sent.
         """
-        data = self._file(f"{letter.name}.envelope", self._directory.dead, _MOST_LETTER)
+        data = self._read_file(f"{letter.name}.envelope", self._directory.dead, _MAX_LETTER_BYTES)
         return Envelope.deserialize(data).seal(
-            max_event_bytes=_MOST_LETTER, max_attachment_bytes=_MOST_LETTER, max_envelope_bytes=_MOST_LETTER
+            max_event_bytes=_MAX_LETTER_BYTES,
+            max_attachment_bytes=_MAX_LETTER_BYTES,
+            max_envelope_bytes=_MAX_LETTER_BYTES,
         )
 
     def remove_letter(self, letter: Letter) -> bool:
-        """Whether it was there."""
-        there = False
-        # What is known about it first: an envelope without it is still a letter.
+        """Remove a dead letter; return True if it existed."""
+        existed = False
+        # The facts first: an envelope without them is still a dead letter.
         for ending in ("json", "envelope"):
             try:
                 self._system.unlink(f"{letter.name}.{ending}", self._directory.dead)
-                there = True
+                existed = True
             except FileNotFoundError:
                 pass
-        return there
+        return existed
 
-    # -- changing what waits ---------------------------------------------------------------------------
+    # -- changing segments -----------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def writing(self, *, max_bytes: int) -> Iterator[Callable[[SealedEnvelope], None]]:
-        """A function that puts an envelope back among those that wait; it raises OSError when it can't."""
+        """Return a function that puts an envelope into the spool; it raises OSError if that fails."""
         writer = Writer(self._directory, segment_bytes=1024 * 1024, max_bytes=max_bytes)
 
         def put(sealed: SealedEnvelope) -> None:
@@ -415,9 +452,10 @@ class Inspection:
             writer.close()
 
     def drop(self, name: SegmentName, older_than_ms: int) -> int | None:
-        """Remove a whole segment whose newest write is older; how many envelopes waited in it.
+        """Remove a segment whose last write is older than `older_than_ms`, in epoch milliseconds.
 
-        None when it is not to be removed: younger, being written, in the drainer's hands, of another version.
+        Returns the number of its unsettled envelopes; None if it was not removed, as it is younger, locked by
+        its writer or the drainer, or of another version.
         """
         system, within = self._system, self._directory.segments
         text = str(name)
@@ -428,38 +466,39 @@ class Inspection:
         try:
             status = system.status(fd)
             newer_version = not system.is_file(status) or is_newer_version(system.read(fd, HEADER_BYTES, 0))
-            # The lock is its writer's while there is one, and the drainer's from when it has read it.
+            # Its writer holds the lock as long as it writes; after that the drainer does, once it has read
+            # all.
             if newer_version or status.st_mtime_ns // 1_000_000 >= older_than_ms or not system.try_flock(fd):
                 return None
-            progress = read_progress(self._ack_bytes(name), name.salt)
+            acks = read_progress(self._ack_bytes(name), name.salt)
             reader = self._reader(fd, name, status.st_size)
-            lost: dict[tuple[str, str], int] = {}
+            losses: dict[tuple[str, str], int] = {}
             dropped = 0
             while (part := reader.next(final=True, bodies=False)) is not None:
-                known = progress.get(part.offset) or Progress()
-                if isinstance(part, Record) and part.kind == RecordKind.ENVELOPE and not known.settled:
+                progress = acks.get(part.offset) or Progress()
+                if isinstance(part, Record) and part.kind == RecordKind.ENVELOPE and not progress.settled:
                     dropped += 1
                     for category, n in quantities_of(part.head):
                         key = (LossReason.CACHE_OVERFLOW.value, category)
-                        lost[key] = lost.get(key, 0) + n
+                        losses[key] = losses.get(key, 0) + n
             system.unlink(text, within)
-            self._leave(lost)
+            self._write_losses(losses)
             return dropped
         except FileNotFoundError:
             return None
         finally:
             system.close(fd)
 
-    def _leave(self, lost: dict[tuple[str, str], int]) -> None:
-        """Loss counts for the drainer, who reports them; best effort."""
-        if not lost:
+    def _write_losses(self, losses: dict[tuple[str, str], int]) -> None:
+        """Write loss counts into the spool, for the drainer to report; best effort."""
+        if not losses:
             return
         writer = Writer(self._directory, segment_bytes=1024 * 1024, max_bytes=1 << 50)
         try:
-            report = tuple((reason, category, n) for (reason, category), n in lost.items())
+            report = tuple((reason, category, n) for (reason, category), n in losses.items())
             writer.append(RecordKind.LOSSES, int(Priority.TRANSACTION), losses_record(report), (), 0)
         except (OSError, Full):
-            pass  # a full disk: the room that was made comes first
+            pass  # on a full disk, removing the segment matters more than its counts
         finally:
             writer.close()
 
