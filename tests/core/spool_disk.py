@@ -1,4 +1,4 @@
-"""A disk in memory, and an operating system on it that fails and dies at any system call."""
+"""A disk in memory, and an operating system on it that can fail or be killed at any system call."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _devices = itertools.count(1000)
 
 
 class Died(BaseException):
-    """The process was killed inside a system call."""
+    """Raised when the process is killed inside a system call."""
 
 
 @dataclass(eq=False)
 class Node:
-    """A file or directory; it lives as long as a name or a descriptor does."""
+    """A file or directory; it exists as long as a name or a descriptor refers to it."""
 
     number: int
     device: int
@@ -79,7 +79,7 @@ class Description:
 
 @dataclass
 class Frozen:
-    """What `fstat` saw."""
+    """The result of `fstat`."""
 
     st_mode: int
     st_ino: int
@@ -92,7 +92,7 @@ class Frozen:
 
 
 class Disk:
-    """All files; `capacity` bounds their bytes, `failing` names calls that fail, with which error."""
+    """All files. `capacity` limits their bytes; `failing` maps the calls that fail to their error numbers."""
 
     def __init__(self) -> None:
         self.device = next(_devices)
@@ -130,7 +130,7 @@ class Disk:
 
 
 class DiskSystem(System):
-    """One process on a disk. It dies at its `dies_at`-th system call, in the middle of a write perhaps."""
+    """One process on a disk. System call number `dies_at` kills it, perhaps in the middle of a write."""
 
     def __init__(self, disk: Disk, pid: int) -> None:
         self.disk = disk
@@ -155,13 +155,13 @@ class DiskSystem(System):
             raise OSError(error, os.strerror(error))
 
     def die(self) -> None:
-        """SIGKILL: the kernel closes everything."""
+        """Die as after SIGKILL: the kernel closes all descriptors."""
         for fd in list(self.open_files):
             self.drop(fd)
         self.dead = True
 
     def drop(self, fd: int) -> None:
-        """Close a descriptor as somebody else in the process does: no call of ours, no failure."""
+        """Close a descriptor as other code of the process does: it counts as no call and can't fail."""
         opened = self.open_files.pop(fd)
         if opened.node.flocked is opened:
             opened.node.flocked = None
@@ -376,11 +376,11 @@ class Place:
         return spool
 
     def system(self, spool: FileSpool) -> DiskSystem:
-        """The process that `spool` is in."""
+        """Return the system of the process that `spool` belongs to."""
         return self._systems[spool]
 
     def written(self, spool: FileSpool) -> list[int]:
-        """Descriptors of the segments that `spool` appends to, oldest first."""
+        """Return the descriptors of the segments that `spool` appends to, oldest first."""
         folder = self.disk.find(f"/spool/{IDENTITY}/seg")
         nodes = {} if folder is None else folder.names
         segments = [id(nodes[name]) for name in self.segments()]

@@ -1,4 +1,4 @@
-"""What the tests of the spool share: envelopes, and segments as bytes."""
+"""Helpers of the spool's tests: envelopes, and the bytes of segments."""
 
 from __future__ import annotations
 
@@ -27,42 +27,42 @@ NAME = SegmentName(4, NOW_MS * 1_000_000, 42, SALT)
 
 
 def event(number: int, text: str = "", **more: object) -> SealedEnvelope:
-    """A sealed event whose id says its number."""
+    """Return a sealed event; `number` is its id."""
     return Envelope.event({"event_id": f"{number:032x}", "message": text, **more}).seal()
 
 
 def session(number: int) -> SealedEnvelope:
-    """A sealed session; `number` is its `sid`."""
+    """Return a sealed session; `number` is its `sid`."""
     envelope = Envelope()
     envelope.add_session({"sid": f"{number:032x}", "started": "2024-01-01T00:00:00Z", "status": "ok"})
     return envelope.seal()
 
 
 def log_entry(number: int) -> SealedEnvelope:
-    """A sealed batch of one log."""
+    """Return a sealed batch of one log."""
     envelope = Envelope()
     envelope.add_log([{"body": f"{number:032x}", "level": "info", "timestamp": 1.0}])
     return envelope.seal()
 
 
 def record(sealed: SealedEnvelope, *, salt: bytes = SALT, created_ms: int = NOW_MS) -> bytes:
-    """The bytes that a writer appends."""
+    """Return the bytes that a writer appends for an envelope."""
     rank, head, parts, length = envelope_record(sealed)
     return b"".join(record_parts(Salt.of(salt), RecordKind.ENVELOPE, rank, created_ms, head, parts, length))
 
 
 def segment(envelopes: Iterable[SealedEnvelope]) -> bytes:
-    """A whole segment's bytes."""
+    """Return the bytes of a segment."""
     return segment_header(NAME) + b"".join(record(sealed) for sealed in envelopes)
 
 
 def reader(data: bytes, *, offset: int = HEADER_BYTES) -> Reader:
-    """A reader of bytes in memory."""
+    """Return a reader of bytes in memory."""
     return Reader(lambda size, at: data[at : at + size], SALT, offset, len(data))
 
 
 def read_all(data: bytes, *, final: bool = True, bodies: bool = True) -> list[Record | Gap]:
-    """All that a reader finds."""
+    """Return all records and gaps that a reader finds."""
     walking = reader(data)
     found = []
     while (part := walking.next(final=final, bodies=bodies)) is not None:
@@ -71,7 +71,7 @@ def read_all(data: bytes, *, final: bool = True, bodies: bool = True) -> list[Re
 
 
 def drained(spool: FileSpool) -> list[str | None]:
-    """Event ids of all there is, each settled."""
+    """Claim and settle everything; return the event ids."""
     found = []
     while claims := spool.claim(1, 0.0):
         found += [claim.sealed.event_id for claim in claims]
@@ -80,5 +80,5 @@ def drained(spool: FileSpool) -> list[str | None]:
 
 
 def ids(*numbers: int) -> list[str]:
-    """The ids of `event`s."""
+    """Return the ids of `event`s by their numbers."""
     return [f"{number:032x}" for number in numbers]

@@ -1,4 +1,4 @@
-"""The queue in memory: what any queue promises, and what is its own."""
+"""The queue in memory: the contract of every queue, and its own behaviour."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transport_kit.queues.protocol import Claim, Queue
 
 
 class TestMemoryQueue(QueueContract):
-    """Every sentence of the contract."""
+    """The contract of every queue."""
 
     @pytest.fixture(name="make")
     def _make(self) -> MakeQueue:
@@ -29,7 +29,7 @@ class TestMemoryQueue(QueueContract):
 
 
 def test_small_envelopes_are_held_as_they_are() -> None:
-    """Compressing a transaction of 1 kB costs a request as much again as making it."""
+    """Compressing a transaction of 1 kB takes a request as long as creating it."""
     small, large = event("", 1_000), event("", 10_000)
     queue = MemoryQueue(100, large.stored * 2)
     assert queue.put(large) == (True, ())
@@ -52,7 +52,7 @@ def test_envelopes_are_packed_past_a_quarter_of_the_bytes() -> None:
 
 
 def test_ids_grow_with_each_put_and_the_newest_is_known() -> None:
-    """A flush waits for what came before it, and tells it by the id."""
+    """A flush waits for the envelopes put before it, which it recognises by their ids."""
     queue = MemoryQueue(10, MANY)
     for n in range(1, 4):
         queue.put(event())
@@ -61,7 +61,7 @@ def test_ids_grow_with_each_put_and_the_newest_is_known() -> None:
 
 
 def test_a_claimer_looks_while_work_is_fresh_and_parks_when_it_is_not() -> None:
-    """Awake it needs no waking, so a put costs no thread switch; parked it must be woken."""
+    """While a claimer polls, a put causes no thread switch; a parked one must be woken."""
     clock = Clock()
     queue = MemoryQueue(10, MANY, clock=clock)
     queue.put(event())
@@ -69,7 +69,7 @@ def test_a_claimer_looks_while_work_is_fresh_and_parks_when_it_is_not() -> None:
     waits: list[tuple[float | None, int]] = []
 
     class Watched:
-        """Stands for the condition, to see how a claimer waits."""
+        """A substitute for the condition that records how a claimer waits."""
 
         def wait(self, timeout: float | None = None) -> bool:
             waits.append((timeout, queue._parked))
@@ -90,7 +90,7 @@ def test_a_claimer_looks_while_work_is_fresh_and_parks_when_it_is_not() -> None:
 
 
 def test_a_session_whose_turn_was_sacrificed_frees_its_lane() -> None:
-    """It waited for its next attempt, was the oldest of the lowest class, and had to go."""
+    """The session that held up its lane was given up while it waited for its next attempt."""
     queue = MemoryQueue(2, MANY)
     queue.put(session("one"))
     queue.release(queue.claim(1), float("inf"))
@@ -141,7 +141,7 @@ def test_a_put_that_makes_room_costs_little_more_than_one_that_has_it() -> None:
 
 
 class Model(RuleBasedStateMachine):
-    """Any history of calls: the bounds hold, nothing appears or vanishes, sessions keep their order."""
+    """After any calls the bounds hold, no envelope appears or vanishes, and sessions keep their order."""
 
     def __init__(self) -> None:
         super().__init__()

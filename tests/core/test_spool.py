@@ -1,4 +1,4 @@
-"""FileSpool over a real directory: what is accepted survives, one drains, the others write."""
+"""FileSpool on a real directory: accepted envelopes survive, one process drains, the others write."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Make = Callable[..., FileSpool]
 
 @pytest.fixture(name="make")
 def _make(tmp_path: Path) -> Iterator[Make]:
-    """Makes spools on one directory; closed again after the test."""
+    """Return a function that opens spools on one directory, and close them after the test."""
     made: list[FileSpool] = []
 
     def make(**options: object) -> FileSpool:
@@ -44,12 +44,12 @@ def _make(tmp_path: Path) -> Iterator[Make]:
 
 @pytest.fixture(name="seg")
 def _seg(tmp_path: Path) -> Path:
-    """Where segments are."""
+    """The directory of the segments."""
     return tmp_path / "spool" / IDENTITY / "seg"
 
 
 def place(seg: Path, data: bytes, name: SegmentName = NAME) -> Path:
-    """A segment that another process left behind."""
+    """Write a segment as another process leaves it behind."""
     path = seg / str(name)
     path.write_bytes(data)
     return path
@@ -67,7 +67,7 @@ def test_what_was_put_before_is_there_after(make: Make, seg: Path) -> None:
 
 
 def test_what_was_acked_is_not_delivered_again(make: Make) -> None:
-    """The ack log is what the next drainer knows of the last one's work."""
+    """The next drainer knows from the ack log what the last one settled."""
     first = make()
     for number in range(4):
         first.put(event(number))
@@ -78,7 +78,7 @@ def test_what_was_acked_is_not_delivered_again(make: Make) -> None:
 
 
 def test_a_lost_ack_log_costs_duplicates_and_nothing_else(make: Make, seg: Path) -> None:
-    """Advisory: the segments are the truth."""
+    """The log is advisory; the segments decide."""
     first = make()
     for number in range(4):
         first.put(event(number))
@@ -90,7 +90,7 @@ def test_a_lost_ack_log_costs_duplicates_and_nothing_else(make: Make, seg: Path)
 
 
 def test_a_second_spool_in_the_process_only_writes(make: Make) -> None:
-    """POSIX locks of a process vanish when it closes any descriptor of the file: one object has them."""
+    """A process loses a POSIX lock when it closes any descriptor of the file, so one object owns it."""
     first = make()
     second = make()
     first.put(event(1))
@@ -104,7 +104,7 @@ def test_a_second_spool_in_the_process_only_writes(make: Make) -> None:
 
 
 def drained_within(spool: FileSpool, number: int) -> list[str | None]:
-    """As many as expected, waiting for an election."""
+    """Return the ids of `number` envelopes, waiting for an election if need be."""
     found: list[str | None] = []
     while len(found) < number:
         claims = spool.claim(1, SOON)
@@ -124,7 +124,7 @@ def test_a_forwarder_is_preferred(make: Make) -> None:
 
 
 def test_a_spool_that_may_not_drain_does_not(make: Make) -> None:
-    """A process that is only to write never begins to deliver."""
+    """A process with `drain=False` never delivers."""
     writer = make(drain=False)
     writer.put(event(1))
     assert writer.claim(1, 0.0) == []
@@ -133,7 +133,7 @@ def test_a_spool_that_may_not_drain_does_not(make: Make) -> None:
 
 
 def test_damage_costs_a_record_and_is_told(make: Make, seg: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Never a corrupt envelope, and the loss is reported by category."""
+    """No corrupt envelope is delivered, and the loss is reported by category."""
     spool = make()
     data = bytearray(segment([event(1), event(2), event(3)]))
     data[len(segment([event(1), event(2)])) - 3] ^= 1
@@ -154,7 +154,7 @@ def test_a_torn_tail_is_no_loss(make: Make, seg: Path) -> None:
 
 
 def test_a_live_segment_is_read_and_not_removed(make: Make, seg: Path) -> None:
-    """Delivery needs no writer's lock, removal does: its writer may append at any moment."""
+    """Removal needs the writer's lock, as the writer may append at any moment; delivery does not."""
     spool = make()
     path = place(seg, segment([event(1)]))
     with path.open("ab", buffering=0) as other:
@@ -169,7 +169,7 @@ def test_a_live_segment_is_read_and_not_removed(make: Make, seg: Path) -> None:
 
 
 def test_a_segment_of_a_later_version_is_left_alone(make: Make, seg: Path) -> None:
-    """Two versions of the format live side by side."""
+    """Two versions of the format can be used side by side."""
     import zlib
 
     spool = make()
@@ -184,7 +184,7 @@ def test_a_segment_of_a_later_version_is_left_alone(make: Make, seg: Path) -> No
 
 @pytest.mark.parametrize("kind", ["fifo", "directory", "symlink", "device"])
 def test_what_is_no_segment_is_not_read(make: Make, seg: Path, tmp_path: Path, kind: str) -> None:
-    """Everything in the directory is hostile, names included: nothing blocks, nothing is followed."""
+    """The directory is untrusted, names included: reading never blocks and follows no link."""
     spool = make()
     path = seg / str(NAME)
     if kind == "fifo":
@@ -202,7 +202,7 @@ def test_what_is_no_segment_is_not_read(make: Make, seg: Path, tmp_path: Path, k
 
 
 def test_drafts_and_orphaned_ack_logs_are_cleared(make: Make, seg: Path) -> None:
-    """A writer died before its segment was in place; a drainer between the two removals."""
+    """They remain if a writer dies before it links its segment, or a drainer between its two removals."""
     clock = Clock()
     spool = make(clock=clock)
     (seg / f".{NAME}").write_bytes(b"half")
@@ -218,7 +218,7 @@ def test_drafts_and_orphaned_ack_logs_are_cleared(make: Make, seg: Path) -> None
 
 
 def test_losses_of_writers_reach_the_drainer_once(make: Make) -> None:
-    """Client reports are never spooled: counts are, and the drainer tells them."""
+    """Client reports are never spooled; loss counts are, and the drainer reports them."""
     writer = make(drain=False)
     assert writer.put_losses((("queue_overflow", "error", 2),))
     assert writer.put_losses((("queue_overflow", "error", 3), ("network_error", "session", 1)))
@@ -233,7 +233,7 @@ def test_losses_of_writers_reach_the_drainer_once(make: Make) -> None:
 
 
 def test_what_was_lost_and_not_told_is_left_for_the_next(make: Make, seg: Path) -> None:
-    """A drainer that ends leaves its counts to whoever drains next."""
+    """A drainer that ends leaves its counts to the next one."""
     first = make()
     data = bytearray(segment([event(1)]))
     data[-3] ^= 1
@@ -247,7 +247,7 @@ def test_what_was_lost_and_not_told_is_left_for_the_next(make: Make, seg: Path) 
 
 
 def suspect(seg: Path, *ops: Op, number: int = 1) -> None:
-    """A segment whose first record has a history."""
+    """Write a segment and an ack log for its first record."""
     place(seg, segment([event(number), event(number + 1)]))
     within = os.open(seg, os.O_RDONLY)
     log = AckLog(System(), within, NAME)
@@ -258,7 +258,7 @@ def suspect(seg: Path, *ops: Op, number: int = 1) -> None:
 
 
 def test_who_may_have_killed_the_drainer_goes_out_alone(make: Make, seg: Path) -> None:
-    """Poison is found by trying suspects one at a time: whoever was beside it stays free of suspicion."""
+    """Suspects are delivered one at a time, so that a death shows which of them caused it."""
     spool = make()
     suspect(seg, Op.ATTEMPT)
     spool.put(session(5))
@@ -270,7 +270,7 @@ def test_who_may_have_killed_the_drainer_goes_out_alone(make: Make, seg: Path) -
 
 
 def test_a_suspect_waits_until_nothing_else_is_under_way(make: Make, seg: Path) -> None:
-    """Alone means that a death is its own."""
+    """If the process dies while only one envelope is claimed, that one caused it."""
     spool = make()
     spool.put(session(5))
     other = spool.claim(1, SOON)
@@ -281,7 +281,7 @@ def test_a_suspect_waits_until_nothing_else_is_under_way(make: Make, seg: Path) 
 
 
 def test_only_a_lone_suspect_is_convicted_and_only_after_several_deaths(make: Make, seg: Path) -> None:
-    """A drainer that is killed for other reasons must not cost an envelope."""
+    """Drainers that are killed for other reasons must not cost an envelope."""
     spool = make()
     suspect(seg, *[Op.ATTEMPT] * 9)
     assert sorted(filter(None, drained(spool))) == ids(1, 2)
@@ -300,7 +300,7 @@ def test_only_a_lone_suspect_is_convicted_and_only_after_several_deaths(make: Ma
 
 
 def test_an_ack_log_says_what_happened() -> None:
-    """Attempts, ends and deaths; a torn or foreign entry in between changes nothing."""
+    """It yields attempts, ends and deaths; an incomplete or foreign entry in between changes nothing."""
     import struct
     import zlib
 
@@ -328,7 +328,7 @@ def test_an_ack_log_says_what_happened() -> None:
 
 
 def test_the_ordered_lane_survives_a_restart(make: Make) -> None:
-    """Sessions come out one at a time, in order, also from the disk."""
+    """Sessions are claimed one at a time and in order from the disk, too."""
     first = make()
     for number in range(3):
         first.put(session(number))
@@ -345,7 +345,7 @@ def test_the_ordered_lane_survives_a_restart(make: Make) -> None:
 
 
 def test_the_directory_is_ours_alone(make: Make, tmp_path: Path) -> None:
-    """Reports hold what users typed: nobody else on the host reads them."""
+    """Reports contain user input, which no other user of the host may read."""
     make().put(event(1))
     root = tmp_path / "spool"
     for path in (root, *root.rglob("*")):
@@ -354,7 +354,7 @@ def test_the_directory_is_ours_alone(make: Make, tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_open_to_others_is_refused(make: Make, tmp_path: Path) -> None:
-    """A person has to decide; the message says what to type."""
+    """A person has to decide; the message contains the command."""
     (tmp_path / "spool").mkdir(mode=0o750)
     with pytest.raises(OptionsError, match="chmod 700"):
         make()
@@ -362,7 +362,7 @@ def test_a_directory_that_is_open_to_others_is_refused(make: Make, tmp_path: Pat
 
 
 def test_a_symbolic_link_is_refused(make: Make, tmp_path: Path) -> None:
-    """Whoever owns the link decides where reports go."""
+    """The owner of the link could choose where reports go."""
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "spool").symlink_to(tmp_path / "real")
     with pytest.raises(OptionsError, match="symbolic link"):
@@ -384,20 +384,20 @@ class Elsewhere(System):
 
 
 def test_a_directory_of_another_user_is_refused(make: Make) -> None:
-    """It could be read and changed behind our back."""
+    """That user could read and change it."""
     with pytest.raises(OptionsError, match="belongs to user"):
         make(system=Elsewhere(user=os.geteuid() + 1))
 
 
 def test_a_network_filesystem_is_refused_unless_forced(make: Make) -> None:
-    """Its locks and appends are those of another host."""
+    """Its locks and appends are done by another host."""
     with pytest.raises(OptionsError, match="nfs4"):
         make(system=Elsewhere("nfs4"))
     make(system=Elsewhere("nfs4"), force=True).put(event(1))
 
 
 def test_a_spool_of_another_version_is_refused(make: Make, tmp_path: Path) -> None:
-    """A newer release laid it out; an older one must not write into it."""
+    """An older release must not write into the spool of a newer one."""
     make().close()
     (tmp_path / "spool" / "format").write_bytes(b"transport-kit spool 2\n")
     with pytest.raises(OptionsError, match="another version"):
@@ -405,7 +405,7 @@ def test_a_spool_of_another_version_is_refused(make: Make, tmp_path: Path) -> No
 
 
 def test_an_identity_is_sixteen_hex_digits(tmp_path: Path) -> None:
-    """It becomes a path."""
+    """It becomes part of a path."""
     with pytest.raises(OptionsError, match="16 hex"):
         FileSpool(str(tmp_path / "s"), "../../etc/shadow")
     with pytest.raises(OptionsError, match="durability"):
@@ -413,7 +413,7 @@ def test_an_identity_is_sixteen_hex_digits(tmp_path: Path) -> None:
 
 
 def test_the_real_filesystem_has_a_name(tmp_path: Path) -> None:
-    """What /proc says about a directory."""
+    """`System.filesystem` reads it from /proc."""
     system = System()
     fd = system.open_directory(str(tmp_path))
     assert system.filesystem(fd)
@@ -430,7 +430,7 @@ def test_the_real_filesystem_has_a_name(tmp_path: Path) -> None:
 def test_a_missing_directory_means_memory_until_it_is_there(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One warning, no loss, and what was held in memory is on the disk once that works."""
+    """One warning, no loss, and the envelopes in memory are written to the disk once that works."""
     caplog.set_level(logging.INFO)
     clock = Clock()
     parent = tmp_path / "missing"
@@ -472,7 +472,7 @@ class Failing(System):
 
 @pytest.mark.parametrize("error", [28, 5, 30, 122], ids=["ENOSPC", "EIO", "EROFS", "EDQUOT"])
 def test_a_disk_that_fails_means_memory_until_it_works(make: Make, error: int) -> None:
-    """Accepted is accepted; where it is held is in the facts."""
+    """Envelopes are accepted all the same; the facts show that they are in memory."""
     clock, system = Clock(), Failing()
     spool = make(clock=clock, system=system)
     spool.put(event(0))
@@ -493,7 +493,7 @@ def test_a_disk_that_fails_means_memory_until_it_works(make: Make, error: int) -
 
 
 def test_a_short_write_is_repeated_elsewhere(make: Make) -> None:
-    """What was not written whole was not accepted, and costs the others nothing."""
+    """An incomplete record was not accepted, and costs no other record."""
     clock, system = Clock(), Failing()
     spool = make(clock=clock, system=system)
     spool.put(event(1))
@@ -507,7 +507,7 @@ def test_a_short_write_is_repeated_elsewhere(make: Make) -> None:
 
 
 def test_closing_moves_memory_to_the_disk_or_hands_it_back(make: Make, tmp_path: Path) -> None:
-    """The end is the last chance; what can't be kept is counted by whoever closes."""
+    """What can't be written at the end is returned, for the caller to count."""
     clock, system = Clock(), Failing()
     spool = make(clock=clock, system=system)
     system.error = 28
@@ -526,7 +526,7 @@ def test_closing_moves_memory_to_the_disk_or_hands_it_back(make: Make, tmp_path:
 
 
 def test_a_buried_envelope_in_memory_is_gone(make: Make) -> None:
-    """Dead letters are on the disk; without one there is none."""
+    """Dead letters are kept on the disk only."""
     system = Failing()
     spool = make(system=system)
     system.error = 28
@@ -541,7 +541,7 @@ def test_a_buried_envelope_in_memory_is_gone(make: Make) -> None:
 
 
 def test_a_forked_child_writes_segments_of_its_own(make: Make, seg: Path) -> None:
-    """The child lets go of its parent's descriptors and never unlocks: the parent's lock is the same."""
+    """The child closes its parent's descriptors without unlocking, which would end the parent's lock."""
     spool = make()
     spool.put(event(1))
     pid = os.fork()
@@ -560,7 +560,7 @@ def test_a_forked_child_writes_segments_of_its_own(make: Make, seg: Path) -> Non
 
 
 def test_another_process_takes_over_when_the_drainer_dies(make: Make) -> None:
-    """Within a second, by the kernel's word; what the dead one had in hand is delivered again."""
+    """Within a second, as the kernel ends the lock; the claims of the dead process are delivered again."""
     ready, go = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -588,7 +588,7 @@ def test_another_process_takes_over_when_the_drainer_dies(make: Make) -> None:
 
 
 def test_threads_that_write_at_once_do_not_harm_each_other(make: Make) -> None:
-    """A record is one append; small segments make the threads roll them all the time."""
+    """A record is one append; small segments make the threads change segments all the time."""
     spool = make(segment_bytes=1, max_bytes=1 << 30)
     barrier = threading.Barrier(8)
 
@@ -607,7 +607,7 @@ def test_threads_that_write_at_once_do_not_harm_each_other(make: Make) -> None:
 
 
 def test_host_durability_syncs_before_it_accepts(make: Make) -> None:
-    """Grouped: threads that come during a sync share the next one."""
+    """Syncs are grouped: threads that come during one share the next."""
 
     class Counting(System):
         synced = 0
@@ -630,7 +630,7 @@ def test_host_durability_syncs_before_it_accepts(make: Make) -> None:
 
 
 def test_logs_come_after_errors_but_come(make: Make) -> None:
-    """Classes as in memory: segments are kept per class for it."""
+    """The classes take turns as in memory, as each segment belongs to one class."""
     spool = make()
     for number in range(20):
         spool.put(log_entry(number))

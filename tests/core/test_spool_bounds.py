@@ -1,4 +1,4 @@
-"""The bounds of a spool: bytes, number, age; who is sacrificed, who never, and how a clock may jump."""
+"""The bounds of a spool, in bytes, number and age; what is given up for them; jumps of the clock."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Make = Callable[..., FileSpool]
 
 
 class Wall:
-    """Epoch seconds that pass when told to."""
+    """A wall clock that tests set."""
 
     def __init__(self) -> None:
         self.now = NOW_MS / 1000
@@ -41,7 +41,7 @@ class Wall:
 
 
 class Counting(System):
-    """Counts the calls that grow with what is looked at, by name."""
+    """A system that counts the calls for each file, by the name of the method."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
@@ -73,7 +73,7 @@ def _wall() -> Wall:
 
 @pytest.fixture(name="make")
 def _make(tmp_path: Path, clock: Clock, wall: Wall) -> Iterator[Make]:
-    """Makes spools on one directory; closed again after the test."""
+    """Return a function that opens spools on one directory, and close them after the test."""
     made: list[FileSpool] = []
 
     def make(**options: object) -> FileSpool:
@@ -94,7 +94,7 @@ def _seg(tmp_path: Path) -> Path:
 def place(
     seg: Path, rank: int, order: int, envelopes: list[SealedEnvelope], created_ms: int = NOW_MS
 ) -> Path:
-    """A segment of a dead process; `order` is its age."""
+    """Write the segment of a dead process; `order` is its age."""
     salt = bytes([rank, order] * 4)
     name = SegmentName(rank, created_ms * 1_000_000 + order, 42, salt)
     path = seg / str(name)
@@ -105,7 +105,7 @@ def place(
 
 
 def test_what_is_over_the_bytes_goes_lowest_class_and_oldest_first(make: Make, seg: Path) -> None:
-    """Errors outlive logs, however old; each loss is counted by category."""
+    """Logs are given up before errors, however old these are; each loss is counted by category."""
     spool = make(max_bytes=40_000)
     old_error = place(seg, 4, 0, [event(1, "x" * 9000)])
     logs = [place(seg, 1, order, [log_entry(order) for _ in range(40)]) for order in (1, 2, 3, 4)]
@@ -118,7 +118,7 @@ def test_what_is_over_the_bytes_goes_lowest_class_and_oldest_first(make: Make, s
 
 
 def test_what_is_in_flight_or_written_to_is_never_sacrificed(make: Make, seg: Path) -> None:
-    """It may be on the wire: it would be both delivered and lost. And its writer could lose more."""
+    """A claimed envelope may be under way and would be both delivered and lost; a writer may append more."""
     spool = make(max_bytes=20_000)
     claimed = place(seg, 4, 0, [event(1, "x" * 15_000)])
     assert len(spool.claim(1, 0.0)) == 1
@@ -134,7 +134,7 @@ def test_what_is_in_flight_or_written_to_is_never_sacrificed(make: Make, seg: Pa
 def test_what_a_writer_left_between_the_last_look_and_its_end_survives_an_eviction(
     make: Make, seg: Path
 ) -> None:
-    """Looking for a victim takes the locks of dead writers: the size is looked at again under each."""
+    """A writer may append until the drainer has its lock, so the size is read again after that."""
     spool = make(max_bytes=20_000)
     live = place(seg, 4, 0, [event(1)])
     salt = bytes([4, 0] * 4)
@@ -151,7 +151,7 @@ def test_what_a_writer_left_between_the_last_look_and_its_end_survives_an_evicti
 
 
 def test_what_waits_for_its_next_attempt_can_be_sacrificed(make: Make, seg: Path, clock: Clock) -> None:
-    """During an outage that is what there is; a session's lane is free again then."""
+    """During an outage there is nothing else; the lane of a session that is given up is free again."""
     spool = make(max_bytes=4_000)
     place(seg, 3, 0, [session(1)] * 2)
     spool.release(spool.claim(1, 0.0), clock.now + 3600)
@@ -163,7 +163,7 @@ def test_what_waits_for_its_next_attempt_can_be_sacrificed(make: Make, seg: Path
 
 
 def test_a_hole_in_a_segment_costs_no_envelope_and_no_time(make: Make, seg: Path, clock: Clock) -> None:
-    """`truncate -s 200G`: what is in the file is delivered, the hole is damage, and nobody waits for it."""
+    """After `truncate -s 200G` the records are delivered, the hole is damage, and reading skips it."""
     system = Counting()
     spool = make(system=system)
     logs = place(seg, 1, 0, [log_entry(0)])
@@ -188,7 +188,7 @@ def test_a_hole_in_a_segment_costs_no_envelope_and_no_time(make: Make, seg: Path
 
 
 def test_noise_is_searched_while_others_are_delivered(make: Make, seg: Path, clock: Clock) -> None:
-    """A file of anything under a segment's name: the end of the process, for one, does not wait for it."""
+    """A file of noise with a segment's name must not delay other envelopes, or the end of the process."""
     spool = make()
     noise = place(seg, 4, 0, [event(1)])
     with noise.open("ab") as file:
@@ -215,7 +215,7 @@ def test_noise_is_searched_while_others_are_delivered(make: Make, seg: Path, clo
 
 
 def test_what_is_larger_than_all_may_be_goes_before_the_rest(make: Make, seg: Path) -> None:
-    """No sacrifice of others makes room for it; and what would take long to look through is damage."""
+    """Giving up others makes no room for it; the part that would take long to search is damage."""
     spool = make(max_bytes=2 * SEARCH_STEP)
     small = place(seg, 1, 0, [log_entry(0)])
     noise = place(seg, 4, 0, [event(1)])
@@ -232,7 +232,7 @@ def test_what_is_larger_than_all_may_be_goes_before_the_rest(make: Make, seg: Pa
 def test_what_lies_behind_a_large_damaged_envelope_is_counted_when_it_is_given_up(
     make: Make, seg: Path
 ) -> None:
-    """An attachment of some megabytes may be damaged as any other: what follows it is whole."""
+    """The records behind a damaged attachment of some megabytes are intact."""
     spool = make(max_bytes=SEARCH_STEP)
     large = place(seg, 4, 0, [event(1)])
     with large.open("ab") as file:
@@ -243,7 +243,7 @@ def test_what_lies_behind_a_large_damaged_envelope_is_counted_when_it_is_given_u
 
 
 def test_a_number_of_envelopes_is_a_bound_too(make: Make, seg: Path) -> None:
-    """Whole segments go, so it is kept to the segment."""
+    """Whole segments are given up, so the bound is exact to a segment."""
     spool = make(max_count=10)
     for order in range(4):
         place(seg, 4, order, [event(order * 10 + n) for n in range(5)])
@@ -253,7 +253,7 @@ def test_a_number_of_envelopes_is_a_bound_too(make: Make, seg: Path) -> None:
 
 
 def test_what_is_too_old_is_given_up_and_counted(make: Make, seg: Path) -> None:
-    """A week-old error helps nobody; whole segments of them are not even read."""
+    """Old errors are of no use; segments that contain nothing else are not read."""
     spool = make()
     old = NOW_MS - int(8 * DAY * 1000)
     whole = place(seg, 1, 0, [log_entry(1)], created_ms=old)
@@ -266,7 +266,7 @@ def test_what_is_too_old_is_given_up_and_counted(make: Make, seg: Path) -> None:
 
 
 def test_what_is_young_in_an_old_segment_is_not_given_up_with_it(make: Make, seg: Path) -> None:
-    """A process that writes little has the same file for weeks: its name is as old as its first record."""
+    """A process that writes little uses one file for weeks, and its name is as old as its first record."""
     spool = make()
     old = NOW_MS - int(8 * DAY * 1000)
     path = place(seg, 4, 0, [event(1)], created_ms=old)
@@ -277,7 +277,7 @@ def test_what_is_young_in_an_old_segment_is_not_given_up_with_it(make: Make, seg
 
 
 def test_a_jump_of_the_clock_costs_nothing(make: Make, seg: Path, clock: Clock, wall: Wall) -> None:
-    """Somebody set the clock: ages mean nothing until all that was stamped before is that old."""
+    """After somebody set the clock, ages are ignored until every earlier record really is too old."""
     spool = make()
     spool.claim(0, 0.0)
     place(seg, 4, 0, [event(1)])
@@ -288,7 +288,7 @@ def test_a_jump_of_the_clock_costs_nothing(make: Make, seg: Path, clock: Clock, 
 
 
 def test_ages_are_believed_again_after_a_while() -> None:
-    """And a jump while nobody drained is seen, too, if the kernel is still the same."""
+    """A jump during a time without a drainer is noticed, too, within one boot."""
     clock, wall = Clock(), Wall()
     ages = Ages(7 * DAY, clock=clock, wall=wall, before=None, boot="b")
     assert ages.oldest_ms == int((wall.now - 7 * DAY) * 1000)
@@ -307,7 +307,7 @@ def test_ages_are_believed_again_after_a_while() -> None:
 
 
 def test_writers_refuse_when_nobody_evicts(make: Make, seg: Path, clock: Clock) -> None:
-    """The drainer is dead, and the disk is not ours to fill."""
+    """Without a drainer the spool must not fill the disk."""
     writer = make(drain=False, max_bytes=300_000)
     accepted = sum(writer.put(event(n, "x" * 9000)).accepted for n in range(100))
     assert 20 < accepted < 60
@@ -319,7 +319,7 @@ def test_writers_refuse_when_nobody_evicts(make: Make, seg: Path, clock: Clock) 
 
 
 def test_a_record_that_no_reader_would_take_is_not_written(tmp_path: Path) -> None:
-    """Heads and bodies have a limit, which readers hold writers to."""
+    """Readers accept heads and bodies up to a limit, so writers refuse larger ones."""
     directory = open_directory(System(), str(tmp_path / "s"), IDENTITY)
     writer = Writer(directory, segment_bytes=1 << 20, max_bytes=1 << 30)
     with pytest.raises(OSError, match="large"):
@@ -330,7 +330,7 @@ def test_a_record_that_no_reader_would_take_is_not_written(tmp_path: Path) -> No
 
 
 def test_dead_letters_are_bounded_and_their_names_are_ours(tmp_path: Path) -> None:
-    """An event id is what somebody sent; it becomes a file name only if it is one."""
+    """An event id is untrusted input; it becomes a file name only if it has the form of one."""
     directory = open_directory(System(), str(tmp_path / "s"), IDENTITY)
 
     def letter(event_id: str | None, size: int = 300) -> bool:
@@ -366,7 +366,7 @@ def test_dead_letters_are_bounded_and_their_names_are_ours(tmp_path: Path) -> No
     [b"", b"[]", b"{", b'{"pid": "x"}', b'{"pending": -1}', b'{"oldest": true}', b"\xff" * 70_000],
 )
 def test_a_status_that_can_not_be_believed_is_none(tmp_path: Path, content: bytes) -> None:
-    """Advisory, and read like any hostile file."""
+    """The file is advisory, and validated like any other."""
     directory = open_directory(System(), str(tmp_path / "s"), IDENTITY)
     (tmp_path / "s" / IDENTITY / "status.json").write_bytes(content)
     assert read_status(directory) is None
@@ -378,7 +378,7 @@ def test_a_status_that_can_not_be_believed_is_none(tmp_path: Path, content: byte
 
 
 def test_many_segments_cost_one_look_at_each_before_the_first_delivery(make: Make, seg: Path) -> None:
-    """A long outage ends with thousands of files: each is opened once, however often the spool looks."""
+    """A long outage leaves thousands of files: each is opened once, however often the spool looks."""
     system = Counting()
     spool = make(system=system)
     number = 1000

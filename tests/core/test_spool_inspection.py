@@ -1,4 +1,4 @@
-"""Looking into a spool whose files come, go and lie: the ways that are not seen from the command line."""
+"""Inspection of a spool whose files appear, vanish or are damaged: cases that the command does not show."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDENTITY = identity_of(DSN)
 
 
 class Failing(System):
-    """A system on which some names can't be opened, or are gone between two calls."""
+    """A system on which some names can't be opened, or vanish between two calls."""
 
     def __init__(self, error: int, *names: str, calls: tuple[str, ...] = ("open",)) -> None:
         self._error = error
@@ -55,7 +55,7 @@ class Failing(System):
 
 @pytest.fixture(name="path")
 def _path(tmp_path: Path) -> str:
-    """A spool with two envelopes that wait."""
+    """The directory of a spool with two waiting envelopes."""
     path = str(tmp_path / "spool")
     queue = FileSpool(path, IDENTITY, drain=False)
     for number in range(2):
@@ -71,7 +71,7 @@ def only(path: str) -> SegmentName:
 
 
 def test_a_segment_that_goes_while_it_is_looked_at_is_no_error(path: str) -> None:
-    """The drainer removes what is delivered at any moment."""
+    """The drainer removes a delivered segment at any moment."""
     name = only(path)
     for call in ("open", "status"):
         with Inspection(path, IDENTITY, Failing(errno.ENOENT, ".log", calls=(call,))) as inspection:
@@ -85,7 +85,7 @@ def test_a_segment_that_goes_while_it_is_looked_at_is_no_error(path: str) -> Non
 
 
 def test_what_cant_be_read_is_said_and_not_taken_for_empty(path: str) -> None:
-    """A disk that fails, a file of another user."""
+    """It may be on a failing disk, or belong to another user."""
     for calls in (("open",), ("read",)):
         system = Failing(errno.EIO, ".log", "read", calls=calls)
         opened = Inspection(path, IDENTITY)
@@ -100,7 +100,7 @@ def test_what_cant_be_read_is_said_and_not_taken_for_empty(path: str) -> None:
 
 
 def test_an_envelope_that_was_damaged_since_it_was_listed_is_not_shown(path: str) -> None:
-    """Nothing corrupt comes out, by any door."""
+    """An inspection returns no corrupt envelope either."""
     name = only(path)
     file = Path(path) / IDENTITY / "seg" / str(name)
     with Inspection(path, IDENTITY) as inspection:
@@ -112,7 +112,7 @@ def test_an_envelope_that_was_damaged_since_it_was_listed_is_not_shown(path: str
 
 
 def test_an_ack_log_that_is_a_device_is_not_read(path: str) -> None:
-    """It could block for ever, or never end."""
+    """Reading it could block or never end."""
     name = only(path)
     os.mkfifo(Path(path) / IDENTITY / "seg" / ack_name(name))
     with Inspection(path, IDENTITY) as inspection:
@@ -121,7 +121,7 @@ def test_an_ack_log_that_is_a_device_is_not_read(path: str) -> None:
 
 
 def test_a_dead_letter_that_makes_room_while_it_is_listed_is_no_error(path: str) -> None:
-    """The oldest goes when a new one comes."""
+    """The drainer removes the oldest for a new one."""
     dead = Path(path) / IDENTITY / "dead"
     (dead / f"{1:032x}.envelope").write_bytes(b"{}\n")
     with Inspection(path, IDENTITY, Failing(errno.ENOENT, ".envelope", calls=("status",))) as inspection:
@@ -133,7 +133,7 @@ def test_a_dead_letter_that_makes_room_while_it_is_listed_is_no_error(path: str)
 
 
 def test_a_file_that_is_purged_is_counted_if_there_is_room_to_say_so(path: str) -> None:
-    """Room comes first on a full disk; and what went by itself is not counted."""
+    """On a full disk room matters more than the count; a file that was removed meanwhile is not counted."""
     name = only(path)
     with Inspection(path, IDENTITY, Failing(errno.ENOENT, ".log", calls=("unlink",))) as inspection:
         assert inspection.drop(name, 1 << 62) is None
@@ -143,7 +143,7 @@ def test_a_file_that_is_purged_is_counted_if_there_is_room_to_say_so(path: str) 
 
 
 def test_a_file_without_anything_that_waits_is_purged_without_a_count(path: str) -> None:
-    """A segment whose records all were delivered, and whose drainer died before it removed it."""
+    """All its records were delivered, and its drainer died before it removed the file."""
     name = only(path)
     queue = FileSpool(path, IDENTITY)
     claims = queue.claim(2, 5.0)
@@ -161,7 +161,7 @@ def test_a_file_without_anything_that_waits_is_purged_without_a_count(path: str)
 
 
 def test_credentials_are_told_without_their_key(path: str) -> None:
-    """None, unusable, or where they lead."""
+    """The result is nothing, a problem, or the DSN without its key."""
     file = Path(path) / IDENTITY / "dsn"
     with Inspection(path, IDENTITY) as inspection:
         assert inspection.credentials() == (None, ())

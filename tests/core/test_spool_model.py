@@ -55,14 +55,14 @@ WORK = [
 
 
 def number_of(body: bytes) -> bytes:
-    """The number that an envelope was made with, as it stands in it and in the segment that holds it."""
+    """Return the number of an envelope, as its bytes and those of its segment contain it."""
     found = re.search(rb"[0-9a-f]{32}", body)
     assert found is not None
     return found[0]
 
 
 class Process:
-    """One process with a spool of its own, and what it holds."""
+    """One process with its spool and its claims."""
 
     def __init__(self, disk: Disk, pid: int, clock: Clock) -> None:
         self.system = DiskSystem(disk, pid)
@@ -115,7 +115,7 @@ class SpoolMachine(RuleBasedStateMachine):
         return process
 
     def end(self, process: Process) -> None:
-        """It is dead: what it had in hand may come again."""
+        """Forget a dead process; its claims may be delivered again."""
         self.repeats += len(process.claims) + IN_HAND
         if process in self.processes:
             self.processes.remove(process)
@@ -124,7 +124,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule(steps=st.lists(st.tuples(st.integers(0, 2), st.sampled_from(WORK)), min_size=5, max_size=25))
     def work(self, steps: list[tuple[int, str]]) -> None:
-        """What processes do all day, in any order."""
+        """Do the usual operations of processes, in any order."""
         for which, step in steps:
             SpoolMachine.steps += 1
             process = self.process(which)
@@ -294,7 +294,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
 
 def run(steps: int) -> None:
-    """Run the model, in lives of some hundred steps, until it has made that many."""
+    """Run the model, in runs of some hundred steps, until it has made `steps`."""
     SpoolMachine.steps = 0
     while SpoolMachine.steps < steps:
         run_state_machine_as_test(
@@ -310,7 +310,7 @@ def run(steps: int) -> None:
 
 
 def test_twenty_thousand_steps_of_failing_disks_and_dying_processes_keep_the_invariants() -> None:
-    """Whatever fails in whatever order: what was accepted is delivered, or was hit and counted."""
+    """Whatever fails, each accepted envelope is delivered, or was damaged by the test and counted as lost."""
     run(20_000)
     assert SpoolMachine.steps >= 20_000
 
@@ -318,6 +318,6 @@ def test_twenty_thousand_steps_of_failing_disks_and_dying_processes_keep_the_inv
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
 def test_a_million_steps_keep_the_invariants() -> None:
-    """The same for longer."""
+    """The same with more steps."""
     run(1_000_000)
     assert SpoolMachine.steps >= 1_000_000

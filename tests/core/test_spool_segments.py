@@ -1,4 +1,4 @@
-"""The format of segments: what is written is read back, and no damage comes back as an envelope."""
+"""The format of segments: records are read back as written, and damage is never read as an envelope."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def bodies(data: bytes) -> list[bytes]:
 
 
 def test_what_is_written_is_read_back_with_all_its_facts() -> None:
-    """The reader never parses an envelope, so each fact must come from the head."""
+    """A reader does not parse envelopes, so each fact must be in the head."""
     assert bodies(WHOLE) == WRITTEN
     for written, found in zip(ENVELOPES, RECORDS, strict=True):
         again = envelope_of(found.head, found.body)
@@ -61,14 +61,14 @@ def test_what_is_written_is_read_back_with_all_its_facts() -> None:
 
 
 def test_heads_alone_can_be_walked_without_reading_bodies() -> None:
-    """Counting what an eviction costs must not read hundreds of megabytes."""
+    """Counting the losses of an eviction must not read hundreds of megabytes."""
     found = read_all(WHOLE, bodies=False)
     assert [part.offset for part in found] == [part.offset for part in RECORDS]
     assert all(isinstance(part, Record) and part.body == b"" for part in found)
 
 
 def test_an_envelope_of_many_items_and_one_without_any_survive() -> None:
-    """A write takes a limited number of parts; an envelope may hold more items than that."""
+    """The parts of one write are limited in number; an envelope may have more items."""
     many = Envelope()
     for number in range(900):
         many.add_item(Item(b"x" * number, type="attachment", filename=str(number)))
@@ -80,7 +80,7 @@ def test_an_envelope_of_many_items_and_one_without_any_survive() -> None:
 
 
 def test_a_large_event_is_written_from_where_it_lies_with_its_attachments() -> None:
-    """A copy of what was just sealed would cost each capture more than all the rest of its record."""
+    """Copying the payloads would take a capture longer than the rest of the record."""
     envelope = Envelope.event({"message": "x" * 9000})
     for size in (10, 70_000):
         envelope.add_attachment(b"a" * size, filename="a")
@@ -92,14 +92,14 @@ def test_a_large_event_is_written_from_where_it_lies_with_its_attachments() -> N
 
 
 def test_a_name_says_class_age_and_salt_and_nothing_else_is_a_name() -> None:
-    """Files of others in the directory are never read, changed or removed."""
+    """Other files in the directory are never read, changed or removed."""
     assert SegmentName.parse(str(NAME)) == NAME
     for text in ("", "4-1-1-00.log", str(NAME) + ".ack", "5" + str(NAME)[1:], "." + str(NAME), "x"):
         assert SegmentName.parse(text) is None
 
 
 def test_a_later_version_is_recognised_and_a_damaged_header_is_not_taken_for_one() -> None:
-    """Two versions live side by side; a flipped bit in a header costs nothing."""
+    """Two versions can be used side by side; a flipped bit in a header costs nothing."""
     header = segment_header(NAME)
     later = bytearray(header[:-4])
     later[8] = 2
@@ -114,7 +114,7 @@ def test_a_later_version_is_recognised_and_a_damaged_header_is_not_taken_for_one
 
 @given(at=st.integers(0, len(WHOLE) - 1), mask=st.integers(1, 255))
 def test_a_flipped_byte_costs_one_record_and_never_yields_a_corrupt_one(at: int, mask: int) -> None:
-    """Invariant 6: damage stays where it is, and is counted."""
+    """Damage costs no other record, and is counted."""
     data = bytearray(WHOLE)
     data[at] ^= mask
     found = read_all(bytes(data))
@@ -127,7 +127,7 @@ def test_a_flipped_byte_costs_one_record_and_never_yields_a_corrupt_one(at: int,
 
 @given(at=st.integers(0, len(WHOLE)))
 def test_a_truncation_costs_the_record_that_is_cut(at: int) -> None:
-    """A torn tail is what a killed writer leaves behind: all before it is whole."""
+    """A killed writer leaves an incomplete record at the end; all records before it are intact."""
     found = read_all(WHOLE[:at])
     intact = [part for part in found if isinstance(part, Record)]
     assert [part.offset for part in intact] == [part.offset for part in RECORDS if part.end <= at]
@@ -138,7 +138,7 @@ def test_a_truncation_costs_the_record_that_is_cut(at: int) -> None:
 
 @given(st.data())
 def test_what_is_cut_out_or_overwritten_costs_what_it_touches_and_one_more(data: st.DataObject) -> None:
-    """Any hit: no corrupt envelope, and at most the touched records and one neighbour."""
+    """Damage yields no corrupt envelope, and costs at most the touched records and one neighbour."""
     begin = data.draw(st.integers(HEADER_BYTES, len(WHOLE)))
     end = data.draw(st.integers(begin, min(begin + 400, len(WHOLE))))
     instead = data.draw(st.binary(max_size=200) | st.just(bytes(end - begin)))
@@ -152,7 +152,7 @@ def test_what_is_cut_out_or_overwritten_costs_what_it_touches_and_one_more(data:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_noise_and_zeros_are_gaps(seed: int) -> None:
-    """A disk that lost power may hand out zeros or old blocks at a file's end."""
+    """After a loss of power a file may end with zeros or old blocks."""
     noise = random.Random(seed).randbytes(5000) if seed else bytes(5000)
     found = read_all(WHOLE + noise)
     assert len([part for part in found if isinstance(part, Record)]) == len(WRITTEN)
@@ -161,7 +161,7 @@ def test_noise_and_zeros_are_gaps(seed: int) -> None:
 
 
 def test_request_data_can_not_pose_as_a_record() -> None:
-    """A body may hold the bytes of a segment, even of a record; without the salt it is only data."""
+    """A body may contain the bytes of a record; with another salt they are not read as one."""
     foreign = record(event(66), salt=b"\xff" * 8)
     bait = Envelope.event({"event_id": f"{7:032x}"})
     bait.add_attachment(foreign * 5, filename="bait")
@@ -173,7 +173,7 @@ def test_request_data_can_not_pose_as_a_record() -> None:
 
 
 def test_a_growing_file_is_waited_for_and_judged_only_when_something_follows() -> None:
-    """The drainer tails live files: half a record is not damage while its writer may be at work."""
+    """The drainer reads live files: an incomplete record is no damage while its writer may be writing it."""
     first, second = record(event(1)), record(event(2))
     data = segment_header(NAME) + first[:-10]
     walking = reader(data)
@@ -188,7 +188,7 @@ def test_a_growing_file_is_waited_for_and_judged_only_when_something_follows() -
 
 
 def test_a_reader_follows_a_file_that_grows() -> None:
-    """What was read ahead must not hide what was written since."""
+    """The bytes read ahead must not hide those written since."""
     data = bytearray(segment([event(1)]))
     walking = reader(b"")
     walking._read = lambda size, at: bytes(data[at : at + size])
@@ -210,7 +210,7 @@ def test_a_reader_follows_a_file_that_grows() -> None:
 
 @pytest.mark.parametrize("before", range(-12, 12))
 def test_a_record_is_found_across_the_border_of_what_is_read_at_once(before: int) -> None:
-    """The search reads in pieces; the mark may lie across two of them."""
+    """The search reads chunks; the mark may lie across two of them."""
     data = segment_header(NAME) + b"\x01" * (WINDOW + before) + record(event(9))
     found = read_all(data)
     assert [type(part) for part in found] == [Gap, Record]
@@ -218,7 +218,7 @@ def test_a_record_is_found_across_the_border_of_what_is_read_at_once(before: int
 
 @pytest.mark.parametrize(("step", "least"), [(1, 7), (WINDOW, 5), (3 * WINDOW + 5, 4), (10 * WINDOW, 1)])
 def test_a_long_search_is_done_in_steps(step: int, least: int) -> None:
-    """Whoever reads holds a lock: it must be able to look up, and finds the same in the end."""
+    """The caller holds a lock, so a search must pause; the result is the same."""
     data = segment_header(NAME) + b"\x01" * (4 * WINDOW) + Salt.of(SALT).mark * 3 + record(event(9))
     walking = Reader(lambda size, at: data[at : at + size], SALT, size=len(data), step=step)
     found, steps = [], 0
@@ -231,7 +231,7 @@ def test_a_long_search_is_done_in_steps(step: int, least: int) -> None:
 
 
 def test_a_search_in_steps_sees_a_head_that_was_incomplete_when_it_passed() -> None:
-    """A live file grows meanwhile: what reached beyond its end is looked at again."""
+    """A head that reached beyond the end of a live file is looked at again after the file has grown."""
     data = bytearray(segment_header(NAME) + b"\x01" * (2 * WINDOW))
     walking = Reader(lambda size, at: bytes(data[at : at + size]), SALT, step=WINDOW)
     whole = record(event(9))
@@ -248,7 +248,7 @@ def test_a_search_in_steps_sees_a_head_that_was_incomplete_when_it_passed() -> N
 
 
 def test_a_hole_is_not_read() -> None:
-    """A file can be said to be larger than any disk, and zeros are no record."""
+    """A sparse file may be larger than the disk, and its zeros contain no record."""
     last = record(event(9))
     far = 1 << 60
 
@@ -267,7 +267,7 @@ def test_a_hole_is_not_read() -> None:
 
 
 def test_lengths_beyond_the_file_are_not_believed() -> None:
-    """A length is an attacker's favourite: nothing is allocated for it."""
+    """A length may be forged: nothing is allocated before it is checked."""
     good = record(event(1))
     for field in (12, 16):
         bad = bytearray(good)
@@ -302,7 +302,7 @@ HEADS = [
 
 @pytest.mark.parametrize("head", HEADS)
 def test_a_head_that_is_not_ours_is_refused(head: bytes) -> None:
-    """Whoever can write to the directory can make checksums; it must still not hurt the drainer."""
+    """A forged head may have valid checksums; it must not harm the drainer."""
     with pytest.raises(ValueError, match=r"."):
         envelope_of(head, b"{}\n")
     assert quantities_of(head) == ()
@@ -321,7 +321,7 @@ def test_a_head_that_does_not_fit_its_body_is_refused() -> None:
 
 
 def test_losses_come_back_and_what_is_no_loss_does_not() -> None:
-    """Loss counts are told to the server: what is read must be counts."""
+    """Loss counts are sent to the server, so they are validated when read."""
     report = (("queue_overflow", "error", 3), ("network_error", "session", 1))
     assert losses_of(losses_record(report)) == report
     for wrong in (b"", b"{}", b"[1]", b"[[1,2]]", b'[["a","b",-1]]', b'[["a",1,1]]', b'[["a","b",true]]'):
@@ -330,7 +330,7 @@ def test_losses_come_back_and_what_is_no_loss_does_not() -> None:
 
 
 def test_the_salt_decides_about_every_record() -> None:
-    """The same bytes under another name are not a segment of ours."""
+    """The same bytes under another file name contain no records."""
     other = segment_header(NAME) + b"".join(record(sealed, salt=b"\0" * 8) for sealed in ENVELOPES)
     assert not [part for part in read_all(other) if isinstance(part, Record)]
     assert FIXED_BYTES == 36

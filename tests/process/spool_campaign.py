@@ -44,7 +44,7 @@ KINDS = ("writer", "drainer", "all", "short", "fork", "threads", "full")
 
 
 class Short(System):
-    """Every tenth record comes short."""
+    """A system on which every tenth record is written incompletely."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -58,7 +58,7 @@ class Short(System):
 
 @dataclass
 class Tally:
-    """What a campaign came to."""
+    """The results of a campaign."""
 
     trials: Counter[str] = field(default_factory=Counter)
     accepted: int = 0
@@ -73,7 +73,7 @@ class Tally:
 
 
 def transport_on(dsn: str, path: Path, system: System | None = None) -> HttpTransport:
-    """A transport as an app has it, on a spool that may have another operating system below it."""
+    """Return a transport as an app has it, on a spool with the given system."""
     parsed = Dsn.parse(dsn)
     identity = identity_of(parsed)
 
@@ -87,7 +87,7 @@ def transport_on(dsn: str, path: Path, system: System | None = None) -> HttpTran
 
 
 def write(dsn: str, path: Path, notes: Path, trial: int, writer: int, kind: str) -> None:
-    """Capture until killed, noting what was accepted."""
+    """Capture until killed; write down the accepted ids."""
     transport = transport_on(dsn, path, Short(trial) if kind == "short" else None)
     spool = transport._states.get().queue
     assert isinstance(spool, FileSpool)
@@ -120,7 +120,7 @@ def write(dsn: str, path: Path, notes: Path, trial: int, writer: int, kind: str)
 
 
 def forked(work: Callable[[], None]) -> int:
-    """A child that does one thing and ends without cleaning up after its parent."""
+    """Run `work` in a forked child, which ends without its parent's clean-up; return its id."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -133,7 +133,7 @@ def forked(work: Callable[[], None]) -> int:
 
 
 def finish(dsn: str, path: Path) -> None:
-    """Deliver all that is left."""
+    """Deliver everything that is left."""
     transport = transport_on(dsn, path)
     transport.start()
     deadline = time.monotonic() + PATIENCE
@@ -148,7 +148,7 @@ def finish(dsn: str, path: Path) -> None:
 
 
 def drainer_of(path: Path) -> int | None:
-    """Who drains, by the kernel's word."""
+    """Return the process id of the drainer, or None."""
     for lock in path.glob("*/drain.lock"):
         fd = os.open(lock, os.O_RDWR)
         try:
@@ -159,7 +159,7 @@ def drainer_of(path: Path) -> int | None:
 
 
 def trial(number: int, dsn: str, root: Path, rng: random.Random, tally: Tally, small: Path | None) -> Path:
-    """One trial; returns where the notes are."""
+    """Run one trial; return the directory of the written ids."""
     kind = KINDS[number % len(KINDS)]
     if kind == "full" and small is None:
         kind = "all"
@@ -211,7 +211,7 @@ def trial(number: int, dsn: str, root: Path, rng: random.Random, tally: Tally, s
 
 
 def serve(ready: int, stop: int, answers: Path) -> None:
-    """The receiver, in a process without forks."""
+    """Run the receiver, in a process that does not fork."""
     with FaultServer() as server:
         os.write(ready, server.dsn.encode())
         os.read(stop, 1)
@@ -220,7 +220,7 @@ def serve(ready: int, stop: int, answers: Path) -> None:
 
 
 def campaign(trials: int, seed: int, seconds: float) -> Tally:
-    """Run trials until there are enough, or time is up."""
+    """Run `trials` trials, but begin none after `seconds`."""
     rng = random.Random(seed)
     tally = Tally()
     root = Path(tempfile.mkdtemp(prefix="spool-campaign-"))
