@@ -240,7 +240,7 @@ class DiskSystem(System):
         try:
             self._call("write")
         except Died:
-            # Killed in the middle: half of it is there, as no more than a page is copied at once.
+            # Killed in the middle: half of the data is written, as the kernel copies a page at a time.
             if self.calls % 2:
                 opened.node.data += whole[: len(whole) // 2]
             raise

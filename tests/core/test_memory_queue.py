@@ -101,15 +101,15 @@ def test_a_session_whose_turn_was_sacrificed_frees_its_lane() -> None:
 
 
 def test_a_section_left_half_done_does_not_wedge_the_queue() -> None:
-    """A signal handler that raised there: the sums are off, and the busy session is nowhere any more.
+    """An exception of a signal handler leaves stale sums, and a busy lane without its session.
 
-    Whoever owns the lock next has the queue mended.
+    The next owner of the lock calls `mend`, which repairs both.
     """
     queue = MemoryQueue(3, MANY)
     for n in range(3):
         queue.put(session(str(n)))
     queue.claim(1)
-    with queue.lock.rlock:  # as an interrupted put, an interrupted claim and an interrupted ack leave it
+    with queue.lock.rlock:  # the state after an interrupted put, claim and ack
         queue._items += 2
         queue._size += 5000
         queue._claimed.clear()

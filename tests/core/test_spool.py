@@ -115,8 +115,8 @@ def drained_within(spool: FileSpool, number: int) -> list[str | None]:
 
 
 def test_a_forwarder_is_preferred(make: Make) -> None:
-    """With a forwarder running app processes only write; its own locks are of another process, so here
-    only its candidacy is seen."""
+    """While a forwarder runs, app processes only write. Locks of one process do not conflict, so this test
+    sees only the candidacy."""
     forwarder = make(forwarder=True)
     forwarder.put(event(1))
     assert drained(forwarder) == ids(1)

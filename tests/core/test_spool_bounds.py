@@ -173,7 +173,7 @@ def test_a_hole_in_a_segment_costs_no_envelope_and_no_time(make: Make, seg: Path
     with errors.open("ab") as file:
         file.write(record(event(4), salt=bytes([4, 1] * 4)))
     system.calls.clear()
-    assert spool.put(event(5)).accepted  # nor does a writer take it for a spool that is full
+    assert spool.put(event(5)).accepted  # a writer does not take the spool for full either
     found = drained(spool)
     clock.now += 20
     found += drained(spool)
@@ -390,6 +390,6 @@ def test_many_segments_cost_one_look_at_each_before_the_first_delivery(make: Mak
     (claim,) = spool.claim(1, 0.0)
     assert claim.sealed.event_id == ids(0)[0]
     assert spool.claim(0, 0.0) == []
-    assert system.calls["open"] < 2 * number + 20  # itself, and the log of what was delivered of it
-    assert system.calls["read"] < 2 * number + 20  # its header, and its beginning
+    assert system.calls["open"] < 2 * number + 20  # the segment and its ack log
+    assert system.calls["read"] < 2 * number + 20  # the header and the first records
     assert system.calls["status"] < number + 20

@@ -1,4 +1,4 @@
-"""FileSpool as a queue: the sentences that hold for every queue, and those that are its own instead."""
+"""FileSpool as a queue: the contract of every queue, and the tests that replace parts of it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ IDENTITY = "0123456789abcdef"
 
 
 class TestFileSpool(QueueContract):
-    """Bounds are kept by the drainer, by whole segments, and what is held outlives the queue: see
-    test_spool_bounds.py and test_spool.py for the sentences that take the place of those below."""
+    """The contract. The drainer enforces bounds, by whole segments, and envelopes outlive the queue: tests in
+    test_spool_bounds.py and test_spool.py replace those that are disabled below."""
 
     @pytest.fixture
     def make(self, tmp_path: Path) -> Iterator[MakeQueue]:
@@ -33,7 +33,7 @@ class TestFileSpool(QueueContract):
         for spool in made:
             spool.close()
 
-    # Bounds are kept by the drainer, not by the put: test_spool_bounds.py.
+    # The drainer enforces bounds, not the put: test_spool_bounds.py.
     test_a_full_queue_keeps_its_pauses = None  # type: ignore[assignment]
     test_overflow_takes_the_oldest_of_the_lowest_class = None  # type: ignore[assignment]
     test_what_was_tried_is_older_and_goes_first_too = None  # type: ignore[assignment]
@@ -42,7 +42,7 @@ class TestFileSpool(QueueContract):
     test_bytes_are_bounded_too = None  # type: ignore[assignment]
 
     def test_what_is_settled_is_forgotten(self, make: MakeQueue) -> None:
-        """A second settling changes nothing. The segment stays while this process may append to it."""
+        """Settling twice changes nothing. The segment stays while this process may append to it."""
         queue = make(1, MANY)
         queue.put(event())
         claims = queue.claim(1, SOON)
@@ -56,7 +56,7 @@ class TestFileSpool(QueueContract):
         assert len(queue.claim(5, SOON)) == 1
 
     def test_a_closed_queue_refuses_and_says_what_it_held(self, make: MakeQueue) -> None:
-        """What is on the disk is not lost, so it is not handed back: the next queue finds all of it."""
+        """Envelopes on the disk are not lost, so they are not returned: the next queue finds them."""
         queue = make(10, MANY)
         assert isinstance(queue, FileSpool)
         for new in CLASSES:
@@ -77,7 +77,7 @@ class TestFileSpool(QueueContract):
         assert found == len(CLASSES)
 
     def test_the_statistics_say_what_is_there(self, make: MakeQueue) -> None:
-        """They are what health shows, and what a flush waits for; own puts count at once."""
+        """Health shows them, and a flush waits for them; puts of this process count at once."""
         queue = make(10, MANY)
         assert queue.stats()[:3] == (0, 0, 0)
         for n in range(4):
@@ -94,7 +94,7 @@ class TestFileSpool(QueueContract):
         assert stats.last_id == 4
 
     def test_many_threads_lose_nothing_and_share_nothing(self, make: MakeQueue) -> None:
-        """The same sentence; only the bytes of the segment that is being written to remain."""
+        """As in the contract, except that the bytes of the current segment remain."""
 
         class Empty:
             """A queue whose size does not count."""

@@ -1,4 +1,4 @@
-"""Single failures at single places, on a disk in memory: each costs what it must and no more."""
+"""Failures of single system calls, on a disk in memory: none costs more than it must."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _place() -> Place:
 
 
 def test_a_segment_that_can_not_be_read_is_tried_again(place: Place) -> None:
-    """An error of the disk may pass; until then the rest goes on."""
+    """An error of the disk may pass; meanwhile other segments are read."""
     spool = place.spool()
     spool.put(event(1))
     spool.claim(0, 0.0)
@@ -37,7 +37,7 @@ def test_a_segment_that_can_not_be_read_is_tried_again(place: Place) -> None:
 
 
 def forget_what_was_read(spool: FileSpool) -> None:
-    """Empty the buffers of its segments: what is needed again comes from the disk."""
+    """Empty the buffers of its segments, so that records are read from the disk again."""
     drainer = spool._current().drainer
     assert drainer is not None
     for segment in drainer.segments.values():
@@ -46,7 +46,7 @@ def forget_what_was_read(spool: FileSpool) -> None:
 
 
 def test_what_can_not_be_read_again_waits(place: Place) -> None:
-    """Released, it is not kept in memory; the disk must give it once more, now or later."""
+    """A released envelope is not kept in memory: it is read again once the disk works."""
     spool = place.spool()
     spool.put(event(1))
     (claim,) = spool.claim(1, 0.0)
@@ -68,7 +68,7 @@ def test_what_can_not_be_read_again_waits(place: Place) -> None:
 
 
 def test_a_session_that_can_not_be_read_again_is_not_overtaken(place: Place) -> None:
-    """It waits for the disk, and the others of its lane wait for it."""
+    """It waits for the disk, and the other sessions wait for it."""
     spool = place.spool()
     for number in range(2):
         spool.put(session(number))
@@ -87,7 +87,7 @@ def test_a_session_that_can_not_be_read_again_is_not_overtaken(place: Place) -> 
 
 
 def test_what_is_in_hand_survives_that_a_person_removes_its_file(place: Place) -> None:
-    """What was read of it is known, and its descriptor is open: an attempt that fails is repeated."""
+    """Its entries are known and its descriptor is open, so that a failed delivery can be repeated."""
     spool = place.spool()
     for number in range(2):
         spool.put(event(number))
@@ -107,7 +107,7 @@ def test_what_is_in_hand_survives_that_a_person_removes_its_file(place: Place) -
 
 
 def test_a_segment_that_can_not_be_removed_is_removed_later(place: Place) -> None:
-    """A read-only moment must not make it be delivered again."""
+    """Its envelopes are not delivered again, although the filesystem was read-only for a moment."""
     first = place.spool()
     first.put(event(1))
     place.die(first)
@@ -122,7 +122,7 @@ def test_a_segment_that_can_not_be_removed_is_removed_later(place: Place) -> Non
 
 
 def test_what_can_not_be_evicted_is_not_given_up(place: Place) -> None:
-    """Nothing is counted as lost that is still there."""
+    """An envelope that still exists must not be counted as lost."""
     first = place.spool()
     for number in range(3):
         first.put(event(number, "x" * 9000))
@@ -136,7 +136,7 @@ def test_what_can_not_be_evicted_is_not_given_up(place: Place) -> None:
 
 
 def test_a_directory_that_can_not_be_listed_is_trouble_and_passes(place: Place) -> None:
-    """A claim never raises for a disk."""
+    """A claim never raises because of the disk."""
     spool = place.spool()
     spool.put(event(1))
     place.disk.failing = {"names": errno.EIO}
@@ -149,7 +149,7 @@ def test_a_directory_that_can_not_be_listed_is_trouble_and_passes(place: Place) 
 
 @pytest.mark.parametrize("call", ["open", "mkdir", "create", "write", "link", "stat"])
 def test_whatever_fails_at_the_start_means_memory_and_not_an_exception(place: Place, call: str) -> None:
-    """The app comes up; what it captures is held until the directory is there."""
+    """The app starts; its captures are held in memory until the directory can be used."""
     place.disk.failing = {call: errno.EACCES}
     spool = place.spool()
     assert spool.put(event(1)).accepted
@@ -164,7 +164,7 @@ def test_whatever_fails_at_the_start_means_memory_and_not_an_exception(place: Pl
 
 
 def test_a_directory_to_put_right_is_trouble_for_a_child(place: Place) -> None:
-    """Only the first queue of a transport raises; a forked child's has to live with it."""
+    """Only the first queue of a transport raises; that of a forked child uses memory."""
     place.spool().close()
     node = place.disk.find(f"/spool/{IDENTITY}")
     assert node is not None
@@ -176,7 +176,7 @@ def test_a_directory_to_put_right_is_trouble_for_a_child(place: Place) -> None:
 
 
 def test_descriptors_that_somebody_closed_are_not_written_to(place: Place) -> None:
-    """A daemoniser closes all there are: the record goes to a new segment."""
+    """An app that becomes a daemon may close all descriptors: the record goes to a new segment."""
     spool = place.spool()
     spool.put(event(1))
     system = place.system(spool)
@@ -191,7 +191,7 @@ def test_descriptors_that_somebody_closed_are_not_written_to(place: Place) -> No
 
 
 def test_a_failed_sync_accepts_nothing_on_the_disk(place: Place) -> None:
-    """After it the kernel has forgotten which pages were lost: another file, another time."""
+    """After it the kernel has forgotten which pages were lost, so the file is not used any more."""
     spool = place.spool(durability="host")
     spool.put(event(1))
     place.disk.failing = {"sync": errno.EIO}
@@ -204,7 +204,7 @@ def test_a_failed_sync_accepts_nothing_on_the_disk(place: Place) -> None:
 
 
 def test_who_waited_for_a_sync_that_failed_is_not_told_that_it_is_on_the_disk() -> None:
-    """The kernel reports an error once: a second sync of the same pages is well, and they are lost."""
+    """The kernel reports an error once: a second sync succeeds although the pages are lost."""
     begun, end = threading.Event(), threading.Event()
 
     class FailingOnce(DiskSystem):
@@ -237,7 +237,7 @@ def test_who_waited_for_a_sync_that_failed_is_not_told_that_it_is_on_the_disk() 
 
 
 class HostSystem(DiskSystem):
-    """A process on a host that may lose its power: what was not synced is gone then."""
+    """A process on a host that may lose power, and with it everything that was not synced."""
 
     def __init__(self, place: Place, pid: int) -> None:
         super().__init__(place.disk, pid)
@@ -266,7 +266,7 @@ class HostSystem(DiskSystem):
 
 
 def test_host_durability_survives_the_loss_of_power(place: Place) -> None:
-    """Data without a name in its directory is as lost as data that only the kernel had."""
+    """The data must be on the disk, and the names of the file and of each directory above it."""
     system = HostSystem(place, 7)
     spool = FileSpool(
         "/spool", IDENTITY, durability="host", segment_bytes=16 * 1024, system=system, clock=place.clock
@@ -274,7 +274,7 @@ def test_host_durability_survives_the_loss_of_power(place: Place) -> None:
     for number in range(9):
         assert spool.put(event(number, "x" * 9000)).accepted
         if number == 5:
-            spool.claim(0, 0.0)  # makes the next segment ahead
+            spool.claim(0, 0.0)  # creates the next segment ahead
     assert len(place.segments()) >= 4
     system.lose_power()
     assert sorted(filter(None, drained(place.spool()))) == ids(*range(9))
@@ -309,7 +309,7 @@ def test_a_parent_directory_that_can_not_be_read_does_not_keep_a_spool_from_bein
 
 
 def test_nothing_is_appended_behind_a_write_that_came_short(place: Place) -> None:
-    """A reader of a segment that grows waits at the gap: what was accepted behind it would wait, too."""
+    """The reader of a growing segment waits at a gap, so a record behind it would wait, too."""
     spool = place.spool()
     spool.put(event(1))
     place.disk.capacity = place.disk.used() + 50
@@ -329,7 +329,7 @@ def test_nothing_is_appended_behind_a_write_that_came_short(place: Place) -> Non
 
 
 def parts_of(text: str, data: bytes) -> list[Record | Gap]:
-    """What is in a segment."""
+    """Return the records and gaps of a segment."""
     name = SegmentName.parse(text)
     assert name is not None
     reader = Reader(lambda size, at: data[at : at + size], name.salt, size=len(data))
@@ -340,7 +340,7 @@ def parts_of(text: str, data: bytes) -> list[Record | Gap]:
 
 
 def test_a_file_that_a_person_removed_is_not_waited_for(place: Place) -> None:
-    """All in it was delivered; a flush until it is must not wait for it to be seen once more."""
+    """Its envelopes were delivered, so a flush must not wait for the drainer to see them."""
     spool = place.spool()
     spool.put(event(1))
     assert drained(spool) == ids(1)
@@ -349,7 +349,7 @@ def test_a_file_that_a_person_removed_is_not_waited_for(place: Place) -> None:
     for name in place.segments():
         folder.names.pop(name).links -= 1
     place.disk.touch(folder)
-    for _ in range(5):  # the drainer sees that it is gone before the writer does
+    for _ in range(5):  # the drainer notices the removal before the writer does
         place.clock.now += 0.3
         spool.claim(0, 0.0)
     assert spool.stats().waiting == 0
@@ -359,7 +359,7 @@ def test_a_file_that_a_person_removed_is_not_waited_for(place: Place) -> None:
 
 
 def test_a_fork_that_nobody_saw_begins_anew(place: Place) -> None:
-    """Another process id: the parent's descriptors are let go of, its envelopes are its own."""
+    """The process id shows it: the child closes the parent's descriptors and begins new segments."""
     spool = place.spool()
     spool.put(event(1))
     system = place.system(spool)
@@ -371,7 +371,7 @@ def test_a_fork_that_nobody_saw_begins_anew(place: Place) -> None:
 
 
 def test_a_forked_child_closes_no_descriptor_that_means_another_file_by_now(place: Place) -> None:
-    """A daemoniser closed all there were, and what the app opened since has their numbers."""
+    """The app may have closed all descriptors and opened files that have their numbers."""
     spool = place.spool()
     spool.put(event(1))
     spool.put(session(2))
@@ -386,7 +386,7 @@ def test_a_forked_child_closes_no_descriptor_that_means_another_file_by_now(plac
 
 
 def test_a_roll_that_fails_leaves_the_old_segment_in_use(place: Place) -> None:
-    """Out of inodes, not of room: there is a file to write to."""
+    """Without free inodes no file can be created, but the old one can be written to."""
     spool = place.spool(segment_bytes=16 * 1024)
     for number in range(2):
         spool.put(event(number, "x" * 9000))
@@ -397,7 +397,7 @@ def test_a_roll_that_fails_leaves_the_old_segment_in_use(place: Place) -> None:
 
 
 def test_a_busy_process_has_its_next_segment_ready(place: Place) -> None:
-    """Making a file takes longer than writing a record: the claiming thread does it, not a capture."""
+    """Creating a file takes longer than writing a record, so the claiming thread does it."""
     spool = place.spool(segment_bytes=32 * 1024)
     for number in range(2):
         spool.put(event(number, "x" * 9000))
@@ -417,7 +417,7 @@ def test_a_busy_process_has_its_next_segment_ready(place: Place) -> None:
 
 
 def test_a_process_that_fills_several_segments_a_second_has_as_many_ready(place: Place) -> None:
-    """It is looked after once a second: what a burst needed is there for the next one, within reason."""
+    """`prepare` runs once a second: it creates as many segments as the last burst needed, up to a limit."""
     spool = place.spool(drain=False, segment_bytes=16 * 1024)
     for number in range(7):
         spool.put(event(number, "x" * 9000))
@@ -438,7 +438,7 @@ def test_a_process_that_fills_several_segments_a_second_has_as_many_ready(place:
 
 
 def test_who_can_not_roll_at_once_does_not_wait(place: Place) -> None:
-    """Another thread is at it, or this one was interrupted there: a segment for one record."""
+    """While another thread changes the segment, or this one was interrupted there, a record gets its own."""
     spool = place.spool()
     writer = spool._current().writer
     assert writer is not None
@@ -451,7 +451,7 @@ def test_who_can_not_roll_at_once_does_not_wait(place: Place) -> None:
 
 
 def test_interrupted_inside_its_lock_the_spool_does_not_wait_for_itself(place: Place) -> None:
-    """A signal handler may settle, claim or close while this thread is in a claim."""
+    """A signal handler may settle, claim or close while this thread is inside a claim."""
     spool = place.spool()
     for number in range(3):
         spool.put(event(number))
@@ -470,7 +470,7 @@ def test_interrupted_inside_its_lock_the_spool_does_not_wait_for_itself(place: P
 
 
 def test_losses_that_find_no_place_stay_with_who_counted_them(place: Place) -> None:
-    """They are told later, or by that process itself."""
+    """That process writes them later, or reports them itself."""
     spool = place.spool(drain=False)
     report = (("queue_overflow", "error", 1),)
     place.disk.failing = {"create": errno.EIO}
@@ -482,7 +482,7 @@ def test_losses_that_find_no_place_stay_with_who_counted_them(place: Place) -> N
 
 
 def test_closing_with_losses_on_a_full_disk_ends_all_the_same(place: Place) -> None:
-    """Counts are not worth an exception at the end."""
+    """Losing the counts is better than an exception at the end."""
     spool = place.spool()
     spool.put(event(1))
     spool.claim(0, 0.0)
@@ -493,7 +493,7 @@ def test_closing_with_losses_on_a_full_disk_ends_all_the_same(place: Place) -> N
 
 
 def test_credentials_that_can_not_be_stored_leave_nothing(place: Place) -> None:
-    """Half a DSN is worse than none."""
+    """A part of a DSN would be worse than none."""
     system = DiskSystem(place.disk, 5)
     directory = open_directory(system, "/spool", IDENTITY)
     place.disk.failing = {"rename": errno.EIO}
@@ -509,7 +509,7 @@ def test_credentials_that_can_not_be_stored_leave_nothing(place: Place) -> None:
 
 
 def test_a_full_spool_keeps_memory_waiting(place: Place) -> None:
-    """What was held in memory goes to the disk when there is room."""
+    """The envelopes in memory are written to the disk when there is room."""
     spool = place.spool(max_bytes=100_000, drain=False)
     place.disk.failing = {"write": errno.EIO}
     spool.put(event(1))
@@ -529,7 +529,7 @@ def test_a_full_spool_keeps_memory_waiting(place: Place) -> None:
 
 
 def test_the_lanes_of_all_classes_are_read_ahead_and_survive_an_eviction(place: Place) -> None:
-    """What was read ahead of a segment that was given up must not come out."""
+    """An entry that was read ahead must not be claimed after its segment was given up."""
     first = place.spool()
     for number in range(3):
         first.put(log_entry(number))
@@ -547,7 +547,7 @@ def test_the_lanes_of_all_classes_are_read_ahead_and_survive_an_eviction(place: 
 
 
 def test_a_claim_that_waits_looks_again_when_something_is_put() -> None:
-    """At rest the drainer looks four times a second; its own process's captures don't wait for that."""
+    """An idle drainer looks four times a second, but a capture of its process wakes it."""
     place = Place()
     spool = FileSpool("/spool", IDENTITY, system=DiskSystem(place.disk, 1))
     found: list[object] = []
@@ -561,7 +561,7 @@ def test_a_claim_that_waits_looks_again_when_something_is_put() -> None:
 
 
 class FailingAt(DiskSystem):
-    """A process whose nth system call fails; closing always works."""
+    """A process whose system call number `at` fails, unless it is a close."""
 
     def __init__(self, place: Place, at: int) -> None:
         super().__init__(place.disk, 7)
@@ -575,7 +575,7 @@ class FailingAt(DiskSystem):
 
 @pytest.mark.parametrize("durability", ["process", "host"])
 def test_no_call_that_fails_at_the_start_leaves_a_descriptor(place: Place, durability: str) -> None:
-    """It is tried again four times a second as long as the disk is broken: descriptors would run out."""
+    """Opening is tried again four times a second while the disk is broken: descriptors would run out."""
     for at in range(1, 200):
         system = FailingAt(Place(), at)
         spool = FileSpool(
@@ -596,7 +596,7 @@ def test_no_call_that_fails_at_the_start_leaves_a_descriptor(place: Place, durab
 
 
 def test_a_directory_that_somebody_else_opens_up_leaves_no_descriptor(place: Place) -> None:
-    """The same for what a person has to put right."""
+    """The same for a directory that a person has to correct."""
     place.spool().close()
     node = place.disk.find(f"/spool/{IDENTITY}/dead")
     assert node is not None
@@ -607,7 +607,7 @@ def test_a_directory_that_somebody_else_opens_up_leaves_no_descriptor(place: Pla
 
 
 class SlowerSystem(DiskSystem):
-    """A process that finds what it makes made by another one just before."""
+    """A process whose files and directories another process creates just before it does."""
 
     def make_directory(self, path: str, *, within: int | None = None) -> None:
         super().make_directory(path, within=within)
@@ -620,7 +620,7 @@ class SlowerSystem(DiskSystem):
 
 
 def test_processes_that_begin_a_spool_at_once_do_not_disturb_each_other(place: Place) -> None:
-    """All workers of an app come up together, on an empty disk; and no draft of any stays."""
+    """All workers of an app start together on an empty disk; none leaves a draft."""
     spool = FileSpool("/spool", IDENTITY, system=SlowerSystem(place.disk, 7), clock=place.clock)
     assert spool.facts().trouble is None
     root = place.disk.find("/spool")
@@ -629,7 +629,7 @@ def test_processes_that_begin_a_spool_at_once_do_not_disturb_each_other(place: P
 
 
 def test_what_is_removed_is_told_from_what_is_not(place: Place) -> None:
-    """Writing on to a file without a name loses it; beginning anew for nothing costs a warning each time."""
+    """Records in a removed file are lost; a needless new segment costs a warning."""
     system = DiskSystem(place.disk, 7)
     directory = open_directory(system, "/spool", IDENTITY)
     fd = system.create("a", directory.segments)
@@ -647,7 +647,7 @@ def test_what_is_removed_is_told_from_what_is_not(place: Place) -> None:
 
 
 def test_segments_that_are_done_leave_no_descriptor(place: Place) -> None:
-    """Neither their own nor their ack log's: a drainer goes through thousands of them."""
+    """The descriptors of segment and ack log are closed, as a drainer reads thousands of them."""
     spool = place.spool()
     spool.claim(0, 0.0)
     system = place.system(spool)
@@ -674,7 +674,7 @@ def test_segments_that_are_done_leave_no_descriptor(place: Place) -> None:
 
 
 def test_counting_a_backlog_keeps_no_segment_open(place: Place) -> None:
-    """There may be more of them than descriptors; only those whose turn has come are open."""
+    """There may be more segments than descriptors, so only those being read are open."""
     for number in range(20):
         other = place.spool(drain=False)
         other.put(event(number))
@@ -689,7 +689,7 @@ def test_counting_a_backlog_keeps_no_segment_open(place: Place) -> None:
 
 
 def test_what_was_held_in_memory_is_as_old_as_it_was(place: Place) -> None:
-    """Its age decides when it is given up, and it is one of what this process put."""
+    """Its age counts from the put, and it is one of this process's puts."""
     spool = place.spool()
     place.disk.failing = {"write": errno.EIO}
     spool.put(event(1))
@@ -701,7 +701,7 @@ def test_what_was_held_in_memory_is_as_old_as_it_was(place: Place) -> None:
 
 
 def test_a_disk_in_trouble_costs_a_capture_nothing(place: Place, caplog: pytest.LogCaptureFixture) -> None:
-    """It is tried again four times a second, and not by each; and one line is written for all of that."""
+    """The disk is tried four times a second and not with each capture; one warning is logged."""
     spool = place.spool(drain=False)
     place.disk.failing = {"create": errno.EIO}
     spool.put(event(1))
@@ -718,7 +718,7 @@ def test_a_disk_in_trouble_costs_a_capture_nothing(place: Place, caplog: pytest.
 
 
 def test_a_change_that_the_directorys_stamp_does_not_show_is_seen(place: Place) -> None:
-    """A stamp is as coarse as the kernel's tick, and some filesystems keep none."""
+    """A modification time is as coarse as the kernel's tick, and some filesystems have none."""
     spool = place.spool()
     folder = place.disk.find(f"/spool/{IDENTITY}/seg")
     assert folder is not None
@@ -734,7 +734,7 @@ def test_a_change_that_the_directorys_stamp_does_not_show_is_seen(place: Place) 
 
 
 def test_a_status_that_can_not_be_replaced_leaves_no_draft(place: Place) -> None:
-    """It is published once a second."""
+    """The status is published once a second, so drafts would pile up."""
     spool = place.spool()
     place.disk.failing = {"rename": errno.EIO}
     spool.claim(0, 0.0)
@@ -744,7 +744,7 @@ def test_a_status_that_can_not_be_replaced_leaves_no_draft(place: Place) -> None
 
 
 def test_a_letter_that_can_not_be_kept_leaves_no_draft_and_one_that_is_kept_is_counted(place: Place) -> None:
-    """The figure is what sends a person to look."""
+    """The number in the status makes a person inspect the dead letters."""
     spool = place.spool()
     for number in range(2):
         spool.put(event(number))
@@ -778,7 +778,7 @@ def test_figures_that_do_not_change_are_published_once_a_minute(place: Place) ->
 
 
 def test_a_backlog_is_written_to_the_disk_once(place: Place) -> None:
-    """By a drainer that has nothing else to do, and only what grows no more."""
+    """An idle drainer syncs each segment that no longer grows."""
     first = place.spool(drain=False)
     first.put(event(1))
     first.close()
@@ -799,7 +799,7 @@ def test_a_backlog_is_written_to_the_disk_once(place: Place) -> None:
 
 
 def test_the_size_of_an_ended_sync_is_not_that_of_what_came_during_it() -> None:
-    """What was appended while it ran may not be on the disk: it gets one of its own."""
+    """A record that was appended during a sync may not be on the disk: it needs another one."""
     begun, end, synced = threading.Event(), threading.Event(), []
 
     class Slow(DiskSystem):

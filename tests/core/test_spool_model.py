@@ -1,7 +1,7 @@
-"""Processes that share a spool on a disk that fails, and that die at any system call: the invariants hold.
+"""A model of processes that share a spool on a failing disk and die at any system call.
 
-The model: what was accepted on the disk is delivered, or was hit by damage or evicted and counted; nothing
-arrives that was not put; and nothing arrives more often than dead drainers explain.
+The invariants: an envelope accepted on the disk is delivered, unless it was damaged or evicted, and is then
+counted; no envelope is delivered that was not put; none is delivered more often than dead drainers explain.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from transport_kit.queues.protocol import Claim
 from transport_kit.queues.spool import FileSpool
 
 IDENTITY = "0123456789abcdef"
-#: Claims that one process holds at most, like a worker's senders.
+#: Most claims of one process, like the senders of a worker.
 IN_HAND = 4
-#: What is put, by name; and what a process does, the usual more often.
+#: The envelopes that are put, by name.
 KINDS: dict[str, Callable[[int], SealedEnvelope]] = {
     "event": event,
     "large": lambda number: event(number, "x" * 9000),
     "session": session,
     "log": log_entry,
 }
+#: The operations of a process, the usual ones more often.
 WORK = [
     *KINDS,
     "event",
@@ -56,9 +57,9 @@ WORK = [
 
 def number_of(body: bytes) -> bytes:
     """Return the number of an envelope, as its bytes and those of its segment contain it."""
-    found = re.search(rb"[0-9a-f]{32}", body)
-    assert found is not None
-    return found[0]
+    match = re.search(rb"[0-9a-f]{32}", body)
+    assert match is not None
+    return match[0]
 
 
 class Process:
@@ -80,9 +81,9 @@ class Process:
 
 
 class SpoolMachine(RuleBasedStateMachine):
-    """See the module."""
+    """The model; see the module."""
 
-    #: Of all examples so far: what was done, to a process or to the disk.
+    #: Operations on processes and the disk, in all examples so far.
     steps = 0
 
     def __init__(self) -> None:
@@ -96,7 +97,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.accepted: set[bytes] = set()
         self.delivered: Counter[bytes] = Counter()
         self.buried: set[bytes] = set()
-        self.repeats = 0  # that dead drainers and lost ack logs explain
+        self.repeats = 0  # repeated deliveries that dead drainers and lost ack logs explain
         self.acks_unsure = False
         self.hits = 0
         self.evicted: set[bytes] = set()
@@ -120,7 +121,7 @@ class SpoolMachine(RuleBasedStateMachine):
         if process in self.processes:
             self.processes.remove(process)
 
-    # -- what happens ----------------------------------------------------------------------------------
+    # -- operations ------------------------------------------------------------------------------------
 
     @rule(steps=st.lists(st.tuples(st.integers(0, 2), st.sampled_from(WORK)), min_size=5, max_size=25))
     def work(self, steps: list[tuple[int, str]]) -> None:
@@ -156,7 +157,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def settles(self, process: Process, how: str) -> None:
         claim = process.claims.pop(0)
         body = claim.sealed.unpacked().serialize()
-        self.repeats += 1  # until the settling has come to its end
+        self.repeats += 1  # until the settling has returned
         if how == "ack":
             self.delivered[body] += 1
             process.spool.ack([claim])
@@ -199,13 +200,14 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule(deaths=st.booleans(), share=st.sampled_from([0.5, 0.9, 0.99]))
     def has_less_room(self, deaths: bool, share: float) -> None:
-        """A bound that segments are over: victims are looked for, and given up or spared. With `deaths`, all
-        who could write more die just before.
+        """Lower the limit of bytes for one round of eviction.
+
+        With `deaths`, all other processes, which could append more, die just before.
         """
         SpoolMachine.steps += 1
         process = next((each for each in self.processes if each.spool.facts().draining), None)
         if process is None or process.system.dies_at is not None:
-            return  # what a death during an eviction leaves uncounted is no subject here
+            return  # losses that a death during an eviction leaves uncounted are not tested here
         maintenance = process.spool._current().maintenance
         if maintenance is None:
             return
@@ -228,7 +230,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def begins_to_fail(self, call: str, error: int) -> None:
         SpoolMachine.steps += 1
         self.disk.failing = {call: error}
-        # An ack that can't be written is forgotten with the process.
+        # An ack that can't be written is lost with the process.
         self.acks_unsure = True
 
     @rule(room=st.integers(0, 30_000))
@@ -257,7 +259,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.hits += 1
         self.acks_unsure = True  # it may have been an ack log
 
-    # -- what always holds -----------------------------------------------------------------------------
+    # -- invariants ------------------------------------------------------------------------------------
 
     @invariant()
     def nothing_comes_that_was_not_put(self) -> None:

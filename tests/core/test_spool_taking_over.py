@@ -1,4 +1,4 @@
-"""Who drains a spool, and what is known of it when that changes: processes on a disk in memory."""
+"""Elections of the drainer, and the figures of processes when it changes, on a disk in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _place() -> Place:
 
 
 def test_an_app_leaves_the_drain_to_a_forwarder_that_comes(place: Place) -> None:
-    """With a forwarder app processes only write; what is in their hands they bring to an end first."""
+    """With a forwarder app processes only write, once their claimed envelopes are settled."""
     app = place.spool()
     for number in range(3):
         app.put(event(number))
@@ -44,7 +44,7 @@ def test_an_app_leaves_the_drain_to_a_forwarder_that_comes(place: Place) -> None
 
 
 def test_nobody_drains_is_said(place: Place) -> None:
-    """Envelopes pile up, and a health page must say why."""
+    """Envelopes pile up, and health must show why."""
     spool = place.spool()
     spool.put(event(1))
     spool.claim(1, 0.0)
@@ -57,7 +57,7 @@ def test_nobody_drains_is_said(place: Place) -> None:
 
 
 def test_a_process_that_only_writes_reports_the_one_that_drains(place: Place) -> None:
-    """Its health must not call for a drainer that is there."""
+    """Its health must not report a missing drainer."""
     writer = place.spool(drain=False)
     drainer = place.spool()
     drainer.claim(0, 0.0)
@@ -77,7 +77,7 @@ def test_a_process_that_only_writes_reports_the_one_that_drains(place: Place) ->
 
 
 def test_a_spool_that_only_writes_does_not_end_the_drain_of_another_in_its_process(place: Place) -> None:
-    """It looks at a lock file, and closing any descriptor of that would end the lock of its process."""
+    """Closing any descriptor of a lock file, even one opened to look at it, ends the process's lock."""
     system = DiskSystem(place.disk, 7)
     drainer = FileSpool("/spool", IDENTITY, system=system, clock=place.clock)
     writer = FileSpool("/spool", IDENTITY, system=system, clock=place.clock, drain=False)
@@ -93,14 +93,14 @@ def test_a_spool_that_only_writes_does_not_end_the_drain_of_another_in_its_proce
 
 
 def test_what_others_delivered_is_not_waited_for_after_taking_over(place: Place) -> None:
-    """A writer knows what it wrote; a flush until all is delivered must not wait for what is long gone."""
+    """A new drainer knows what it wrote itself; a flush must not wait for envelopes delivered long ago."""
     drainer = place.spool()
     drainer.claim(0, 0.0)
     writer = place.spool(segment_bytes=1)
     for number in range(8):
         writer.put(event(number, "x" * 9000))
     assert len(drained(drainer)) == 8
-    writer.claim(0, 0.0)  # closes what is full
+    writer.claim(0, 0.0)  # closes full segments
     place.clock.now += 2
     assert drained(drainer) == []
     place.die(drainer)
@@ -114,7 +114,7 @@ def test_what_others_delivered_is_not_waited_for_after_taking_over(place: Place)
 
 
 def test_a_process_that_puts_a_lot_runs_for_the_drain_meanwhile(place: Place) -> None:
-    """A busy process need not come to its claims: the drain is taken over all the same."""
+    """A busy process may not reach its next claim, so puts try to become the drainer, too."""
     drainer = place.spool()
     drainer.claim(0, 0.0)
     writer = place.spool()
@@ -131,7 +131,7 @@ def test_a_process_that_puts_a_lot_runs_for_the_drain_meanwhile(place: Place) ->
 
 
 def test_what_was_released_is_not_suspected_by_the_next_drainer(place: Place) -> None:
-    """It outlived its attempt: the death that came later was not its own, and it goes with the others."""
+    """Its drainer survived the attempt and died later, so it is claimed with the others."""
     first = place.spool()
     for number in range(3):
         first.put(event(number))
@@ -142,7 +142,7 @@ def test_what_was_released_is_not_suspected_by_the_next_drainer(place: Place) ->
 
 
 def test_no_other_spool_of_the_process_ends_the_drain_of_the_first(place: Place) -> None:
-    """Closing any descriptor of a lock file would end the lock: nobody opens a second one."""
+    """Closing any descriptor of a lock file would end the lock, so no second one is opened."""
     system = DiskSystem(place.disk, 7)
     first, second, third = (FileSpool("/spool", IDENTITY, system=system, clock=place.clock) for _ in range(3))
     first.claim(0, 0.0)
@@ -162,7 +162,7 @@ def test_no_other_spool_of_the_process_ends_the_drain_of_the_first(place: Place)
 
 
 def test_one_of_a_forked_child_s_spools_drains(place: Place) -> None:
-    """The candidacy that it inherited is its parent's; the one that takes its place is one for all."""
+    """It does not use its parent's election; one object of the child takes its place for all spools."""
     system = DiskSystem(place.disk, 7)
     spools = [FileSpool("/spool", IDENTITY, system=system, clock=place.clock) for _ in range(2)]
     spools[0].claim(0, 0.0)
@@ -173,7 +173,7 @@ def test_one_of_a_forked_child_s_spools_drains(place: Place) -> None:
 
 
 def test_what_nobody_has_looked_at_yet_may_wait(place: Place) -> None:
-    """A flush right after the start must not take a spool for empty whose drainer was killed at once."""
+    """Right after the start, a flush must not take the spool for empty: its drainer may have been killed."""
     first = place.spool(drain=False)
     first.put(event(1))
     place.die(first)

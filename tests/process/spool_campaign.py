@@ -1,11 +1,11 @@
 """The SIGKILL campaign: processes that share a spool are killed at random moments; nothing accepted is lost.
 
 Run as a program: `python tests/process/spool_campaign.py --trials 1000 [--seed N]`. Each trial forks
-writers that capture through whole transports, kills some of them, and lets a last process deliver what is
-left. A writer notes an id in a file of its own after it was accepted, with one write; the receiver notes
-what it answered with 200. Exit status 1 if an accepted id neither arrived nor is a dead letter, if something
-arrived that nobody sent, or if there are more duplicates than dead drainers can have had in hand. A dead
-letter is what is left when five drainers in a row were killed over the envelope that each began with.
+writers that capture through whole transports, kills some of them, and lets a last process deliver the
+rest. A writer writes each accepted id to a file of its own, with one write; the receiver records the ids that
+it answered with 200. Exit status 1 if an accepted id neither arrived nor is a dead letter, if an id arrived
+that was not sent, or if there are more duplicates than dead drainers can have claimed. An envelope becomes a
+dead letter when five drainers in a row were killed while they delivered it first.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def write(dsn: str, path: Path, notes: Path, trial: int, writer: int, kind: str)
         transport.capture_event({"event_id": f"{trial:08x}{writer:04x}{0xFFFFFF:020x}"})
         os.setpgrp()
         if ctypes.PyDLL(None).fork() == 0:
-            # Nobody told us: this child holds descriptors of segments, and does nothing with them until
-            # its group is killed. It may hang in the interpreter just as well.
+            # A fork without hooks: this child keeps descriptors of segments open, and does nothing until its
+            # group is killed.
             ctypes.PyDLL(None).pause()
 
     def run(thread: int) -> None:
@@ -107,9 +107,9 @@ def write(dsn: str, path: Path, notes: Path, trial: int, writer: int, kind: str)
             number += 1
             event_id = f"{trial:08x}{writer:04x}{number:020x}"
             before = spool.facts().fell_back
-            taken = transport.capture_event({"event_id": event_id, "extra": {"padding": padding}})
-            # What had to be taken into memory is lost with the process, and says so in health.
-            if taken and spool.facts().fell_back == before:
+            accepted = transport.capture_event({"event_id": event_id, "extra": {"padding": padding}})
+            # An envelope in memory is lost with the process; `fell_back` counts it.
+            if accepted and spool.facts().fell_back == before:
                 os.write(fd, event_id.encode() + b"\n")
             time.sleep(0.0005)
 
@@ -137,7 +137,7 @@ def finish(dsn: str, path: Path) -> None:
     transport = transport_on(dsn, path)
     transport.start()
     deadline = time.monotonic() + PATIENCE
-    # A flush asks what is known; what nobody has looked at yet is known a look later.
+    # A flush counts only segments that the drainer has looked at, so it is repeated while files exist.
     while (files := list(path.glob("*/seg/*.log"))) and time.monotonic() < deadline:
         transport.flush(0.05, until="delivered")
     left = transport.flush(1.0, until="delivered")
@@ -198,8 +198,8 @@ def trial(number: int, dsn: str, root: Path, rng: random.Random, tally: Tally, s
     began = time.monotonic()
     last = forked(lambda: finish(dsn, path))
     if kind == "fork":
-        time.sleep(0.3)  # everything is delivered while that child holds the locks, and removed after
-        with contextlib.suppress(ProcessLookupError):  # it was killed before it had a group
+        time.sleep(0.3)  # everything is delivered while that child holds the locks, and removed after its end
+        with contextlib.suppress(ProcessLookupError):  # the writer was killed before it had a group
             os.killpg(first, signal.SIGKILL)
     _, status = os.waitpid(last, 0)
     tally.longest = max(tally.longest, time.monotonic() - began)
