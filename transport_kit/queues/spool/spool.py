@@ -53,7 +53,7 @@ from transport_kit.runtime.log import log
 
 __all__ = ["FileSpool"]
 
-#: Bytes. Below this the files would cost more than they hold.
+#: Least bytes of a segment; the smallest spool that options allow has room for several of them.
 SMALLEST_SEGMENT: Final = 16 * 1024
 _ENVELOPE: Final = int(RecordKind.ENVELOPE)
 _LOSSES_RANK: Final = int(Priority.TRANSACTION)
