@@ -122,11 +122,11 @@ def test_a_process_that_puts_a_lot_runs_for_the_drain_meanwhile(place: Place) ->
     place.die(drainer)
     for number in range(PUTS_A_CANDIDACY):
         writer.put(event(number))
-    assert not writer._current().election.held, "it ran a moment ago"  # type: ignore[union-attr]
+    assert not writer._current().election.draining, "it ran a moment ago"  # type: ignore[union-attr]
     place.clock.now += 0.2
     for number in range(PUTS_A_CANDIDACY):
         writer.put(event(number))
-    assert writer._current().election.held  # type: ignore[union-attr]
+    assert writer._current().election.draining  # type: ignore[union-attr]
     assert writer.claim(1, 0.0)
 
 

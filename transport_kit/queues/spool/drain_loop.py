@@ -86,7 +86,7 @@ class DrainLoop:
         won = False
         try:
             if self._may_drain:
-                won = not election.held and election.attempt()
+                won = not election.draining and election.attempt()
             else:
                 election.observe()
             state.holder = election.holder
@@ -178,7 +178,7 @@ class DrainLoop:
         if state.drainer is None:
             if now >= state.candidacy_at + CANDIDACY:
                 self.run(state, now)
-            if state.election is not None and state.election.held:
+            if state.election is not None and state.election.draining:
                 self._take_over(state)
             elif now >= state.status_read_at + CANDIDACY:
                 self._read_status(state, now)

@@ -31,7 +31,7 @@ class Election:
         forwarder: True for a process that exists to drain; it is preferred to others.
 
     Attributes:
-        held: True if this process is the drainer.
+        draining: True if this process is the drainer.
         holder: Process id of the drainer at the last look; None for none, 0 if the number is unknown.
     """
 
@@ -43,7 +43,7 @@ class Election:
         self._drain_fd = -1
         self._forward_fd = -1
         self._forwarding = False
-        self.held = False
+        self.draining = False
         self.holder: int | None = None
 
     def attempt(self) -> bool:
@@ -52,7 +52,7 @@ class Election:
         Raises:
             OSError: The lock files can't be opened.
         """
-        if self.held:
+        if self.draining:
             return True
         if not self._acquire_files():
             return False
@@ -64,11 +64,11 @@ class Election:
         if self._forwarder and not self._forwarding:
             self._forwarding = system.try_lockf(self._forward_fd)
         if not self.preferred_elsewhere and system.try_lockf(self._drain_fd):
-            self.held = True
+            self.draining = True
             self.holder = self._pid
         else:
             self.holder = system.lockf_holder(self._drain_fd)
-        return self.held
+        return self.draining
 
     def observe(self) -> None:
         """Set `holder` without a candidacy: for a process that only writes.
@@ -107,7 +107,7 @@ class Election:
 
     def resign(self) -> None:
         """Stop draining and give up the candidacy; `attempt` starts a new one."""
-        self.held = self._forwarding = False
+        self.draining = self._forwarding = False
         descriptors = (self._drain_fd, self._forward_fd)
         self._drain_fd = self._forward_fd = -1
         for fd in descriptors:
