@@ -251,7 +251,7 @@ class Inspection:
 
     @contextlib.contextmanager
     def _open_segment(self, name: SegmentName) -> Iterator[tuple[Reader, dict[int, Progress]] | None]:
-        """Return a reader of a segment and its parsed ack log; None if it can't be read, or is not for us."""
+        """Return a reader of a segment and its parsed ack log; None if it can't be read by this version."""
         system, within = self._system, self._directory.segments
         try:
             fd = system.open_file(str(name), within)
