@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import socket
 import ssl
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from tests.core.connections_support import (
     PATH,
     HttpProxy,
+    Raw,
     SocksProxy,
     Tls,
     failure,
@@ -302,3 +304,26 @@ def test_a_bad_proxy_fails_at_construction() -> None:
     """With the option's name."""
     with pytest.raises(OptionsError, match="proxy"):
         ConnectionPool("http://h", TransportOptions(proxy="gopher://h"), environ={})
+
+
+def test_a_proxy_that_answers_without_end_costs_a_bounded_number_of_bytes(tls: Tls) -> None:
+    """Interim answers are skipped one by one, and nothing else counts them."""
+    sent = 0
+
+    def serve(sock: socket.socket, _: int) -> None:
+        nonlocal sent
+        sock.recv(65536)
+        while sent < 50_000_000:
+            sent += sock.send(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+    with (
+        Raw(serve) as raw,
+        make_pool(
+            "https://127.0.0.1:9",
+            ca_certs=tls.bundle,
+            proxy=f"http://127.0.0.1:{raw.port}",
+            connect_timeout=min(300.0, SOON),
+        ) as pool,
+    ):
+        assert failure(pool).kind == "proxy"
+    assert sent < 10_000_000

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 __all__ = ["ConnectionPool"]
 
 _IDLE_SECONDS = 60.0
+# Bytes of a proxy's answer to CONNECT: http.client bounds each head of it, but not how many come.
+_LONGEST_PROXY_ANSWER = 128 * 1024
 _PORTS = {"http": 80, "https": 443}
 _is_name = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _is_value = re.compile(r"[\t -~\x80-\xff]*").fullmatch
@@ -437,6 +439,7 @@ class _ProxyAnswer(io.RawIOBase):
     def __init__(self, deadline: float, clock: Callable[[], float]) -> None:
         self._deadline = deadline
         self._clock = clock
+        self._room = _LONGEST_PROXY_ANSWER
         self.begun = False
 
     def __call__(self, sock: socket.socket, method: str | None = None) -> http.client.HTTPResponse:
@@ -458,6 +461,9 @@ class _ProxyAnswer(io.RawIOBase):
             raise TimeoutError("the proxy's answer took too long")
         self._sock.settimeout(remaining)
         count = self._sock.recv_into(buffer)
+        self._room -= count
+        if self._room < 0:
+            raise ValueError("the proxy's answer is too long")
         self.begun = self.begun or count > 0
         return count
 

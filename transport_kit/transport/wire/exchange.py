@@ -5,7 +5,9 @@ Owns the bytes on the wire and nothing else: opening, choosing and keeping conne
 10 kB POST, a write and a read spend 17.
 
 Strict, because an answer is hostile input: what is not exactly HTTP/1.x framing is an error, every
-part is bounded, and the deadline holds for the whole exchange, however slowly bytes drip.
+part is bounded, and the deadline holds for the whole exchange, however slowly bytes drip. One exception: a
+complete head with a 2xx, after the whole request was sent, is an answer however bent the rest is, as the
+server has the envelope; it costs the connection.
 
 Threads: `exchange` keeps no state; a socket belongs to one caller at a time.
 
@@ -41,6 +43,7 @@ _RECV = 16 * 1024
 _JOINED = 64 * 1024
 _CONTROLS = bytes(code for code in (*range(32), 127) if code != 9)
 _is_token = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+_success_line = re.compile(rb"HTTP/1\.[01] (2[0-9][0-9])(?: [^\r\n]*)?(?:\r?\n|\Z)").match
 _chunk_line = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t -~\x80-\xff]*)?").fullmatch
 # By name, because importing ssl costs 20 ms and only a TLS socket can raise these.
 _TLS_WOULD_BLOCK = frozenset({"SSLWantReadError", "SSLWantWriteError"})
@@ -65,6 +68,8 @@ class Response:
         headers: Lower-case names; repeats joined by a comma and a space.
         body: Without chunked framing, not decoded otherwise; at most 64 KiB of it.
         reusable: Whether the connection may carry another exchange.
+
+    A 2xx whose framing is bent has the headers that can be read and no body, and is not reusable.
     """
 
     status: int
@@ -144,13 +149,28 @@ def exchange(
 class _Exchange:
     """One exchange under way: the bytes that came and are not used yet, and how far it got."""
 
-    __slots__ = ("_answered", "_body_sent", "_buffer", "_clock", "_deadline", "_sock")
+    __slots__ = (
+        "_answered",
+        "_bent",
+        "_body_sent",
+        "_buffer",
+        "_clock",
+        "_deadline",
+        "_interims",
+        "_searched",
+        "_sock",
+    )
 
     def __init__(self, sock: Stream, deadline: float, clock: Callable[[], float]) -> None:
         self._sock = sock
         self._deadline = deadline
         self._clock = clock
         self._buffer = bytearray()
+        # How far the buffer was searched for the end of a head.
+        self._searched = 0
+        self._interims = 0
+        # The head of a 2xx is not HTTP to the letter.
+        self._bent = False
         self._body_sent = False
         self._answered = False
 
@@ -204,48 +224,74 @@ class _Exchange:
             self._raise("reset", "the connection was closed while the body was being sent")
         self._buffer += data
         self._answered = True
-        while self._buffer.startswith(b"HTTP/1.1 1") and b"\r\n\r\n" in self._buffer:
-            self._head()
-        return len(self._buffer) > 9 and not self._buffer.startswith(b"HTTP/1.1 1")
+        while self._is_interim() and (block := self._whole_head()) is not None:
+            self._skip_interim(self._parse(block)[1])
+        return len(self._buffer) > 9 and not self._is_interim()
+
+    def _is_interim(self) -> bool:
+        """True if the buffer begins with an answer whose status is 1xx."""
+        return self._buffer.startswith(b"HTTP/1.") and self._buffer[8:10] == b" 1"
 
     # -- in ----------------------------------------------------------------------------------------
 
     def answer(self) -> Response:
         """Read the answer, interim ones skipped, to its end or to the limits."""
-        for _ in range(_MAX_INTERIM):
+        persistent, status, headers = self._head()
+        while status < 200:
+            self._skip_interim(status)
             persistent, status, headers = self._head()
-            if status >= 200:
-                break
-            if status == 101:
-                self._raise("protocol", "the server switched protocols unasked")
-        else:
-            self._raise("protocol", "too many interim answers")
-        body, complete = self._body(status, headers)
+        try:
+            body, complete = self._body(status, headers)
+        except ExchangeError:
+            if not (self._body_sent and 200 <= status < 300):
+                raise
+            return Response(status, headers, b"", False)
         connection = headers.get("connection")
         if connection is not None:
             words = {word.strip() for word in connection.lower().split(",")}
             persistent = "close" not in words and (persistent or "keep-alive" in words)
-        reusable = persistent and complete and self._body_sent and not self._buffer
+        reusable = persistent and complete and self._body_sent and not self._buffer and not self._bent
         return Response(status, headers, body, reusable)
 
     def _head(self) -> tuple[bool, int, dict[str, str]]:
         """The next head: whether HTTP/1.1, the status, the headers."""
+        while (block := self._whole_head()) is None:
+            self._fill()
+        try:
+            return self._parse(block)
+        except ExchangeError:
+            # The server has it: a repeat because of a bent header would be a duplicate.
+            match = _success_line(block) if self._body_sent else None
+            if match is None:
+                raise
+            self._bent = True
+            return True, int(match[1]), _readable_headers(block)
+
+    def _whole_head(self) -> bytes | None:
+        """Take a head that came whole out of the buffer, without the empty line; None while it is not."""
         buffer = self._buffer
-        searched = 0
-        while (end := buffer.find(b"\r\n\r\n", searched)) < 0:
-            if len(buffer) > _MAX_HEAD:
-                self._raise("protocol", "the headers are longer than 64 KiB")
+        end, size = buffer.find(b"\r\n\r\n", self._searched), 4
+        if (bare := buffer.find(b"\n\n", self._searched, end if end >= 0 else len(buffer))) >= 0:
+            end, size = bare, 2
+        if end > _MAX_HEAD or (end < 0 and len(buffer) > _MAX_HEAD):
+            self._raise("protocol", "the headers are longer than 64 KiB")
+        if end < 0:
             if not b"HTTP/1.".startswith(buffer[:7]):
                 self._raise("protocol", "the answer is not HTTP/1.x")
-            if b"\n\n" in buffer[max(0, searched - 1) :]:
-                self._raise("protocol", "the lines don't end in CRLF")
-            searched = max(0, len(buffer) - 3)
-            self._fill()
-        if end > _MAX_HEAD:
-            self._raise("protocol", "the headers are longer than 64 KiB")
-        block = bytes(buffer[:end])
-        del buffer[: end + 4]
-        return self._parse(block)
+            self._searched = max(0, len(buffer) - 3)
+            return None
+        # The newline of a bare end stays, for it to be refused.
+        block = bytes(buffer[: end + 1 if size == 2 else end])
+        del buffer[: end + size]
+        self._searched = 0
+        return block
+
+    def _skip_interim(self, status: int) -> None:
+        if status == 101:
+            self._raise("protocol", "the server switched protocols unasked")
+        self._interims += 1
+        if self._interims == _MAX_INTERIM:
+            self._raise("protocol", "too many interim answers")
 
     def _parse(self, block: bytes) -> tuple[bool, int, dict[str, str]]:
         lines = block.decode("latin-1").split("\r\n")
@@ -395,6 +441,17 @@ class _Exchange:
 
     def _raise(self, kind: ExchangeErrorKind, detail: str) -> NoReturn:
         raise ExchangeError(kind, detail, self._body_sent, self._answered) from None
+
+
+def _readable_headers(block: bytes) -> dict[str, str]:
+    """The header lines of a bent head that are as they should be; a continued line has its first part."""
+    headers: dict[str, str] = {}
+    for line in block.splitlines()[1:_MAX_FIELDS]:
+        name, colon, value = line.decode("latin-1").partition(":")
+        if colon and _is_token(name) and len(line.translate(None, _CONTROLS)) == len(line):
+            name, value = name.lower(), value.strip(" \t")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
 
 
 def would_block(error: OSError) -> bool:
