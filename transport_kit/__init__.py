@@ -1,7 +1,7 @@
-"""transport-kit: takes what a web app reports, delivers it in the background, and can say what became of it.
+"""transport-kit: delivers a web app's reports in the background, and accounts for each of them.
 
-The names below are the public ones; what is not among them is private. `transport_kit.testing` is public
-too, and `transport_kit.receiver` with the extra of that name.
+`__all__` lists the public names; every other name is private. `transport_kit.testing` is public too, and so
+is `transport_kit.receiver`, which needs the extra of that name.
 """
 
 from transport_kit.config.dsn import Dsn

@@ -1,4 +1,4 @@
-"""`python -m transport_kit` and the command `transport-kit` are the same."""
+"""The command `transport-kit`, also run by `python -m transport_kit`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Runs the command line. Without the extra `cli` it says how to install it, and exits with 2."""
+    """Run the command line; without the extra `cli`, print the install line and exit with status 2."""
     try:
         import click  # noqa: F401
     except ModuleNotFoundError:

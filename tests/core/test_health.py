@@ -72,7 +72,7 @@ def healthy(**facts: Any) -> Health:
     ],
 )
 def test_the_verdict_and_its_reason(facts: dict[str, Any], status: str, reason: str | None) -> None:
-    """DESIGN section 5: fail asks for a person, warn says what is amiss, pass says nothing."""
+    """`fail` and `warn` each have one reason, `pass` has none."""
     health = healthy(**facts)
     assert health.status == status
     assert len(health.reasons) == (reason is not None)
@@ -145,7 +145,7 @@ def test_absent_facts_are_written_as_absent() -> None:
 
 
 def test_each_state_shows_in_health() -> None:
-    """The four states of the table in DESIGN section 4, seen from outside, with all that goes with them."""
+    """Health of a transport that is new, running, draining and closed."""
     with FaultServer() as server:
         transport = make_transport(server.dsn, shutdown_timeout=5.0)
         new = transport.health()

@@ -321,7 +321,7 @@ LINKS = {
 
 @pytest.fixture(name="unwarned", autouse=True)
 def _unwarned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options_module, "_warned_of", set())
+    monkeypatch.setattr(options_module, "_reported_variables", set())
 
 
 @pytest.mark.parametrize("problems", [None, []], ids=["raising", "collecting"])

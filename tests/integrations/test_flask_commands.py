@@ -13,7 +13,7 @@ from flask import Flask
 from flask.testing import FlaskCliRunner
 
 from transport_kit import Envelope, FlushReport, Health, LossReason
-from transport_kit.kit.kit import _what_became_of_it
+from transport_kit.kit.kit import _delivery_problem
 from transport_kit.serverless import flush_after
 from transport_kit.testing import CapturedTransport, FaultServer
 from transport_kit_flask import TransportKit, get_kit
@@ -127,15 +127,15 @@ def test_send_test_says_why_it_was_not_delivered(server: FaultServer) -> None:
 def test_what_was_refused_without_a_reason_is_said_too() -> None:
     """A transport of the user's own may count nothing."""
     idle = Health(pid=1, state="running", kind="Own")
-    assert _what_became_of_it(None, idle, idle) == "the event was not accepted"
+    assert _delivery_problem(None, idle, idle) == "the event was not accepted"
     lost = Health(
         pid=1,
         state="running",
         kind="Own",
         discarded_by_category={LossReason.BEFORE_SEND.value: {"error": 1}, LossReason.CLOSED.value: {}},
     )
-    assert _what_became_of_it(None, idle, lost) == "discarded: before_send"
-    assert _what_became_of_it("id", lost, lost) == "still waiting"
+    assert _delivery_problem(None, idle, lost) == "discarded: before_send"
+    assert _delivery_problem("id", lost, lost) == "still waiting"
 
 
 def test_flush_delivers_what_was_captured_while_the_app_was_loaded(server: FaultServer) -> None:

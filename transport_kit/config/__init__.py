@@ -1,4 +1,4 @@
-"""What a user can set: options, the kinds of their values, and the DSN.
+"""Configuration: options, the kinds of their values, and the DSN.
 
 Owns names, units, bounds and defaults. Does no I/O.
 """

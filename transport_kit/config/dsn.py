@@ -1,7 +1,7 @@
 """The DSN: the address of the server, and the key that it accepts.
 
-Owns parsing, the addresses and the auth value made from a DSN. Opens no connection, reads no environment,
-and decides nothing about an empty DSN: that is a disabled transport, and `factory.py`'s business.
+Owns parsing, the addresses and the auth value made from a DSN. Opens no connection and reads no environment.
+`transport/factory.py` treats an empty DSN, which disables the transport.
 
 Threads: a `Dsn` never changes and may be shared.
 """
@@ -29,7 +29,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 # add or replace a pair. A percent sign stays as it is; no receiver decodes the key.
 _CREDENTIAL = re.compile(r"[A-Za-z0-9\-._~%!$&'()*+;=]+")
 _SECRET = re.compile(r"[A-Za-z0-9\-._~%!$&'()*+;=:]*")
-# Underscores are no host name characters, and yet container networks use them.
+# Underscores are not allowed in host names, but container networks use them.
 _HOST = re.compile(r"(?=.{1,254}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?")
 _ZONE = re.compile(r"[A-Za-z0-9\-._~]+")
 _DIGITS = re.compile(r"[0-9]+")
@@ -51,8 +51,8 @@ class Dsn:
         secret_key: The deprecated second half of the credentials, or None. Never empty.
         host: In lower case, without brackets; an international name in its ASCII form, an IPv6 address
             with its zone (`fe80::1%eth0`).
-        port: None when it is the scheme's own.
-        prefix: What precedes the project in the path: empty, or `/a/b`. Percent-encoded.
+        port: None if it is the default port of the scheme.
+        prefix: The path before the project: empty, or `/a/b`. Percent-encoded.
         project_id: ASCII digits, leading zeros kept.
 
     Source: docs/protocol.md, section 1; RFC 3986; RFC 6874 for zones.
@@ -70,8 +70,8 @@ class Dsn:
     def parse(cls, text: object) -> Self:
         """Read a DSN such as `https://key@sentry.example/42`.
 
-        Whitespace around it is ignored, and so are query and fragment. Takes any object, so that a wrong
-        setting gets the same error as a wrong text.
+        Whitespace around it is ignored, and so are query and fragment. Accepts any object, so that a setting
+        of another type gets the same error as a wrong text.
 
         Raises:
             InvalidDsn: With `reason` and a hint; neither holds any part of the text.
@@ -83,8 +83,8 @@ class Dsn:
         text = text.strip(" \t\r\n\f\v")
         if not text:
             raise InvalidDsn("invalid_url", "the text is empty; leave the DSN out to disable the transport")
-        # One test for control, format and separator characters and lone surrogates. What a URL parser
-        # would drop in silence (a line break inside) is a copying mistake to be shown.
+        # One test for control, format and separator characters and lone surrogates. A line
+        # break inside, which URL parsers drop silently, is a copying mistake and must be reported.
         if " " in text or not text.isprintable():
             raise InvalidDsn("invalid_url", "remove the whitespace or control character inside the DSN")
         scheme, separator, rest = text.partition("://")
@@ -179,7 +179,7 @@ def _credentials(text: str, at: str) -> tuple[str, str | None]:
 
 
 def _address(text: str) -> tuple[str, str]:
-    """Host and port text of what follows the credentials."""
+    """Return the host, and the port as text, from the part behind the credentials."""
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
@@ -214,7 +214,7 @@ def _ipv6(text: str) -> str:
 
 
 def _ascii(host: str) -> str | None:
-    """The host in lower-case ASCII, or None when no such form exists."""
+    """Return the host in lower-case ASCII, or None if it has no such form."""
     if host.isascii():
         return host.lower()
     try:
@@ -224,7 +224,7 @@ def _ascii(host: str) -> str | None:
 
 
 def _port(text: str) -> int | None:
-    """None for an absent or empty port, which RFC 3986 section 3.2.3 calls the scheme's own."""
+    """Return the port; None for an absent or empty one, the scheme's default (RFC 3986 section 3.2.3)."""
     if not text:
         return None
     port = int(text) if _DIGITS.fullmatch(text) else 0
@@ -234,7 +234,7 @@ def _port(text: str) -> int | None:
 
 
 def _path(path: str) -> tuple[str, str]:
-    """The prefix and the project of a path that is empty or begins with a slash."""
+    """Return the prefix and the project of a path that is empty or begins with a slash."""
     prefix, _, project_id = path.rpartition("/")
     if not project_id:
         hint = "remove the slash behind the project id" if prefix else "end the DSN with the project id"

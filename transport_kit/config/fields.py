@@ -1,8 +1,8 @@
-"""Kinds of option values: what each accepts, how it is parsed from text, and how it is described.
+"""Kinds of option values: accepted values, parsing from text, and descriptions.
 
-Knows no option by name. `accept` takes what a caller gave and returns the stored form; `parse` turns the text
-of an environment variable into what `accept` takes. Both raise `ValueError` with a message that begins with
-"must" or "may" and names what is wanted; no message holds a text that was given.
+Knows no option by name. `accept` checks a caller's value and returns the stored form; `parse` turns the text
+of an environment variable into a value for `accept`. Both raise `ValueError` with a message that begins with
+"must" or "may" and names the accepted values; no message contains a rejected text.
 
 Threads: kinds never change and may be shared.
 """
@@ -31,7 +31,7 @@ __all__ = [
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
-#: Characters of a text where nothing else is set.
+#: Characters of a text, unless `longest` is set.
 _LONGEST = 4096
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
@@ -42,21 +42,21 @@ class FieldKind(Protocol):
 
     @property
     def type_name(self) -> str:
-        """The Python type as documentation spells it, such as `int or None`."""
+        """The Python type for documentation, such as `int or None`."""
 
     @property
     def bounds(self) -> str:
-        """The accepted values in words, such as `1 to 64`; empty where the type is all there is to it."""
+        """The accepted values in words, such as `1 to 64`; empty if the type is the only condition."""
 
     def accept(self, value: object) -> object:
-        """The stored form of `value`.
+        """Return the stored form of `value`.
 
         Raises:
-            ValueError: The value can't be used; the message names what can.
+            ValueError: The value can't be used; the message names the accepted ones.
         """
 
     def parse(self, text: str) -> object:
-        """The value that an environment variable's text stands for, for `accept` to check.
+        """Return the value of an environment variable's text, which `accept` must still check.
 
         Raises:
             ValueError: The text has the wrong form.
@@ -95,7 +95,7 @@ class Number:
         minimum: The smallest accepted value.
         maximum: The largest accepted value.
         unit: The unit's plural, such as `seconds`; empty for counts and shares.
-        whole: Only ints are accepted, and stored as such; otherwise a float is stored.
+        whole: Only ints are accepted; otherwise floats too, and a float is stored.
         optional: None is accepted too.
     """
 
@@ -121,7 +121,7 @@ class Number:
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
             raise ValueError(f"must be {self._noun}, not {type(value).__name__}")
         if not self.minimum <= value <= self.maximum:  # false for NaN too
-            raise ValueError(f"must be from {self.bounds}, not {_shown(value)}")
+            raise ValueError(f"must be from {self.bounds}, not {_printable(value)}")
         return value if self.whole else float(value)
 
     def parse(self, text: str) -> object:
@@ -147,7 +147,7 @@ class Text:
     Attributes:
         optional: None is accepted too.
         path: An `os.PathLike` is accepted too, and stored as text.
-        longest: Characters at most.
+        longest: The largest number of characters.
     """
 
     optional: bool = True
@@ -186,7 +186,7 @@ class Choice:
     """One of a few words.
 
     Attributes:
-        words: In the order in which messages and documentation list them.
+        words: The words, in the order of messages and documentation.
     """
 
     words: tuple[str, ...]
@@ -209,11 +209,11 @@ class Choice:
 
 
 class Element(Protocol):
-    """One kind of member of a list."""
+    """The kind of a list's members."""
 
     @property
     def type_name(self) -> str:
-        """The Python type of a member as documentation spells it."""
+        """The Python type of a member for documentation."""
 
     @property
     def plural(self) -> str:
@@ -221,17 +221,17 @@ class Element(Protocol):
 
     @property
     def bounds(self) -> str:
-        """The accepted members in words; empty where the type is all there is to it."""
+        """The accepted members in words; empty if the type is the only condition."""
 
     def check(self, member: object) -> None:
-        """Return for an accepted member.
+        """Check one member.
 
         Raises:
-            ValueError: The list holds a member that can't be used.
+            ValueError: The member can't be used.
         """
 
     def parse(self, word: str) -> object:
-        """The member that one word of the environment stands for.
+        """Return the member for one word of an environment variable.
 
         Raises:
             ValueError: The word has the wrong form.
@@ -240,7 +240,7 @@ class Element(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A list's member that is text, not empty."""
+    """A list's member that is a non-empty text."""
 
     @property
     def type_name(self) -> str:
@@ -264,7 +264,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A list's member that selects URLs: text that they contain, or a compiled pattern found in them."""
+    """A list's member that selects URLs: a text that they contain, or a compiled pattern to search for."""
 
     @property
     def type_name(self) -> str:
@@ -307,7 +307,7 @@ class Status:
         if isinstance(member, bool) or not isinstance(member, int):
             raise ValueError("must hold whole numbers only")
         if member != 408 and not 500 <= member <= 599:
-            raise ValueError(f"may hold 408 and 500 to 599, not {_shown(member)}; a 429 is never retried")
+            raise ValueError(f"may hold 408 and 500 to 599, not {_printable(member)}; a 429 is never retried")
 
     def parse(self, word: str) -> object:
         try:
@@ -411,8 +411,8 @@ class Callback:
         raise ValueError("can't be set from the environment")
 
 
-def _shown(value: float) -> str:
-    """The number for a message; a whole number of thousands of digits can't be printed."""
+def _printable(value: float) -> str:
+    """Return the number for a message; Python refuses to print an int of thousands of digits."""
     if isinstance(value, int) and abs(value) >= 10**20:
         return "a number of more than 20 digits"
     return str(value)

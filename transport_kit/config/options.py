@@ -1,7 +1,7 @@
-"""Options: frozen values, checked when built, the same names from arguments, settings and environment.
+"""Options: frozen values that are checked when built; arguments, settings and environment use the same names.
 
-Owns the names, units, bounds and defaults of everything a user can set, and the value that stands in for one
-that can't be used. Does no I/O: a CA file is looked for when it is used.
+Owns the names, units, bounds and defaults of all options, and the substitutes for values that can't be used.
+Does no I/O: a CA file is opened when it is used.
 
 Threads: instances never change, so one may be shared between transports and threads.
 """
@@ -43,9 +43,9 @@ class Effect(enum.Enum):
     """The effect of an option that could not be used, beyond an ERROR line.
 
     Attributes:
-        WARNS: Deliveries go on; health is `warn`.
-        FAILS: Deliveries go on, without a promise that the option stands for; health is `fail`.
-        STOPS: Nothing is sent over HTTP, as it could go another way than was meant; health is `fail`.
+        WARNS: Deliveries continue; health is `warn`.
+        FAILS: Deliveries continue, without a guarantee that the option gives; health is `fail`.
+        STOPS: Nothing is sent over HTTP, as it could take a route that the user excluded; health is `fail`.
     """
 
     WARNS = "warn"
@@ -55,10 +55,10 @@ class Effect(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Substitute:
-    """The value that stands in for an option that can't be used.
+    """The value that is used for an option whose own value can't be used.
 
     Attributes:
-        value: Never laxer than what the user may have meant.
+        value: The value; never laxer than the one that the user may have meant.
         words: The consequence, as the end of a sentence.
         effect: The effect on deliveries and health.
     """
@@ -70,13 +70,13 @@ class Substitute:
 
 @dataclass(frozen=True, slots=True)
 class OptionProblem:
-    """An option that could not be used, and the consequence. Holds no value that was given.
+    """An option that could not be used, and the consequence. Never contains the rejected value.
 
     Attributes:
         name: The option, or the unknown name as it was given.
-        problem: What is wrong with the value or the name.
-        source: Where it was given, such as `environment TRANSPORT_KIT_PROXY`.
-        consequence: What happens instead, such as `its default, 8, is used`.
+        problem: The fault of the value or the name.
+        source: The origin of the value, such as `environment TRANSPORT_KIT_PROXY`.
+        consequence: The consequence, such as `its default, 8, is used`.
         effect: The effect on deliveries and health.
     """
 
@@ -93,21 +93,21 @@ class OptionProblem:
 def _option(
     default: Any, kind: fields.FieldKind, *, secret: bool = False, substitute: Substitute | None = None
 ) -> Any:
-    """A field whose value `kind` checks. A secret one is left out of the repr.
+    """Return a field whose value `kind` checks. A secret one is left out of the repr.
 
-    Without a `substitute` the default stands in for a value that can't be used.
+    Without a `substitute` the default is used for a value that can't be used.
     """
     return field(default=default, repr=not secret, metadata={"kind": kind, "substitute": substitute})
 
 
 def field_kind(option: dataclasses.Field[Any]) -> fields.FieldKind:
-    """The kind of value that a field of an options class accepts."""
+    """Return the kind of value of a field of an options class."""
     kind: fields.FieldKind = option.metadata["kind"]
     return kind
 
 
 def field_substitute(option: dataclasses.Field[Any]) -> Substitute:
-    """The value that stands in for one that can't be used."""
+    """Return the value to use if the option's own value can't be used."""
     substitute: Substitute | None = option.metadata["substitute"]
     if substitute is not None:
         return substitute
@@ -116,11 +116,11 @@ def field_substitute(option: dataclasses.Field[Any]) -> Substitute:
 
 
 def _drop_event(event: dict[str, Any], hint: dict[str, Any]) -> None:
-    """Stands in for a `before_send` that can't be used."""
+    """Drop every event, for a `before_send` that can't be used."""
 
 
 def _sample_none(context: dict[str, Any]) -> float:
-    """Stands in for a `traces_sampler` that can't be used."""
+    """Sample no transaction, for a `traces_sampler` that can't be used."""
     return 0.0
 
 
@@ -156,12 +156,12 @@ class _Options:
 
     @classmethod
     def names(cls) -> frozenset[str]:
-        """The names this class accepts."""
+        """Return the names of the class's options."""
         return frozenset(option.name for option in dataclasses.fields(cls))
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object], *, source: str) -> Self:
-        """Build from lower- or upper-case names.
+        """Build from a mapping whose names are in lower or upper case.
 
         Raises:
             OptionsError: A name is unknown (the nearest known one is suggested) or a value is wrong.
@@ -172,7 +172,7 @@ class _Options:
 
 @dataclass(frozen=True, kw_only=True)
 class TransportOptions(_Options):
-    """Options of a transport: how envelopes are queued, sent, and given up on.
+    """Options of a transport: queueing, sending and giving up envelopes.
 
     Attributes:
         max_queue_items: Envelopes held, claimed ones included; at least 1. A full queue gives up the
@@ -312,7 +312,7 @@ _TracesSampler: TypeAlias = Callable[[dict[str, Any]], float | bool | None]
 
 @dataclass(frozen=True, kw_only=True)
 class ReporterOptions(_Options):
-    """Options of a reporter: what events contain, and what they leave out.
+    """Options of a reporter: the contents of events.
 
     Attributes:
         release: The app's version, such as `shop@1.2.0`; at most 200 characters.
@@ -388,7 +388,7 @@ class ReporterOptions(_Options):
 
 @dataclass(frozen=True, kw_only=True)
 class IntegrationOptions(_Options):
-    """Options of an integration: routes, health details, and how configuration errors are treated.
+    """Options of an integration: routes, health details, and the treatment of configuration errors.
 
     Attributes:
         path: Where live, ready, health and flush answer; None leaves the routes out.
@@ -466,18 +466,18 @@ def resolve(
     problems: list[OptionProblem] | None = None,
     tolerant: bool = False,
 ) -> tuple[_Options, ...]:
-    """One instance of each class: `values` first, `TRANSPORT_KIT_*` for what they leave out.
+    """Return one instance of each class, from `values`, and from `TRANSPORT_KIT_*` for other options.
 
-    Variables with the prefix that no option class knows are named in one log line and ignored: Kubernetes and
-    Docker make some for a service of this library's name.
+    Variables with the prefix that are no option are ignored, and named in one log line: Kubernetes and Docker
+    set some for a service that has this library's name.
 
     Args:
         values: Names in lower or upper case. A name outside `classes` can't be used.
-        source: Where `values` come from, for messages.
+        source: The origin of `values`, for messages.
         environ: None reads `os.environ`.
-        problems: Collects what can't be used in the environment, and a substitute is used for each. None:
-            it is raised.
-        tolerant: Whether what can't be used in `values` is collected too.
+        problems: Receives the options in the environment that can't be used; a substitute is used for each.
+            None to raise an error instead.
+        tolerant: True to treat options in `values` in the same way.
 
     Raises:
         OptionsError: Names the field, its source, and for an unknown name the nearest known one.
@@ -491,20 +491,22 @@ def resolve(
 
 
 class _Resolution:
-    """Values on their way to options; what can't be used of them is raised or collected.
+    """Collects values from several sources and builds options; an error is raised, or stored as a problem.
 
-    Attributes:
-        forgiven: The source in which errors are collected beside the environment, or None.
+    Args:
+        classes: The option classes.
+        problems: See `resolve`.
+        tolerated: The source whose errors are stored like those of the environment, or None.
     """
 
     def __init__(
-        self, classes: tuple[type[_Options], ...], problems: list[OptionProblem] | None, forgiven: str | None
+        self, classes: tuple[type[_Options], ...], problems: list[OptionProblem] | None, tolerated: str | None
     ) -> None:
         self._fields = {option.name: option for cls in classes for option in dataclasses.fields(cls)}
-        # Only an integration takes the DSN in the same mapping.
+        # Only the settings of an integration contain the DSN too.
         self._near = (*self._fields, "dsn") if IntegrationOptions in classes else tuple(self._fields)
         self._problems = problems
-        self._forgiven = forgiven
+        self._tolerated = tolerated
         self._values: dict[str, Any] = {}
         self._sources: dict[str, str] = {}
         self._unknown: list[OptionsError] = []
@@ -512,7 +514,7 @@ class _Resolution:
     def take(self, key: str, value: object, source: str) -> None:
         name = key.lower()
         if name not in self._fields:
-            self._unknown.append(OptionsError(key, _unknown(name, self._near), source))
+            self._unknown.append(OptionsError(key, _unknown_option(name, self._near), source))
         elif name in self._sources:
             self._settle(name, OptionsError(key, "given twice, in upper and in lower case", source))
         else:
@@ -525,7 +527,7 @@ class _Resolution:
             if not key.startswith(ENV_PREFIX) or key == DSN_VARIABLE:
                 continue
             name = key[len(ENV_PREFIX) :].lower()
-            if name not in _EVERYWHERE:
+            if name not in _ALL_NAMES:
                 unknown.append(key)
             elif name in self._fields and name not in self._sources:
                 self._sources[name] = f"environment {key}"
@@ -536,12 +538,12 @@ class _Resolution:
         _warn_of_variables(unknown)
 
     def settle_unknown(self) -> None:
-        """Collect the unknown names of the mapping, or raise the first."""
+        """Store the unknown names of the mapping as problems, or raise an error for the first."""
         for error in self._unknown:
             self._settle_unknown(error)
 
     def build(self, cls: type[_Options], source: str) -> _Options:
-        # Each round settles one field for good.
+        # Each round but the last settles one field.
         while True:
             values = {name: self._values[name] for name in cls.names() if name in self._values}
             try:
@@ -553,13 +555,13 @@ class _Resolution:
                 self._settle(name, OptionsError(name, problem, self._sources.get(name, source)))
 
     def _settle(self, name: str, error: OptionsError) -> None:
-        """Collect the error and use the substitute, or raise it."""
+        """Store the error as a problem and use the substitute, or raise the error."""
         substitute = field_substitute(self._fields[name])
         self._collect(error, name, substitute.words, substitute.effect)
         self._values[name] = substitute.value
 
     def _settle_unknown(self, error: OptionsError) -> None:
-        # A misspelt safeguard, such as `before_sned`, is one that can't be used.
+        # A misspelt safeguard, such as `before_sned`, counts as one that can't be used.
         near = difflib.get_close_matches(error.field.lower(), list(self._fields), n=1, cutoff=0.8)
         if near and near[0] not in self._values and self._fields[near[0]].metadata["substitute"] is not None:
             substitute = field_substitute(self._fields[near[0]])
@@ -570,31 +572,31 @@ class _Resolution:
 
     def _collect(self, error: OptionsError, name: str, consequence: str, effect: Effect) -> None:
         source = error.source or ""
-        if self._problems is None or not (source.startswith("environment ") or source == self._forgiven):
+        if self._problems is None or not (source.startswith("environment ") or source == self._tolerated):
             raise error from None
         self._problems.append(OptionProblem(name, error.problem, source, consequence, effect))
 
 
-#: The option to change where one whose default is refused beside it was not given.
+#: The option at fault when the default of another one is refused because of it, by that other option.
 _PARTNERS: Final = {"backoff_max": "backoff_base"}
-_EVERYWHERE: Final = frozenset(name for cls in _ALL for name in cls.names())
-# Variables that were warned of in this process. Only added to, in single steps.
-_warned_of: set[str] = set()
+_ALL_NAMES: Final = frozenset(name for cls in _ALL for name in cls.names())
+# Variables that this process has warned about. Adding to a set is atomic, and nothing is removed.
+_reported_variables: set[str] = set()
 
 
 def _warn_of_variables(keys: Iterable[str]) -> None:
-    fresh = [key for key in keys if key not in _warned_of]
-    if not fresh:
+    new = [key for key in keys if key not in _reported_variables]
+    if not new:
         return
-    _warned_of.update(fresh)
-    near = ((key, _nearest(key[len(ENV_PREFIX) :].lower(), (*_EVERYWHERE, "dsn"))) for key in fresh)
+    _reported_variables.update(new)
+    near = ((key, _nearest(key[len(ENV_PREFIX) :].lower(), (*_ALL_NAMES, "dsn"))) for key in new)
     words = [
         key[:100] + (f" (did you mean {ENV_PREFIX}{name.upper()}?)" if name else "") for key, name in near
     ]
     log.warning("environment variables that are no options are ignored: %s", ", ".join(words))
 
 
-def _unknown(name: str, known: Iterable[str]) -> str:
+def _unknown_option(name: str, known: Iterable[str]) -> str:
     near = _nearest(name, known)
     if near is not None:
         return f"unknown option; did you mean {near}?"

@@ -1,7 +1,7 @@
-"""The options as documentation: a description of each, made from its field and its line in the docstring.
+"""Documentation of the options: a description of each, from its field and its line in the docstring.
 
-The tables of docs/reference/options.md, `transport-kit options` and the help of commands are made from it, so
-none of them can differ from the code.
+The tables of docs/reference/options.md, `transport-kit options` and the help of commands use it, so they
+always agree with the code.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class OptionDescription:
         name: The keyword argument.
         variable: The environment variable.
         type_name: The Python type, such as `int or None`.
-        bounds: The accepted values in words; empty where the type is all there is to it.
+        bounds: The accepted values in words; empty if the type is the only condition.
         default: The default as source code; `none` and `empty` for None and an empty tuple.
         secret: The value is left out of every repr.
         meaning: The description.
@@ -62,7 +62,7 @@ class OptionDescription:
 
 
 def describe(options: type[Any]) -> list[OptionDescription]:
-    """A description of each option of the class, in the order of its fields.
+    """Return a description of each option of the class, in the order of its fields.
 
     Raises:
         LookupError: The class's docstring has no line for an option.
@@ -91,7 +91,7 @@ def describe(options: type[Any]) -> list[OptionDescription]:
 
 
 def meaning(name: str) -> str:
-    """The description of the transport's option of that name.
+    """Return the description of the transport's option of that name.
 
     Raises:
         LookupError: `TransportOptions` has no such option.
@@ -103,7 +103,7 @@ def meaning(name: str) -> str:
 
 
 def markdown_table(descriptions: Sequence[OptionDescription]) -> str:
-    """The descriptions as a table of docs/reference/options.md, without a newline at its end."""
+    """Return the descriptions as a table of docs/reference/options.md, without a newline at its end."""
     rows = ["| option | type | accepted | default | meaning |", "| --- | --- | --- | --- | --- |"]
     for option in descriptions:
         default = option.default if option.default in ("none", "empty") else f"`{option.default}`"

@@ -1,4 +1,4 @@
-"""What an integration holds: the kit, and the four routes that it answers.
+"""The core of every integration: the kit, and the four routes that it answers.
 
-Knows no framework; the integrations translate.
+Knows no framework; integrations translate requests and responses.
 """

@@ -1,10 +1,10 @@
-"""The kit: what every integration holds. Settings in; a transport, a reporter and the four routes out.
+"""The kit: builds a transport, a reporter and the four routes from settings, for every integration.
 
-Owns the decisions that integrations share: where the DSN comes from, what a configuration error does, when
-a closed transport is replaced, and who closes what. Knows no framework; integrations translate.
+Owns the decisions that integrations share: the source of the DSN, the effect of a configuration error, the
+replacement of a closed transport, and the right to close one. Knows no framework; integrations translate.
 
-Threads: every method may be called from any thread, and in a forked child. There is no lock, so none can
-be inherited held; `start` says how several callers agree.
+Threads: every method may be called from any thread, and in a forked child. There is no lock, as a fork could
+inherit it locked; `start` relies on an atomic operation of a dict.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ __all__ = ["Kit"]
 
 logger = logging.getLogger("transport_kit")
 
-# The transports that kits share, as long as one of them is held. No lock: of two kits that are made at the
-# same moment each may get its own, which costs a connection and loses nothing.
+# The transports that kits share, while a kit refers to them. There is no lock: two kits that are made at the
+# same moment may get one transport each, which costs a connection and loses nothing.
 _shared: weakref.WeakValueDictionary[tuple[Dsn, TransportOptions], Transport] = weakref.WeakValueDictionary()
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One transport and its reporter, from start to close; `successor` holds at most the next life."""
+    """One transport and its reporter; after the transport was closed, `successor` may hold the next one."""
 
     transport: Transport
     reporter: Reporter
@@ -54,26 +54,26 @@ class Generation:
 
 
 class Kit:
-    """Settings made into a transport, a reporter and routes; one per app.
+    """A transport, a reporter and routes, built from settings; one per app.
 
-    A configuration error never takes the app down. An option that can't be used is one ERROR line that names
-    it and its source, and a reason of health; its default, or what is safe, stands in for it. A DSN that
-    can't be used is one ERROR line (without the key), a transport that counts what it is given, and health
-    `fail`. With `strict=True` either is raised.
+    A configuration error never takes the app down. For an option that can't be used the kit logs one ERROR
+    line that names it and its source, uses the default or a safe value, and adds a reason to health. For a
+    DSN that can't be used it logs one ERROR line (without the key), delivers nothing but counts every
+    capture, and reports health `fail`. With `strict=True` either error is raised.
 
     Args:
         values: `dsn` and any option of `TransportOptions`, `ReporterOptions` and `IntegrationOptions`, in
             lower or upper case. Without a `dsn`, or with None, `TRANSPORT_KIT_DSN` is read; "" is off.
-            A `dsn` may be all that `make_transport` takes. A `Transport` instance stays its maker's:
-            `close` flushes it, and never closes it.
-        source: Where `values` come from, for messages, such as `settings.TRANSPORT_KIT`.
+            A `dsn` may be anything that `make_transport` accepts. A `Transport` instance belongs to its
+            creator: `close` flushes it, and never closes it.
+        source: The origin of `values` for messages, such as `settings.TRANSPORT_KIT`.
         environ: None reads `os.environ`.
-        shared: Whether a transport to the same DSN with the same transport options, made by another kit
-            that shares, is used too; for apps that end with their process. `close` closes it for all.
+        shared: True to share one transport with other such kits of the same DSN and the same transport
+            options; for apps that end with their process. `close` closes it for all of them.
 
     Attributes:
-        match: `match(path)` says which of the four routes a path is, exactly; None for any other, and
-            always without the option `path`.
+        match: `match(path)` returns the route that has exactly this path; None for any other path, and
+            always if the option `path` is None.
 
     Raises:
         TransportKitError: With `strict` only: an option or the DSN can't be used.
@@ -87,7 +87,7 @@ class Kit:
         environ: Mapping[str, str] | None = None,
         shared: bool = False,
     ) -> None:
-        self._shares = shared
+        self._is_shared = shared
         self._source = source
         environment = dict(os.environ if environ is None else environ)
         self._problem: str | None = None
@@ -99,77 +99,77 @@ class Kit:
         leaves: dict[str, Leaf] = {}
         if self._options.path is not None:
             leaves = {f"{self._options.path}/{leaf}": leaf for leaf in LEAVES}
-        # The dict's own method: it is called with each request.
+        # The bound method of a dict, as every request calls it.
         self.match: Callable[[str], Leaf | None] = leaves.get
-        self._life = self._make_life()
-        # The process in which it was started, by whomever; see `serve`.
+        self._generation = self._make_generation()
+        # The process id of the last start; see `serve`.
         self._started_in = 0
 
-    # -- what it holds ---------------------------------------------------------------------------------
+    # -- properties ------------------------------------------------------------------------------------
 
     @property
     def transport(self) -> Transport:
         """The current transport; look it up for each use, as `start` may replace a closed one."""
-        return self._life.transport
+        return self._generation.transport
 
     @property
     def reporter(self) -> Reporter:
         """The current reporter, which captures into the current transport."""
-        return self._life.reporter
+        return self._generation.reporter
 
     @property
     def options(self) -> IntegrationOptions:
-        """What the integration does around the app; defaults stand for what could not be used."""
+        """The integration's options, with the default for each one that could not be used."""
         return self._options
 
     @property
     def problem(self) -> str | None:
-        """Why nothing is delivered: the configuration error, or None."""
+        """The configuration error because of which nothing is delivered, or None."""
         return self._problem
 
     @property
     def option_problems(self) -> tuple[str, ...]:
-        """Options that could not be used, each with the consequence, as sentences."""
+        """One sentence for each option that could not be used, with the consequence."""
         return tuple(map(str, self._option_problems))
 
-    # -- life ------------------------------------------------------------------------------------------
+    # -- start and close -------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin delivering. A closed transport is replaced by a new one; idempotent otherwise.
+        """Begin to deliver. A closed transport is replaced by a new one; idempotent otherwise.
 
         Called at the app's start, in a worker after a fork, or with the first request.
         """
-        # First: a start that fails is not tried again with each request.
+        # Set first, so that a start that fails is not tried again with each request.
         self._started_in = os.getpid()
-        life = self._life
-        while life.transport.closed and not self._borrowed:
-            # `setdefault` is atomic: of several callers one decides, and a caller that comes late walks
-            # on to the life that is current. Old lives are not referred to by newer ones.
-            if not life.successor:
-                life.successor.setdefault("life", self._make_life())
-            life = life.successor["life"]
-        self._life = life
-        life.transport.start()
+        generation = self._generation
+        while generation.transport.closed and not self._borrowed:
+            # `setdefault` is atomic: concurrent callers all use the first successor, and a late caller
+            # follows the successors to the current generation. No generation refers to an older one.
+            if not generation.successor:
+                generation.successor.setdefault("next", self._make_generation())
+            generation = generation.successor["next"]
+        self._generation = generation
+        generation.transport.start()
 
     def try_to_start(self) -> None:
-        """`start`, by a framework that goes on whatever happens: what goes wrong is logged."""
+        """Call `start` and log its exception, for a framework that must continue."""
         try:
             self.start()
         except Exception:
             logger.exception("the transport could not be started")
 
     def close(self, timeout: float | None = None) -> FlushReport:
-        """Flush, then refuse captures until `start`; blocks at most `timeout` seconds (plus 0.2)."""
-        transport = self._life.transport
+        """Flush, then refuse captures until `start`; block for at most `timeout` seconds (plus 0.2)."""
+        transport = self._generation.transport
         return transport.flush(timeout) if self._borrowed else transport.close(timeout)
 
     async def aclose(self, timeout: float | None = None) -> FlushReport:
         """`close`, without blocking the event loop."""
-        transport = self._life.transport
+        transport = self._generation.transport
         return await (transport.aflush(timeout) if self._borrowed else transport.aclose(timeout))
 
     async def try_to_close(self) -> None:
-        """`aclose`, by a framework that goes on whatever happens: what goes wrong is logged."""
+        """Call `aclose` and log its exception, for a framework that must continue."""
         try:
             await self.aclose()
         except Exception:
@@ -182,22 +182,24 @@ class Kit:
     ) -> ServedRequest:
         """Begin a request; the integration calls `finish` at its end. Never raises.
 
-        Gives the request a fresh scope, continues the caller's trace, runs a transaction when the request
-        is sampled; `finish` records the session's outcome, and reports the exception that escaped unless
-        `capture_errors` is off. Costs a few microseconds when nothing happens.
+        Gives the request a fresh scope, continues the caller's trace, and begins a transaction if the request
+        is sampled. `finish` records the session's outcome, and reports an exception that escaped unless
+        `capture_errors` is off. Costs a few microseconds for a request that reports nothing.
 
-        Starts the kit with the first request of each process in which nobody else did, and with the first
-        one after a fork. A closed kit stays closed.
+        The first request of a process, and the first one after a fork, starts the kit if `start` was not
+        called in that process. A closed kit stays closed.
 
         Args:
-            facts: Asked only when an event or a transaction is made.
-            op: `http.server`, `websocket.server`, `queue.task`, …. Only what a server does for a client
-                counts as a session.
-            mechanism: How exceptions are caught, such as `auto.http.flask`.
+            facts: Facts about the request; read only for an event or a transaction.
+            op: `http.server`, `websocket.server`, `queue.task`, …. Only one that ends with
+                `.server` counts as a session.
+            mechanism: Name of the code that catches exceptions, such as `auto.http.flask`.
         """
         if self._started_in != os.getpid():
             self.try_to_start()
-        return ServedRequest(self._life.reporter, facts, op, mechanism, self._options.capture_errors).begin()
+        return ServedRequest(
+            self._generation.reporter, facts, op, mechanism, self._options.capture_errors
+        ).begin()
 
     def capture_exception(
         self,
@@ -207,17 +209,21 @@ class Kit:
         handled: bool = True,
         facts: RequestFacts | None = None,
     ) -> str | None:
-        """Report an exception, by default the one being handled; its event id when accepted, else None.
+        """Report an exception, by default the one being handled; return its event id if accepted, else None.
 
         Never raises. An exception that was captured before in the same scope is skipped.
 
         Args:
-            facts: Of the request that it happened in, where none is being served: `serve` knows its own.
+            error: The exception; None for the one being handled.
+            mechanism: Name of the code that caught it.
+            handled: False if the app did not handle it.
+            facts: Facts about the request in which it was raised, if that is not being served: `serve` has
+                the facts of its own request.
         """
-        reporter = self._life.reporter
+        reporter = self._generation.reporter
         if facts is None or isinstance(Scope.current().unit, ServedRequest):
             return reporter.capture_exception(error, mechanism=mechanism, handled=handled)
-        # Never begun: in a scope of its own it would not be known that the exception was captured before.
+        # Never begun: the scope of a begun request has no record of exceptions that were captured before.
         request = ServedRequest(reporter, facts, "", mechanism)
         name, source = request.name() or (None, "url")
         return reporter.capture_exception(
@@ -232,10 +238,10 @@ class Kit:
     def capture_unhandled(
         self, error: BaseException | None, *, mechanism: str, facts: RequestFacts | None = None
     ) -> str | None:
-        """`capture_exception`, of one that a framework tells of because the app did not handle it.
+        """Report an exception that the app did not handle; return its event id if accepted, else None.
 
-        Nothing with `capture_errors` off, and for what is no `Exception`. The request that is being served
-        counts as crashed.
+        Does nothing if `capture_errors` is off, or for an error that is no `Exception`. A request that is
+        being served counts as crashed.
         """
         if not self._options.capture_errors or not isinstance(error, Exception):
             return None
@@ -245,16 +251,17 @@ class Kit:
         return self.capture_exception(error, mechanism=mechanism, handled=False, facts=facts)
 
     def send_test(self, error: Exception, timeout: float) -> dict[str, Any]:
-        """Report `error` as the app would, wait up to `timeout` seconds, and say what became of it.
+        """Report `error` as the app would, and wait up to `timeout` seconds for the result.
 
-        Returns plain values: `ok`, `event_id`, `pending`, `problem` (None when it was delivered), `seconds`.
+        Returns:
+            Plain values: `ok`, `event_id`, `pending`, `problem` (None if it was delivered), `seconds`.
         """
         before = self.transport.health()
         began = time.monotonic()
         event_id = self.capture_exception(error, mechanism="command")
         report = self.transport.flush(timeout, until="delivered")
         seconds = time.monotonic() - began
-        problem = _what_became_of_it(event_id, before, self.transport.health())
+        problem = _delivery_problem(event_id, before, self.transport.health())
         return {
             "ok": problem is None,
             "event_id": event_id,
@@ -274,11 +281,11 @@ class Kit:
         accept: str | None,
         authorization: bytes | str | None,
     ) -> Answer:
-        """The answer to one request; see `routes.answer`. A permitted flush blocks while it waits."""
-        decided = self._decide(leaf, method, query_string, accept, authorization)
-        if isinstance(decided, FlushDue):
-            return flush_answer(self.transport.flush(decided.timeout))
-        return decided
+        """Return the answer to one request; see `routes.answer`. A permitted flush blocks while it waits."""
+        decision = self._decide(leaf, method, query_string, accept, authorization)
+        if isinstance(decision, FlushDue):
+            return flush_answer(self.transport.flush(decision.timeout))
+        return decision
 
     async def aanswer(
         self,
@@ -290,10 +297,10 @@ class Kit:
         authorization: bytes | str | None,
     ) -> Answer:
         """`answer`, without blocking the event loop."""
-        decided = self._decide(leaf, method, query_string, accept, authorization)
-        if isinstance(decided, FlushDue):
-            return flush_answer(await self.transport.aflush(decided.timeout))
-        return decided
+        decision = self._decide(leaf, method, query_string, accept, authorization)
+        if isinstance(decision, FlushDue):
+            return flush_answer(await self.transport.aflush(decision.timeout))
+        return decision
 
     def _decide(
         self,
@@ -316,11 +323,11 @@ class Kit:
     # -- building --------------------------------------------------------------------------------------
 
     def _resolve(self, values: Mapping[str, object], source: str, environment: dict[str, str]) -> None:
-        """Take the target and the options from `values`, then `environment`, then the defaults."""
-        anything: object = values  # a settings file may hold that
-        given = anything if isinstance(anything, Mapping) else {}
-        options = {key: value for key, value in given.items() if str(key).lower() != "dsn"}
-        targets = [value for key, value in given.items() if str(key).lower() == "dsn"]
+        """Resolve the target and the options, from `values`, else `environment`, else the defaults."""
+        settings: object = values  # a settings file may contain anything
+        mapping = settings if isinstance(settings, Mapping) else {}
+        options = {key: value for key, value in mapping.items() if str(key).lower() != "dsn"}
+        targets = [value for key, value in mapping.items() if str(key).lower() == "dsn"]
         self._target = targets[0] if targets else None
         if self._target is None and environment.get(DSN_VARIABLE):
             self._target = environment[DSN_VARIABLE]
@@ -335,7 +342,7 @@ class Kit:
             tolerant=True,
         )
         errors = []
-        if given is not values:
+        if mapping is not values:
             errors.append(OptionsError("options", f"must be a mapping, not {type(values).__name__}", source))
         if len(targets) > 1:
             errors.append(OptionsError("dsn", "given twice, in upper and in lower case", source))
@@ -355,7 +362,7 @@ class Kit:
         if errors:
             self._give_up(errors[0], str(errors[0]))
 
-    def _make_life(self) -> Generation:
+    def _make_generation(self) -> Generation:
         transport = self._make_transport()
         return Generation(transport, Reporter(transport, self._reporter_options))
 
@@ -370,30 +377,30 @@ class Kit:
         if self._problem is not None:
             return NullTransport(self._transport_options, problem=self._problem)
         try:
-            return self._shared_transport() or self._own_transport()
+            return self._shared_transport() or self._make_own_transport()
         except OptionsError as error:
-            if error.field == "target":  # what `make_transport` calls it
+            if error.field == "target":  # the name in `make_transport`
                 error = OptionsError("dsn", error.problem, self._target_source)
             self._give_up(error, str(error))
         except TransportKitError as error:
             self._give_up(error, f"dsn ({self._target_source}): {error}")
         except Exception as error:
-            # Not ours: its text may hold anything, a key included. `strict` shows it.
+            # Not an error of this library: its text may contain a key, so only `strict` shows it.
             self._give_up(error, f"dsn ({self._target_source}): {type(error).__name__} while building")
         return NullTransport(self._transport_options, problem=self._problem)
 
     def _shared_transport(self) -> Transport | None:
-        """The transport of this DSN and these options; None when this kit has its own."""
+        """Return the shared transport of this DSN and these options; None if this kit does not share."""
         target = self._target
-        if not self._shares or not isinstance(target, str | Dsn) or not str(target).strip():
+        if not self._is_shared or not isinstance(target, str | Dsn) or not str(target).strip():
             return None
         key = (target if isinstance(target, Dsn) else Dsn.parse(target), self._transport_options)
-        found = _shared.get(key)
-        if found is None or found.closed:
-            found = _shared[key] = self._own_transport()
-        return found
+        transport = _shared.get(key)
+        if transport is None or transport.closed:
+            transport = _shared[key] = self._make_own_transport()
+        return transport
 
-    def _own_transport(self) -> Transport:
+    def _make_own_transport(self) -> Transport:
         tolerated = dict.fromkeys(TransportOptions.names(), self._source)
         transport = build_transport(
             self._target,
@@ -401,10 +408,12 @@ class Kit:
             self._option_problems,
             None if self._options.strict else tolerated,
         )
-        fresh = [each for each in transport.option_problems if each not in self._option_problems]
-        if fresh and not self._borrowed:
-            # Substituted while it was built; the next transport is built without that line in the log.
-            self._option_problems += fresh
+        new_problems = [
+            problem for problem in transport.option_problems if problem not in self._option_problems
+        ]
+        if new_problems and not self._borrowed:
+            # The build substituted options; the next transport gets the substitutes, and logs no line.
+            self._option_problems += new_problems
             self._transport_options = transport.options
         return transport
 
@@ -415,20 +424,20 @@ class Kit:
         logger.error("nothing will be delivered: %s", problem)
 
 
-def _what_became_of_it(event_id: str | None, before: Health, after: Health) -> str | None:
-    """Why an event did not arrive; None when it did."""
+def _delivery_problem(event_id: str | None, before: Health, after: Health) -> str | None:
+    """Return the reason that an event did not arrive; None if it did."""
     if after.problem is not None:
         return after.problem
     for reason, totals in after.discarded_by_category.items():
         if totals.get("error", 0) > before.discarded_by_category.get(reason, {}).get("error", 0):
-            return f"discarded: {reason}{_last(after)}"
+            return f"discarded: {reason}{_last_error(after)}"
     if event_id is None:
         return "the event was not accepted"
     if after.delivered.get("error", 0) > before.delivered.get("error", 0):
         return None
-    return f"still waiting{_last(after)}"
+    return f"still waiting{_last_error(after)}"
 
 
-def _last(health: Health) -> str:
+def _last_error(health: Health) -> str:
     error = health.last_error
     return "" if error is None else f" ({error.kind}{'' if error.status is None else f' {error.status}'})"

@@ -1,16 +1,14 @@
-"""The four routes of every integration: live, ready, health, flush. Requests in, answers out, as values.
+"""The four routes of every integration: live, ready, health, flush.
 
-Owns what is answered, to whom, and how it is written. Knows no framework and does no I/O: `answer` decides
-at once, except for a permitted flush, which takes time: it returns `FlushDue`, the caller waits in the way
-its framework waits, and `flush_answer` says how it went.
+Owns access to them and the content of their answers. Knows no framework and does no I/O: requests and answers
+are plain values. `answer` never waits: for a permitted flush it returns `FlushDue`, the integration waits as
+its framework requires, and `flush_answer` returns the answer.
 
 Threads: functions and frozen values only.
 
-Source: DESIGN section 5. What it leaves open is decided here:
-
-- a flush that was not complete in time is 504, so that `curl -f` in a deployment script sees it;
-- flush is 404 for every method without the right token, so that nobody learns whether it is on;
-- an unknown `format` is ignored, as a monitor should not fail for a typo.
+- A flush that was not complete in time is a 504, so that `curl -f` in a deployment script fails.
+- Without the right token, flush is a 404 for every method, so that a stranger can't detect that it is on.
+- An unknown `format` is ignored, as a monitor should not fail because of a typo.
 """
 
 from __future__ import annotations
@@ -37,14 +35,14 @@ __all__ = ["Answer", "answer", "flush_answer", "FlushDue", "Leaf", "LEAVES", "MA
 Leaf: TypeAlias = Literal["live", "ready", "health", "flush"]
 #: The last segment of each route, in the order the documentation lists them.
 LEAVES: tuple[Leaf, ...] = get_args(Leaf)
-#: Seconds; the longest wait that a flush request may ask for.
+#: Seconds; the longest timeout of a flush request.
 MAX_FLUSH = 10.0
 
 _HEALTH_JSON = "application/health+json"
 _JSON = "application/json"
 _TEXT = "text/plain; charset=utf-8"
 _HTML = "text/html; charset=utf-8"
-#: More header text than any client sends in earnest; what lies behind it is not read.
+#: Characters of an `Accept` header that are read; more than any real client sends.
 _LONGEST_ACCEPT = 1024
 _STATUS = '{"status":"%s"}'
 
@@ -65,7 +63,7 @@ _POLICY = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole response: header names in lower case, `content-length` among them; HEAD has no body."""
+    """A complete response. Header names are in lower case and include `content-length`; HEAD has no body."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -74,7 +72,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class FlushDue:
-    """A permitted flush: wait `timeout` seconds for it, then send `flush_answer(report)`."""
+    """A permitted flush: flush with this timeout in seconds, then send `flush_answer(report)`."""
 
     timeout: float
 
@@ -89,20 +87,20 @@ def answer(
     transport: Transport,
     options: IntegrationOptions,
 ) -> Answer | FlushDue:
-    """Decide one request. Never waits; any text from the client is taken.
+    """Return the answer to one request, without waiting. The client's texts may have any content.
 
     Args:
-        leaf: Which route it is.
-        method: As the client sent it, in capitals.
-        query: Decoded, see `parse_query`.
-        accept: The `Accept` header, several joined by commas.
-        authorization: The `Authorization` header; text is taken as Latin-1, as WSGI has it.
-        transport: The one to speak about; routes look the current one up for each request.
-        options: Who sees what.
+        leaf: The route.
+        method: The request's method in capitals.
+        query: The decoded query; see `parse_query`.
+        accept: The `Accept` header; several are joined by commas.
+        authorization: The `Authorization` header; text is decoded from Latin-1, as in WSGI.
+        transport: The transport whose health is shown; look the current one up for each request.
+        options: The options with the token and the visibility of details.
     """
-    known = _authorized(authorization, options.flush_token)
+    has_token = _authorized(authorization, options.flush_token)
     if leaf == "flush":
-        if not known:
+        if not has_token:
             return _answer(404, _TEXT, "Not found\n", method)
         if method != "POST":
             return _not_allowed(method, "POST")
@@ -116,20 +114,20 @@ def answer(
     if leaf == "live":
         return _answer(200, _HEALTH_JSON, _STATUS % "pass", method)
     if leaf == "ready":
-        # The transport is asked only when its answer can matter: ready must not fail because it does.
+        # Health is computed only if it can matter: otherwise ready must not fail when health does.
         ready = not options.ready_requires_delivery or transport.health().status != "fail"
         return _answer(200 if ready else 503, _HEALTH_JSON, _STATUS % ("pass" if ready else "fail"), method)
-    details = known or options.health_details == "always"
+    details = has_token or options.health_details == "always"
     return _health_answer(transport.health(), details, query.get("format"), accept, method)
 
 
 def flush_answer(report: FlushReport) -> Answer:
-    """The answer to a permitted flush: 200 when all was settled in time, else 504."""
+    """Return the answer to a permitted flush: 200 if everything was settled in time, else 504."""
     return _answer(200 if report.ok else 504, _JSON, json.dumps(dataclasses.asdict(report)), "POST")
 
 
 def parse_query(raw: bytes | str) -> dict[str, str]:
-    """A query string as a mapping, the last of equal names winning; empty when it can't be read."""
+    """Return a query string as a mapping; the last of equal names wins. Empty if it can't be parsed."""
     text = raw.decode("latin-1") if isinstance(raw, bytes) else raw
     try:
         return dict(parse_qsl(text, keep_blank_values=True, errors="replace", max_num_fields=32))
@@ -169,20 +167,20 @@ def _answer(
 
 
 def _authorized(authorization: bytes | str | None, token: str | None) -> bool:
-    """Whether the header is `Bearer` and the token, compared in constant time.
+    """Return True if the header is `Bearer` and the token, compared in constant time.
 
-    A token outside ASCII is taken in UTF-8 and in Latin-1: clients differ in how they write it.
+    A token outside ASCII is accepted in UTF-8 and in Latin-1, as clients use either.
     """
     if token is None or authorization is None:
         return False
-    scheme, _, given = _raw(authorization).partition(b" ")
-    given = given.strip(b" ")
-    matches = [hmac.compare_digest(given, spelling) for spelling in _spellings(token)]
+    scheme, _, credentials = _raw(authorization).partition(b" ")
+    credentials = credentials.strip(b" ")
+    matches = [hmac.compare_digest(credentials, encoded) for encoded in _encodings(token)]
     return scheme.lower() == b"bearer" and any(matches)
 
 
 def _raw(header: bytes | str) -> bytes:
-    """The bytes that were received, of a header that a framework may have decoded as Latin-1."""
+    """Return the received bytes of a header, which a framework may have decoded from Latin-1."""
     if isinstance(header, bytes):
         return header
     try:
@@ -191,17 +189,17 @@ def _raw(header: bytes | str) -> bytes:
         return header.encode("utf-8", "surrogatepass")
 
 
-def _spellings(token: str) -> list[bytes]:
-    spellings = [token.encode("utf-8", "surrogatepass")]
+def _encodings(token: str) -> list[bytes]:
+    encodings = [token.encode("utf-8", "surrogatepass")]
     try:
-        spellings.append(token.encode("latin-1"))
+        encodings.append(token.encode("latin-1"))
     except UnicodeEncodeError:
-        pass  # has only the one
-    return spellings
+        pass  # not in Latin-1
+    return encodings
 
 
 def _flush_timeout(query: Mapping[str, str], transport: Transport) -> float | None:
-    """Seconds to wait; None when the client asked for something else than a time in range."""
+    """Return the seconds to wait; None if the query contains no number in range."""
     text = query.get("timeout")
     if text is None:
         return min(transport.options.shutdown_timeout, MAX_FLUSH)
@@ -213,7 +211,7 @@ def _flush_timeout(query: Mapping[str, str], transport: Transport) -> float | No
 
 
 def _prefers_html(accept: str | None) -> bool:
-    """Whether `Accept` names HTML with more weight than JSON; of equal weights the exact name wins.
+    """Return True if `Accept` gives HTML more weight than JSON; of equal weights the exact name wins.
 
     Source: RFC 9110 section 12.5.1. Without the header, and for `*/*`, JSON is sent.
     """
@@ -243,7 +241,7 @@ def _prefers_html(accept: str | None) -> bool:
 
 
 def _page(health: Health, details: bool) -> str:
-    """The facts of `Health.as_text` as a table. All of them may come from a server, so all are escaped."""
+    """Return the facts of `Health.as_text` as a page; all are escaped, as a server may have sent them."""
     rows = []
     for line in health.as_text(details=details).splitlines()[1:]:
         name, _, value = line.partition(": ")

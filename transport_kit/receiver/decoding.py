@@ -89,7 +89,7 @@ def _zstd(data: bytes) -> Iterator[bytes]:
         raise _Damaged("bytes follow the end of the data")
 
 
-_DECODERS: dict[str, Callable[[bytes], Iterator[bytes]]] = {
+_STREAM_DECODERS: dict[str, Callable[[bytes], Iterator[bytes]]] = {
     "br": _brotli,
     "deflate": _deflate,
     "gzip": _gzip,
@@ -97,7 +97,7 @@ _DECODERS: dict[str, Callable[[bytes], Iterator[bytes]]] = {
     "zstd": _zstd,
 }
 
-KNOWN_ENCODINGS = frozenset({*_DECODERS, "", "identity"})
+KNOWN_ENCODINGS = frozenset({*_STREAM_DECODERS, "", "identity"})
 """Known names; a body of any other is taken as it is, and then fails to parse as an envelope."""
 
 
@@ -114,7 +114,7 @@ def decode(body: bytes, encoding: str, limit: int) -> bytes:
     Raises:
         Refusal: 413 past the limit, 400 when the data is damaged.
     """
-    decoder = _DECODERS.get(encoding)
+    decoder = _STREAM_DECODERS.get(encoding)
     if decoder is None:
         return body
     inflated = io.BytesIO()

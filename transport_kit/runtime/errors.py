@@ -1,7 +1,7 @@
-"""What this library raises on purpose: one base and its few leaves.
+"""The exceptions that this library raises on purpose: one base class and its subclasses.
 
-Owns nothing else and imports nothing. Facts are attributes; messages name the field or the place, and
-say what to do. No message carries a key, a token or a cookie.
+Imports nothing. Facts are attributes; a message names the field or the place, and the remedy. No message
+contains a key, a token or a cookie.
 """
 
 __all__ = [
@@ -15,16 +15,16 @@ __all__ = [
 
 
 class TransportKitError(Exception):
-    """Base of everything this library raises on purpose."""
+    """Base class of every exception that this library raises on purpose."""
 
 
 class OptionsError(TransportKitError, ValueError):
     """An option is unknown, of the wrong type, or out of range.
 
     Attributes:
-        field: The option's name as `TransportOptions` spells it.
-        problem: What is wrong and what would be right; never holds a secret's value.
-        source: Where the value came from, such as `settings.TRANSPORT_KIT` or `environment`.
+        field: The option's name, as in `TransportOptions`.
+        problem: The fault and the accepted values; never contains a secret's value.
+        source: The origin of the value, such as `settings.TRANSPORT_KIT` or `environment`.
     """
 
     def __init__(self, field: str, problem: str, source: str = "arguments") -> None:
@@ -38,7 +38,12 @@ class OptionsError(TransportKitError, ValueError):
 
 
 class MissingExtra(OptionsError):
-    """An option asks for a package that is not installed; the message holds the install line."""
+    """An option asks for a package that is not installed; the message contains the install line.
+
+    Attributes:
+        package: The package that is missing.
+        extra: The extra of transport-kit that installs it.
+    """
 
     def __init__(self, field: str, package: str, extra: str, source: str = "arguments") -> None:
         super().__init__(field, f"needs the package {package}: pip install 'transport-kit[{extra}]'", source)
@@ -48,12 +53,12 @@ class MissingExtra(OptionsError):
 
 
 class InvalidDsn(TransportKitError, ValueError):
-    """A DSN can't be used. The text never holds the DSN itself, which carries a key.
+    """A DSN can't be used. The message never contains the DSN, which holds a key.
 
     Attributes:
         reason: One of `invalid_url`, `invalid_scheme`, `missing_public_key`, `missing_host`,
             `invalid_port`, `missing_project_id`, `invalid_project_id`.
-        hint: What to change, in one sentence.
+        hint: The change to make, in one sentence.
     """
 
     def __init__(self, reason: str, hint: str) -> None:
@@ -71,8 +76,8 @@ class InvalidEnvelope(TransportKitError, ValueError):
     Attributes:
         reason: For framing `empty`, `envelope_header`, `item_header`, `truncated`, `unterminated`,
             `too_many_items`; for `Envelope.validate` the rule's name.
-        offset: Byte at which the fault begins; -1 when it concerns the whole.
-        detail: What was found and what was expected.
+        offset: Byte at which the fault begins; -1 if it concerns the whole envelope.
+        detail: The value at fault, and the expected one.
     """
 
     def __init__(self, reason: str, offset: int, detail: str) -> None:
@@ -87,11 +92,11 @@ class InvalidEnvelope(TransportKitError, ValueError):
 
 
 class SealError(TransportKitError, ValueError):
-    """An envelope can't be turned into bytes that a receiver would take.
+    """An envelope can't be encoded so that a receiver would accept it.
 
     Attributes:
         path: The value at fault, such as `event.extra.order[3]`.
-        detail: What is wrong with it; never the value itself.
+        detail: The fault; never the value itself.
     """
 
     def __init__(self, path: str, detail: str) -> None:

@@ -1,9 +1,8 @@
-"""Our log lines: all under the logger `transport_kit`, none of which can hurt the app.
+"""The library's log: every line goes to the logger `transport_kit`, and no failing handler hurts the app.
 
-Owns the logger, and the silence at the end of the process. What is logged, and how often, is decided by
-whoever logs.
+Owns the logger, and its silence at the end of the process. Callers decide what is logged and how often.
 
-Threads: any, a sender included. No lock: a fork would inherit it held.
+Threads: any, senders included. There is no lock, as a fork could inherit it locked.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ __all__ = ["log"]
 
 
 class _Log:
-    """The logger, whose handlers belong to the app: what they raise stays here."""
+    """The logger. Its handlers belong to the app, so their exceptions are suppressed."""
 
     def __init__(self) -> None:
         self._logger = logging.getLogger("transport_kit")
-        # Threads inside a handler right now. Items are set and deleted atomically.
-        self._inside: dict[int, None] = {}
+        # Threads that are in a handler. Setting and deleting one item of a dict is atomic.
+        self._threads_logging: dict[int, None] = {}
         self._silent = False
 
     def info(self, message: str, *arguments: object) -> None:
@@ -36,38 +35,38 @@ class _Log:
         self._log(logging.ERROR, message, arguments)
 
     def exception(self, message: str, *arguments: object) -> None:
-        """An error with the traceback of the exception being handled."""
+        """Log an error with the traceback of the exception being handled."""
         self._log(logging.ERROR, message, arguments, exc_info=True)
 
     def _log(self, level: int, message: str, arguments: tuple[object, ...], exc_info: bool = False) -> None:
-        me = _thread.get_ident()
-        if self._silent or me in self._inside:
-            # A handler that captures our own lines, and so fails us once more, would never come to an end.
+        thread = _thread.get_ident()
+        if self._silent or thread in self._threads_logging:
+            # A handler that captures this library's lines would otherwise recurse without end.
             return
         try:
-            self._inside[me] = None
+            self._threads_logging[thread] = None
             self._logger.log(level, message, *arguments, exc_info=exc_info, stacklevel=3)
         except Exception as error:
             let_through(error)
-            # a handler's own failure, and the only place to tell is the one that fails
+            # a handler failed, and there is no other place to report it
         finally:
-            self._inside.pop(me, None)
+            self._threads_logging.pop(thread, None)
 
     def silence(self, within: float) -> None:
         """Log nothing from now on, and wait up to `within` seconds for lines that are being written.
 
-        The interpreter is about to end. A daemon thread that it stops while writing to stderr leaves the
-        stream's lock held, and the interpreter aborts over it.
+        Called when the interpreter is about to end. It would abort if it stopped a daemon thread that holds
+        the lock of stderr.
         """
         self._silent = True
         deadline = time.monotonic() + within
-        me = _thread.get_ident()
-        while any(other != me for other in self._inside.copy()) and time.monotonic() < deadline:
+        this = _thread.get_ident()
+        while any(thread != this for thread in self._threads_logging.copy()) and time.monotonic() < deadline:
             time.sleep(0.001)
 
     def renew(self) -> None:
-        """In a forked child: its parent's threads are not here, nor is its parent's end."""
-        self._inside.clear()
+        """Reset in a forked child, which has none of its parent's threads, and may log until its own end."""
+        self._threads_logging.clear()
         self._silent = False
 
 

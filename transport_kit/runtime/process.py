@@ -1,12 +1,12 @@
-"""The ends and the beginnings of a process, seen from a transport.
+"""Hooks that end transports with their process and renew them after a fork.
 
 Owns the hooks: `atexit`, `multiprocessing`'s finalizers, SIGTERM, and fork. Knows transports only as
-objects that can end and renew themselves, and holds them weakly: a hook never keeps one alive.
+`Finalizable`, and holds weak references: a hook never keeps a transport alive.
 
-What fires where is in docs/operations.md. Nothing is installed at import; the first transport does it.
+docs/operations.md lists which hook runs when. The first transport installs them; an import installs nothing.
 
 Threads: `watch` may be called from any thread. The SIGTERM handler runs on the main thread. Fork hooks
-run in the child before anything else does, when it has one thread; they take no lock.
+run first in the child, which has one thread then; they take no lock.
 """
 
 from __future__ import annotations
@@ -28,56 +28,56 @@ from transport_kit.runtime.log import log
 
 __all__ = ["end_all", "Finalizable", "renew_all", "ShutdownOptions", "start_all", "watch"]
 
-#: Seconds after which a SIGTERM that came at a bad moment is sent to ourselves again.
+#: Seconds after which a SIGTERM that can't be handled yet is sent to this process again.
 SIGNAL_AGAIN = 0.01
-#: Seconds that the end waits for log lines that senders are writing.
+#: Seconds that the end of the process waits for log lines that senders are writing.
 LAST_LINES = 0.2
 
 
 class ShutdownOptions(Protocol):
-    """The option that bounds the end of a process."""
+    """The option that bounds the time for the end of a process."""
 
     @property
     def shutdown_timeout(self) -> float:
-        """Seconds that an end waits for deliveries."""
+        """Seconds that the end waits for deliveries."""
 
 
 class Finalizable(Protocol):
-    """What this room needs of a transport."""
+    """The part of a transport that the hooks need."""
 
     @property
     def options(self) -> ShutdownOptions:
-        """The options that it was built with."""
+        """The options of the transport."""
 
     def start(self) -> None:
-        """Begin delivering now."""
+        """Begin to deliver."""
 
     def flush(self, timeout: float | None = None) -> object:
-        """With a timeout of 0: begin to deliver all there is, buffers above included, and don't wait."""
+        """With a timeout of 0: begin to deliver everything, buffered logs included, without waiting."""
 
     def _end_of_process(self, deadline: float) -> int:
-        """Deliver what waits until the monotonic second `deadline`; how many envelopes are left behind."""
+        """Deliver waiting envelopes until `deadline` (`time.monotonic`); return the number of those left."""
 
     def _can_wait(self) -> bool:
-        """Whether the calling thread may wait: false inside an interrupted critical section."""
+        """Return True if the calling thread may wait: it interrupted no critical section of its own."""
 
     def _renew_after_fork(self) -> None:
-        """In a forked child: be new again. Takes no lock that another thread may have held."""
+        """Reset in a forked child, without taking a lock that a thread of the parent may have held."""
 
     def _wants_sigterm(self) -> bool:
-        """Whether a default-disposed SIGTERM shall drain first."""
+        """Return True if a SIGTERM with the default disposition should drain before it ends the process."""
 
 
-# Keyed by id so that a transport need not be hashable. A dict's item operations are atomic; entries go
-# when their transport does. No lock: a fork would inherit it held.
+# By id, so that a transport need not be hashable. Operations on one item of a dict are atomic. An entry is
+# removed when its transport is collected. There is no lock, as a fork could inherit it locked.
 _watched: dict[int, weakref.ref[Finalizable]] = {}
 _installed = False
 _watches_multiprocessing = False
-_reported_in: int | None = None  # the process that said what it leaves behind
+_reported_in: int | None = None  # the process that has reported the envelopes it leaves
 
 
 def watch(transport: Finalizable) -> None:
-    """See this transport through the ends of the process and through forks, until it is collected."""
+    """End this transport with the process and renew it after a fork, until it is collected."""
     global _installed
     key = id(transport)
 
@@ -95,19 +95,19 @@ def watch(transport: Finalizable) -> None:
 
 
 def _watch_multiprocessing() -> None:
-    # A child of multiprocessing ends by os._exit after its finalizers: atexit may not run there. And when
-    # it begins, it forgets the finalizers of its parent and of its own imports; only what is registered
-    # to be called after a fork is called then. Looked up, not imported: who ends that way has it.
+    # A child of multiprocessing ends with os._exit after its finalizers, so atexit may not run in it. When it
+    # begins, it drops the finalizers of its parent and of its own imports, but calls the functions registered
+    # with register_after_fork. Looked up and not imported: such a child has imported it already.
     global _watches_multiprocessing
     util: Any = sys.modules.get("multiprocessing.util")
     if util is not None and not _watches_multiprocessing:
         _watches_multiprocessing = True
-        _finalize()
-        util.register_after_fork(_finalize, lambda _: _finalize())
+        _register_finalizer()
+        util.register_after_fork(_register_finalizer, lambda _: _register_finalizer())
 
 
-def _finalize() -> None:
-    # Low priority: after the queues and managers of the app, which may still capture.
+def _register_finalizer() -> None:
+    # Low priority: it runs after the finalizers of the app's queues and managers, which may still capture.
     util: Any = sys.modules["multiprocessing.util"]
     util.Finalize(None, end_all, exitpriority=-100)
 
@@ -117,7 +117,7 @@ def _live() -> list[Finalizable]:
 
 
 def start_all() -> None:
-    """Begin delivering in every transport of this process, such as in a worker after a fork."""
+    """Start every transport of this process; for a worker after a fork."""
     for transport in _live():
         try:
             transport.start()
@@ -131,19 +131,19 @@ def _at_exit() -> None:
 
 
 def end_all() -> None:
-    """Deliver what waits in every transport, each within its own time, all at the same time.
+    """End all transports at the same time, each within its own `shutdown_timeout`.
 
-    Says on stderr what is left behind, in one line, and nothing when nothing is. A further call, by the
-    other hook of the same process, waits for what is left of the time and says nothing more.
+    Writes one line to stderr if envelopes are left. A second call, by another hook of the same process, ends
+    the transports again but writes no second line.
     """
     global _reported_in
     transports = _live()
     began = time.monotonic()
     for transport in transports:
-        _guarded(transport.flush, 0)
+        _call_safely(transport.flush, 0)
     left = 0
     for transport in transports:
-        left += _guarded(transport._end_of_process, began + transport.options.shutdown_timeout) or 0
+        left += _call_safely(transport._end_of_process, began + transport.options.shutdown_timeout) or 0
     if left and _reported_in != os.getpid():
         _reported_in = os.getpid()
         longest = max(transport.options.shutdown_timeout for transport in transports)
@@ -154,11 +154,11 @@ def end_all() -> None:
             sys.stderr.write(message)
             sys.stderr.flush()
         except Exception:
-            pass  # stderr may be gone at exit, and there is nobody else to tell
+            pass  # stderr may be closed at exit, and there is no other place to report it
 
 
-def _guarded(call: Callable[[float], Any], seconds: float) -> Any:
-    """One transport's failure, of a class that is not ours perhaps, is not the others'."""
+def _call_safely(call: Callable[[float], Any], seconds: float) -> Any:
+    """Return the result of `call`; log an exception, so that the other transports still end."""
     try:
         return call(seconds)
     except Exception as error:
@@ -167,10 +167,11 @@ def _guarded(call: Callable[[float], Any], seconds: float) -> Any:
 
 
 def renew_all() -> None:
-    """In a forked child: each transport is new again. Called by the fork itself."""
+    """Renew every transport in a forked child; the fork hook calls it."""
     log.renew()
-    # gunicorn's gevent worker patches `threading` after the fork. Threads that were taken from it before are
-    # real ones, and the process dies of them at its end. The first use renews, too: it sees another process.
+    # gunicorn's gevent worker patches `threading` after the fork. Locks and threads that are made before that
+    # are not gevent's, and crash the process at its end. There the first use of a transport renews it, as it
+    # notices the new process id.
     if "gevent" not in sys.modules:
         for transport in _live():
             transport._renew_after_fork()
@@ -181,21 +182,21 @@ def _catch_sigterm() -> None:
     if _thread.get_ident() != threading.main_thread().ident:
         return
     try:
-        # A callable belongs to a server that knows how to end; SIG_IGN and None are somebody's decision.
+        # Any other disposition was chosen by the app or its server, and stays.
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, _on_sigterm)
     except ValueError:
-        pass  # a subinterpreter: signals are not ours there
+        pass  # a subinterpreter, which can't handle signals
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
     if signal.getsignal(number) is not _on_sigterm:
-        return  # somebody installed a handler of their own since, and calls us from it: the end is theirs
+        return  # another handler was installed since and calls this one: that handler ends the process
     if not all(transport._can_wait() for transport in _live()):
-        # We interrupted the main thread while it held a transport's lock, which the senders need: let
-        # it go on for a moment.
+        # The signal interrupted the main thread while it held a transport's lock, which the senders need.
+        # Return, so that it can release the lock, and send the signal again.
         try:
-            _thread.start_new_thread(_send_again, (number,))
+            _thread.start_new_thread(_resend, (number,))
             return
         except RuntimeError:
             pass
@@ -205,6 +206,6 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
     os.kill(os.getpid(), number)
 
 
-def _send_again(number: int) -> None:
+def _resend(number: int) -> None:
     time.sleep(SIGNAL_AGAIN)
     os.kill(os.getpid(), number)

@@ -1,8 +1,8 @@
-"""Awaiting what blocks: a call on a thread of its own, and its result in the event loop.
+"""Runs a blocking call on a thread of its own, and awaits its result in the event loop.
 
 Owns that thread, for one call. Knows nothing of transports.
 
-Threads: `off_loop` is awaited in a loop; the call runs on another thread, or in place where there is none.
+Threads: `off_loop` is awaited on the loop's thread; the call runs on another one, if one can be started.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ T = TypeVar("T")
 
 
 async def off_loop(call: Callable[[], T]) -> T:
-    """Run `call` on a thread of its own: the loop's executor may be full, and is joined at exit."""
-    # Imported by whoever awaits already. Not at the top: it imports ssl, which gevent may still patch.
+    """Return the result of `call`, run on a thread of its own.
+
+    The loop's executor would not do: it may be full, and it is joined at exit.
+    """
+    # Not imported at the top: it imports ssl, which gevent may patch later. A caller that awaits has it.
     import asyncio
 
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        return call()  # another library's loop, such as trio's: it is held up, for a bounded time
+        return call()  # another library's loop, such as trio's: it is blocked for as long as the call lasts
     done: asyncio.Future[T] = loop.create_future()
 
     def settle(result: T | None, error: BaseException | None) -> None:
         if done.done():
-            return  # whoever waited was cancelled
+            return  # the awaiting task was cancelled
         if error is not None:
             done.set_exception(error)
         elif result is not None:
@@ -48,10 +51,10 @@ async def off_loop(call: Callable[[], T]) -> T:
         try:
             loop.call_soon_threadsafe(settle, result, failure)
         except RuntimeError:
-            pass  # the loop was closed meanwhile: nobody waits any more
+            pass  # the loop was closed, so nothing awaits the result
 
     try:
         _thread.start_new_thread(run, ())
     except RuntimeError:
-        return call()  # no thread can start any more: the interpreter is ending, and waiting is right
+        return call()  # the interpreter is ending and starts no thread: block the loop instead
     return await done

@@ -1,4 +1,4 @@
-"""The version, and the name by which servers know us; nothing else."""
+"""The version, and the name that requests carry."""
 
 __all__ = ["CLIENT", "SDK_NAME", "VERSION"]
 

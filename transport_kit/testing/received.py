@@ -98,7 +98,7 @@ def decode_body(raw: bytes, encodings: str) -> bytes:
         ValueError: An encoding is unknown or the bytes don't fit it.
     """
     for name in reversed([word.strip().lower() for word in encodings.split(",") if word.strip()]):
-        decode = _DECODERS.get(name)
+        decode = _BODY_DECODERS.get(name)
         if decode is None:
             raise ValueError(f"unknown content encoding {name!r}")
         try:
@@ -132,7 +132,7 @@ def _zstd(raw: bytes) -> bytes:
         return reader.read()
 
 
-_DECODERS: dict[str, Callable[[bytes], bytes]] = {
+_BODY_DECODERS: dict[str, Callable[[bytes], bytes]] = {
     "identity": bytes,
     "gzip": _gzip,
     "x-gzip": _gzip,
