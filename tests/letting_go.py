@@ -1,4 +1,4 @@
-"""Frees what an exception holds, in the test that made it."""
+"""Releases the frames of an exception, and the files that they hold open, in the test that raised it."""
 
 from __future__ import annotations
 

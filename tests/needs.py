@@ -1,4 +1,4 @@
-"""What a test needs of the machine and of the environment besides Python."""
+"""Requirements of a test on the machine and the environment: programs and modules, or a skip."""
 
 from __future__ import annotations
 

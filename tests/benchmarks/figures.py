@@ -22,12 +22,12 @@ from tests.benchmarks.exceptions import exception
 from tests.benchmarks.load import event, resident_kb
 
 ROOT = Path(__file__).parents[2]
-#: Seconds that a figure may take at the most.
+#: Largest number of seconds for a figure.
 LIMIT = 60.0
 
 
 def capture(dsn: str) -> dict[str, float]:
-    """What a capture costs its thread: 80 at a time, so that the queue is never full."""
+    """Time of a capture on its thread; 80 captures at a time, so that the queue is never full."""
     from transport_kit import Envelope, make_transport
 
     spent = []
@@ -44,7 +44,7 @@ def capture(dsn: str) -> dict[str, float]:
 
 
 def burst(dsn: str) -> dict[str, float]:
-    """10 000 events at once with default options: how many arrive, and what it takes in memory."""
+    """10 000 events at once with default options: number delivered, and growth of memory."""
     from transport_kit import make_transport
 
     with make_transport(dsn) as transport:
@@ -60,12 +60,12 @@ def burst(dsn: str) -> dict[str, float]:
 
 
 def throughput(dsn: str) -> dict[str, float]:
-    """Fed as fast as the queue takes it, for two seconds."""
+    """Events a second for two seconds, captured as fast as the queue accepts them."""
     return _throughput(dsn, seconds=2.0)
 
 
 def throughput_50ms(dsn: str) -> dict[str, float]:
-    """The same with 50 ms from request to answer, as a real server has."""
+    """Throughput with 50 ms from request to answer, as a real server has."""
     return _throughput(dsn, seconds=4.0)
 
 
@@ -90,7 +90,7 @@ def _throughput(dsn: str, seconds: float) -> dict[str, float]:
 
 
 def health(dsn: str) -> dict[str, float]:
-    """What a probe costs in an outage with a thousand envelopes: the best of 50 turns of 10."""
+    """Time of a health probe in an outage with a thousand envelopes: the best of 50 turns of 10."""
     from transport_kit import make_transport
 
     transport = make_transport("http://0123456789abcdef0123456789abcdef@127.0.0.1:9/1", backoff_base=60.0)
@@ -108,7 +108,7 @@ def health(dsn: str) -> dict[str, float]:
 
 
 def at_rest(dsn: str) -> dict[str, float]:
-    """From a capture to its answer, when the sender has parked before."""
+    """Time from a capture to its answer when the sender was parked."""
     from transport_kit import make_transport
     from transport_kit.queues import memory
 
@@ -126,7 +126,7 @@ def at_rest(dsn: str) -> dict[str, float]:
 
 
 def importing(dsn: str) -> dict[str, float]:
-    """`import transport_kit`, which imports neither urllib3 nor ssl."""
+    """Time of `import transport_kit`, which imports neither urllib3 nor ssl."""
     began = time.perf_counter()
     import transport_kit
 
@@ -157,7 +157,7 @@ with FaultServer() as server:
 
 
 def measure(name: str) -> dict[str, float]:
-    """One figure in a fresh process, with a fresh receiver."""
+    """Return one figure, measured in a fresh process with a fresh receiver."""
     receiver = subprocess.Popen(
         [sys.executable, "-c", _RECEIVER, str(FIGURES[name][1])],
         stdin=subprocess.PIPE,
@@ -185,7 +185,7 @@ def measure(name: str) -> dict[str, float]:
 
 
 def _named(wanted: str) -> list[str]:
-    """That figure, or else all that begin so, such as `spool`."""
+    """Return the figure of that name, or else all with that prefix, such as `spool`."""
     return [wanted] if wanted in FIGURES else [name for name in FIGURES if name.startswith(f"{wanted}_")]
 
 
@@ -194,17 +194,17 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(FIGURES))
     parser.add_argument("--runs", type=int, default=3, help="runs of each figure (3)")
     parser.add_argument("--child", nargs=2, metavar=("NAME", "DSN"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child:
-        print(json.dumps(FIGURES[given.child[0]][0](given.child[1])))
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(FIGURES[arguments.child[0]][0](arguments.child[1])))
         return
-    chosen = [name for wanted in given.names for name in _named(wanted)] or list(FIGURES)
-    unknown = [wanted for wanted in given.names if not _named(wanted)]
+    names = [name for wanted in arguments.names for name in _named(wanted)] or list(FIGURES)
+    unknown = [wanted for wanted in arguments.names if not _named(wanted)]
     if unknown:
         parser.error(f"unknown figure {unknown[0]}; known are {', '.join(FIGURES)}")
     print("| figure | median | smallest | largest |\n| --- | --- | --- | --- |")
-    for name in chosen:
-        runs = [measure(name) for _ in range(max(1, given.runs))]
+    for name in names:
+        runs = [measure(name) for _ in range(max(1, arguments.runs))]
         for label in runs[0]:
             values = sorted(run[label] for run in runs)
             cells = " | ".join(f"{v:.4g}" for v in (statistics.median(values), values[0], values[-1]))

@@ -1,4 +1,4 @@
-"""What the benchmarks send, and how they look at their process."""
+"""The load of the benchmarks, and readings of their process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["event", "percentiles", "resident_kb"]
 
 
 def event(number: int) -> dict[str, Any]:
-    """About 10 kB as JSON: 20 frames with context lines."""
+    """Return an event of about 10 kB as JSON: 20 frames with context lines."""
     frames = [
         {
             "filename": f"shop/module_{i}.py",
@@ -40,7 +40,7 @@ def resident_kb(key: str = "VmRSS") -> int:
 
 
 def percentiles(name: str, spent: list[int]) -> dict[str, float]:
-    """Median and 99th percentile of nanoseconds, as microseconds."""
+    """Return the median and the 99th percentile of nanoseconds, in microseconds."""
     ordered = sorted(spent)
     return {
         f"{name} p50 µs": ordered[len(ordered) // 2] / 1e3,

@@ -1,7 +1,7 @@
-"""The figures of a request: what our layer adds to a hello-world app of each framework.
+"""Figures of a request: the time that our layer adds to a hello-world app of each framework.
 
-Part of `figures.py`. The app is called in its process, with no server and no socket in front, so a request
-takes the app's own time; beside it our senders deliver to the receiver. Each sample is a fresh process.
+Part of `figures.py`. The app is called in its process, without a server or a socket, so a request takes only
+the app's own time while our senders deliver to the receiver. Each sample is a fresh process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Final
 __all__ = ["FIGURES", "sample"]
 
 ROOT = Path(__file__).parents[2]
-#: Seconds of requests without a pause; and the number of those that are made 200 a second.
+#: Seconds of requests without a pause; number of paced requests, and their rate a second.
 SECONDS: Final = 2.0
 PACED: Final = 600
 RATE: Final = 200.0
@@ -29,7 +29,7 @@ _OPTIONS: Final[dict[str, dict[str, object]]] = {
     "paced": {"traces_sample_rate": 1.0},
 }
 
-#: One request, answered.
+#: Makes one request and reads its answer.
 Call = Callable[[], object]
 
 
@@ -50,25 +50,25 @@ def _starlette(options: dict[str, Any] | None) -> tuple[Call, Any]:
         app = TransportMiddleware(app, **options)
         kit = app.kit
     headers = [(b"host", b"localhost:8000"), (b"user-agent", b"bench"), (b"accept", b"*/*")]
-    whole: dict[str, object] = {
+    scope: dict[str, object] = {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
         "method": "GET",
     }
-    whole |= {"scheme": "http", "path": "/", "raw_path": b"/", "query_string": b"", "root_path": ""}
-    whole |= {"headers": headers, "client": ("127.0.0.1", 40000), "server": ("127.0.0.1", 8000)}
+    scope |= {"scheme": "http", "path": "/", "raw_path": b"/", "query_string": b"", "root_path": ""}
+    scope |= {"headers": headers, "client": ("127.0.0.1", 40000), "server": ("127.0.0.1", 8000)}
 
     async def receive() -> dict[str, object]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: object) -> None:
-        """To nobody."""
+        """Drop the message."""
 
     def call() -> None:
-        # By hand: nothing in it waits, and an event loop would cost more than the request.
+        # Without an event loop, which would cost more than the request: nothing in it waits.
         try:
-            app(whole.copy(), receive, send).send(None)
+            app(scope.copy(), receive, send).send(None)
         except StopIteration:
             return
         raise AssertionError("the app waits for something")
@@ -159,9 +159,9 @@ _APPS: Final = {"starlette": _starlette, "flask": _flask, "django": _django}
 
 
 def sample(framework: str, variant: str, dsn: str) -> None:
-    """Print what one variant of the app comes to: µs a request; paced, the share of what was delivered."""
-    given = None if variant == "plain" else {"dsn": dsn, **_OPTIONS[variant]}
-    call, kit = _APPS[framework](given)
+    """Print the result of one variant: µs a request, or for `paced` the share that was delivered."""
+    options = None if variant == "plain" else {"dsn": dsn, **_OPTIONS[variant]}
+    call, kit = _APPS[framework](options)
     for _ in range(200):
         call()
     if variant == "paced":
@@ -187,7 +187,7 @@ def _pace(call: Call) -> None:
         call()
 
 
-def _sampled(framework: str, variant: str, dsn: str) -> float:
+def _run_sample(framework: str, variant: str, dsn: str) -> float:
     code = "import sys; from tests.benchmarks.request_figures import sample; sample(*sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", code, framework, variant, dsn],
@@ -202,15 +202,15 @@ def _sampled(framework: str, variant: str, dsn: str) -> float:
 
 def _figure(framework: str) -> Callable[[str], dict[str, float]]:
     def request(dsn: str) -> dict[str, float]:
-        found: dict[str, list[float]] = {"plain": [], "quiet": [], "traced": []}
-        for variant in (*found, *reversed(found)):
-            found[variant].append(_sampled(framework, variant, dsn))
-        plain, quiet, traced = (statistics.mean(spent) for spent in found.values())
+        samples: dict[str, list[float]] = {"plain": [], "quiet": [], "traced": []}
+        for variant in (*samples, *reversed(samples)):
+            samples[variant].append(_run_sample(framework, variant, dsn))
+        plain, quiet, traced = (statistics.mean(spent) for spent in samples.values())
         return {
             "plain, p50 µs": plain,
             "added with nothing to report, µs": quiet - plain,
             "added with each request traced, µs": traced - plain,
-            "delivered of what was traced at 200/s, %": 100 * _sampled(framework, "paced", dsn),
+            "delivered of what was traced at 200/s, %": 100 * _run_sample(framework, "paced", dsn),
         }
 
     return request

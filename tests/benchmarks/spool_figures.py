@@ -1,7 +1,7 @@
-"""The figures of a spool: what a put costs, what draining does, what is idle.
+"""Figures of a spool: time of a put, speed of draining, and wake-ups at rest.
 
-Part of `figures.py`, which runs each in a process of its own. Beside each put stands `bare`: one `os.writev`
-of the same bytes to a plain file, at the same pace in the same run. It is the floor here and now.
+Part of `figures.py`, which runs each in a process of its own. Beside each `put` there is `bare`: one
+`os.writev` of the same bytes to a plain file, at the same pace in the same run. It is the lower bound.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _folder() -> Iterator[str]:
 
 @contextlib.contextmanager
 def _process(code: str, *arguments: object) -> Iterator[IO[str]]:
-    """A child that ends when its standard input does; what it prints."""
+    """Run a child that ends when its standard input is closed; yield its standard output."""
     child = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         stdin=subprocess.PIPE,
@@ -50,19 +50,19 @@ def _process(code: str, *arguments: object) -> Iterator[IO[str]]:
 
 
 class _Puts:
-    """Puts into a spool of a process that only writes, as beside a forwarder, and bare writes."""
+    """Times of puts into a spool by a process that only writes, as beside a forwarder, and of bare writes."""
 
     def __init__(self, folder: str, spool: str = "spool") -> None:
         from transport_kit.queues.spool import FileSpool
 
         self._spool = FileSpool(f"{folder}/{spool}", IDENTITY, drain=False, max_bytes=4 << 30)
-        # What an app's worker does all the time.
-        threading.Thread(target=self._look_after, daemon=True).start()
+        # An app's worker claims all the time.
+        threading.Thread(target=self._claim_forever, daemon=True).start()
         self._fd = os.open(f"{folder}/bare-{os.getpid()}", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         self.spent: list[int] = []
         self.bare: list[int] = []
 
-    def _look_after(self) -> None:
+    def _claim_forever(self) -> None:
         while True:
             self._spool.claim(1, 60.0)
 
@@ -90,9 +90,9 @@ def _sealed(number: int) -> Any:
 
 
 def put(dsn: str) -> dict[str, float]:
-    """Back to back, 80 at a time, three times a second: as a process does that has a bad moment.
+    """80 puts back to back, three times a second: a burst of errors in an app.
 
-    The first one after each pause is not counted: it finds cold caches, as all do in `put_paced`.
+    The first one after each pause is not counted, as its caches are cold; `put_paced` measures those.
     """
     envelopes = [_sealed(number) for number in range(64)]
     with _folder() as folder:
@@ -108,7 +108,7 @@ def put(dsn: str) -> dict[str, float]:
 
 
 def put_sustained(dsn: str) -> dict[str, float]:
-    """Back to back without a pause: one in a hundred makes a file, as nobody had time to do so ahead."""
+    """Puts back to back without a pause: one in a hundred creates a file, as none was prepared in time."""
     envelopes = [_sealed(number) for number in range(64)]
     with _folder() as folder:
         puts = _Puts(folder)
@@ -119,7 +119,7 @@ def put_sustained(dsn: str) -> dict[str, float]:
 
 
 def put_paced(dsn: str) -> dict[str, float]:
-    """200 a second for six seconds, each right after its sealing, a bare write between two of them."""
+    """200 puts a second for six seconds, each right after its sealing, and a bare write after each."""
     with _folder() as folder:
         puts = _Puts(folder)
         _paced(puts, time.monotonic(), 200.0, 1200)
@@ -151,16 +151,16 @@ write_paced(sys.argv[1], float(sys.argv[2]))
 
 
 def put_four(dsn: str) -> dict[str, float]:
-    """Four processes, each 50 a second for eight seconds, beside the one that drains."""
+    """Puts of four processes, 50 a second each for eight seconds, beside one that drains."""
     with _folder() as folder, _process(_DRAINER, folder), contextlib.ExitStack() as stack:
         begin = time.monotonic() + 2.0
         outputs = [stack.enter_context(_process(_WRITER, folder, begin)) for _ in range(4)]
         spent: list[int] = []
         bare: list[int] = []
         for output in outputs:
-            one = json.loads(output.readline())
-            spent += one[0]
-            bare += one[1]
+            times = json.loads(output.readline())
+            spent += times[0]
+            bare += times[1]
         return percentiles("put", spent) | percentiles("bare", bare)
 
 
@@ -203,7 +203,7 @@ def fill(folder: str, number: int) -> None:
 
 
 def drain(dsn: str) -> dict[str, float]:
-    """20 000 events of 10 kB by one sender of the worker, to nobody."""
+    """Events a second of one sender that drains 20 000 events of 10 kB and sends none."""
     from transport_kit.config.options import TransportOptions
     from transport_kit.queues.spool import FileSpool
     from transport_kit.transport.worker.outcome import Outcome
@@ -233,7 +233,7 @@ def drain(dsn: str) -> dict[str, float]:
 
 
 def recover(dsn: str) -> dict[str, float]:
-    """A backlog of 500 MB: seconds from the start to the first envelope, and memory while all are drained."""
+    """Time from the start to the first envelope of a backlog of 500 MB, and memory while all are drained."""
     from transport_kit.queues.spool import FileSpool
 
     with _folder() as folder:
@@ -256,7 +256,7 @@ def recover(dsn: str) -> dict[str, float]:
 
 
 def recover_files(dsn: str) -> dict[str, float]:
-    """A backlog of 10 000 files, as many short processes leave it: from the start to the first envelope."""
+    """Time from the start to the first envelope of a backlog of 10 000 files, as short processes make."""
     from tests.core.spool_support import NOW_MS, record
     from transport_kit.queues.spool import FileSpool
     from transport_kit.queues.spool.segments import SegmentName, segment_header
@@ -292,8 +292,8 @@ def idle(dsn: str) -> dict[str, float]:
     """Wake-ups a second of a process that drains and of one that stands by, at rest for six seconds."""
     with (
         _folder() as folder,
-        _numbered(_IDLE, dsn, f"{folder}/spool") as drains,
-        _numbered(_IDLE, dsn, f"{folder}/spool") as stands_by,
+        _process_id(_IDLE, dsn, f"{folder}/spool") as drains,
+        _process_id(_IDLE, dsn, f"{folder}/spool") as stands_by,
     ):
         time.sleep(6.5)
         before = [_switches(pid) for pid in (drains, stands_by)]
@@ -304,7 +304,7 @@ def idle(dsn: str) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _numbered(code: str, *arguments: object) -> Iterator[int]:
+def _process_id(code: str, *arguments: object) -> Iterator[int]:
     with _process("import os; print(os.getpid(), flush=True)" + code, *arguments) as output:
         pid = int(output.readline())
         output.readline()
@@ -312,21 +312,21 @@ def _numbered(code: str, *arguments: object) -> Iterator[int]:
 
 
 def _switches(pid: int) -> int:
-    """How often all threads of a process went to sleep of themselves."""
-    found = 0
+    """Return the number of voluntary context switches of all threads of a process."""
+    switches = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         for line in (task / "status").read_text().splitlines():
             if line.startswith("voluntary_ctxt_switches"):
-                found += int(line.split()[1])
-    return found
+                switches += int(line.split()[1])
+    return switches
 
 
 def work_lost(dsn: str) -> dict[str, float]:
-    """What a caller that computes loses to 200 captures a second beside a forwarder, in per cent.
+    """Share of its work that a computing caller loses to 200 captures a second beside a forwarder.
 
-    In turns of a tenth of a second, in an order of chance, so that a machine that becomes slower does so for
-    all: with captures, with the least that they could be (sealing and one bare write), and twice with
-    neither. What these two differ by is noise.
+    Measured in turns of a tenth of a second in random order, so that a change in the machine's speed affects
+    all alike: with captures, with the least possible work (sealing and one bare write), and twice with
+    neither. The difference between these two is noise.
     """
     from transport_kit import make_transport
 
@@ -355,20 +355,20 @@ def _work_lost(transport: Any, folder: str) -> dict[str, float]:
     events = [event(number) for number in range(64)]
     fd = os.open(f"{folder}/bare", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
 
-    def bare(given: dict[str, Any]) -> None:
-        sealed = Envelope.event(given).seal()
+    def bare(payload: dict[str, Any]) -> None:
+        sealed = Envelope.event(payload).seal()
         item = sealed.items[0]
         os.writev(fd, (sealed.header, item.header, item.payload))
 
     def work(do: Callable[[dict[str, Any]], object] | None) -> tuple[float, float]:
-        """Rounds of work a second, and µs of CPU for each time that `do` was done, 200 times a second."""
+        """Return rounds of work a second, and µs of CPU for each of 200 calls of `do` a second."""
         begin, spent, rounds, number = time.perf_counter(), 0, 0, 0
         while (now := time.perf_counter()) - begin < 0.1:
             if do is not None and now - begin >= number / 200:
                 number += 1
-                given = {**events[number % 64], "event_id": os.urandom(16).hex()}
+                payload = {**events[number % 64], "event_id": os.urandom(16).hex()}
                 began = time.thread_time_ns()
-                do(given)
+                do(payload)
                 spent += time.thread_time_ns() - began
             total = 0
             for each in range(400):

@@ -1,6 +1,6 @@
-"""What any queue promises, as sentences. Each queue's own test file runs them all on a queue of its kind.
+"""The contract of every queue. The test file of each queue runs these tests on its kind of queue.
 
-A subclass has a fixture `make`, which makes a queue of given bounds.
+A subclass has a fixture `make`, which makes a queue with the given bounds.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ MANY = 1 << 30
 
 
 def drained(queue: Queue, limit: int = 1) -> list[SealedEnvelope]:
-    """All there is, in the order of claiming, each settled before the next is claimed."""
-    found = []
+    """Claim and settle `limit` envelopes at a time; return all in the order of claiming."""
+    envelopes = []
     while claims := queue.claim(limit, 0.0):
-        found += [claim.sealed.unpacked() for claim in claims]
+        envelopes += [claim.sealed.unpacked() for claim in claims]
         queue.ack(claims)
-    return found
+    return envelopes
 
 
 def contents(envelopes: list[SealedEnvelope]) -> list[bytes]:
@@ -36,10 +36,10 @@ def contents(envelopes: list[SealedEnvelope]) -> list[bytes]:
 
 
 class QueueContract:
-    """The sentences."""
+    """The tests that every queue must pass."""
 
     def test_what_is_put_is_claimed_byte_for_byte(self, make: MakeQueue) -> None:
-        """What was captured is what is sent."""
+        """The sent bytes must be the captured ones."""
         queue = make(10, MANY)
         sealed = event("hello")
         assert queue.put(queue.prepare(sealed)) == (True, ())
@@ -49,7 +49,7 @@ class QueueContract:
         assert claim.sealed.quantities == sealed.quantities
 
     def test_nothing_is_claimed_twice(self, make: MakeQueue) -> None:
-        """A duplicate is a wrong count on the server."""
+        """A duplicate makes the server's counts wrong."""
         queue = make(10, MANY)
         queue.put(event())
         assert len(queue.claim(5, SOON)) == 1
@@ -58,7 +58,7 @@ class QueueContract:
         assert (stats.waiting, stats.claimed) == (0, 1)
 
     def test_no_more_is_claimed_than_asked_for(self, make: MakeQueue) -> None:
-        """Each sender claims what it can send."""
+        """A sender claims only as many envelopes as it can send."""
         queue = make(10, MANY)
         for _ in range(5):
             queue.put(event())
@@ -66,7 +66,7 @@ class QueueContract:
         assert queue.stats().waiting == 3
 
     def test_what_is_settled_is_forgotten(self, make: MakeQueue) -> None:
-        """Its room is free for others; a second settling changes nothing."""
+        """Settling frees room; settling again changes nothing."""
         queue = make(1, MANY)
         queue.put(event())
         claims = queue.claim(1, SOON)
@@ -81,7 +81,7 @@ class QueueContract:
         assert len(queue.claim(5, SOON)) == 1
 
     def test_what_is_released_is_claimed_again_and_knows_it(self, make: MakeQueue) -> None:
-        """The number of attempts decides how long it waits for the next."""
+        """The number of attempts determines the pause before the next one."""
         queue = make(10, MANY)
         queue.put(event("again"))
         for attempt in range(3):
@@ -91,7 +91,7 @@ class QueueContract:
         assert queue.stats().waiting == 1
 
     def test_what_is_released_for_later_comes_later(self, make: MakeQueue) -> None:
-        """A server that asks for a pause gets it; a blocked claim waits just as long."""
+        """A pause that a server requested is observed, and a blocked claim waits exactly as long."""
         queue = make(10, MANY)
         queue.put(event())
         claims = queue.claim(1, SOON)
@@ -102,7 +102,7 @@ class QueueContract:
         assert time.monotonic() >= due
 
     def test_a_full_queue_keeps_its_pauses(self, make: MakeQueue) -> None:
-        """An overflow is no reason to hammer a server that asked for a pause."""
+        """An overflow must not end a pause that a server requested."""
         queue = make(2, MANY)
         queue.put(event("paused"))
         queue.release(queue.claim(1, SOON), time.monotonic() + 3600)
@@ -113,7 +113,7 @@ class QueueContract:
         assert queue.stats().waiting == 1
 
     def test_who_waits_hastens_what_was_put_off(self, make: MakeQueue) -> None:
-        """The process ends in two seconds: an attempt a minute from now is none."""
+        """At the end of a process, an attempt a minute from now would never be made."""
         queue = make(10, MANY)
         queue.put(event())
         queue.release(queue.claim(1, SOON), time.monotonic() + 3600)
@@ -123,7 +123,7 @@ class QueueContract:
         assert len(queue.claim(1, 0.0)) == 1
 
     def test_what_is_buried_stays_so(self, make: MakeQueue) -> None:
-        """Poison is tried no more."""
+        """A dead letter is not tried again."""
         queue = make(10, MANY)
         queue.put(event())
         (claim,) = queue.claim(1, SOON)
@@ -132,29 +132,29 @@ class QueueContract:
         assert queue.stats().claimed == 0
 
     def test_an_envelope_that_always_fails_lets_the_others_have_their_turn(self, make: MakeQueue) -> None:
-        """One that a server can't stand must not stand before all others for an hour."""
+        """One that makes a server fail must not block all others for an hour."""
         queue = make(10, MANY)
         queue.put(event("poison"))
         (poison,) = queue.claim(1, SOON)
         for _ in range(3):
             queue.put(event())
         queue.release([poison])
-        seen = []
+        is_poison = []
         for _ in range(8):
             (claim,) = queue.claim(1, SOON)
-            seen.append(claim.id == poison.id)
+            is_poison.append(claim.id == poison.id)
             if claim.id == poison.id:
                 queue.release([claim])
             else:
                 queue.ack([claim])
-        assert seen.count(False) == 3, "the others had their turns"
-        assert True in seen[:4], "and it has its own"
+        assert is_poison.count(False) == 3, "the others had their turns"
+        assert True in is_poison[:4], "and the poison had its own"
 
     @pytest.mark.parametrize("new", CLASSES)
     def test_one_class_comes_out_in_the_order_it_went_in(
         self, new: Callable[[str], SealedEnvelope], make: MakeQueue
     ) -> None:
-        """What waited longest goes first."""
+        """The envelope that has waited longest goes first."""
         queue = make(50, MANY)
         envelopes = [new(str(n)) for n in range(20)]
         for envelope in envelopes:
@@ -162,7 +162,7 @@ class QueueContract:
         assert contents(drained(queue)) == contents(envelopes)
 
     def test_the_higher_class_goes_first_and_the_lower_gets_its_turn(self, make: MakeQueue) -> None:
-        """Errors before replays; but a flood of errors must not silence everything else."""
+        """Errors go before replays, but a flood of errors must not starve all other classes."""
         queue = make(1000, MANY)
         for _ in range(60):
             for new in CLASSES:
@@ -176,7 +176,7 @@ class QueueContract:
         assert len(first) == len(CLASSES), "each class has a turn in the first sixty"
 
     def test_overflow_takes_the_oldest_of_the_lowest_class(self, make: MakeQueue) -> None:
-        """What matters least goes first, and of that what is oldest."""
+        """The least important class is dropped first, and its oldest envelope first."""
         queue = make(5, MANY)
         for n in range(2):
             queue.put(log_batch(f"log {n}"))
@@ -196,7 +196,7 @@ class QueueContract:
         assert b'"0"' in put.evicted[0].sealed.unpacked().serialize()
 
     def test_what_was_tried_is_older_and_goes_first_too(self, make: MakeQueue) -> None:
-        """An overflow during an outage: what waits for its next attempt is the oldest there is."""
+        """An overflow in an outage: the envelope that waits for its next attempt is the oldest."""
         queue = make(3, MANY)
         for n in range(3):
             queue.put(event(f"number {n}"))
@@ -205,13 +205,13 @@ class QueueContract:
             (gone,) = queue.put(event("new")).evicted
             assert expected in gone.sealed.unpacked().serialize()
         queue.release(queue.claim(1, SOON))
-        (claim,) = queue.claim(1, SOON)  # once more, so that it is ready and tried when room is needed
+        (claim,) = queue.claim(1, SOON)  # again, so that it is ready and has been tried when room is needed
         queue.release([claim])
         queue.claim(0, 0.0)
         assert queue.put(event("newest")).evicted[0].id == claim.id
 
     def test_what_is_below_all_that_waits_is_refused(self, make: MakeQueue) -> None:
-        """A replay may not push out an error."""
+        """A replay must not displace an error."""
         queue = make(2, MANY)
         queue.put(event())
         queue.put(event())
@@ -219,7 +219,7 @@ class QueueContract:
         assert queue.stats().waiting == 2
 
     def test_a_claimed_envelope_is_never_sacrificed(self, make: MakeQueue) -> None:
-        """It may be on the wire already: it would be both delivered and lost."""
+        """It may be on its way already, and would then be both delivered and lost."""
         queue = make(2, MANY)
         queue.put(replay("one"))
         queue.put(replay("two"))
@@ -229,7 +229,7 @@ class QueueContract:
         assert queue.put(event()) == (True, ())
 
     def test_bytes_are_bounded_too(self, make: MakeQueue) -> None:
-        """Ten thousand small envelopes, or a few large ones: memory is what is bounded."""
+        """The bound on memory holds for many small envelopes and for a few large ones."""
         size = event("", 2000).stored
         queue = make(1000, size * 3)
         for _ in range(3):
@@ -241,7 +241,7 @@ class QueueContract:
         assert queue.stats().size <= size * 3
 
     def test_sessions_go_one_at_a_time(self, make: MakeQueue) -> None:
-        """A session's end must not overtake its beginning on another connection."""
+        """The end of a session must not overtake its beginning on another connection."""
         queue = make(50, MANY)
         for n in range(4):
             queue.put(session(str(n)))
@@ -269,7 +269,7 @@ class QueueContract:
         assert b"crash" in drained(queue)[0].serialize()
 
     def test_a_session_that_failed_holds_up_the_others_until_it_is_over(self, make: MakeQueue) -> None:
-        """Its next attempt is a minute away, and still nothing overtakes it."""
+        """Nothing overtakes it although its next attempt is a minute away."""
         queue = make(50, MANY)
         for n in range(3):
             queue.put(session(f"number {n}"))
@@ -280,7 +280,7 @@ class QueueContract:
         assert b"number 0" in drained(queue)[0].serialize()
 
     def test_a_session_that_fails_again_and_again_is_overtaken_by_none(self, make: MakeQueue) -> None:
-        """New and tried ones take turns in the other classes; here the first has to arrive first."""
+        """In other classes new and tried envelopes alternate; here the first must arrive first."""
         queue = make(50, MANY)
         for n in range(3):
             queue.put(session(f"number {n}"))
@@ -291,7 +291,7 @@ class QueueContract:
         assert [b"number %d" % n in body for n, body in enumerate(contents(drained(queue, 5)))] == [True] * 3
 
     def test_the_end_of_a_session_wakes_who_waits_for_the_next(self, make: MakeQueue) -> None:
-        """No put comes to wake a parked claimer: the settling has to."""
+        """No put wakes a parked claimer then, so the settling must."""
         queue = make(50, MANY)
         queue.put(session("one"))
         (one,) = queue.claim(1, SOON)
@@ -301,14 +301,14 @@ class QueueContract:
         assert len(blocked.result()) == 1
 
     def test_a_put_wakes_a_blocked_claim(self, make: MakeQueue) -> None:
-        """A capture at rest is on the wire at once."""
+        """A capture at rest must be sent at once."""
         queue = make(10, MANY)
         blocked = Claimer(queue)
         queue.put(event())
         assert len(blocked.result()) == 1
 
     def test_a_release_shortens_the_wait_of_a_blocked_claim(self, make: MakeQueue) -> None:
-        """It was blocked for an hour, and there is something in a moment."""
+        """It was blocked for an hour, and an envelope is due in a moment."""
         queue = make(10, MANY)
         queue.put(event())
         claims = queue.claim(1, SOON)
@@ -317,21 +317,21 @@ class QueueContract:
         assert len(blocked.result()) == 1
 
     def test_a_wake_ends_every_blocked_claim(self, make: MakeQueue) -> None:
-        """A flush has to be noticed by a claimer that finds nothing."""
+        """A claimer that finds nothing must notice a flush."""
         queue = make(10, MANY)
         blocked = [Claimer(queue) for _ in range(3)]
         queue.wake()
         assert [claimer.result() for claimer in blocked] == [[], [], []]
 
     def test_a_claim_ends_in_time(self, make: MakeQueue) -> None:
-        """No wait is without a deadline."""
+        """Every wait has a deadline."""
         queue = make(10, MANY)
         began = time.monotonic()
         assert queue.claim(1, 0.05) == []
         assert 0.04 <= time.monotonic() - began < 2.0
 
     def test_a_closed_queue_refuses_and_says_what_it_held(self, make: MakeQueue) -> None:
-        """Whoever closes it counts what is left: waiting, put off, or claimed."""
+        """The caller of `close` counts the remaining envelopes: waiting, paused, or claimed."""
         queue = make(10, MANY)
         for new in CLASSES:
             queue.put(new(""))
@@ -348,7 +348,7 @@ class QueueContract:
         assert blocked.result() == []
 
     def test_the_statistics_say_what_is_there(self, make: MakeQueue) -> None:
-        """They are what health shows, and what a flush waits for."""
+        """Health shows them, and a flush waits for them."""
         queue = make(10, MANY)
         assert queue.stats()[:6] == (0, 0, 0, 10, MANY, None)
         before = time.monotonic()
@@ -366,7 +366,7 @@ class QueueContract:
         assert stats.size > 0
 
     def test_many_threads_lose_nothing_and_share_nothing(self, make: MakeQueue) -> None:
-        """Four put, four claim, some release: each envelope is settled by one of them, once."""
+        """Four threads put, four claim, some release: each envelope is settled once."""
         queue = make(100_000, MANY)
         puts, settled = 4 * 250, list[int]()
         done = threading.Event()
@@ -397,7 +397,7 @@ class QueueContract:
 
 
 class Claimer:
-    """A thread that is blocked in `claim`, for an hour if need be."""
+    """A thread that is blocked in `claim` for up to an hour."""
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
@@ -411,7 +411,7 @@ class Claimer:
         self._thread = threading.Thread(target=run, daemon=True)
         self._thread.start()
         assert entered.wait(SOON)
-        self._thread.join(0.05)  # long enough to be inside; what matters holds if it is not
+        self._thread.join(0.05)  # usually long enough for it to block; the tests hold in any case
 
     def result(self) -> list[Claim]:
         self._thread.join(SOON)

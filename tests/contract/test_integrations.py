@@ -1,6 +1,6 @@
-"""The contract of the integrations: the same sentences for every framework.
+"""The contract of the integrations: the same tests for every framework.
 
-A framework joins with one module in `adapters/`, which says what a site must have.
+A framework joins with one module in `adapters/`, whose docstring describes the site that it must make.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 @pytest.fixture(name="framework", params=adapters(), ids=lambda adapter: adapter.name)
 def _framework(request: Any) -> Adapter:
-    """Each framework in turn."""
+    """Return each framework in turn."""
     adapter: Adapter = request.param
     reason = adapter.not_yet.get(request.node.originalname)
     if reason is not None:
@@ -31,12 +31,12 @@ def _framework(request: Any) -> Adapter:
 
 @pytest.fixture(name="sink")
 def _sink() -> Sink:
-    """Where the envelopes of a test go."""
+    """Return the transport function that receives the envelopes of a test."""
     return Sink()
 
 
 def test_an_escaping_error_is_captured_once(framework: Adapter, sink: Sink) -> None:
-    """Two events for one error are one too many to look at; none is worse."""
+    """An error is neither lost nor reported twice."""
     with framework.make(sink) as app, app.serve() as site:
         assert site.get("/boom?page=2").status == 500
     assert (sink.exception["type"], sink.exception["value"]) == ("ShopError", "boom")
@@ -46,7 +46,7 @@ def test_an_escaping_error_is_captured_once(framework: Adapter, sink: Sink) -> N
 
 
 def test_an_error_that_passes_several_of_our_layers_is_captured_once(framework: Adapter, sink: Sink) -> None:
-    """A mounted app that has the integration too, or a framework that tells of it several times."""
+    """A mounted app may have the integration too, and a framework may report one error several times."""
     with framework.make(sink, nested=True) as app, app.serve() as site:
         site.get("/boom")
     assert sink.exception["value"] == "boom"
@@ -54,7 +54,7 @@ def test_an_error_that_passes_several_of_our_layers_is_captured_once(framework: 
 
 @pytest.fixture(name="handler")
 def _handler() -> Iterator[list[Any]]:
-    """The logging handler, making events; the test says of which kit."""
+    """Add the logging handler, with events; the test appends the kit that it reports to."""
     kits: list[Any] = []
     handler = TransportHandler(lambda: kits[0].reporter, event_level=logging.ERROR)
     LOGGER.addHandler(handler)
@@ -65,7 +65,7 @@ def _handler() -> Iterator[list[Any]]:
 def test_an_error_that_is_logged_and_escapes_is_captured_once(
     framework: Adapter, sink: Sink, handler: list[Any]
 ) -> None:
-    """`logger.exception()` and `raise` is a habit, and both of us see it."""
+    """Many apps call `logger.exception()` and then raise; handler and integration both see the error."""
     with framework.make(sink) as app, app.serve() as site:
         handler.append(app.kit)
         assert site.get("/logged").status == 500
@@ -74,7 +74,7 @@ def test_an_error_that_is_logged_and_escapes_is_captured_once(
 
 
 def test_an_error_that_the_app_handles_is_the_apps_to_report(framework: Adapter, sink: Sink) -> None:
-    """By hand; the request, and what runs, are added all the same."""
+    """An event that the app captures itself has the request's facts too."""
     with framework.make(sink) as app, app.serve() as site:
         reply = site.get("/handled")
         assert (reply.status, reply.body.decode()) == (200, sink.event["event_id"])
@@ -83,7 +83,7 @@ def test_an_error_that_the_app_handles_is_the_apps_to_report(framework: Adapter,
 
 
 def test_an_error_that_the_apps_own_handler_answers_is_handled(framework: Adapter, sink: Sink) -> None:
-    """Who wrote a handler for a class knows of it; the handler may report it by hand."""
+    """The app expects an error of a class for which it has a handler; the handler may report it."""
     with framework.make(sink) as app, app.serve() as site:
         reply = site.get("/answered")
     assert (reply.status, reply.body) == (400, b"we know")
@@ -91,7 +91,7 @@ def test_an_error_that_the_apps_own_handler_answers_is_handled(framework: Adapte
 
 
 def test_an_error_whose_page_the_app_draws_is_captured_once(framework: Adapter, sink: Sink) -> None:
-    """A page for a 500 says sorry, and not that anybody knows why."""
+    """A handler that renders the page for a 500 does not handle the error."""
     with framework.make(sink) as app, app.serve() as site:
         reply = site.get("/boom")
     assert (reply.status, reply.body) == (500, b"our page")
@@ -100,7 +100,7 @@ def test_an_error_whose_page_the_app_draws_is_captured_once(framework: Adapter, 
 
 
 def test_nothing_is_captured_when_capturing_is_off(framework: Adapter, sink: Sink) -> None:
-    """`capture_errors=False` leaves the bare kit."""
+    """With `capture_errors=False` the routes and manual captures remain."""
     with framework.make(sink, capture_errors=False) as app, app.serve() as site:
         assert site.get("/boom").status == 500
         assert site.get("/transport/live").status == 200
@@ -108,29 +108,29 @@ def test_nothing_is_captured_when_capturing_is_off(framework: Adapter, sink: Sin
 
 
 def test_a_hundred_concurrent_requests_have_a_scope_each(framework: Adapter, sink: Sink) -> None:
-    """A tag of another customer on an event is a leak."""
+    """An event with the tag of another request would leak data."""
     with framework.make(sink) as app, app.serve() as site:
         replies = site.many(f"/tagged/{number}" for number in range(100))
     assert {reply.status for reply in replies} == {500}
-    seen = [(event["tags"]["number"], event["exception"]["values"][-1]["value"]) for event in sink.events]
-    assert sorted(seen) == sorted((str(number), f"tagged {number}") for number in range(100))
+    pairs = [(event["tags"]["number"], event["exception"]["values"][-1]["value"]) for event in sink.events]
+    assert sorted(pairs) == sorted((str(number), f"tagged {number}") for number in range(100))
 
 
 def test_errors_of_one_route_share_a_name(framework: Adapter, sink: Sink) -> None:
-    """A name with a number in it makes every cart a problem of its own."""
+    """A name with a number in it would make a separate problem of every cart."""
     with framework.make(sink) as app, app.serve() as site:
         site.many(["/tagged/1", "/tagged/2"])
     names = {(event["transaction"], event["transaction_info"]["source"]) for event in sink.events}
     assert names == {framework.route}
 
 
-# -- the routes ----------------------------------------------------------------------------------------
+# -- routes --------------------------------------------------------------------------------------------
 
 
 def test_health_says_the_status_to_strangers_and_the_rest_to_the_token(
     framework: Adapter, sink: Sink
 ) -> None:
-    """The same answer from every framework, down to the headers."""
+    """Every framework gives the same answer, headers included."""
     with framework.make(sink, flush_token=TOKEN) as app, app.serve() as site:
         assert [site.get(f"/transport/{leaf}").status for leaf in ("live", "ready", "health")] == [200] * 3
         reply = site.get("/transport/health")
@@ -149,7 +149,7 @@ def test_health_says_the_status_to_strangers_and_the_rest_to_the_token(
 
 
 def test_flush_is_for_the_token_alone(framework: Adapter, sink: Sink) -> None:
-    """Who may flush can make us wait; nobody else learns whether it is on."""
+    """A flush makes the app wait; without the token nobody can detect that it is on."""
     with framework.make(sink, flush_token=TOKEN) as app, app.serve() as site:
         assert site.get("/transport/flush", method="POST").status == 404
         assert (
@@ -163,13 +163,13 @@ def test_flush_is_for_the_token_alone(framework: Adapter, sink: Sink) -> None:
         assert site.get("/transport/flush", method="POST", headers=BEARER).status == 404
 
 
-# -- the life ------------------------------------------------------------------------------------------
+# -- start and close ----------------------------------------------------------------------------------------
 
 
 def test_the_transport_closes_with_the_app_and_a_second_start_makes_a_new_one(
     framework: Adapter, sink: Sink
 ) -> None:
-    """Closed is final; an app that is started again, as in tests, must report again."""
+    """A closed transport stays closed, but an app that is started again, as in tests, must report again."""
     with framework.make(sink) as app:
         with app.serve() as site:
             site.get("/boom")
@@ -196,7 +196,7 @@ def test_two_apps_in_one_process_report_each_to_its_own(framework: Adapter, sink
 
 @pytest.mark.parametrize("path", ["/", "/boom", "/logged", "/answered", "/no-such-page"])
 def test_no_byte_and_no_header_of_a_response_is_changed(path: str, framework: Adapter, sink: Sink) -> None:
-    """The app's clients must not be able to tell."""
+    """The app's clients must not notice the integration."""
     with framework.make(None) as app, app.serve() as site:
         before = site.get(path)
     with framework.make(sink) as app, app.serve() as site:
@@ -218,7 +218,7 @@ def test_a_configuration_that_is_wrong_harms_nothing(
     framework: Adapter,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The app works; one line in the log and health say that it can't report."""
+    """The app works; one log line and health show that it can't report."""
     with caplog.at_level(logging.ERROR, "transport_kit"), framework.make(**wrong) as app, app.serve() as site:
         assert site.get("/").body == b"hello"
         assert site.get("/boom").status == 500

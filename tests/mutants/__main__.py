@@ -71,12 +71,12 @@ class _Run:
 
     def run(self, sample: int, seed: int, survivors: bool) -> None:
         _copy_checkout(self._copy)
-        # Found stale by their content, not by time and size: mutants follow each other within a second.
+        # Compiled files are validated by content, as mutants of equal size follow each other within a second.
         self._call("-m", "compileall", "-q", "--invalidation-mode", "checked-hash", "transport_kit")
         began = time.monotonic()
         self._call(*self._test_command(timeout=900)[1:])
         took = time.monotonic() - began
-        # Wide, because a test that is slow on a loaded machine would count as a mutant killed.
+        # Generous, as a test that is slow on a loaded machine would count as a mutant killed.
         limit = 60 + 5 * took
         self._write_config(limit, timeout=60 + round(took))
         self._call("-m", "cosmic_ray.cli", "init", str(self._config), str(self._session))
@@ -102,16 +102,16 @@ class _Run:
             sys.exit(f"{self._name}: {shlex.join(arguments)} failed without any mutant:\n{done.stdout}")
 
     def _test_command(self, timeout: int) -> list[str]:
-        """What runs the module's tests, each for up to `timeout` seconds."""
+        """Return the command that runs the module's tests, each for up to `timeout` seconds."""
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not chaos", "--timeout", str(timeout)]
-        # Without shrinking; the same examples for each mutant.
+        # The profile does not shrink examples; the seed makes them the same for each mutant.
         command += ["--hypothesis-profile", "mutants", "--hypothesis-seed", "0"]
         if self._module.deselect:
             command += ["-k", " and ".join(f"not {name}" for name in self._module.deselect)]
         return [*command, *self._module.tests]
 
     def _write_config(self, limit: float, timeout: int) -> None:
-        # A string of JSON is a string of TOML.
+        # Any string of JSON is a valid string of TOML.
         lines = (
             "[cosmic-ray]",
             f"module-path = {json.dumps(self._module.source)}",
@@ -124,7 +124,7 @@ class _Run:
         self._config.write_text("\n".join(lines), encoding="utf-8")
 
     def _choose(self, sample: int, seed: int, last: dict[str, Any] | None) -> tuple[int, int]:
-        """Have all others skipped; how many there are, and how many are chosen."""
+        """Mark all other mutants as skipped; return the numbers of possible and of chosen ones."""
         with use_db(self._session) as database:
             items = {_key(item.mutations[0]): item for item in database.work_items}
             unseen = _Unseen(self._copy, self._module)
@@ -140,7 +140,7 @@ class _Run:
         return len(possible), len(chosen)
 
     def _record(self, possible: int, last: dict[str, Any] | None) -> None:
-        """Keep the figures, the survivors as diffs, and which tests killed the others."""
+        """Write the figures, the survivors as diffs, and the tests that killed the others."""
         survivors: list[Key] = []
         diffs: list[str] = []
         killers: Counter[str] = Counter(last["killers"] if last is not None else {})
@@ -157,7 +157,7 @@ class _Run:
                     diffs.append(f"# {item.mutations[0].operator_name}\n{result.diff}\n")
                 else:
                     killers[_killer(result.output or "")] += 1
-        if last is not None:  # an interrupted run says nothing about the rest
+        if last is not None:  # an interrupted run has no results for the others
             survivors += [key for key in map(tuple, last["survivors"]) if key not in done]
         figures = {"possible": possible, "made": len(done), "hung": hung, "survivors": sorted(survivors)}
         figures["killers"] = killers
@@ -170,13 +170,13 @@ class _Run:
 
 
 def _killer(output: str) -> str:
-    """The test that failed first; a pytest that ended otherwise by its last line."""
+    """Return the first test that failed, or the last line of a pytest that ended in another way."""
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
     return failed[1] if failed else output.strip().rpartition("\n")[2][:100] or "no output"
 
 
 def _copy_checkout(target: Path) -> None:
-    """Copy what git knows or would take in, as it is now."""
+    """Copy the files that git tracks or would add, with their uncommitted changes."""
     listing = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -191,13 +191,13 @@ def _copy_checkout(target: Path) -> None:
 
 
 def _key(mutation: MutationSpec) -> Key:
-    """Name a mutant the same way in each run over the same source."""
+    """Return a key for a mutant that is the same in each run over the same source."""
     arguments = json.dumps(mutation.operator_args, sort_keys=True)
     return str(mutation.module_path), mutation.operator_name, mutation.occurrence, arguments
 
 
 def _spread(places: list[tuple[MutationSpec, Key]], draw: random.Random) -> Iterator[Key]:
-    """All keys in a random order in which every place comes before any comes a second time."""
+    """Yield all keys in a random order in which every place comes before any comes a second time."""
     by_place: dict[tuple[str, tuple[int, int]], list[Key]] = {}
     for mutation, key in places:
         by_place.setdefault((str(mutation.module_path), mutation.start_pos), []).append(key)
@@ -211,10 +211,10 @@ def _spread(places: list[tuple[MutationSpec, Key]], draw: random.Random) -> Iter
 
 
 class _Unseen:
-    """The mutants that change only what no test can see, or none should hold.
+    """The mutants that no test can see, or that no test should fix.
 
-    These are annotations, which are never evaluated; arguments of log calls; `__repr__`; arguments of
-    `@dataclass`; and identity against equality.
+    They change annotations, which are never evaluated; arguments of log calls; `__repr__`; arguments of
+    `@dataclass`; or identity into equality and back.
     """
 
     def __init__(self, copy: Path, module: Module) -> None:
@@ -244,9 +244,9 @@ def _unseen_parts(node: ast.AST) -> Iterable[ast.expr | ast.stmt]:
             yield node
         case ast.FunctionDef() | ast.AsyncFunctionDef():
             arguments = node.args
-            each = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-            each += [one for one in (arguments.vararg, arguments.kwarg) if one]
-            yield from filter(None, [node.returns, *(one.annotation for one in each)])
+            all_arguments = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+            all_arguments += [variadic for variadic in (arguments.vararg, arguments.kwarg) if variadic]
+            yield from filter(None, [node.returns, *(argument.annotation for argument in all_arguments)])
         case ast.AnnAssign():
             yield node.annotation
         case ast.ClassDef():
@@ -257,8 +257,8 @@ def _unseen_parts(node: ast.AST) -> Iterable[ast.expr | ast.stmt]:
 
 def _result(name: str) -> dict[str, Any] | None:
     path = BUILD / f"{name}.json"
-    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return found
+    result: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return result
 
 
 def _print_table() -> None:

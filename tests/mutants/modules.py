@@ -1,7 +1,7 @@
-"""The modules that are mutated, and for each the tests that speak of it.
+"""The modules that are mutated, and the tests of each.
 
-The one place to change when a module or a test file moves. The quick tests come first: a mutant's run ends at
-the first failure. Tests that take minutes stay out; what only they would find counts as a survivor.
+The only place to change when a module or a test file moves. Quick tests come first, as a mutant's run ends at
+the first failure. Tests that take minutes are left out; a mutant that only they kill counts as a survivor.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WORKER = (
     "tests/core/test_worker_senders.py",
     "tests/core/test_worker_invariants.py",
 )
-#: Seconds each, or thousands of envelopes.
+#: Tests that take seconds each, or thousands of envelopes.
 _LONG = ("idle_worker_wakes", "no_wake_up_is_lost", "ten_thousand_envelopes")
 
 MODULES = {

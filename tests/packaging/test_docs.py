@@ -1,4 +1,4 @@
-"""The documentation says what the code does: options, snippets, links, and nothing of anyone's machine."""
+"""The documentation agrees with the code: options, snippets, links, and no path of a machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transport_kit.config.reference import GROUPS, describe, markdown_table, sub
 from transport_kit.envelope.losses import LossReason
 
 ROOT = Path(__file__).parents[2]
-#: What belongs to the project, besides the files at its root.
+#: Folders of the project; the files at its root belong to it too.
 FOLDERS = (".ci", "docs", "example_apps", "integrations", "tests", "transport_kit")
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 _LINK = re.compile(r"\]\(([^)#\s]+)?(#[^)\s]+)?\)")
@@ -32,7 +32,7 @@ def _anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_every_relative_link_leads_somewhere(page: Path) -> None:
-    """A page that was moved or renamed takes its links along."""
+    """A page that is moved or renamed must not leave broken links."""
     text = re.sub(_BLOCK, "", page.read_text(encoding="utf-8"))
     for target, anchor in _LINK.findall(text):
         if target.startswith(("http://", "https://")):
@@ -45,7 +45,7 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_every_python_snippet_is_python(page: Path) -> None:
-    """What a reader copies must at least compile."""
+    """Code that readers copy must at least compile."""
     for language, code in _BLOCK.findall(page.read_text(encoding="utf-8")):
         if language == "python":
             assert ast.parse(code) is not None
@@ -53,7 +53,7 @@ def test_every_python_snippet_is_python(page: Path) -> None:
 
 @pytest.mark.parametrize("cls", GROUPS)
 def test_the_table_of_options_is_the_one_made_from_the_code(cls: type) -> None:
-    """`transport-kit options --markdown` prints the tables: an option that changed is changed here too."""
+    """The page contains the tables that `transport-kit options --markdown` prints."""
     text = (ROOT / "docs" / "reference" / "options.md").read_text(encoding="utf-8")
     section = text.split(f"`{cls.__name__}`")[1].split("\n## ")[0]
     assert markdown_table(describe(cls)) in section
@@ -67,33 +67,33 @@ def test_the_table_of_substitutes_is_the_one_made_from_the_code() -> None:
 
 
 def test_every_loss_reason_is_explained() -> None:
-    """Somebody who reads a reason on the health page finds out what it means."""
+    """A reader who sees a reason on the health page must find its meaning."""
     text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
     missing = [reason.value for reason in LossReason if f"`{reason.value}`" not in text]
     assert missing == []
 
 
 def test_the_project_speaks_of_itself_alone() -> None:
-    """No path of a machine it was written on, no address of a package registry."""
+    """No file contains a path of the machine it was written on, or the address of a package registry."""
     registries = ("pypi" + ".org", "pythonhosted" + ".org", "registry" + ".npmjs")
-    # A checkout may lie in a folder that texts speak of too (`/app/health`): a path leads to something in it.
+    # The checkout's path may occur in texts (`/app/health`), so a match must be a path to something in it.
     names = "|".join(re.escape(path.name) for path in ROOT.iterdir())
-    foreign = re.compile("|".join((*map(re.escape, registries), rf"{re.escape(str(ROOT))}/(?:{names})\b")))
+    forbidden = re.compile("|".join((*map(re.escape, registries), rf"{re.escape(str(ROOT))}/(?:{names})\b")))
     # Environments and temporary folders may lie in the checkout, under any name.
-    inside = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))
-    found = []
-    for path in (*ROOT.iterdir(), *inside):
+    nested = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))
+    matches = []
+    for path in (*ROOT.iterdir(), *nested):
         if not path.is_file() or path.name.startswith(".") or "data" in path.relative_to(ROOT).parts:
             continue
         if path.suffix not in {".py", ".md", ".toml", ".txt", ".html", ".css", ".sh", ""}:
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
-        found += [f"{path}: {word}" for word in foreign.findall(text)]
-    assert found == []
+        matches += [f"{path}: {word}" for word in forbidden.findall(text)]
+    assert matches == []
 
 
 def test_every_command_and_its_options_are_in_the_reference() -> None:
-    """What `--help` lists and the page does not is found by nobody who reads."""
+    """The page must list everything that `--help` lists."""
     page = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     context = click.Context(main)
     for name in main.list_commands(context):
@@ -102,12 +102,12 @@ def test_every_command_and_its_options_are_in_the_reference() -> None:
         assert command is not None
         commands = [command]
         if isinstance(command, click.Group):
-            for inner in command.commands.values():
-                assert f"`{inner.name} " in section, f"{name} {inner.name}"
-                commands.append(inner)
+            for subcommand in command.commands.values():
+                assert f"`{subcommand.name} " in section, f"{name} {subcommand.name}"
+                commands.append(subcommand)
         elif name == "send":
             section += page.split("## transport-kit check\n")[1].split("\n## ")[0]
-        for each in commands:
-            for option in each.params:
+        for command in commands:
+            for option in command.params:
                 if isinstance(option, click.Option) and option.name != "as_json":
                     assert any(text in section for text in option.opts), f"{name}: {option.opts}"

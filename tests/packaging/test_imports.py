@@ -1,4 +1,4 @@
-"""What an import costs an app, and what it must not load; the layers are import-linter's."""
+"""Imports: modules that an import of the package must not load. The layers are import-linter's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FRAMEWORKS = {
     "starlette",
     "uvicorn",
 }
-#: Costs 120 ms, and under gevent an import before the patch breaks TLS.
+#: Modules to import late: they take 120 ms, and under gevent an import before the patch breaks TLS.
 LATE = {"ssl", "urllib3", "_ssl", "certifi"}
 
 
@@ -37,7 +37,7 @@ def modules() -> Iterator[tuple[Path, str]]:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Full names of the modules that a file imports anywhere, functions and type-checking included."""
+    """Yield full names of the modules that a file imports anywhere, functions and type-checking included."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -50,24 +50,24 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def run(code: str, *arguments: str) -> dict[str, list[Any]]:
-    """What a fresh interpreter prints as JSON."""
+    """Return the JSON that a fresh interpreter prints."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=30, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    found: dict[str, list[Any]] = json.loads(done.stdout)
-    return found
+    result: dict[str, list[Any]] = json.loads(done.stdout)
+    return result
 
 
 def test_only_connections_knows_urllib3() -> None:
-    """The library that connects can be replaced in one file."""
+    """The HTTP library can be replaced in one file."""
     users = {path.name for path, _ in modules() for name in imported(path) if name.split(".")[0] == "urllib3"}
     assert users == {"connections.py"}
 
 
 def test_the_core_names_no_framework() -> None:
-    """Whoever runs Flask must not need Starlette, not even in a branch that is never taken."""
+    """An app on Flask must not need Starlette, not even in a branch that is never taken."""
     allowed = {"__main__", "celery", "cli", "receiver", "rq"}
     for path, room in modules():
         if room not in allowed and path.name != "fixtures.py":
@@ -75,24 +75,24 @@ def test_the_core_names_no_framework() -> None:
 
 
 def test_a_fresh_interpreter_imports_no_framework_and_no_tls() -> None:
-    """An import is paid by every process of the app, the short-lived ones included."""
-    found = run(
+    """Every process of the app pays for an import, short-lived ones included."""
+    result = run(
         "import sys, json, transport_kit, transport_kit.testing\n"
         "print(json.dumps({'modules': sorted({name.split('.')[0] for name in sys.modules})}))"
     )
-    assert "transport_kit" in found["modules"]
-    assert (FRAMEWORKS | LATE | {"asyncio", "multiprocessing"}).isdisjoint(found["modules"])
+    assert "transport_kit" in result["modules"]
+    assert (FRAMEWORKS | LATE | {"asyncio", "multiprocessing"}).isdisjoint(result["modules"])
 
 
 _SPY = """
 import _thread, json, os, sys
 from importlib.abc import MetaPathFinder
-found = {"here": [], "elsewhere": []}
-me = _thread.get_ident()
+found = {"main": [], "other": []}
+main = _thread.get_ident()
 
 class Spy(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        found["here" if _thread.get_ident() == me else "elsewhere"].append(name)
+        found["main" if _thread.get_ident() == main else "other"].append(name)
 
 sys.meta_path.insert(0, Spy())
 import transport_kit
@@ -109,20 +109,20 @@ print(json.dumps(found))
 
 
 def test_no_request_thread_imports_urllib3_or_ssl() -> None:
-    """The first capture happens in a request: 120 ms there would be a user's."""
+    """The first capture happens in a request, whose user would wait 120 ms for the import."""
     from transport_kit.testing import FaultServer
 
     with FaultServer() as server:
-        found = run(_SPY, server.dsn, "delivered")
+        result = run(_SPY, server.dsn, "delivered")
         assert len(server.accepted) == 1
-    assert LATE.isdisjoint(found["here"])
-    assert "urllib3" in found["elsewhere"]  # so the spy sees what it is to see
-    assert found["threads"] == [1, 1]
+    assert LATE.isdisjoint(result["main"])
+    assert "urllib3" in result["other"]  # the spy works
+    assert result["threads"] == [1, 1]
 
 
 def test_importing_logs_nothing_and_configures_no_logging() -> None:
-    """What is logged where belongs to the app."""
-    found = run(
+    """The configuration of logging belongs to the app."""
+    result = run(
         "import json, logging\n"
         "lines = []\n"
         "logging.getLogger().addHandler(type('H', (logging.Handler,), "
@@ -132,18 +132,18 @@ def test_importing_logs_nothing_and_configures_no_logging() -> None:
         "logger = logging.getLogger('transport_kit')\n"
         "print(json.dumps({'lines': lines, 'set': [logger.level, logger.handlers, logger.propagate]}))"
     )
-    assert found["lines"] == []
-    assert found["set"] == [0, [], True]
+    assert result["lines"] == []
+    assert result["set"] == [0, [], True]
 
 
 def test_the_public_names_are_sorted() -> None:
-    """A list that grows for years is read by its order."""
+    """Sorting keeps a long list readable."""
     assert transport_kit.__all__ == sorted(transport_kit.__all__, key=str.lower)
 
 
 def test_the_public_names_exist_and_are_documented() -> None:
-    """A name in `__all__` that isn't there breaks `import *`; one without words isn't public yet."""
+    """A missing name in `__all__` breaks `import *`; a public name has a docstring."""
     for name in transport_kit.__all__:
-        found = getattr(transport_kit, name)
-        if inspect.isclass(found) or inspect.isfunction(found):
-            assert found.__doc__, name
+        value = getattr(transport_kit, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert value.__doc__, name

@@ -84,7 +84,7 @@ from transport_kit.testing import FAULTS, CapturedTransport, FaultServer, Receiv
 
 
 def used(*values: object) -> None:
-    """Marks names as used, whose type or existence is all that matters."""
+    """Accept names whose type or existence alone is checked."""
 
 
 def dsn(text: str) -> None:

@@ -1,8 +1,8 @@
-"""What the contract needs of a framework: one `Adapter` per module of this folder, found by its name ADAPTER.
+"""The adapters of frameworks to the contract: one module each, which defines an `Adapter` named ADAPTER.
 
 An adapter makes the contract's site in its framework, and serves it. The site has these paths:
 
-| path | what it does |
+| path | effect |
 | --- | --- |
 | `/` | answers `hello`, with a header `X-Shop: yes` |
 | `/boom` | raises `ShopError("boom")` |
@@ -29,20 +29,20 @@ from transport_kit import Envelope, Kit
 
 __all__ = ["Adapter", "adapters", "App", "KnownError", "LOGGER", "Reply", "ShopError", "Sink", "Site"]
 
-#: What the site logs with.
+#: The site's logger.
 LOGGER: Final = logging.getLogger("shop")
 
 
 class ShopError(Exception):
-    """The site's own."""
+    """An error of the site."""
 
 
 class KnownError(ShopError):
-    """One that the site has an answer for."""
+    """An error for which the site has a handler."""
 
 
 class Sink:
-    """Takes envelopes as a transport function does, and reads the events in them."""
+    """A transport function that stores envelopes, and reads the events in them."""
 
     def __init__(self) -> None:
         self.envelopes: list[Envelope] = []
@@ -57,20 +57,20 @@ class Sink:
 
     @property
     def event(self) -> dict[str, Any]:
-        """The only one."""
+        """The event, if there is exactly one."""
         (event,) = self.events
         return event
 
     @property
     def exception(self) -> dict[str, Any]:
-        """The exception that was raised last, of the only event."""
+        """The exception of the only event that was raised last."""
         value: dict[str, Any] = self.event["exception"]["values"][-1]
         return value
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a client gets; header names in lower case."""
+    """A response as a client receives it; header names are in lower case."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -81,14 +81,14 @@ class Site(Protocol):
     """An app that is being served."""
 
     def get(self, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> Reply:
-        """One request; the path may have a query."""
+        """Make one request; the path may have a query."""
 
     def many(self, paths: Iterable[str]) -> list[Reply]:
-        """Requests at the same time."""
+        """Make requests at the same time."""
 
 
 class App(Protocol):
-    """An app that is made, and can be served several times in a row."""
+    """An app that can be served several times in a row."""
 
     @property
     def kit(self) -> Kit:
@@ -104,11 +104,12 @@ class Adapter:
 
     Attributes:
         make: `make(dsn, nested=False, **options)` is a context manager around an `App`. A `dsn` of None
-            makes the site without the integration. `nested`: an error passes several of our layers.
+            makes the site without the integration. With `nested` an error passes
+            several layers of the integration.
         route: The transaction name of an error in `/tagged/7`, and its source.
-        several_apps: Whether one process may hold several.
-        not_yet: Sentences, by their function's name, that do not hold yet, and why. Each is run, and is a
-            failure as soon as it holds.
+        several_apps: True if one process may hold several apps.
+        not_yet: The reasons for which tests do not pass yet, by the function's name. Each is run, and fails
+            the suite as soon as it passes.
     """
 
     name: str
@@ -119,9 +120,9 @@ class Adapter:
 
 
 def adapters() -> list[Adapter]:
-    """All of them, by name."""
-    found = []
+    """Return all adapters, sorted by name."""
+    all_adapters = []
     for module in pkgutil.iter_modules(__path__):
         adapter = getattr(importlib.import_module(f"{__name__}.{module.name}"), "ADAPTER", None)
-        found += [adapter] if adapter is not None else []
-    return sorted(found, key=lambda adapter: adapter.name)
+        all_adapters += [adapter] if adapter is not None else []
+    return sorted(all_adapters, key=lambda adapter: adapter.name)

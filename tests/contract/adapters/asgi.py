@@ -1,4 +1,4 @@
-"""Serves any ASGI app, lifespan included, in an event loop of its own; no adapter by itself."""
+"""Serves any ASGI app, lifespan included, in an event loop of its own; not an adapter itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["AsgiApp"]
 
 
 class AsgiApp:
-    """An `App`; `kit` is asked for when it is needed, as some frameworks build late."""
+    """An `App`; `kit` is a function, as some frameworks build the kit late."""
 
     def __init__(self, app: Any, kit: Callable[[], Any]) -> None:
         self._app = app
@@ -36,7 +36,7 @@ class AsgiApp:
 
 
 class AsgiSite:
-    """A `Site`: the messages of a server, without its sockets."""
+    """A `Site` that exchanges messages as a server does, without sockets."""
 
     def __init__(self, app: Any, runner: asyncio.Runner) -> None:
         self._app = app
@@ -46,29 +46,29 @@ class AsgiSite:
 
     async def start(self) -> None:
         self._incoming: asyncio.Queue[Any] = asyncio.Queue()
-        self._said: asyncio.Queue[str] = asyncio.Queue()
+        self._sent: asyncio.Queue[str] = asyncio.Queue()
 
         async def send(message: Any) -> None:
-            await self._said.put(message["type"])
+            await self._sent.put(message["type"])
 
         scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
 
-        async def live() -> None:
+        async def run_lifespan() -> None:
             try:
                 await self._app(scope, self._incoming.get, send)
             except Exception:
-                self._has_lifespan = False  # the app's way to say that it knows none
-                await self._said.put("unsupported")
+                self._has_lifespan = False  # an app without lifespan support raises
+                await self._sent.put("unsupported")
 
-        self._life = asyncio.create_task(live())
+        self._lifespan = asyncio.create_task(run_lifespan())
         await self._incoming.put({"type": "lifespan.startup"})
-        assert await self._said.get() in ("lifespan.startup.complete", "unsupported")
+        assert await self._sent.get() in ("lifespan.startup.complete", "unsupported")
 
     async def end(self) -> None:
         if self._has_lifespan:
             await self._incoming.put({"type": "lifespan.shutdown"})
-            assert await self._said.get() == "lifespan.shutdown.complete"
-        await self._life
+            assert await self._sent.get() == "lifespan.shutdown.complete"
+        await self._lifespan
         let_go(*self._escaped)
         self._escaped.clear()
 
@@ -76,21 +76,21 @@ class AsgiSite:
         return self._runner.run(self._get(path, method, headers or {}))
 
     def many(self, paths: Iterable[str]) -> list[Reply]:
-        async def all_of_them() -> list[Reply]:
+        async def gather() -> list[Reply]:
             return await asyncio.gather(*(self._get(path, "GET", {}) for path in paths))
 
-        return self._runner.run(all_of_them())
+        return self._runner.run(gather())
 
     async def _get(self, path: str, method: str, headers: Mapping[str, str]) -> Reply:
         path, _, query = path.partition("?")
         messages: list[Any] = []
-        asked = False
+        is_received = False
 
         async def receive() -> Any:
-            nonlocal asked
-            if asked:
-                await asyncio.Event().wait()  # the client stays, and says nothing more
-            asked = True
+            nonlocal is_received
+            if is_received:
+                await asyncio.Event().wait()  # the client stays connected and sends no more
+            is_received = True
             return {"type": "http.request", "body": b"", "more_body": False}
 
         async def send(message: Any) -> None:
@@ -116,9 +116,9 @@ class AsgiSite:
         try:
             await self._app(scope, receive, send)
         except Exception as error:
-            self._escaped.append(error)  # a server logs it; what counts here is what was sent
+            self._escaped.append(error)  # a server logs it and sends what it has
         if not messages:
-            return Reply(500, (), b"")  # which the server makes itself
+            return Reply(500, (), b"")  # the server's own response
         start, *rest = messages
         return Reply(
             start["status"],

@@ -19,7 +19,7 @@ from transport_kit_django import get_kit
 from transport_kit_django.asgi import with_lifespan
 
 OURS = "transport_kit_django.TransportMiddleware"
-KNOWING = f"{__name__}.Knowing"
+KNOWN_ERRORS = f"{__name__}.KnownErrors"
 COMMON = "django.middleware.common.CommonMiddleware"
 
 
@@ -54,8 +54,8 @@ def answered(request: Any) -> Any:
     raise KnownError("known")
 
 
-class Knowing(MiddlewareMixin):
-    """A middleware of the site's own, with an answer."""
+class KnownErrors(MiddlewareMixin):
+    """A middleware of the site that answers a known error."""
 
     def process_exception(self, request: Any, error: Exception) -> Any:
         from django.http import HttpResponse
@@ -94,13 +94,13 @@ def urlconf() -> Any:
 
 @contextmanager
 def site(dsn: Any, nested: bool, options: dict[str, Any]) -> Iterator[None]:
-    """The settings, for handlers that are made within."""
-    given: dict[str, Any] = {"ROOT_URLCONF": urlconf(), "MIDDLEWARE": [COMMON, KNOWING]}
+    """Set the settings for handlers that are made in the block."""
+    values: dict[str, Any] = {"ROOT_URLCONF": urlconf(), "MIDDLEWARE": [COMMON, KNOWN_ERRORS]}
     if dsn is not None:
-        given["MIDDLEWARE"] = [OURS, *given["MIDDLEWARE"], *([OURS] if nested else [])]
-        given["DEBUG_PROPAGATE_EXCEPTIONS"] = nested
-        given["TRANSPORT_KIT"] = {"DSN": dsn, **{name.upper(): value for name, value in options.items()}}
-    with override_settings(**given):
+        values["MIDDLEWARE"] = [OURS, *values["MIDDLEWARE"], *([OURS] if nested else [])]
+        values["DEBUG_PROPAGATE_EXCEPTIONS"] = nested
+        values["TRANSPORT_KIT"] = {"DSN": dsn, **{name.upper(): value for name, value in options.items()}}
+    with override_settings(**values):
         yield
 
 
@@ -113,6 +113,6 @@ def make(dsn: Any, *, nested: bool = False, **options: Any) -> Iterator[AsgiApp]
             yield AsgiApp(with_lifespan(ASGIHandler()), get_kit)
 
 
-#: What its errors are called.
+#: The transaction name of its errors, and its source.
 ROUTE = ("tagged/<int:number>", "route")
 ADAPTER = Adapter("django-asgi", make, route=ROUTE, several_apps=False)

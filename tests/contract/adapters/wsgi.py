@@ -1,5 +1,7 @@
-"""Serves any WSGI app in this process; no adapter by itself. WSGI knows no end of an app: the kit is started
-and closed as an app does it itself."""
+"""Serves any WSGI app in this process; not an adapter itself.
+
+WSGI has no event for an app's end: the kit is started and closed here, as an app must do itself.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ __all__ = ["WsgiApp"]
 
 
 class WsgiApp:
-    """An `App`, served without a socket; `kit` is None when there is no integration."""
+    """An `App` that is served without a socket; `kit` is None without the integration."""
 
     def __init__(self, app: Any, kit: Callable[[], Any] | None) -> None:
         self._app = app
@@ -40,7 +42,7 @@ class WsgiApp:
 
 
 class WsgiSite:
-    """A `Site`: calls the app as a server does, on as many threads as there are requests."""
+    """A `Site` that calls the app as a server does, on one thread for each request."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -49,11 +51,11 @@ class WsgiSite:
     def get(self, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> Reply:
         request = EnvironBuilder(path, "http://shop.example", method=method, headers=Headers(headers))
         try:
-            body, status, answered = run_wsgi_app(self._app, request.get_environ(), buffered=True)
+            body, status, headers_sent = run_wsgi_app(self._app, request.get_environ(), buffered=True)
         except Exception as error:
-            self.escaped.append(error)  # a server logs it, and makes a response itself
+            self.escaped.append(error)  # a server logs it, and sends a response of its own
             return Reply(500, (), b"")
-        lowered = tuple((name.lower(), value) for name, value in answered.items())
+        lowered = tuple((name.lower(), value) for name, value in headers_sent.items())
         return Reply(int(status.split()[0]), lowered, b"".join(body))
 
     def many(self, paths: Iterable[str]) -> list[Reply]:
