@@ -1,4 +1,4 @@
-"""What reached a server from a spool: events by number, and loss counts."""
+"""Events and loss counts that reached a server from a spool."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from transport_kit.testing.received import ReceivedRequest
 
 
 def ids(end: int) -> set[str]:
-    """The event ids of the numbers below `end`."""
+    """Return the event ids of the numbers below `end`."""
     return {f"{number:032x}" for number in range(end)}
 
 
 def all_arrive(server: FaultServer, wanted: set[str], patience: float) -> bool:
-    """Whether all of them do, none more than `patience` seconds after the one before.
+    """Return True once all have arrived; False when none arrives for `patience` seconds.
 
-    A drainer that was killed may have sent what it could not note any more: duplicates count as well.
+    Duplicates count as arrivals: a drainer that was killed may have sent envelopes without recording it.
     """
-    while not wanted <= set(found := server.event_ids()):
-        if not server.wait_for(len(found) + 1, patience):
+    while not wanted <= set(arrived := server.event_ids()):
+        if not server.wait_for(len(arrived) + 1, patience):
             return False
     return True
 
 
-def told(requests: Iterable[ReceivedRequest]) -> Counter[tuple[str, str]]:
-    """The losses in their client reports, by reason and category."""
+def reported_losses(requests: Iterable[ReceivedRequest]) -> Counter[tuple[str, str]]:
+    """Return the losses in the requests' client reports, by reason and category."""
     losses: Counter[tuple[str, str]] = Counter()
     for request in requests:
         for item in request.envelope.items:

@@ -1,4 +1,4 @@
-"""Real child processes: scripts that import the package as an app does."""
+"""Child processes: scripts that import the package as an app does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.timing import SOON
 from transport_kit.testing import FaultServer
 
 ROOT = Path(__file__).parents[2]
-#: With the line of the app's script that forks, to which it is attributed.
+#: The warning about a fork while other threads run, attributed to the line of the script that forks.
 FORK_WARNING = re.compile(
     r"^\S+/child\d+\.py:\d+: DeprecationWarning: This process \(pid=\d+\) is multi-threaded, "
     r"use of fork\(\) may lead to deadlocks in the child\.\n  +pid = os\.fork\(\)\n",
@@ -30,7 +30,7 @@ FORK_WARNING = re.compile(
 
 @dataclass(frozen=True)
 class Ended:
-    """What a child came to; `ended` is monotonic seconds, comparable with those a child prints."""
+    """The result of a child; `ended` is monotonic seconds, comparable with those that a child prints."""
 
     status: int
     out: str
@@ -39,15 +39,15 @@ class Ended:
 
     @property
     def complaints(self) -> str:
-        """What is on stderr beside Python's own warning, 3.12 and newer, of a fork while threads live.
+        """Stderr without the one warning of Python 3.12 and newer about a fork while other threads run.
 
-        An app that forks so is to see it, once and from Python itself: see "Forks" in docs/operations.md.
+        An app that forks so gets it once, and from Python itself: see "Forks" in docs/operations.md.
         """
         return self.err if sys.version_info < (3, 12) else FORK_WARNING.sub("", self.err, count=1)
 
 
 class Child:
-    """A running script; ends with the test. What it does not say otherwise, its transports have time for."""
+    """A running script; killed after the test. `shutdown_timeout` is long, unless the environment sets it."""
 
     def __init__(self, script: Path, dsn: str, *arguments: str, **environment: str) -> None:
         self.process = subprocess.Popen(
@@ -67,7 +67,7 @@ class Child:
         )
 
     def line(self) -> str:
-        """The next line it prints; empty when it has ended."""
+        """Return the next line that it prints; empty when it has ended."""
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
@@ -75,17 +75,17 @@ class Child:
         self.process.send_signal(number)
 
     def end(self, timeout: float = 2 * SOON) -> Ended:
-        """Wait for its end. A child that hangs is a failure, with what it said so far."""
+        """Wait for its end. A child that hangs fails the test, which shows its output."""
         try:
             out, err = self.process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             self.kill()
             out, err = self.process.communicate()
-            pytest.fail(f"hung for {timeout:g} s; it said {out!r} and {err!r}")
+            pytest.fail(f"hung for {timeout:g} s; its output is {out!r} and {err!r}")
         return Ended(self.process.returncode, out, err, time.monotonic())
 
     def kill(self) -> None:
-        """It and all it forked."""
+        """Kill it and all processes that it forked."""
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -94,19 +94,19 @@ class Child:
 
 @pytest.fixture(name="server")
 def _server() -> Iterator[FaultServer]:
-    """Where the children deliver."""
+    """The server that the children deliver to."""
     with FaultServer() as server:
         yield server
 
 
 @pytest.fixture(name="start")
 def _start(server: FaultServer, tmp_path: Path) -> Iterator[Callable[..., Child]]:
-    """Starts a script, given as text, with the server's DSN in its environment."""
+    """Return a function that starts a script, given as text, with the server's DSN in its environment."""
     children: list[Child] = []
     numbers = itertools.count()
 
     def start(script: str, *arguments: str, **environment: str) -> Child:
-        path = tmp_path / f"child{next(numbers)}.py"  # from any thread
+        path = tmp_path / f"child{next(numbers)}.py"  # may be called from any thread: `next` is atomic
         path.write_text(script)
         child = Child(path, server.dsn, *arguments, **environment)
         children.append(child)
@@ -123,7 +123,7 @@ def _start(server: FaultServer, tmp_path: Path) -> Iterator[Callable[..., Child]
 
 @pytest.fixture(name="run")
 def _run(start: Callable[..., Child]) -> Callable[..., Ended]:
-    """Runs a script to its end."""
+    """Return a function that runs a script to its end."""
 
     def run(script: str, *arguments: str, timeout: float = 2 * SOON, **environment: Any) -> Ended:
         return start(script, *arguments, **environment).end(timeout)

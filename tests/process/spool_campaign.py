@@ -140,10 +140,10 @@ def finish(dsn: str, path: Path) -> None:
     # A flush counts only segments that the drainer has looked at, so it is repeated while files exist.
     while (files := list(path.glob("*/seg/*.log"))) and time.monotonic() < deadline:
         transport.flush(0.05, until="delivered")
-    left = transport.flush(1.0, until="delivered")
+    report = transport.flush(1.0, until="delivered")
     transport.close(1.0)
-    if files or not left.ok:
-        print(f"left behind: {len(files)} segments, {left}", file=sys.stderr)
+    if files or not report.ok:
+        print(f"left behind: {len(files)} segments, {report}", file=sys.stderr)
         os._exit(2)
 
 

@@ -1,4 +1,4 @@
-"""Invariants 3 and 5: the ends and the forks of real processes, each seen by whichever hook comes."""
+"""Ends and forks of real processes, through each hook."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def event(text): return {"message": text}
 
 
 def messages(server: FaultServer) -> list[str]:
-    """The messages of all accepted events, sorted."""
+    """Return the messages of all accepted events, sorted."""
     import json
 
     return sorted(
@@ -34,13 +34,13 @@ def messages(server: FaultServer) -> list[str]:
     )
 
 
-# -- how a process ends ------------------------------------------------------------------------------------
+# -- ends of a process ------------------------------------------------------------------------------------
 
 ENDS = {
     "the script ends": ("", 0),
     "sys.exit": ("sys.exit(3)", 3),
     "an exception": ("raise ValueError('boom')", 1),
-    # Flushed first: CPython forgets that it was Ctrl-C when any thread evaluates text, as an import may.
+    # Flushed first: CPython loses the exit status of Ctrl-C if a thread runs `exec`, as an import may.
     "Ctrl-C": (
         "transport.flush(); transport.capture_event(event('last')); "
         "os.kill(os.getpid(), signal.SIGINT); time.sleep(60)",
@@ -56,7 +56,7 @@ ENDS = {
 def test_what_was_accepted_is_delivered_before_the_process_is_gone(
     how: str, run: Run, server: FaultServer
 ) -> None:
-    """The exception that ends a process is the one that matters most; the status stays what it was."""
+    """The exception that ends a process matters most; the exit status does not change."""
     code, status = ENDS[how]
     script = (
         f"{HEAD}\ntransport = make_transport()\nfor n in range(20): transport.capture_event(event(str(n)))\n"
@@ -68,15 +68,14 @@ def test_what_was_accepted_is_delivered_before_the_process_is_gone(
 
 
 def test_a_transport_that_nobody_kept_is_seen_to_the_end(run: Run, server: FaultServer) -> None:
-    """`make_transport().capture_event(...)` as the last line of a script."""
+    """The last line of a script may be `make_transport().capture_event(...)`."""
     ended = run(f"{HEAD}\nmake_transport().capture_event(event('x'))")
     assert (ended.status, ended.err) == (0, "")
     assert messages(server) == ["x"]
 
 
 def test_captures_after_the_end_has_begun_are_delivered_in_the_caller(run: Run, server: FaultServer) -> None:
-    """An exit hook that comes after ours, and reports how the shutdown went: what it does itself takes
-    nothing of the time that the transport has."""
+    """An exit hook that runs after ours may report too; its own time does not count against the timeout."""
     timeout = scaled(1.0)
     ended = run(
         f"{HEAD}\nimport atexit\n"
@@ -87,7 +86,7 @@ def test_captures_after_the_end_has_begun_are_delivered_in_the_caller(run: Run, 
         "atexit.register(last)\n"  # runs after the hook that make_transport registers
         f"transport = make_transport(shutdown_timeout={timeout})\n"
         "transport.capture_event(event('early'))\n"
-        f"assert transport.flush({SOON}).ok\n"  # connected, and everything imported
+        f"assert transport.flush({SOON}).ok\n"  # the connection is open, and everything is imported
     )
     assert ended.out.strip() == "0 {'error': 2}"
     assert messages(server) == ["early", "late"]
@@ -114,14 +113,16 @@ def test_without_threads_an_exit_hook_delivers_in_the_caller(run: Run, server: F
 def test_a_capture_while_the_interpreter_is_finalized_waits_for_no_dead_thread(
     first: str, run: Run, server: FaultServer
 ) -> None:
-    """In `__del__` of what only the last collection frees: no other thread runs any more, whatever they
-    said last, so the caller delivers. Without a connection from before it can't: modules are gone."""
+    """In a `__del__` that the last collection calls, no other thread runs any more, so the caller delivers.
+
+    It can't without an open connection, as modules are gone.
+    """
     ended = run(
         f"{HEAD}\nclass Late:\n"
         "    def __del__(self):\n"
         "        began = time.monotonic()\n"
-        "        taken = transport.capture_event(event('late'))\n"
-        f"        print(sys.is_finalizing(), taken, time.monotonic() - began < {SOON / 2})\n"
+        "        accepted = transport.capture_event(event('late'))\n"
+        f"        print(sys.is_finalizing(), accepted, time.monotonic() - began < {SOON / 2})\n"
         f"transport = make_transport(shutdown_timeout={SOON})\n"
         "if len(sys.argv) > 1: transport.capture_event(event(sys.argv[1]))\n"
         "late = Late()\n"
@@ -133,7 +134,7 @@ def test_a_capture_while_the_interpreter_is_finalized_waits_for_no_dead_thread(
 
 
 def test_the_developer_mode_has_nothing_to_complain_about(run: Run, server: FaultServer) -> None:
-    """`-X dev` shows sockets that nobody closed."""
+    """`-X dev` warns about sockets that were not closed."""
     ended = run(
         f"{HEAD}\ntransport = make_transport()\ntransport.capture_event(event('x'))", PYTHONDEVMODE="1"
     )
@@ -145,22 +146,22 @@ def test_the_developer_mode_has_nothing_to_complain_about(run: Run, server: Faul
 
 
 def at_once(measure: Callable[[str], float], cases: list[str], enough: float) -> dict[str, float]:
-    """What each case takes at best, in seconds; all at the same time, as they do nothing but wait."""
+    """Return the least seconds of each case; all run at the same time, as they only wait."""
     with ThreadPoolExecutor(len(cases)) as threads:
         took = threads.map(lambda case: quickest(lambda: measure(case), enough), cases)
         return dict(zip(cases, took, strict=True))
 
 
 def test_a_server_that_hangs_costs_an_exit_the_timeout_and_one_line(run: Run, server: FaultServer) -> None:
-    """`shutdown_timeout` is the most that all transports together add; what is left is said."""
+    """All transports together add at most `shutdown_timeout`; one line reports the envelopes left."""
     server.fault("hang")
     timeout = scaled(2.0)
-    enough = 1.9 * timeout  # with the interpreter's own end, and not one timeout for each transport
+    enough = 1.9 * timeout  # includes the interpreter's own end, but only one timeout for both transports
 
     def measure(how: str) -> float:
         ended = run(
-            f"{HEAD}\nkept = [make_transport(shutdown_timeout={timeout}) for _ in range(2)]\n"
-            "for transport in kept:\n"
+            f"{HEAD}\ntransports = [make_transport(shutdown_timeout={timeout}) for _ in range(2)]\n"
+            "for transport in transports:\n"
             "    for n in range(3): transport.capture_event(event(str(n)))\n"
             f"print(time.monotonic(), flush=True)\n{how}"
         )
@@ -173,7 +174,7 @@ def test_a_server_that_hangs_costs_an_exit_the_timeout_and_one_line(run: Run, se
 
 
 def test_close_and_flush_return_in_time_although_the_server_hangs(run: Run, server: FaultServer) -> None:
-    """What was asked, and little more; from several threads at once; and a closed transport ends at once."""
+    """Calls from several threads take hardly longer than the timeout; a closed transport ends at once."""
     server.fault("hang")
     timeout = scaled(2.0)
     enough = 1.9 * timeout
@@ -196,13 +197,13 @@ def test_close_and_flush_return_in_time_although_the_server_hangs(run: Run, serv
         assert (ended.status, ended.err) == (0, "")
         *reports, last = ended.out.splitlines()
         assert len(reports) == 3
-        # Who closes second may find all of it settled: discarded as closed.
+        # The second caller of `close` may find everything settled: discarded as closed.
         verdicts = {report.split()[1] for report in reports}
         assert "False" in verdicts
         assert verdicts == {"False"} or call != "flush"
-        assert ended.ended - float(last) < SOON / 2  # and not the time of another close
+        assert ended.ended - float(last) < SOON / 2  # less than the time of another close
         seconds = [float(report.split()[0]) for report in reports]
-        # Who closes second ends with the first, which may have begun long before it.
+        # A second `close` ends with the first, which may have begun long before it.
         assert (min(seconds) if call == "flush" else max(seconds)) >= 0.95 * timeout
         return max(seconds)
 
@@ -233,7 +234,7 @@ def test_a_handler_that_was_there_is_left_alone(run: Run, server: FaultServer) -
 def test_a_handler_that_replaces_ours_and_calls_it_decides_about_the_end(
     run: Run, server: FaultServer
 ) -> None:
-    """It calls what it found, as one does, and goes on with its own shutdown."""
+    """It calls the previous handler, as is usual, and continues with its own shutdown."""
     ended = run(
         f"{HEAD}\ntransport = make_transport()\n"
         "previous = signal.getsignal(signal.SIGTERM)\n"
@@ -247,7 +248,7 @@ def test_a_handler_that_replaces_ours_and_calls_it_decides_about_the_end(
 
 
 def test_the_option_leaves_sigterm_alone(run: Run, server: FaultServer) -> None:
-    """`handle_sigterm=False`: whoever wants to be killed at once is."""
+    """With `handle_sigterm=False` SIGTERM kills the process at once."""
     ended = run(
         f"{HEAD}\ntransport = make_transport(handle_sigterm=False)\n"
         "assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
@@ -257,7 +258,7 @@ def test_the_option_leaves_sigterm_alone(run: Run, server: FaultServer) -> None:
 
 
 def test_sigterm_while_the_main_thread_holds_the_lock_still_drains(run: Run, server: FaultServer) -> None:
-    """The senders need that lock: the handler lets the main thread go on for a moment first."""
+    """The senders need that lock, so the handler lets the main thread continue for a moment."""
     ended = run(
         f"{HEAD}\ntransport = make_transport()\n"
         "transport.capture_event(event('x'))\n"
@@ -276,7 +277,7 @@ def test_sigterm_while_the_main_thread_holds_the_lock_still_drains(run: Run, ser
 def test_sigterm_in_the_middle_of_captures_loses_none_that_was_accepted(
     run: Run, server: FaultServer
 ) -> None:
-    """A thread sends it wherever the main thread happens to be: sealing, putting, counting."""
+    """A thread sends it at any point of the main thread: sealing, putting, counting."""
     ended = run(
         f"{HEAD}\ntransport = make_transport()\n"
         "enough = threading.Event()\n"
@@ -293,7 +294,7 @@ def test_sigterm_in_the_middle_of_captures_loses_none_that_was_accepted(
     assert ended.status == -signal.SIGTERM, ended.err
     accepted = ended.out.count(".")
     assert accepted >= 200
-    # One may have been accepted and not yet printed.
+    # The last one may have been accepted and not printed.
     assert accepted <= len(messages(server)) <= accepted + 1
     assert len(set(server.event_ids())) == len(server.event_ids())
 
@@ -305,7 +306,7 @@ transport = make_transport()
 {before}
 pid = os.fork()
 if pid == 0:
-    assert transport._states.get().pid == os.getpid()  # before anyone looked: the hook did it
+    assert transport._states.get().pid == os.getpid()  # the hook has run before any use
     health = transport.health()
     assert health.captured == {{}} and health.state == "new", health
     assert transport.capture_event(event("child"))
@@ -321,7 +322,7 @@ transport.capture_event(event("parent"))
 def test_a_forked_child_delivers_its_own_and_nothing_of_its_parents(
     before: str, end: str, run: Run, server: FaultServer
 ) -> None:
-    """Fresh locks, queue, connections and counters, whether the parent was sending or not."""
+    """The child has new locks, queue, connections and counters, whether the parent was sending or not."""
     ended = run(HEAD + FORK.format(before=before, end=end))
     assert (ended.status, ended.complaints) == (0, "")
     assert messages(server) == sorted(["child", "parent"] + (["before"] if "before" in before else []))
@@ -338,7 +339,7 @@ def test_a_forked_child_delivers_its_own_and_nothing_of_its_parents(
     ],
 )
 def test_a_fork_while_a_lock_is_held_hangs_nobody(lock: str, run: Run, server: FaultServer) -> None:
-    """The thread that would release it does not exist in the child."""
+    """The thread that would release the lock does not exist in the child."""
     ended = run(
         f"{HEAD}\nlogging.basicConfig(level=logging.DEBUG, stream=open(os.devnull, 'w'))\n"
         "other = make_transport(lambda envelope: None)\n"
@@ -369,8 +370,10 @@ def test_a_fork_while_a_lock_is_held_hangs_nobody(lock: str, run: Run, server: F
 def test_a_fork_waits_until_the_first_delivery_has_imported_what_it_needs(
     run: Run, server: FaultServer
 ) -> None:
-    """The lock of a module that was being imported stays held in the child: its sender would never come
-    back from importing urllib3. An app that reports at start and then forks its workers hits this."""
+    """The lock of a module that is being imported stays locked in the child, whose sender would hang.
+
+    An app that reports at start and then forks its workers forks at such a moment.
+    """
     ended = run(
         f"{HEAD}\nfrom importlib.abc import MetaPathFinder\n"
         "begun = threading.Event()\n"
@@ -395,7 +398,7 @@ def test_a_fork_waits_until_the_first_delivery_has_imported_what_it_needs(
 
 
 def test_a_fork_that_no_hook_saw_is_noticed(run: Run, server: FaultServer) -> None:
-    """uWSGI forks in C. The process id is looked at with each capture."""
+    """uWSGI forks in C, so each capture checks the process id."""
     ended = run(
         f"{HEAD}\nimport ctypes\n"
         "transport = make_transport()\n"
@@ -415,7 +418,7 @@ def test_a_fork_that_no_hook_saw_is_noticed(run: Run, server: FaultServer) -> No
 
 
 def test_a_parent_that_only_forks_starts_no_thread(run: Run, server: FaultServer) -> None:
-    """A pre-forking server loads the app once: threads there would be lost in every child."""
+    """A pre-forking server loads the app once; no child would inherit the parent's threads."""
     ended = run(
         f"{HEAD}\ntransport = make_transport()\n"
         "pids = []\n"
@@ -458,14 +461,14 @@ if __name__ == "__main__":
 def test_a_child_of_multiprocessing_delivers_before_it_ends(
     method: str, before: str, run: Run, server: FaultServer
 ) -> None:
-    """Such a child ends by os._exit: no atexit, and finalizers of its parent are forgotten at its start."""
+    """It ends by `os._exit`, without atexit, and drops the finalizers of its parent at its start."""
     ended = run(HEAD + MULTIPROCESSING.format(before=before), method)
     assert (ended.status, ended.err) == (0, "")
     assert messages(server) == sorted(["0", "1", "pool"] + (["main"] if "main" in before else []))
 
 
 def test_an_end_that_both_hooks_see_waits_once_and_says_it_once(run: Run, server: FaultServer) -> None:
-    """With multiprocessing loaded, its finalizer and atexit both call."""
+    """With multiprocessing loaded, its finalizer and atexit both run."""
     server.fault("hang")
     timeout = scaled(2.0)
 
@@ -497,25 +500,25 @@ if number % 3 == 0: logging.getLogger("app").debug("the last line")
 
 
 def exits(start: Run, server: FaultServer, count: int) -> None:
-    def one(number: int) -> tuple[int, int, str]:
+    def exit_once(number: int) -> tuple[int, int, str]:
         ended = start(EXIT, str(number)).end()
         return number, ended.status, ended.err
 
     server.answer(503, times=count // 4)
     with ThreadPoolExecutor(4) as threads:
-        bad = [result for result in threads.map(one, range(count)) if result[1] != 0]
-    assert bad == []
+        failures = [result for result in threads.map(exit_once, range(count)) if result[1] != 0]
+    assert failures == []
 
 
 def test_fifty_interpreters_exit_well_at_debug_logging(start: Run, server: FaultServer) -> None:
-    """Senders that log and send while the interpreter goes: no abort, no hang, no traceback."""
+    """Senders log and send while the interpreter ends: no abort, no hang, no traceback."""
     exits(start, server, 50)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1200)
 def test_a_thousand_interpreters_exit_well_at_debug_logging(start: Run, server: FaultServer) -> None:
-    """What happens once in a few hundred exits, too."""
+    """Finds failures that happen once in a few hundred exits."""
     exits(start, server, 1000)
 
 
@@ -523,7 +526,7 @@ def test_a_thousand_interpreters_exit_well_at_debug_logging(start: Run, server: 
     "forks", [100, pytest.param(2000, marks=[pytest.mark.chaos, pytest.mark.timeout(600)])]
 )
 def test_forks_under_load_hang_nobody_and_double_nothing(forks: int, run: Run, server: FaultServer) -> None:
-    """The parent captures and sends from threads all the while; each child captures, flushes and ends."""
+    """The parent captures and sends from threads all the time; each child captures, flushes and ends."""
     ended = run(
         f"{HEAD}\ntransport = make_transport()\n"
         "stop = threading.Event()\n"

@@ -1,4 +1,4 @@
-"""A process that has run out of something: what is refused now may be granted later; nothing is given up."""
+"""A process without resources: an operation that fails now may succeed later, so nothing is given up."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if "connected" in sys.argv:
     transport.capture_event({"message": "before"})
     transport.flush(30.0)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-taken = []
+descriptors = []
 try:
     while True:
-        taken.append(os.open(os.devnull, os.O_RDONLY))
+        descriptors.append(os.open(os.devnull, os.O_RDONLY))
 except OSError:
     pass
 # Too large for one write: looking for an early answer takes a descriptor even on an open connection.
 event = Envelope.event({"message": "meanwhile"}).add_attachment(os.urandom(3_000_000), filename="core")
 transport.capture_envelope(event)
 print(transport.flush(0.5).pending)
-for descriptor in taken:
+for descriptor in descriptors:
     os.close(descriptor)
 print(transport.flush(30.0).delivered, transport.health().discarded_by_category)
 """
@@ -38,7 +38,7 @@ print(transport.flush(30.0).delivered, transport.health().discarded_by_category)
 
 @pytest.mark.parametrize("state", ["new", "connected"])
 def test_an_app_without_a_descriptor_left_loses_nothing(state: str, run: Run, server: FaultServer) -> None:
-    """It is then that an app fails in every request: what tells of it must not be lost by it."""
+    """Every request of such an app fails, and its reports must not be lost for the same reason."""
     ended = run(SCRIPT, state)
     assert ended.out.split("\n")[:2] == ["1", "1 {}"]
     assert len(server.event_ids()) == (2 if state == "connected" else 1)

@@ -1,4 +1,4 @@
-"""`transport-kit forward` as a process: deaths, signals, and the apps that only write meanwhile."""
+"""`transport-kit forward` as a process: kills, signals, and app processes that only write meanwhile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.process.arrivals import all_arrive, ids, told
+from tests.process.arrivals import all_arrive, ids, reported_losses
 from tests.timing import SOON, scaled
 from transport_kit import Dsn, make_transport
 from transport_kit.queues.spool import identity_of
@@ -39,7 +39,7 @@ transport.close(0.0)
 
 
 class Forwarder:
-    """The command as a child; what it prints, line by line."""
+    """The command as a child process, whose output is read line by line."""
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         clean = {name: text for name, text in os.environ.items() if not name.startswith("TRANSPORT_KIT_")}
@@ -51,13 +51,13 @@ class Forwarder:
         )
 
     def until(self, word: str) -> dict[str, Any]:
-        """Its next line of that kind."""
+        """Return its next line about that event."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             facts: dict[str, Any] = json.loads(line)
             if facts["event"] == word:
                 return facts
-        raise AssertionError(f"it ended without saying {word}")
+        raise AssertionError(f"it ended without the event {word}")
 
     def end(self, number: int | None = None) -> int:
         if number is not None:
@@ -67,7 +67,7 @@ class Forwarder:
 
 @pytest.fixture(name="forward")
 def _forward() -> Iterator[Callable[..., Forwarder]]:
-    """Starts forwarders; those that are left are killed."""
+    """Return a function that starts forwarders; they are killed after the test."""
     started: list[Forwarder] = []
 
     def forward(*arguments: object, **environment: str) -> Forwarder:
@@ -75,13 +75,13 @@ def _forward() -> Iterator[Callable[..., Forwarder]]:
         return started[-1]
 
     yield forward
-    for each in started:
-        each.process.kill()
-        each.process.communicate()
+    for forwarder in started:
+        forwarder.process.kill()
+        forwarder.process.communicate()
 
 
 def fill(server: FaultServer, path: Path, begin: int, end: int) -> None:
-    """Put events into a spool, and send none."""
+    """Put events into a spool without sending any."""
     transport = make_transport(server.dsn, queue=f"file://{path}", spool_drain=False, spool_credentials=True)
     for number in range(begin, end):
         assert transport.capture_event({"event_id": f"{number:032x}"})
@@ -98,7 +98,7 @@ def lose(server: FaultServer, path: Path, quantity: int) -> None:
 def test_nothing_is_lost_when_forwarders_are_killed_while_four_processes_write(
     tmp_path: Path, forward: Callable[..., Forwarder]
 ) -> None:
-    """The figure that a spool is there for; each kill may repeat what its senders held, and no more."""
+    """Each kill may duplicate the envelopes that its senders had claimed, and no more."""
     path = tmp_path / "spool"
     kills = 2
     with FaultServer() as server:
@@ -134,12 +134,12 @@ def test_nothing_is_lost_when_forwarders_are_killed_while_four_processes_write(
         assert forwarder.end(signal.SIGTERM) == 0
         counts = Counter(server.event_ids())
         assert set(counts) == wanted
-        # Between two forwarders an app process may have drained, and handed over.
+        # Between two forwarders an app process may have drained.
         assert sum(counts.values()) - len(counts) <= kills * MAX_SENDERS
 
 
 def test_sigterm_finishes_the_request_in_flight(tmp_path: Path, forward: Callable[..., Forwarder]) -> None:
-    """A deployment repeats nothing: what was sent is answered and noted before the end."""
+    """A deployment duplicates nothing: requests are answered and recorded before the end."""
     path = tmp_path / "spool"
     with FaultServer() as server:
         server.hold()
@@ -159,7 +159,7 @@ def test_sigterm_finishes_the_request_in_flight(tmp_path: Path, forward: Callabl
 
 
 def test_a_second_sigterm_does_not_wait(tmp_path: Path, forward: Callable[..., Forwarder]) -> None:
-    """For a server that hangs, and a person who has seen it."""
+    """A person can end a forwarder at once when the server hangs."""
     with FaultServer() as server:
         server.hold()
         fill(server, tmp_path / "spool", 0, 1)
@@ -172,7 +172,7 @@ def test_a_second_sigterm_does_not_wait(tmp_path: Path, forward: Callable[..., F
 
 
 def test_sighup_reads_the_dsns_anew(tmp_path: Path, forward: Callable[..., Forwarder]) -> None:
-    """A DSN is added without a restart; a mistake in the file leaves all as it was."""
+    """A DSN is added without a restart; a mistake in the file changes nothing."""
     path, file = tmp_path / "spool", tmp_path / "dsns"
     with FaultServer() as server:
         identity = identity_of(Dsn.parse(server.dsn))
@@ -195,20 +195,20 @@ def test_sighup_reads_the_dsns_anew(tmp_path: Path, forward: Callable[..., Forwa
 
 
 def test_once_says_what_it_could_not_deliver(tmp_path: Path, forward: Callable[..., Forwarder]) -> None:
-    """For cron: everything, or status 1 and why."""
+    """For cron: status 0 if everything was delivered, otherwise status 1 and the reason."""
     path = tmp_path / "spool"
     with FaultServer() as server:
         fill(server, path, 0, 20)
-        done = forward(path, "--once")
-        ended = done.until("ended")
-        assert (done.end(), ended["delivered"], ended["left"]) == (0, {"error": 20}, {})
+        complete = forward(path, "--once")
+        ended = complete.until("ended")
+        assert (complete.end(), ended["delivered"], ended["left"]) == (0, {"error": 20}, {})
         assert set(server.event_ids()) == ids(20)
         transport = make_transport(server.dsn.replace("/1", "/2"), queue=f"file://{path}", spool_drain=False)
         transport.capture_event({"message": "x"})
         transport.close(0.0)
-        left = forward(path, "--once")
-        (why,) = left.until("ended")["left"].values()
-        assert left.end() == 1
+        incomplete = forward(path, "--once")
+        (why,) = incomplete.until("ended")["left"].values()
+        assert incomplete.end() == 1
         assert "no DSN" in why
     missing = forward(tmp_path / "nowhere", "--once")
     assert missing.end() == 2
@@ -217,7 +217,7 @@ def test_once_says_what_it_could_not_deliver(tmp_path: Path, forward: Callable[.
 def test_a_segment_of_absurd_size_holds_up_neither_what_waits_nor_the_end(
     tmp_path: Path, forward: Callable[..., Forwarder]
 ) -> None:
-    """Somebody made a file longer: what is in the spool goes out, and SIGTERM is obeyed before a SIGKILL."""
+    """Something extended a file: all envelopes are delivered, and SIGTERM ends the forwarder in time."""
     path = tmp_path / "spool"
     with FaultServer() as server:
         fill(server, path, 0, 1)
@@ -232,7 +232,7 @@ def test_a_segment_of_absurd_size_holds_up_neither_what_waits_nor_the_end(
 
 
 def test_once_tells_the_loss_counts_it_found(tmp_path: Path, forward: Callable[..., Forwarder]) -> None:
-    """A run of seconds is shorter than the interval between reports, and cron may start none for a day."""
+    """Such a run is shorter than the interval between reports, and the next one may start a day later."""
     path = tmp_path / "spool"
     with FaultServer() as server:
         fill(server, path, 0, 3)
@@ -240,29 +240,29 @@ def test_once_tells_the_loss_counts_it_found(tmp_path: Path, forward: Callable[.
         lose(server, path, 4)
         assert forward(path, "--once").end() == 0
         assert set(server.event_ids()) == ids(3)
-        assert told(server.accepted) == {("sample_rate", "error"): 11}
+        assert reported_losses(server.accepted) == {("sample_rate", "error"): 11}
         assert forward(path, "--once").end() == 0
-        assert told(server.accepted) == {("sample_rate", "error"): 11}  # once
+        assert reported_losses(server.accepted) == {("sample_rate", "error"): 11}  # reported once
 
 
 def test_sigterm_tells_the_loss_counts(tmp_path: Path, forward: Callable[..., Forwarder]) -> None:
-    """A restart a minute would otherwise hand them on for ever."""
+    """Otherwise a restart every minute would defer them forever."""
     path = tmp_path / "spool"
     with FaultServer() as server:
         lose(server, path, 5)
         fill(server, path, 0, 1)
         forwarder = forward(path)
         assert server.wait_for(1, SOON)
-        assert told(server.accepted) == {}
+        assert reported_losses(server.accepted) == {}
         assert forwarder.end(signal.SIGTERM) == 0
-        assert told(server.accepted) == {("sample_rate", "error"): 5}
+        assert reported_losses(server.accepted) == {("sample_rate", "error"): 5}
 
 
 @pytest.mark.parametrize("way", ["refused", "hung"])
 def test_loss_counts_that_no_server_took_are_left_to_the_next_run(
     tmp_path: Path, forward: Callable[..., Forwarder], way: str
 ) -> None:
-    """An end has its deadline; what has no answer by then, on its way or not, stays in the spool."""
+    """The end has a deadline; counts without an answer by then stay in the spool, on their way or not."""
     path = tmp_path / "spool"
     with FaultServer() as server:
         lose(server, path, 6)
@@ -279,13 +279,13 @@ def test_loss_counts_that_no_server_took_are_left_to_the_next_run(
             server.release()
         before = len(server.requests)
         assert forward(path, "--once").end() == 0
-        assert told(server.requests[before:]) == {("sample_rate", "error"): 6}
+        assert reported_losses(server.requests[before:]) == {("sample_rate", "error"): 6}
 
 
 def test_app_processes_only_write_while_a_forwarder_runs(
     tmp_path: Path, forward: Callable[..., Forwarder]
 ) -> None:
-    """The point of it: their CPU is theirs."""
+    """A forwarder saves the CPU time of app processes."""
     path = tmp_path / "spool"
     with FaultServer() as server:
         fill(server, path, 0, 1)

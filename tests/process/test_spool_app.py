@@ -1,4 +1,4 @@
-"""The spool in whole processes: an app that dies, one that has several workers, one that only writes."""
+"""The spool in whole processes: an app that is killed, one with several workers, one that only writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.arrivals import all_arrive, ids, told
+from tests.process.arrivals import all_arrive, ids, reported_losses
 from tests.timing import SOON, quickest, scaled
 from transport_kit import make_transport
 from transport_kit.queues.spool import FileSpool, identity_of
@@ -55,7 +55,7 @@ def ended(process: subprocess.Popen[str]) -> int:
 
 
 def test_what_a_killed_process_accepted_is_delivered_by_the_next(tmp_path: Path) -> None:
-    """kill -9 with ninety accepted, and a server that was not there: ninety."""
+    """kill -9 after ninety accepted events, with the server down: all ninety arrive."""
     with FaultServer() as server:
         server.down()
         assert ended(app(server, tmp_path / "spool", 0, 90, "die")) == -signal.SIGKILL
@@ -68,7 +68,7 @@ def test_what_a_killed_process_accepted_is_delivered_by_the_next(tmp_path: Path)
 
 
 def test_processes_share_one_drainer_and_another_takes_over(tmp_path: Path) -> None:
-    """Several workers of one app: one delivers for all, and its death costs a second and no envelope."""
+    """One worker of an app delivers for all; its death costs a second and no envelope."""
     with FaultServer() as server:
         first = app(server, tmp_path / "spool", 0, 10, "stay")
         assert server.wait_for(10, SOON)
@@ -83,15 +83,15 @@ def test_processes_share_one_drainer_and_another_takes_over(tmp_path: Path) -> N
 
 
 def test_another_process_takes_over_within_a_second(tmp_path: Path) -> None:
-    """Also one that captures nothing: what the dead one had in hand waits for no timeout, and no request.
+    """A process that captures nothing takes over too; claimed envelopes wait for no timeout and no request.
 
-    It runs for the drain once a second, and then has a connection to make.
+    It tries to become the drainer once a second, and must then open a connection.
     """
 
     def takeover() -> float:
         with FaultServer() as server:
             server.hold()
-            path = tmp_path / str(time.monotonic_ns())  # a new one each time
+            path = tmp_path / str(time.monotonic_ns())  # a new one for each measurement
             first = app(server, path, 0, 1, "stay")
             assert server.wait_for_requests(1, SOON)
             second = app(server, path, 1, 1, "stay")
@@ -109,7 +109,7 @@ def test_another_process_takes_over_within_a_second(tmp_path: Path) -> None:
 
 
 def test_a_flush_before_the_start_delivers_what_a_killed_process_left(tmp_path: Path) -> None:
-    """A script that only empties a spool: nobody has said yet what waits, and nobody captures anything."""
+    """A script that only empties a spool: no status file shows what waits, and nothing is captured."""
     with FaultServer() as server:
         server.down()
         assert ended(app(server, tmp_path / "spool", 0, 20, "die")) == -signal.SIGKILL
@@ -125,7 +125,7 @@ def test_a_flush_before_the_start_delivers_what_a_killed_process_left(tmp_path: 
 
 
 def test_a_flush_waits_for_what_is_only_in_memory(tmp_path: Path) -> None:
-    """Without its directory an envelope is not stored: it is delivered before the end, or said to be left."""
+    """Without its directory an envelope is not stored: the end delivers it, or reports it as left."""
     with FaultServer() as server:
         server.hold()
         transport = make_transport(server.dsn, queue=f"file://{tmp_path}/missing/spool")
@@ -140,7 +140,7 @@ def test_a_flush_waits_for_what_is_only_in_memory(tmp_path: Path) -> None:
 
 
 def test_losses_that_were_not_reported_at_the_end_are_left_to_the_next(tmp_path: Path) -> None:
-    """Counts are few and cheap: the server learns of all of them, whoever drains."""
+    """The server gets all counts, whichever process drains."""
     with FaultServer() as server:
         path = tmp_path / "spool"
         for ending in (2, 3):
@@ -153,17 +153,17 @@ def test_losses_that_were_not_reported_at_the_end_are_left_to_the_next(tmp_path:
         assert server.requests == []
         drainer = make_transport(server.dsn, queue=f"file://{path}", client_report_interval=0.05)
         drainer.start()
-        while (found := told(taken := server.accepted).total()) < 5:
-            assert server.wait_for(len(taken) + 1, SOON)
+        while (quantity := reported_losses(requests := server.accepted).total()) < 5:
+            assert server.wait_for(len(requests) + 1, SOON)
         drainer.close()
-        assert found == 5
+        assert quantity == 5
 
 
 @pytest.mark.parametrize("what", ["directory", "files"])
 def test_a_spool_that_is_deleted_under_a_process_is_begun_anew(
     tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An `rm -r` to get rid of a backlog, or a cleaner of old files: only what was there is lost."""
+    """After `rm -r`, or a cleaner of old files, only the deleted envelopes are lost."""
     with FaultServer() as server:
         path = tmp_path / "spool"
         transport = make_transport(server.dsn, queue=f"file://{path}")
@@ -174,9 +174,9 @@ def test_a_spool_that_is_deleted_under_a_process_is_begun_anew(
         else:
             for file in path.glob("*/seg/*"):
                 file.unlink()
-        noticed = time.monotonic() + SOON
+        deadline = time.monotonic() + SOON
         while "was removed" not in caplog.text:
-            assert time.monotonic() < noticed
+            assert time.monotonic() < deadline
             transport.flush(0.05, until="delivered")
         transport.capture_event({"event_id": f"{7:032x}"})
         assert all_arrive(server, {f"{7:032x}"}, SOON)
@@ -186,7 +186,7 @@ def test_a_spool_that_is_deleted_under_a_process_is_begun_anew(
 
 
 def test_health_tells_of_the_spool(tmp_path: Path) -> None:
-    """What is on the disk, who drains, and that nobody does or the disk is gone."""
+    """Health shows the contents, the drainer, and a missing directory."""
     with FaultServer() as server:
         transport = make_transport(server.dsn, queue=f"file://{tmp_path}/spool")
         transport.capture_event({"message": "x"})
@@ -209,7 +209,7 @@ def test_health_tells_of_the_spool(tmp_path: Path) -> None:
 
 
 def test_a_flush_that_waits_for_delivery_does_and_one_that_does_not_is_quick(tmp_path: Path) -> None:
-    """Stored is settled; whoever wants to know that it arrived says so."""
+    """A stored envelope is settled, unless the caller waits for its delivery."""
     with FaultServer() as server:
         server.hold()
         transport = make_transport(server.dsn, queue=f"file://{tmp_path}/spool")
@@ -226,27 +226,27 @@ def test_a_flush_that_waits_for_delivery_does_and_one_that_does_not_is_quick(tmp
 
 
 def test_a_directory_to_put_right_is_said_at_once_and_credentials_only_on_demand(tmp_path: Path) -> None:
-    """A configuration error is raised by `make_transport`, not found out in production."""
+    """`make_transport` raises a configuration error, so that it is not first noticed in production."""
     dsn = "https://0123456789abcdef0123456789abcdef@sentry.example/1"
     (tmp_path / "open").mkdir(mode=0o755)
     with pytest.raises(OptionsError, match="chmod 700"):
         make_transport(dsn, queue=f"file://{tmp_path}/open")
     with pytest.raises(OptionsError, match="absolute path"):
         make_transport(dsn, queue="file:relative")
-    for wanted in (False, True):
-        root = tmp_path / f"spool-{wanted}"
-        transport = make_transport(dsn, queue=f"file://{root}", spool_credentials=wanted)
+    for with_credentials in (False, True):
+        root = tmp_path / f"spool-{with_credentials}"
+        transport = make_transport(dsn, queue=f"file://{root}", spool_credentials=with_credentials)
         assert transport.dsn is not None
         stored = root / identity_of(transport.dsn) / "dsn"
-        assert stored.exists() == wanted
-        if wanted:
+        assert stored.exists() == with_credentials
+        if with_credentials:
             assert stored.read_text() == dsn + "\n"
             assert stored.stat().st_mode & 0o077 == 0
         transport.close()
 
 
 def content(file: Path) -> bytes:
-    """What a segment holds; nothing when it was renamed, as a new one is, since it was listed."""
+    """Return the bytes of a segment; none if it was renamed after it was listed, as a new one is."""
     try:
         return file.read_bytes()
     except FileNotFoundError:
@@ -254,7 +254,7 @@ def content(file: Path) -> bytes:
 
 
 def test_losses_of_a_process_that_only_writes_are_reported_by_the_drainer(tmp_path: Path) -> None:
-    """With a drainer elsewhere app processes send nothing, no client report either."""
+    """With a drainer elsewhere app processes send nothing, not even a client report."""
     with FaultServer() as server:
         path = tmp_path / "spool"
         writer = make_transport(
@@ -273,7 +273,7 @@ def test_losses_of_a_process_that_only_writes_are_reported_by_the_drainer(tmp_pa
         assert server.requests == []
         drainer = make_transport(server.dsn, queue=f"file://{path}", client_report_interval=0.05)
         drainer.start()
-        # The counts ride on the event, or go alone.
-        while b'"sample_rate"' not in b"".join(found := [request.body for request in server.accepted]):
-            assert server.wait_for(len(found) + 1, SOON)
+        # The counts are part of the event's envelope, or have one of their own.
+        while b'"sample_rate"' not in b"".join(bodies := [request.body for request in server.accepted]):
+            assert server.wait_for(len(bodies) + 1, SOON)
         drainer.close()

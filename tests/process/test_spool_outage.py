@@ -1,4 +1,4 @@
-"""An outage under load: four gunicorn workers write on, processes are killed, and then everything arrives."""
+"""An outage under load: gunicorn workers keep writing, processes are killed, and then everything arrives."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ from transport_kit import make_transport
 transport = make_transport(queue="file://" + os.environ["SPOOL"], max_senders=4, backoff_max=1.0)
 
 def app(environ, start_response):
-    taken = transport.capture_event({"event_id": environ["PATH_INFO"][1:], "extra": {"padding": "x" * 2000}})
+    event_id = environ["PATH_INFO"][1:]
+    accepted = transport.capture_event({"event_id": event_id, "extra": {"padding": "x" * 2000}})
     spool = transport.health().spool
     body = json.dumps([os.getpid(), spool["draining"], spool["fell_back"]]).encode()
-    start_response("200 OK" if taken else "503 Not Taken", [("Content-Length", str(len(body)))])
+    start_response("200 OK" if accepted else "503 Not Accepted", [("Content-Length", str(len(body)))])
     return [body]
 """
 WORKERS = 4
@@ -40,14 +41,14 @@ RATE = 200.0
 
 
 class Clients:
-    """Four of them, each with its share of the rate; what was answered 200 was accepted."""
+    """Four clients, each with its share of the rate; a 200 means that the event was accepted."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._stop = threading.Event()
         self.sent: set[str] = set()
         self.accepted: set[str] = set()
-        self.workers: dict[int, bool] = {}  # by process, whether it drains
+        self.workers: dict[int, bool] = {}  # by process id: True if it drains
         self.fell_back = 0
         self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(4)]
 
@@ -62,7 +63,7 @@ class Clients:
             thread.join()
 
     def wait_for(self, accepted: int, workers: int) -> None:
-        """Return when at least so many were accepted, by so many workers.
+        """Return when `accepted` events were accepted, by `workers` different workers.
 
         Raises:
             AssertionError: None was accepted for a while.
@@ -85,11 +86,11 @@ class Clients:
             number += 1
             event_id = f"{client:04x}{number:028x}"
             self.sent.add(event_id)
-            # A worker that dies takes its requests with it: what had no answer was not accepted.
+            # A killed worker closes its connections; an event without an answer counts as not accepted.
             with contextlib.suppress(OSError, http.client.HTTPException):
-                self._ask(event_id)
+                self._send(event_id)
 
-    def _ask(self, event_id: str) -> None:
+    def _send(self, event_id: str) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=SOON)
         with contextlib.closing(connection):
             connection.request("GET", f"/{event_id}", headers={"Connection": "close"})
@@ -115,7 +116,7 @@ def _environ(server: FaultServer, tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture(name="port")
 def _port(environ: dict[str, str]) -> Iterator[int]:
-    """gunicorn with four workers; requests wait in the listener until it is up."""
+    """Run gunicorn with four workers; requests wait in the listener until it is up."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = [sys.executable, "-m", "gunicorn", "--bind", f"fd://{listener.fileno()}"]
         served = subprocess.Popen(
@@ -141,7 +142,7 @@ def forwarder(environ: dict[str, str]) -> subprocess.Popen[bytes]:
 
 
 def outage(number: int, server: FaultServer, port: int, environ: dict[str, str], *, forwarded: bool) -> None:
-    """An outage in which so many events are accepted, half of them before a worker is killed."""
+    """Play an outage in which `number` events are accepted, half of them before a worker is killed."""
     forwarding = forwarder(environ) if forwarded else None
     try:
         with Clients(port) as clients:
@@ -155,7 +156,7 @@ def outage(number: int, server: FaultServer, port: int, environ: dict[str, str],
                 forwarding.kill()
                 forwarding.wait(SOON)
                 forwarding = forwarder(environ)
-            clients.wait_for(number, WORKERS + 1)  # and the one that came for the one that was killed
+            clients.wait_for(number, WORKERS + 1)  # one worker replaced the killed one
         began = time.monotonic()
         server.up()
         assert all_arrive(server, clients.accepted, SOON)
@@ -164,15 +165,15 @@ def outage(number: int, server: FaultServer, port: int, environ: dict[str, str],
         if forwarding is not None:
             forwarding.terminate()
             forwarding.wait(SOON)
-    found = server.event_ids()
-    duplicates = len(found) - len(set(found))
+    arrived = server.event_ids()
+    duplicates = len(arrived) - len(set(arrived))
     print(
         f"{len(clients.sent)} sent, {len(clients.accepted)} accepted by"
         f" {len(clients.workers)} workers, {duplicates} duplicates, {took:.1f} s to recover"
     )
     assert clients.fell_back == 0
     assert len(clients.workers) == WORKERS + 1
-    assert set(found) <= clients.sent
+    assert set(arrived) <= clients.sent
     assert duplicates <= MAX_SENDERS * (2 if forwarded else 1)
 
 
@@ -180,7 +181,7 @@ def outage(number: int, server: FaultServer, port: int, environ: dict[str, str],
 def test_an_outage_with_a_worker_killed_loses_nothing(
     forwarded: bool, server: FaultServer, port: int, environ: dict[str, str]
 ) -> None:
-    """What an app is told is accepted arrives, whoever dies meanwhile, and hardly anything arrives twice."""
+    """Accepted events arrive although processes are killed, and hardly any arrives twice."""
     outage(800, server, port, environ, forwarded=forwarded)
 
 

@@ -1,4 +1,4 @@
-"""Real workers of Celery and RQ, children of multiprocessing, scripts: errors in them arrive, once."""
+"""Real workers of Celery and RQ, children of multiprocessing, scripts: their errors arrive, once."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(name="receiver")
 def _receiver() -> Iterator[FaultServer]:
-    """Takes its time, so that something waits when the end comes."""
+    """Run a receiver with slow answers, so that events wait when a process ends."""
     with FaultServer() as receiver:
         receiver.delay = 0.1
         yield receiver
@@ -100,7 +100,7 @@ def _receiver() -> Iterator[FaultServer]:
 
 @pytest.fixture(name="start")
 def _start(receiver: FaultServer, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a program in the test's directory; ended with the test."""
+    """Return a function that starts a program in the test's directory; killed after the test."""
     running: list[subprocess.Popen[str]] = []
     environ = {name: value for name, value in os.environ.items() if not name.startswith("TRANSPORT_KIT_")}
     environ |= {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "TRANSPORT_KIT_DSN": receiver.dsn}
@@ -126,20 +126,20 @@ def _start(receiver: FaultServer, tmp_path: Path) -> Iterator[Callable[..., subp
 
 
 def events(receiver: FaultServer) -> list[dict[str, Any]]:
-    """The error events that arrived, by what they say."""
+    """Return the error events that arrived, sorted by their messages."""
     items = [item for request in receiver.accepted for item in request.envelope.items if item.type == "event"]
-    found: list[dict[str, Any]] = [json.loads(item.get_bytes()) for item in items]
-    return sorted(found, key=said)
+    payloads: list[dict[str, Any]] = [json.loads(item.get_bytes()) for item in items]
+    return sorted(payloads, key=message)
 
 
-def said(event: dict[str, Any]) -> str:
+def message(event: dict[str, Any]) -> str:
     return str(event["exception"]["values"][-1]["value"])
 
 
-def until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     """Wait for a file or a port that the process makes."""
     deadline = time.monotonic() + 30
-    while not true():
+    while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         threading.Event().wait(0.02)
@@ -148,7 +148,7 @@ def until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 def test_celerys_prefork_workers_report_and_deliver(
     receiver: FaultServer, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    """Each of its processes ends by `os._exit`, after a signal of Celery's that nobody else sends."""
+    """Each of its processes ends by `os._exit`, after a signal that only Celery has."""
     for folder in ("queue", "control"):
         (tmp_path / folder).mkdir()
     (tmp_path / "shop.py").write_text(CELERY_APP)
@@ -156,34 +156,39 @@ def test_celerys_prefork_workers_report_and_deliver(
         sys.executable, "-m", "celery", "-A", "shop", "worker", "-P", "prefork", "-c", "2", "-l", "info",
         "--without-gossip", "--without-mingle", "--without-heartbeat",
     )  # fmt: skip
-    asked = start(
+    producer = start(
         sys.executable,
         "-c",
         "import shop\n"
         "for task in (shop.fine.s(), shop.expected.s(), shop.again.s(), shop.fail.s(1), shop.fail.s(2)):\n"
         "    task.delay()\n",
     )
-    assert asked.wait(30) == 0, asked.communicate()[0]
+    assert producer.wait(30) == 0, producer.communicate()[0]
     assert receiver.wait_for(3, 40), worker.poll()
     until(lambda: not any((tmp_path / "queue").iterdir()), worker)
     worker.send_signal(signal.SIGTERM)
     printed, _ = worker.communicate(timeout=30)
-    found = events(receiver)
-    assert [said(event) for event in found] == ["at last", "task 1", "task 2"], printed
-    assert [event["transaction"] for event in found] == ["shop.again", "shop.fail", "shop.fail"]
-    assert [event.get("tags") for event in found] == [None, {"number": "1"}, {"number": "2"}]
-    assert {event["exception"]["values"][-1]["mechanism"]["type"] for event in found} == {"auto.queue.celery"}
+    arrived = events(receiver)
+    assert [message(event) for event in arrived] == ["at last", "task 1", "task 2"], printed
+    assert [event["transaction"] for event in arrived] == ["shop.again", "shop.fail", "shop.fail"]
+    assert [event.get("tags") for event in arrived] == [None, {"number": "1"}, {"number": "2"}]
+    assert {event["exception"]["values"][-1]["mechanism"]["type"] for event in arrived} == {
+        "auto.queue.celery"
+    }
     assert "not delivered" not in printed
 
 
 def test_what_waits_when_a_celery_worker_ends_is_delivered(
     receiver: FaultServer, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    """What a process holds when it ends is what a deployment loses. Celery itself stays for a second: with
-    one sender, and answers that take longer than that in sum, all arrives only if the end waits for it."""
+    """A deployment must not lose the events that wait when a process ends.
+
+    Celery itself stays for a second. With one sender, and answers that take longer than that in all, all
+    events arrive only if the end waits for them.
+    """
     for folder in ("queue", "control"):
         (tmp_path / folder).mkdir()
-    # Connected before ours, so it says that the end has begun when ours is still to come.
+    # Connected before our handler, so the file appears before our handler runs.
     ending = "from celery import signals\nfrom pathlib import Path\n" + (
         "signals.worker_process_shutdown.connect(lambda **_: Path('ending').touch(), weak=False)\n"
     )
@@ -195,8 +200,8 @@ def test_what_waits_when_a_celery_worker_ends_is_delivered(
     )  # fmt: skip
     receiver.delay = 0.2
     receiver.hold()
-    asked = start(sys.executable, "-c", "import shop\nfor n in range(8):\n    shop.fail.delay(n)")
-    assert asked.wait(30) == 0
+    producer = start(sys.executable, "-c", "import shop\nfor n in range(8):\n    shop.fail.delay(n)")
+    assert producer.wait(30) == 0
     assert worker.stdout is not None
     failed = 0
     for line in worker.stdout:
@@ -207,12 +212,12 @@ def test_what_waits_when_a_celery_worker_ends_is_delivered(
     until((tmp_path / "ending").exists, worker)
     receiver.release()
     printed, _ = worker.communicate(timeout=30)
-    assert [said(event) for event in events(receiver)] == [f"task {n}" for n in range(8)], printed
+    assert [message(event) for event in events(receiver)] == [f"task {n}" for n in range(8)], printed
 
 
 @pytest.fixture(name="redis")
 def _redis(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> str:
-    """The address of a Redis of the test's own."""
+    """Run a Redis for the test; return its address."""
     path = tmp_path / "redis.sock"
     server = start(
         program("redis-server"), "--port", 0, "--unixsocket", path, "--save", "", "--dir", tmp_path
@@ -232,7 +237,7 @@ def test_rqs_workers_report_and_deliver(
 ) -> None:
     """A job's process ends by `os._exit` right after the job."""
     (tmp_path / "jobs.py").write_text(RQ_JOBS)
-    asked = start(
+    producer = start(
         sys.executable,
         "-c",
         "import redis, rq, sys, jobs\n"
@@ -241,32 +246,34 @@ def test_rqs_workers_report_and_deliver(
         "    queue.enqueue(*arguments)\n",
         redis,
     )
-    assert asked.wait(30) == 0, asked.communicate()[0]
+    assert producer.wait(30) == 0, producer.communicate()[0]
     rq = Path(sys.executable).with_name("rq")
     worker = start(rq, "worker", "--url", redis, "--burst", "--worker-class", f"transport_kit.rq.{kind}")
     printed, _ = worker.communicate(timeout=50)
-    found = events(receiver)
-    assert [said(event) for event in found if said(event).startswith("job ")] == ["job 1", "job 2"], printed
-    assert len(found) == 3
-    assert {event["transaction"] for event in found} == {"jobs.fail", "jobs.no_such_job"}
-    assert [event.get("tags") for event in found if said(event).startswith("job ")] == [
+    arrived = events(receiver)
+    assert [message(event) for event in arrived if message(event).startswith("job ")] == ["job 1", "job 2"], (
+        printed
+    )
+    assert len(arrived) == 3
+    assert {event["transaction"] for event in arrived} == {"jobs.fail", "jobs.no_such_job"}
+    assert [event.get("tags") for event in arrived if message(event).startswith("job ")] == [
         {"number": "1"},
         {"number": "2"},
     ]
-    assert {event["exception"]["values"][-1]["mechanism"]["type"] for event in found} == {"auto.queue.rq"}
+    assert {event["exception"]["values"][-1]["mechanism"]["type"] for event in arrived} == {"auto.queue.rq"}
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_children_of_multiprocessing_deliver_what_is_captured_in_them(
     method: str, receiver: FaultServer, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    """`atexit` does not run there; and what raises is captured where somebody asked for it."""
+    """`atexit` does not run in them; exceptions are captured with `flush_after` only."""
     script = tmp_path / "children.py"
     script.write_text(CHILDREN)
     parent = start(sys.executable, script, method)
     printed, _ = parent.communicate(timeout=50)
     assert printed.rstrip().endswith("[0, 1, 0, 1]"), printed
-    assert [said(event) for event in events(receiver)] == [
+    assert [message(event) for event in events(receiver)] == [
         "captured 0",
         "captured 1",
         "captured in the parent",
@@ -278,7 +285,7 @@ def test_children_of_multiprocessing_deliver_what_is_captured_in_them(
 def test_a_script_that_ends_by_an_exception_has_reported_it(
     receiver: FaultServer, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    """A cron job nobody watches."""
+    """Nobody watches the output of a cron job."""
     script = tmp_path / "nightly.py"
     script.write_text(
         "from transport_kit import Kit\n"

@@ -1,6 +1,7 @@
 """`python -m tests.process.servers [--json] [NAME …]`: run rows of the matrix, and print the table.
 
-Without names, all; a name may be a part of one. `--json` prints an object a line, as each row ends.
+Without names, all rows run; a name may be a part of a row's name. `--json` prints one object per line, as
+each row ends.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.process.servers", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one object a line")
     parser.add_argument("names", nargs="*", metavar="NAME", help="only rows with this in their name")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     records = []
     for row in ROWS:
-        if given.names and not any(name in row.name for name in given.names):
+        if arguments.names and not any(name in row.name for name in arguments.names):
             continue
-        lack = missing(row)
-        if lack is not None:
-            print(f"{row.name}: {lack}", file=sys.stderr)
+        problem = missing(row)
+        if problem is not None:
+            print(f"{row.name}: {problem}", file=sys.stderr)
             continue
         with tempfile.TemporaryDirectory() as directory:
             records.append(record(row, run(row, Path(directory))))
-        if given.json:
+        if arguments.json:
             print(json.dumps(records[-1]), flush=True)
-    if not given.json:
+    if not arguments.json:
         print(table(records))
 
 

@@ -8,7 +8,7 @@ from tests.process.servers.table import table
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """pytest's hook; where several processes share the suite, the one that reports has not loaded this."""
+    """Print the table. With pytest-xdist the reporting process has not loaded this file, and prints none."""
     reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
     records = [value for report in reports for name, value in report.user_properties if name == "server"]
     if records:

@@ -1,8 +1,8 @@
-"""Runs one row of the matrix: a real server, load, a signal, and what became of every accepted event.
+"""Runs one row of the matrix: a real server, load, a signal, and a count of the delivered events.
 
-Owns the processes of a row, and ends whatever is left of them, by process id.
+Owns the processes of a row, and kills the remaining ones by process id.
 
-Threads: `run` keeps a bounded number of clients on threads of its own, all ended when it returns.
+Threads: `run` has a bounded number of clients on threads of their own, which have ended when it returns.
 """
 
 from __future__ import annotations
@@ -32,32 +32,32 @@ from transport_kit.testing import FaultServer
 __all__ = ["missing", "Outcome", "ROOT", "run"]
 
 ROOT: Final = Path(__file__).parents[3]
-#: Seconds until whatever a row waits for must have come.
+#: Seconds that any wait of a row may take.
 PATIENCE: Final = SOON
-#: Clients at a time, requests of each at most, and seconds between two of them.
+#: Number of clients, largest number of requests of each, and seconds between two requests.
 CLIENTS: Final = 3
-MOST: Final = 1000
+MAX_REQUESTS: Final = 1000
 PACE: Final = 0.02
-#: Seconds that the receiver takes for an answer, about as over the internet.
+#: Seconds that the receiver takes for an answer, about as long as over the internet.
 ANSWER: Final = 0.05
-#: Events that wait in each process when the signal comes, at least: more than can be on their way.
+#: Least number of events that wait in each process when the signal comes: more than can be in flight.
 WAITING: Final = 12
-#: The processes that end by themselves under load before the signal comes, at least.
+#: Least number of processes that end by themselves under load before the signal comes.
 RECYCLED: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a row came to.
+    """The result of a row.
 
     Attributes:
-        hooks: What ended the processes that had reported.
-        accepted: Events that their transports accepted.
-        delivered: Of these, how many the receiver has.
-        duplicates: How many it has got twice.
+        hooks: The hooks that ended the processes which had reported.
+        accepted: Number of events that their transports accepted.
+        delivered: Number of these that the receiver has.
+        duplicates: Number of events that it received again.
         seconds: From the signal to the end of the last process.
         status: The server's exit status.
-        said: What the server and its apps wrote to stdout and stderr.
+        output: The output of the server and its apps to stdout and stderr.
     """
 
     hooks: frozenset[str]
@@ -66,7 +66,7 @@ class Outcome:
     duplicates: int
     seconds: float
     status: int
-    said: str
+    output: str
 
     @property
     def lost(self) -> int:
@@ -74,7 +74,7 @@ class Outcome:
 
 
 class Server:
-    """A server that runs."""
+    """A running server."""
 
     def __init__(self, row: Row, process: subprocess.Popen[str], port: int, directory: Path) -> None:
         self.process = process
@@ -83,13 +83,13 @@ class Server:
         self._notes = directory / "notes"
         self._log = directory / "log"
 
-    # -- asking it ---------------------------------------------------------------------------------
+    # -- requests ----------------------------------------------------------------------------------
 
     def get(self, path: str) -> int:
-        """The status of one request on a connection of its own.
+        """Return the status of one request on a connection of its own.
 
         Raises:
-            OSError, HTTPException: There is no whole answer.
+            OSError, HTTPException: There is no complete answer.
         """
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
@@ -101,7 +101,7 @@ class Server:
             connection.close()
 
     def load(self, environ: dict[str, str], directory: Path) -> contextlib.AbstractContextManager[None]:
-        """Clients that keep asking, before the signal and after it."""
+        """Run clients that send requests, before the signal and after it."""
         return self._tasks(environ, directory) if self._row.asks else self._requests()
 
     @contextlib.contextmanager
@@ -117,14 +117,14 @@ class Server:
     def _requests(self) -> Iterator[None]:
         stop = threading.Event()
 
-        def ask() -> None:
-            for _ in range(MOST):
+        def send() -> None:
+            for _ in range(MAX_REQUESTS):
                 with contextlib.suppress(OSError, http.client.HTTPException):
                     self.get("/carts/2")
                 if stop.wait(PACE):
                     return
 
-        clients = [threading.Thread(target=ask) for _ in range(CLIENTS)]
+        clients = [threading.Thread(target=send) for _ in range(CLIENTS)]
         for client in clients:
             client.start()
         try:
@@ -136,58 +136,58 @@ class Server:
 
     @contextlib.contextmanager
     def slow_request(self) -> Iterator[None]:
-        """A request is in flight, and takes `IN_FLIGHT` seconds. Tasks are so at any time."""
+        """Keep a request in flight that takes `IN_FLIGHT` seconds. Tasks always are in flight."""
         if self._row.asks:
             yield
             return
 
-        def ask() -> None:
+        def send() -> None:
             with contextlib.suppress(OSError, http.client.HTTPException):
                 self.get("/later")
 
-        client = threading.Thread(target=ask)
+        client = threading.Thread(target=send)
         client.start()
         try:
-            self.until(lambda: bool(self._noted("busy")))
+            self.until(lambda: bool(self._notes_of("busy")))
             yield
         finally:
             client.join()
 
-    # -- its notes -----------------------------------------------------------------------------------
+    # -- notes ---------------------------------------------------------------------------------------
 
-    def _noted(self, fact: str) -> dict[int, list[str]]:
-        """The lines of each process's note of this fact."""
+    def _notes_of(self, fact: str) -> dict[int, list[str]]:
+        """Return the lines of each process's note of this fact, by process id."""
         files = self._notes.glob(f"{fact}-*")
         return {int(file.name.rpartition("-")[2]): file.read_text().splitlines() for file in files}
 
     @property
     def accepted(self) -> dict[int, list[str]]:
-        """The ids of the events that each process has accepted."""
-        return self._noted("accepted")
+        """The ids of the accepted events, by process id."""
+        return self._notes_of("accepted")
 
     @property
     def ended(self) -> dict[int, str]:
-        """The hook that ended each process which had accepted some."""
-        ended = self._noted("ended")
+        """The hook that ended each process which had accepted events, by process id."""
+        ended = self._notes_of("ended")
         return {pid: ended[pid][0] for pid in self.accepted if ended.get(pid)}
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self._log.read_text()
 
     # -- waiting -------------------------------------------------------------------------------------
 
-    def until(self, true: Callable[[], bool]) -> None:
-        """Return when it is so.
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Return when `condition` returns True.
 
         Raises:
-            AssertionError: It did not become so, or the server has ended.
+            AssertionError: It did not in time, or the server has ended.
         """
         never = threading.Event()
         deadline = time.monotonic() + PATIENCE
-        while not true():
+        while not condition():
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"the server is not up: {self.said}")
+                raise AssertionError(f"the server is not up: {self.output}")
             never.wait(0.01)
 
     def wait_until_it_serves(self) -> None:
@@ -203,10 +203,10 @@ class Server:
             self.until(serves)
 
     def end(self, on_hook: Callable[[], object]) -> float:
-        """Send SIGTERM, and wait until no process of it is left; seconds.
+        """Send SIGTERM, and return the seconds until none of its processes is left.
 
         Args:
-            on_hook: Called once, when the first process that has reported learns of its end.
+            on_hook: Called once, when the first process that has reported runs a hook.
 
         Raises:
             AssertionError: It does not end.
@@ -221,12 +221,12 @@ class Server:
                 called = True
                 on_hook()
             if time.monotonic() - began > PATIENCE:
-                raise AssertionError(f"the server does not end: {self.said}")
+                raise AssertionError(f"the server does not end: {self.output}")
             never.wait(0.01)
         return time.monotonic() - began
 
     def is_ours(self, pid: int) -> bool:
-        """Whether a process lives and is of this row, and not another with its number."""
+        """Return True if a process lives and belongs to this row; its number may have been reused."""
         try:
             environ = Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
@@ -234,9 +234,9 @@ class Server:
         return f"SERVER_NOTES={self._notes}\0".encode() in environ
 
     def kill(self) -> None:
-        """End what is left of it, the workers that a killed server leaves behind included."""
-        noted = {int(file.name.rpartition("-")[2]) for file in self._notes.iterdir()}
-        for pid in {self.process.pid, *noted}:
+        """Kill the remaining processes, including workers that a killed server leaves behind."""
+        known = {int(file.name.rpartition("-")[2]) for file in self._notes.iterdir()}
+        for pid in {self.process.pid, *known}:
             if self.is_ours(pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -246,7 +246,7 @@ class Server:
 
 
 def missing(row: Row) -> str | None:
-    """What this machine lacks for a row; None when it can run."""
+    """Return the requirement of a row that this machine lacks; None if it can run."""
     if row.command[0] == "uwsgi" and not _program("uwsgi").exists():
         return "uWSGI is not installed: make servers-uwsgi"
     if "{redis}" in row.command and shutil.which("redis-server") is None:
@@ -259,9 +259,9 @@ def run(
 ) -> Outcome:
     """Start the server, end it under load, and count.
 
-    Nothing is delivered from a moment before the signal until a hook has seen the end, so that luck can't
-    stand in for a hook. Where processes end by themselves answers are slow instead. With `hangs` the
-    receiver never answers.
+    From a moment before the signal the receiver holds its answers until a hook runs, so that no event is
+    delivered without one by chance. If processes end by themselves, answers are slow instead. With `hangs`
+    the receiver never answers.
 
     Raises:
         AssertionError: The server does not come up, or does not end.
@@ -303,19 +303,19 @@ def run(
             duplicates=len(arrived) - len(set(arrived)),
             seconds=seconds,
             status=server.process.returncode,
-            said=server.said,
+            output=server.output,
         )
 
 
 @contextlib.contextmanager
 def _serving(row: Row, directory: Path, environ: dict[str, str]) -> Iterator[Server]:
-    """The row's server, on a free port, until it ends or is ended; it answers requests."""
+    """Start the row's server on a free port; yield it when it answers requests, and kill it afterwards."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     for folder in ("notes", "watched", "queue", "control"):
         (directory / folder).mkdir(exist_ok=True)
-    hooks = directory / "hooks.py"  # not the name that gunicorn looks for
+    hooks = directory / "hooks.py"  # a name that gunicorn does not load by itself
     hooks.write_text("from transport_kit.gunicorn import post_fork, worker_exit\n")
     words = {
         "port": port,
@@ -364,7 +364,7 @@ def _environ(row: Row, directory: Path, dsn: str, redis: str) -> dict[str, str]:
 
 
 def _wait_in_each(server: Server, before: dict[int, int], row: Row) -> bool:
-    """Whether events wait in as many processes as the row has."""
+    """Return True if events wait in as many processes as the row has workers."""
     waiting = [len(events) - before.get(pid, 0) for pid, events in server.accepted.items()]
     return sum(new >= WAITING for new in waiting) >= row.workers
 
@@ -372,7 +372,7 @@ def _wait_in_each(server: Server, before: dict[int, int], row: Row) -> bool:
 def _drain(
     row: Row, directory: Path, environ: dict[str, str], receiver: FaultServer, accepted: set[str]
 ) -> None:
-    """Deliver what a spool still holds: by the next start of the app, or by a forwarder."""
+    """Deliver the rest of a spool, by another start of the app or by a forwarder."""
     if row.again:
         with _serving(row, directory, environ) as server:
             server.until(lambda: accepted <= set(receiver.event_ids()))
@@ -387,7 +387,7 @@ def _program(name: str) -> Path:
 
 @contextlib.contextmanager
 def _redis(row: Row, directory: Path) -> Iterator[str]:
-    """The address of a Redis of the row's own; empty when it needs none."""
+    """Run a Redis for the row and yield its address; empty if the row needs none."""
     program = shutil.which("redis-server")
     if "{redis}" not in row.command or program is None:
         yield ""

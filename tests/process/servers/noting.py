@@ -1,11 +1,11 @@
-"""Notes, from inside a server's processes, what their transports accept and which hook ends them.
+"""Records, inside a server's processes, the events that their transports accept and the hook that ends them.
 
 Imported first by each of `apps/`. Notes are files in the directory `SERVER_NOTES`, one for each fact and
 process: `accepted-<pid>` with an event id per line, `busy-<pid>` while a slow request is served, and
-`ended-<pid>` with the name of the hook that came first. A line is written by one call of the kernel's before
-the capture returns, so that it survives however the process ends.
+`ended-<pid>` with the name of the hook that came first. A line is written by one system call before the
+capture returns, so that it survives any end of the process.
 
-Threads: any, and greenlets. Takes no lock, and keeps nothing that a fork could share.
+Threads: any, and greenlets. Takes no lock, and has no state that a fork could share.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["later"]
 
 _NOTES = Path(os.environ["SERVER_NOTES"])
 
-#: Which function on the stack gives a hook away; the innermost that is found counts.
+#: Functions on the stack that identify a hook; the innermost one counts.
 _HOOKS = {
     ("process.py", "_on_sigterm"): "SIGTERM",
     ("process.py", "_at_exit"): "atexit",
@@ -55,7 +55,7 @@ def _hook() -> str:
 
 
 def later() -> NoReturn:
-    """What a slow view does: it is in flight when the signal comes, and fails after that."""
+    """The work of a slow view: it is in flight when the signal comes, and fails after that."""
     _note("busy")
     time.sleep(float(os.environ["SERVER_IN_FLIGHT"]))
     raise RuntimeError("in flight")
@@ -77,7 +77,7 @@ def _watch() -> None:
 
         return noted
 
-    # Around the methods and not in their place: what is seen is what an app without us would do.
+    # The methods are wrapped and not replaced, so that the app behaves as it does without the notes.
     BaseHttpTransport.capture_envelope = capture_envelope  # type: ignore[method-assign]
     BaseHttpTransport.flush = noting(BaseHttpTransport.flush)  # type: ignore[method-assign]
     BaseHttpTransport.close = noting(BaseHttpTransport.close)  # type: ignore[method-assign]

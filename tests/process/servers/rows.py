@@ -1,6 +1,6 @@
-"""The server matrix: each row a server as people start it, the app in it, and what ends its transports.
+"""The server matrix: each row is a server as people start it, its app, and the hook that ends its transports.
 
-Data only; `harness.py` runs a row, `test_servers.py` holds it to its word, docs/operations.md shows it.
+Data only. `harness.py` runs a row, `test_servers.py` checks the result, docs/operations.md shows the table.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ from tests.timing import scaled
 
 __all__ = ["IN_FLIGHT", "NONE", "Row", "ROWS", "SHUTDOWN_TIMEOUT"]
 
-#: Seconds that the slow request takes which is in flight when the signal comes.
+#: Seconds that the slow request takes, which is in flight when the signal comes.
 IN_FLIGHT: Final = 0.3
-#: The library's default, as long as it is on this machine.
+#: The library's default, scaled for this machine.
 SHUTDOWN_TIMEOUT: Final = scaled(2.0)
-#: The hook of a process whose end nothing sees.
+#: The hook of a process whose end no hook sees.
 NONE: Final = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One server, one way to start it, and what it should come to.
+    """One server, one way to start it, and the expected result.
 
     Attributes:
-        name: Unique; what the table calls it.
+        name: Unique name, shown in the table.
         command: A module for `python -m` and its arguments, or with `program` a program of the environment.
             `{port}`, `{redis}`, `{hooks}` and `{watched}` are filled in.
-        hook: What ends the transport of each process that reports; one or the other, with an `or`.
-        needs: What a deployment has to do, for the docs.
-        asks: Modules and arguments of a client that asks for tasks; without one, requests go to the port.
-        workers: How many processes have reported before the end begins.
+        hook: The hook that ends the transport of each process that reports; alternatives are joined by `or`.
+        needs: The work for a deployment, for the docs.
+        asks: Modules and arguments of a client that sends tasks; without one, requests go to the port.
+        workers: Number of processes that have reported before the end begins.
         recycles: Processes end by themselves under load, and the row waits until two have.
         tls: The receiver speaks TLS.
-        spool: With a spool, which is drained afterwards by `transport-kit forward --once`, or by the same
-            app, started once more, if `again`.
+        spool: The queue is a spool. It is drained afterwards by `transport-kit forward --once`, or by another
+            start of the same app if `again`.
         quick: Part of `make test`.
     """
 
@@ -55,12 +55,12 @@ class Row:
 
     @property
     def hooks(self) -> set[str]:
-        """The hooks of `hook`."""
+        """The set of hooks in `hook`."""
         return set(self.hook.split(" or "))
 
     @property
     def loses(self) -> bool:
-        """Whether what waits in memory is lost."""
+        """True if events that wait in memory are lost."""
         return self.hook == NONE and not self.spool
 
 
@@ -101,7 +101,7 @@ def _uwsgi(app: str, *words: str) -> tuple[str, ...]:
     return ("uwsgi", *serve, "--venv", "{prefix}", "--module", app, *words)
 
 
-# SIGTERM means a reload to uWSGI, unless it is told otherwise.
+# By default uWSGI reloads at a SIGTERM.
 _GRACEFUL = ("--master", "--hook-master-start", "unix_signal:15 gracefully_kill_them_all")
 _AT_ONCE = ("--die-on-term",)
 

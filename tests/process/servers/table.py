@@ -13,7 +13,7 @@ _RIGHT = ("accepted", "delivered", "duplicates", "seconds")
 
 
 def record(row: Row, outcome: Outcome) -> dict[str, str | int | float]:
-    """A row and what it came to, as values that JSON knows."""
+    """Return a row and its outcome as values for JSON."""
     return {
         "server": row.name,
         "app": row.app,
@@ -27,7 +27,7 @@ def record(row: Row, outcome: Outcome) -> dict[str, str | int | float]:
 
 
 def table(records: Iterable[Mapping[str, object]]) -> str:
-    """One line for each record; the columns are the first one's keys."""
+    """Return a table with one line for each record; the columns are the keys of the first one."""
     rows = list(records)
     if not rows:
         return ""

@@ -1,4 +1,4 @@
-"""A client of a task queue: asks for one task after another, until it is ended or there were enough."""
+"""A client of a task queue: sends one task after another, until it is killed or has sent `LIMIT`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["ask"]
+__all__ = ["send_tasks"]
 
-MOST: Final = 1000
+LIMIT: Final = 1000
 INTERVAL: Final = 0.02
 
 
-def ask(one: Callable[[], object]) -> None:
+def send_tasks(send: Callable[[], object]) -> None:
     never = threading.Event()
-    for _ in range(MOST):
-        one()
+    for _ in range(LIMIT):
+        send()
         never.wait(INTERVAL)

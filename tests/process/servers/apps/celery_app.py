@@ -1,4 +1,4 @@
-"""A Celery app whose tasks fail; as a program, the client that keeps asking for them."""
+"""A Celery app whose tasks fail; as a program, a client that sends tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 from celery import Celery
 
-from tests.process.servers.apps.asking import ask
+from tests.process.servers.apps.asking import send_tasks
 from transport_kit import Kit
 from transport_kit.celery import connect
 
@@ -21,7 +21,7 @@ app = Celery(
         "data_folder_in": "queue",
         "data_folder_out": "queue",
         "control_folder": "control",
-        # What the broker sleeps between two looks into its folder.
+        # Seconds that the broker sleeps between two looks into its folder.
         "polling_interval": 0.05,
     },
     worker_hijack_root_logger=False,
@@ -32,10 +32,10 @@ connect(Kit({}, source="environment"))
 
 @app.task(name="shop.fail")  # type: ignore[untyped-decorator]
 def fail() -> None:
-    """Takes longer than until the next is asked for, so that every process is busy."""
+    """Fail after longer than the interval between two tasks, so that every process is busy."""
     time.sleep(0.1)
     raise RuntimeError("a task")
 
 
 if __name__ == "__main__":
-    ask(lambda: app.send_task("shop.fail"))
+    send_tasks(lambda: app.send_task("shop.fail"))

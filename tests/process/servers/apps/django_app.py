@@ -21,7 +21,7 @@ __all__ = ["application", "asgi_application", "plain_asgi"]
 
 
 def later(request: HttpRequest) -> HttpResponse:
-    """Runs on a thread, as it sleeps."""
+    """The slow view; Django runs it on a thread, as it sleeps."""
     noting.later()
 
 
@@ -31,6 +31,6 @@ asgi_application = example.asgi_application
 plain_asgi = get_asgi_application()
 
 if __name__ == "__main__":
-    # What a site reports while it is set up, which under `runserver` happens in two processes.
+    # A report during the set-up of a site, which happens in two processes under `runserver`.
     get_kit().capture_exception(RuntimeError("set up"))
     execute_from_command_line(sys.argv)

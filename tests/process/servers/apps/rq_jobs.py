@@ -1,4 +1,4 @@
-"""Jobs of RQ that fail, or report; as a program, the client that keeps asking for them."""
+"""Jobs of RQ that fail, or report; as a program, a client that sends jobs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from redis import Redis
 from rq import Queue
 
-from tests.process.servers.apps.asking import ask
+from tests.process.servers.apps.asking import send_tasks
 from transport_kit import Kit
 
 __all__ = ["fail", "report"]
@@ -19,15 +19,15 @@ _kit = Kit({}, source="environment")
 
 
 def fail() -> None:
-    """What `transport_kit.rq.Worker` reports."""
+    """Fail; `transport_kit.rq.Worker` reports the error."""
     raise RuntimeError("a job")
 
 
 def report() -> None:
-    """What an app does that reports by hand under RQ's own worker."""
+    """Report an error by hand, as an app does under RQ's own worker."""
     _kit.capture_exception(RuntimeError("a job"))
 
 
 if __name__ == "__main__":
     queue = Queue(connection=Redis.from_url(os.environ["SERVER_REDIS"]))
-    ask(lambda: queue.enqueue(f"tests.process.servers.apps.rq_jobs.{sys.argv[1]}"))
+    send_tasks(lambda: queue.enqueue(f"tests.process.servers.apps.rq_jobs.{sys.argv[1]}"))

@@ -1,4 +1,4 @@
-"""The Starlette example, with a slow view; and a plain ASGI app that knows no lifespan."""
+"""The Starlette example, with a slow view; and a plain ASGI app without lifespan support."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["app", "bare"]
 
 
 def later(request: Request) -> Response:
-    """Runs on a thread, as it sleeps."""
+    """The slow view; Starlette runs it on a thread, as it sleeps."""
     noting.later()
 
 
@@ -25,7 +25,7 @@ app.add_route("/later", later)
 
 
 async def _bare(scope: Scope, receive: Receive, send: Send) -> None:
-    """Raises when a lifespan comes, as the specification allows."""
+    """Raise for a lifespan, as the specification allows."""
     assert scope["type"] == "http", "only http"
     if scope["path"] == "/later":
         await asyncio.to_thread(noting.later)
