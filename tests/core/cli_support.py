@@ -1,4 +1,4 @@
-"""Runs the command line in this process, with an environment of its own choosing."""
+"""Runs the command line in this process, with an environment that the test chooses."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from click.testing import CliRunner, Result
 
 from transport_kit.cli import main
 
-#: What the machine that runs the tests may have set, and what would change an answer.
+#: Variables of the machine that runs the tests, which could change the results.
 _VARIABLES = [
     name for name in os.environ if name.upper().endswith("_PROXY") or name.startswith("TRANSPORT_KIT_")
 ]
 
 
 def run(*args: str, env: dict[str, str | None] | None = None, stdin: bytes | None = None) -> Result:
-    """The result of `transport-kit ARGS`."""
+    """Return the result of `transport-kit ARGS`."""
     clean: dict[str, str | None] = dict.fromkeys(_VARIABLES, None)
     return CliRunner(env={**clean, **(env or {})}).invoke(main, args, input=stdin)
 
 
 def run_json(*args: str, env: dict[str, str | None] | None = None) -> dict[str, Any]:
-    """The JSON object that the command prints."""
+    """Return the JSON object that the command prints, with its exit status as `exit_code`."""
     result = run(*args, "--json", env=env)
     parsed: dict[str, Any] = json.loads(result.stdout)
     parsed["exit_code"] = result.exit_code

@@ -1,4 +1,4 @@
-"""The command line's frame: help, version, missing extras, exit statuses."""
+"""The command line: help, version, missing extras, exit statuses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from transport_kit.runtime.version import VERSION
 
 
 class Hidden:
-    """An import hook under which packages are not installed."""
+    """An import hook that makes packages look as if they were not installed."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
@@ -33,7 +33,7 @@ class Hidden:
 
 @pytest.fixture(name="hide")
 def _hide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes packages look as if they were not installed."""
+    """Return a function that makes packages look as if they were not installed."""
 
     def hide(*names: str) -> None:
         for loaded in list(sys.modules):
@@ -46,7 +46,7 @@ def _hide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_help_names_every_command_with_examples() -> None:
-    """The first thing typed."""
+    """A new user calls `--help` first."""
     result = CliRunner().invoke(main, ["--help"])
     assert result.exit_code == 0
     assert "transport-kit receiver" in result.output
@@ -61,7 +61,7 @@ def test_help_names_every_command_with_examples() -> None:
 
 
 def test_the_version_is_the_packages_own() -> None:
-    """What a bug report begins with."""
+    """A bug report begins with the version."""
     result = CliRunner().invoke(main, ["--version"])
     assert result.output == f"transport-kit, version {VERSION}\n"
     try:
@@ -71,7 +71,7 @@ def test_the_version_is_the_packages_own() -> None:
 
 
 def test_an_unknown_command_is_a_wrong_call() -> None:
-    """Exit status 2, as for a wrong option; no module of that name is looked for."""
+    """Exit status 2, as for a wrong option; no module of that name is imported."""
     for name in ("recieve", "_output", "os"):
         result = CliRunner().invoke(main, [name])
         assert result.exit_code == 2
@@ -80,7 +80,7 @@ def test_an_unknown_command_is_a_wrong_call() -> None:
 
 @pytest.mark.parametrize("before", [(), ("spool",)])
 def test_a_dsn_in_the_place_of_a_command_is_quoted_without_its_key(before: tuple[str, ...]) -> None:
-    """Forgetting the command is the most likely mistake, and terminals are recorded."""
+    """A forgotten command is the most likely mistake, and terminals are recorded."""
     result = CliRunner().invoke(main, [*before, "https://0123456789abcdef@sentry.example/1"])
     assert result.exit_code == 2
     assert "https://***@sentry.example/1" in result.output
@@ -88,7 +88,7 @@ def test_a_dsn_in_the_place_of_a_command_is_quoted_without_its_key(before: tuple
 
 
 def test_help_needs_no_other_extra() -> None:
-    """Loading the commands for their one-line help must not import the server, nor the HTTP client."""
+    """The help of the group imports every command, but must import neither the server nor the HTTP client."""
     code = (
         "import sys\nfrom transport_kit.cli import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
@@ -117,7 +117,7 @@ def test_a_missing_package_of_the_receiver_names_the_install_line(
 def test_a_missing_click_names_the_install_line(
     hide: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command is installed with the core; its parts are not."""
+    """The command is installed with the core, but click is not."""
     hide("click")
     with pytest.raises(SystemExit) as ended:
         run()
@@ -128,7 +128,7 @@ def test_a_missing_click_names_the_install_line(
 def test_python_m_runs_the_same_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """For virtual environments whose scripts are not on the path."""
+    """The scripts of a virtual environment may not be on the path."""
     monkeypatch.setattr(sys, "argv", ["transport_kit", "--version"])
     monkeypatch.delitem(sys.modules, "transport_kit.__main__", raising=False)
     with pytest.raises(SystemExit) as ended:
@@ -152,7 +152,7 @@ def test_python_m_runs_the_same_command(
 def test_what_goes_wrong_is_one_line_and_a_status(
     monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, line: str
 ) -> None:
-    """A traceback says nothing to who typed the command."""
+    """A traceback does not help the user of a command."""
 
     @click.command()
     def command() -> None:
@@ -171,7 +171,7 @@ def test_what_goes_wrong_is_one_line_and_a_status(
     [ModuleNotFoundError("gone", name="transport_kit.x"), ModuleNotFoundError("?"), ValueError("bug")],
 )
 def test_a_mistake_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """It must not be dressed up as a missing package."""
+    """A bug must not look like a missing package."""
 
     @click.command()
     def command() -> None:
@@ -185,5 +185,5 @@ def test_a_mistake_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_commands_are_public() -> None:
-    """The entry point imports it by this name."""
+    """The entry point imports the group by this name."""
     assert transport_kit.cli.__all__ == ["main"]

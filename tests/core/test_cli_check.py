@@ -1,4 +1,4 @@
-"""`transport-kit check`: the steps, what each found, and what to do when one fails."""
+"""`transport-kit check`: the steps, their findings, and the advice when one fails."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ KEY = FaultServer.key
 
 @pytest.fixture(name="server")
 def _server() -> Iterator[FaultServer]:
-    """A server that takes everything until told otherwise."""
+    """Run a server that accepts everything by default."""
     with FaultServer() as server:
         yield server
 
 
 @pytest.fixture(name="authority", scope="module")
 def _authority() -> trustme.CA:
-    """A certificate authority of a company."""
+    """Return the certificate authority of a company."""
     return trustme.CA(organization_name="Acme")
 
 
 @pytest.fixture(name="bundle")
 def _bundle(authority: trustme.CA, tmp_path: Path) -> str:
-    """The file to give as --ca-certs."""
+    """Return the file for --ca-certs."""
     file = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(file))
     return str(file)
@@ -59,7 +59,7 @@ def _bundle(authority: trustme.CA, tmp_path: Path) -> str:
 
 @contextlib.contextmanager
 def secure_server(authority: trustme.CA, *names: str, ends: datetime.datetime | None = None) -> Iterator[str]:
-    """A TLS server with a certificate for `names`; its DSN."""
+    """Run a TLS server with a certificate for `names`; yield its DSN."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(*names, not_after=ends).configure_cert(context)
     with FaultServer(ssl_context=context) as server:
@@ -71,19 +71,19 @@ def states(result: dict[str, Any]) -> dict[str, str]:
 
 
 def failed(result: dict[str, Any]) -> dict[str, Any]:
-    """The step that failed; the steps after it were skipped."""
+    """Return the step that failed; the steps after it must be skipped."""
     assert result["ok"] is False
     assert result["exit_code"] == 1
     assert [step["name"] for step in result["steps"]] == STEPS
     (step,) = [step for step in result["steps"] if step["state"] == "failed"]
     at = STEPS.index(step["name"])
     assert [one["state"] for one in result["steps"]] == ["ok"] * at + ["failed"] + ["skipped"] * (3 - at)
-    found: dict[str, Any] = step
-    return found
+    failed_step: dict[str, Any] = step
+    return failed_step
 
 
 def test_each_step_is_shown_with_its_time_and_the_event_arrives(server: FaultServer) -> None:
-    """The one command that tells a newcomer whether the DSN works."""
+    """A newcomer checks with it that the DSN works."""
     result = run("check", server.dsn)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
@@ -95,7 +95,7 @@ def test_each_step_is_shown_with_its_time_and_the_event_arrives(server: FaultSer
 
 
 def test_what_is_sent_is_one_event_and_nothing_else(server: FaultServer) -> None:
-    """The help promises what goes into the project: one event, marked as what it is, grouped as one issue."""
+    """As the help promises: one event, marked as a check, grouped as one issue."""
     assert run("check", server.dsn).exit_code == 0
     (request,) = server.requests
     (item,) = request.envelope.items
@@ -109,13 +109,13 @@ def test_what_is_sent_is_one_event_and_nothing_else(server: FaultServer) -> None
 
 
 def test_one_connection_is_opened_and_the_event_goes_over_it(server: FaultServer) -> None:
-    """What `connect` reports is about the connection that `send` uses, and its time is counted once."""
+    """`connect` reports on the connection that `send` uses, and its time is counted once."""
     assert run("check", server.dsn).exit_code == 0
     assert server.connections == 1
 
 
 def test_the_json_answer_holds_every_step_with_its_facts(server: FaultServer) -> None:
-    """Machines read facts: no sentence has to be parsed, no key can leak into a log."""
+    """Programs read facts without parsing sentences, and no key can leak into a log."""
     result = run_json("check", server.dsn)
     assert result["ok"] is True
     assert result["dsn"] == server.dsn.replace(KEY, "***")
@@ -130,7 +130,7 @@ def test_the_json_answer_holds_every_step_with_its_facts(server: FaultServer) ->
 
 
 def test_an_ipv6_server_is_reached_and_shown_in_brackets() -> None:
-    """An address without brackets can't be told from a port."""
+    """Without brackets the end of an address looks like a port."""
     try:
         server = FaultServer(host="::1")
         server.start()
@@ -156,7 +156,7 @@ def test_an_ipv6_server_is_reached_and_shown_in_brackets() -> None:
     ],
 )
 def test_a_bad_dsn_fails_the_first_step_with_the_reason_and_a_hint(dsn: str, reason: str) -> None:
-    """A DSN is copied by hand; what is wrong with it must be said without showing it."""
+    """A DSN is copied by hand; the output names the mistake without showing the DSN."""
     result = run_json("check", dsn)
     step = failed(result)
     assert step["name"] == "parse"
@@ -169,7 +169,7 @@ def test_a_bad_dsn_fails_the_first_step_with_the_reason_and_a_hint(dsn: str, rea
 def test_a_key_that_servers_refuse_and_plain_http_are_worth_a_note(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Neither is an error; both explain a surprise later."""
+    """Neither is an error, but both explain a later failure."""
 
     def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -185,7 +185,7 @@ def test_a_key_that_servers_refuse_and_plain_http_are_worth_a_note(
 def test_an_option_that_can_not_be_used_fails_the_first_step_and_names_its_source(
     server: FaultServer,
 ) -> None:
-    """A variable set in a unit file long ago is the last thing one thinks of."""
+    """A variable in an old unit file is hard to think of."""
     env: dict[str, str | None] = {"HTTP_PROXY": "gopher://me:secret@x"}
     step = failed(run_json("check", server.dsn, env=env))
     assert step["detail"] == "option proxy (environment HTTP_PROXY)"
@@ -196,7 +196,7 @@ def test_an_option_that_can_not_be_used_fails_the_first_step_and_names_its_sourc
 
 
 def test_a_file_of_certificates_that_holds_none_fails_the_first_step(tmp_path: Path) -> None:
-    """Otherwise every connection of the app fails, with a text about TLS."""
+    """Otherwise every connection of the app fails with a message about TLS."""
     file = tmp_path / "ca.pem"
     file.write_text("nothing")
     step = failed(run_json("check", f"https://{KEY}@127.0.0.1:1/1", "--ca-certs", str(file)))
@@ -209,7 +209,7 @@ def test_a_file_of_certificates_that_holds_none_fails_the_first_step(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "expected"),
     [
         (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "check the spelling of the DSN's"),
         (socket.gaierror(socket.EAI_AGAIN, "Temporary failure"), "no name server answered"),
@@ -217,9 +217,9 @@ def test_a_file_of_certificates_that_holds_none_fails_the_first_step(tmp_path: P
     ],
 )
 def test_a_name_that_does_not_resolve_is_told_from_a_dns_that_is_down(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+    monkeypatch: pytest.MonkeyPatch, error: Exception, expected: str
 ) -> None:
-    """One is mended in the DSN, the other on this machine."""
+    """The first is mended in the DSN, the second on this machine."""
 
     def refuse(*_: object, **__: object) -> None:
         raise error
@@ -228,11 +228,11 @@ def test_a_name_that_does_not_resolve_is_told_from_a_dns_that_is_down(
     step = failed(run_json("check", f"https://{KEY}@sentry.example/1"))
     assert step["name"] == "resolve"
     assert step["detail"].startswith("sentry.example: ")
-    assert said in step["advice"]
+    assert expected in step["advice"]
 
 
 def test_a_dns_that_hangs_costs_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's own patience is half a minute, and it can't be interrupted."""
+    """The system's own timeout is half a minute, and the call can't be interrupted."""
     over = threading.Event()
 
     def hang(*_: object, **__: object) -> list[object]:
@@ -262,7 +262,7 @@ def test_a_refused_connection_is_named_so(server: FaultServer) -> None:
 
 
 def test_the_certificate_is_shown_with_its_end(authority: trustme.CA, bundle: str) -> None:
-    """Who vouches for the server, and for how long: what one asks when TLS is new."""
+    """The output shows the issuer of the certificate, and the day of its end."""
     ends = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=60, hours=1)
     with secure_server(authority, "127.0.0.1", ends=ends) as dsn:
         result = run_json("check", dsn, "--ca-certs", bundle)
@@ -278,7 +278,7 @@ def test_the_certificate_is_shown_with_its_end(authority: trustme.CA, bundle: st
 
 
 def test_a_certificate_that_ends_soon_is_worth_a_note(authority: trustme.CA, bundle: str) -> None:
-    """The check is green today, and red in five days."""
+    """The check passes today, and would fail in five days."""
     ends = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=5, hours=1)
     with secure_server(authority, "127.0.0.1", ends=ends) as dsn:
         result = run("check", dsn, "--ca-certs", bundle)
@@ -287,7 +287,7 @@ def test_a_certificate_that_ends_soon_is_worth_a_note(authority: trustme.CA, bun
 
 
 def test_an_expired_certificate_says_what_to_do(authority: trustme.CA, bundle: str) -> None:
-    """Renewing it is the server's business; a wrong clock is this machine's."""
+    """Either the server's operator renews it, or this machine's clock is wrong."""
     ends = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
     with secure_server(authority, "127.0.0.1", ends=ends) as dsn:
         step = failed(run_json("check", dsn, "--ca-certs", bundle))
@@ -304,7 +304,7 @@ def test_an_untrusted_certificate_says_how_to_trust_it(authority: trustme.CA) ->
 
 
 def test_a_certificate_for_another_name_says_so(authority: trustme.CA, bundle: str) -> None:
-    """The DSN names the load balancer's address instead of its name."""
+    """The DSN has the load balancer's address instead of its name."""
     with secure_server(authority, "sentry.example") as dsn:
         step = failed(run_json("check", dsn, "--ca-certs", bundle))
     assert "the certificate is for another name" in step["advice"]
@@ -339,7 +339,7 @@ def test_a_server_that_asks_for_a_client_certificate_gets_it(
 
 
 def test_tls_to_a_port_without_tls_says_so() -> None:
-    """http and https are easily confused; here the port answers something else at once."""
+    """http and https are easily confused; the port answers with something other than TLS."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
@@ -356,7 +356,7 @@ def test_tls_to_a_port_without_tls_says_so() -> None:
 
 
 def test_a_tls_handshake_that_hangs_costs_the_timeout() -> None:
-    """A port that accepts and says nothing."""
+    """The port accepts the connection and sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         dsn = f"https://{KEY}@127.0.0.1:{listener.getsockname()[1]}/1"
         step = failed(run_json("check", dsn, "--timeout", "0.2"))
@@ -368,7 +368,7 @@ def test_a_tls_handshake_that_hangs_costs_the_timeout() -> None:
 def test_a_connect_that_takes_several_addresses_ends_nevertheless(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connect timeout holds for each address; the step's own time holds for all of them."""
+    """The connect timeout applies to each address, the step's own timeout to all of them."""
     over = threading.Event()
     real = socket.getaddrinfo
     calls: list[object] = []
@@ -393,7 +393,7 @@ def test_a_connect_that_takes_several_addresses_ends_nevertheless(
 
 
 def test_a_server_that_hangs_up_at_once_is_shown_in_the_step_that_sends(server: FaultServer) -> None:
-    """The connection is there and gone: what to do is told where something was to be sent."""
+    """The connection closes after it was opened, so the advice belongs to the step that sends."""
     server.fault("reset_on_accept")
     step = failed(run_json("check", server.dsn))
     assert step["name"] in ("connect", "send")
@@ -404,7 +404,7 @@ def test_a_server_that_hangs_up_at_once_is_shown_in_the_step_that_sends(server: 
 
 
 def test_a_proxy_is_named_in_every_step_without_its_password(server: FaultServer) -> None:
-    """A forgotten proxy variable explains most of what can't be explained."""
+    """A forgotten proxy variable explains many odd failures."""
     env: dict[str, str | None] = {"HTTP_PROXY": server.url.replace("://", "://me:secret@")}
     result = run_json("check", f"http://{KEY}@sentry.invalid/1", env=env)
     assert result["ok"] is True, result
@@ -418,20 +418,20 @@ def test_a_proxy_is_named_in_every_step_without_its_password(server: FaultServer
 
 
 def test_no_proxy_goes_around_the_proxy(server: FaultServer) -> None:
-    """The advice given with a proxy has to work."""
+    """The advice for a failing proxy has to work."""
     env: dict[str, str | None] = {"HTTP_PROXY": "http://127.0.0.1:1"}
     assert run("check", server.dsn, "--no-proxy", "*", env=env).exit_code == 0
 
 
 def test_a_proxy_whose_name_does_not_resolve_is_not_taken_for_the_server() -> None:
-    """The DSN is right; the advice must not send the reader to change it."""
+    """The DSN is right, and the advice must not suggest to change it."""
     step = failed(run_json("check", f"http://{KEY}@127.0.0.1/1", "--proxy", "http://a..b:3128"))
     assert step["name"] == "resolve"
     assert "the proxy's host" in step["advice"]
 
 
 def test_a_proxy_that_refuses_connections_is_named(server: FaultServer) -> None:
-    """Refused by whom is the first question."""
+    """The output must show that the proxy refused, not the server."""
     server.down()
     step = failed(run_json("check", f"http://{KEY}@sentry.invalid/1", "--proxy", server.url))
     assert step["name"] == "connect"
@@ -448,7 +448,7 @@ def test_a_proxy_that_wants_a_login_says_where_to_put_it(server: FaultServer) ->
 
 
 def test_a_failure_behind_a_proxy_mentions_the_proxy(server: FaultServer) -> None:
-    """The proxy may have done it."""
+    """The proxy may be the cause."""
     server.fault("close")
     step = failed(run_json("check", f"http://{KEY}@sentry.invalid/1", "--proxy", server.url))
     assert f"the proxy {server.url} is in use" in step["advice"]
@@ -464,23 +464,23 @@ def test_an_ipv6_proxy_is_shown_in_brackets() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "expected"),
     [(401, "key"), (403, "key"), (404, "path"), (413, "too large"), (429, "quota"), (504, "load balancer")],
 )
 def test_an_answer_that_refuses_fails_the_last_step_with_advice(
-    server: FaultServer, status: int, said: str
+    server: FaultServer, status: int, expected: str
 ) -> None:
-    """Everything up to the server works: what is left is the key, the project, the quota."""
+    """All steps to the server succeed; the cause is the key, the project or the quota."""
     server.answer(status, body=b'{"detail":"because"}')
     step = failed(run_json("check", server.dsn))
     assert step["name"] == "send"
     assert step["facts"]["status"] == status
-    assert said in step["advice"]
+    assert expected in step["advice"]
     assert step["detail"] == f'the server answered {status}: {{"detail":"because"}}'
 
 
 def test_a_web_page_is_not_a_sentry_server(server: FaultServer) -> None:
-    """A status of 200 from the company's website is no success."""
+    """A 200 from the company's website is no success."""
     server.answer(200, {"Content-Type": "text/html"}, b"<html>")
     step = failed(run_json("check", server.dsn))
     assert "not a Sentry-compatible server" in step["advice"]
@@ -504,7 +504,7 @@ def test_a_server_that_never_answers_costs_the_timeout(server: FaultServer) -> N
     assert "does not answer" in step["advice"]
 
 
-# -- how it looks --------------------------------------------------------------------------------------
+# -- output --------------------------------------------------------------------------------------------
 
 
 class Terminal(io.StringIO):
@@ -517,7 +517,7 @@ class Terminal(io.StringIO):
 def test_a_terminal_gets_a_table_in_which_a_servers_words_are_no_markup(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server must not be able to colour, hide or break what is shown."""
+    """A server must not be able to colour, hide or break the output."""
     server.answer(400, body=b"[bold red]x[/nonsense] \x1b]0;title\x07")
     for name in ("NO_COLOR", "TERM", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
@@ -537,7 +537,7 @@ def test_a_terminal_gets_a_table_in_which_a_servers_words_are_no_markup(
 
 
 def test_the_command_draws_its_table_on_a_real_terminal(server: FaultServer) -> None:
-    """The table is live: it must leave a terminal as it found it, with each step there once at the end."""
+    """The table is drawn live: it must restore the terminal, with each step shown once at the end."""
     master, slave = pty.openpty()
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "no_proxy": "*"}
     process = subprocess.Popen(
@@ -550,7 +550,7 @@ def test_the_command_draws_its_table_on_a_real_terminal(server: FaultServer) -> 
         while select.select([master], [], [], max(0.0, deadline - time.monotonic()))[0]:
             try:
                 data = os.read(master, 65536)
-            except OSError:  # Linux's way to say that the other end is closed
+            except OSError:  # Linux raises it when the other end is closed
                 break
             if not data:
                 break
@@ -563,11 +563,11 @@ def test_the_command_draws_its_table_on_a_real_terminal(server: FaultServer) -> 
     text = shown.decode()
     assert "Events arrive at" in text
     assert "┏━" in text
-    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is back
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is shown again
 
 
 def test_help_says_what_is_sent_and_shows_examples() -> None:
-    """Nobody should have to read source code to know what a check puts into a production project."""
+    """Users must know what a check sends to a production project without reading the source."""
     text = " ".join(run("check", "--help").stdout.split())
     assert "What is sent is one event of level info" in text
     assert "transport-kit check --timeout 3 --json" in text
@@ -582,7 +582,7 @@ def test_an_argument_too_many_does_not_show_the_key() -> None:
 
 
 def test_ctrl_c_ends_the_check_with_status_130(server: FaultServer) -> None:
-    """While a step waits, the terminal is the user's again at once."""
+    """Ctrl-C works while a step waits."""
     server.fault("hang")
     env = {**os.environ, "no_proxy": "*"}
     process = subprocess.Popen(
@@ -604,11 +604,11 @@ def test_ctrl_c_ends_the_check_with_status_130(server: FaultServer) -> None:
     assert "connect  ok" in stdout
 
 
-# -- advice for what no test machine can be brought to do ----------------------------------------------
+# -- advice for failures that no test machine can produce ------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("kind", "detail", "said"),
+    ("kind", "detail", "expected"),
     [
         ("connect", "OSError: Network is unreachable", "there is no way to this address"),
         ("timeout", "TimeoutError: timed out", "a firewall drops"),
@@ -617,6 +617,6 @@ def test_ctrl_c_ends_the_check_with_status_130(server: FaultServer) -> None:
         ("tls", "FileNotFoundError: No such file or directory", "can't be read"),
     ],
 )
-def test_every_kind_of_failure_has_advice(kind: ExchangeErrorKind, detail: str, said: str) -> None:
-    """A failure without advice leaves the reader alone with a class name."""
-    assert said in advice_for_error(ExchangeError(kind, detail), scheme="https", proxy=None)
+def test_every_kind_of_failure_has_advice(kind: ExchangeErrorKind, detail: str, expected: str) -> None:
+    """A failure without advice would show a class name only."""
+    assert expected in advice_for_error(ExchangeError(kind, detail), scheme="https", proxy=None)

@@ -1,4 +1,4 @@
-"""`transport-kit forward` in process: what it prints, what it refuses, where it listens."""
+"""`transport-kit forward` in process: its output, its refusals, its addresses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fill(server: FaultServer, path: Path, end: int = 3) -> None:
 
 @pytest.mark.parametrize("how", ["option", "variable", "file"])
 def test_a_dsn_is_given_in_three_ways(tmp_path: Path, how: str) -> None:
-    """Two of which ps does not show."""
+    """`ps` does not show the DSN in two of them."""
     path, file = tmp_path / "spool", tmp_path / "dsns"
     with FaultServer() as server:
         fill(server, path)
@@ -48,7 +48,7 @@ def test_a_dsn_is_given_in_three_ways(tmp_path: Path, how: str) -> None:
 
 
 def test_machines_get_an_object_a_line(tmp_path: Path) -> None:
-    """Log lines included, so that nothing else is on stdout."""
+    """Log lines are objects too, so that stdout contains nothing else."""
     with FaultServer() as server:
         fill(server, tmp_path / "spool")
         server.answer(503, times=1)
@@ -71,7 +71,7 @@ def test_machines_get_an_object_a_line(tmp_path: Path) -> None:
 
 
 def test_what_is_left_and_discarded_is_said(tmp_path: Path) -> None:
-    """Status 1, and why."""
+    """Exit status 1, with the reasons."""
     with FaultServer() as server:
         fill(server, tmp_path / "spool", 1)
         result = run("forward", str(tmp_path / "spool"), "--once")
@@ -84,7 +84,7 @@ def test_what_is_left_and_discarded_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["--dsn", f"https://{KEY}@"], "--dsn, number 1"),
         (["--dsn", f"https://{KEY}@host/1", "--unknown", f"https://{KEY}@host/1"], "No such option"),
@@ -99,7 +99,7 @@ def test_what_is_left_and_discarded_is_said(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_call_is_one_line_without_a_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: str
 ) -> None:
     """Exit status 2."""
     monkeypatch.chdir(tmp_path)
@@ -109,7 +109,7 @@ def test_a_wrong_call_is_one_line_without_a_key(
     Path("wrong").write_text(f"https://{KEY}@host/1\nhttp//{KEY}@host\n")
     result = run("forward", "spool", "--once", *arguments)
     assert result.exit_code == 2
-    assert said in result.output
+    assert expected in result.output
     assert KEY not in result.output
 
 
@@ -117,13 +117,13 @@ def test_a_wrong_call_is_one_line_without_a_key(
 def test_health_and_metrics_listen_on_one_port_or_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: bool
 ) -> None:
-    """The addresses are printed, as 0 takes a free port."""
-    seen: dict[str, str] = {}
+    """The addresses are printed, as port 0 takes a free one."""
+    answers: dict[str, str] = {}
 
     def run_once(self: Forwarder, *, once: bool = False) -> Summary:
         for word, url in urls.items():
             with urllib.request.urlopen(url, timeout=5) as answer:
-                seen[word] = answer.read().decode()
+                answers[word] = answer.read().decode()
         return Summary({}, {}, {})
 
     urls: dict[str, str] = {}
@@ -146,8 +146,8 @@ def test_health_and_metrics_listen_on_one_port_or_two(
     before = signal.getsignal(signal.SIGTERM)
     result = run("forward", str(tmp_path), "--health", port, "--metrics", port)
     assert result.exit_code == 0, result.output
-    assert '"status"' in seen["health"]
-    assert "transport_kit_waiting_envelopes" in seen["metrics"]
+    assert '"status"' in answers["health"]
+    assert "transport_kit_waiting_envelopes" in answers["metrics"]
     assert f"health {urls['health']}" in result.output
     assert (urls["health"].rsplit("/", 1)[0] == urls["metrics"].rsplit("/", 1)[0]) == together
     assert signal.getsignal(signal.SIGTERM) is before
@@ -156,7 +156,7 @@ def test_health_and_metrics_listen_on_one_port_or_two(
 def test_metrics_without_their_package_name_the_install_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An extra of its own."""
+    """The package is in an extra of its own."""
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     result = run("forward", str(tmp_path), "--metrics", "0")
     assert result.exit_code == 2
@@ -164,7 +164,7 @@ def test_metrics_without_their_package_name_the_install_line(
 
 
 def test_signals_reach_the_forwarder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the environment says how long the end may take."""
+    """Signals work with a timeout from the environment too."""
     calls: list[str] = []
     monkeypatch.setattr(Forwarder, "stop", lambda self: calls.append("stop"))
     monkeypatch.setattr(Forwarder, "reload", lambda self: calls.append("reload"))

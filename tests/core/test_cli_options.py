@@ -1,4 +1,4 @@
-"""`transport-kit options`: what can be set, from the same source as the documentation."""
+"""`transport-kit options`: the options, from the same source as the documentation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def run(*arguments: str) -> tuple[int, str]:
 
 
 def test_every_option_is_listed_once_with_its_default() -> None:
-    """The list is complete, so what is not in it does not exist."""
+    """An option that is not in the list does not exist."""
     status, output = run()
     names = [line.split("\t")[0] for line in output.splitlines()]
     assert status == 0
@@ -28,7 +28,7 @@ def test_every_option_is_listed_once_with_its_default() -> None:
 
 @pytest.mark.parametrize("name", ["spool_max_age", "SPOOL_MAX_AGE", "TRANSPORT_KIT_SPOOL_MAX_AGE"])
 def test_one_option_is_described_by_any_of_its_names(name: str) -> None:
-    """Whoever meets a variable in a deployment looks it up as it stands there."""
+    """A user looks up a variable with the spelling of the deployment."""
     status, output = run(name)
     assert status == 0
     assert "TRANSPORT_KIT_SPOOL_MAX_AGE" in output
@@ -56,7 +56,7 @@ def test_json_holds_what_the_table_holds() -> None:
 
 
 def test_secrets_are_marked() -> None:
-    """A reader learns that the value is kept out of every repr."""
+    """The output shows that the value is kept out of every repr."""
     assert {option.name for options in GROUPS for option in describe(options) if option.secret} == {
         "proxy",
         "proxy_headers",
@@ -66,7 +66,7 @@ def test_secrets_are_marked() -> None:
 
 
 def test_markdown_is_the_documentation_s_table() -> None:
-    """The tables of the documentation are made by this command."""
+    """This command makes the tables of the documentation."""
     output = run("--markdown")[1]
     assert all(markdown_table(describe(options)) in output for options in GROUPS)
 
@@ -80,25 +80,25 @@ def test_markdown_is_the_documentation_s_table() -> None:
     ],
 )
 def test_an_unknown_name_ends_with_status_2_and_a_hint(name: str, hint: str) -> None:
-    """A typo gets the nearest name."""
+    """The hint is the nearest name."""
     status, output = run(name)
     assert status == 2
     assert hint in output
 
 
 def test_an_unknown_name_can_not_steer_the_terminal() -> None:
-    """What was typed may be pasted from anywhere."""
+    """A pasted name may contain control characters."""
     assert "\x1b" not in run("\x1b[2Jx")[1]
 
 
 def test_the_option_of_no_name_is_an_error() -> None:
-    """Help texts are made at import: a renamed option must not leave an empty one."""
+    """Help texts are made at import, so a renamed option must not leave an empty one."""
     with pytest.raises(LookupError, match="no option zzz"):
         meaning("zzz")
 
 
 def test_an_option_without_a_description_is_an_error() -> None:
-    """An option without a line in the docstring is a guess."""
+    """Every option needs a line in the docstring."""
 
     @dataclasses.dataclass
     class Undescribed:

@@ -1,4 +1,4 @@
-"""`transport-kit receiver` as a process: what it prints, how it ends, what it refuses."""
+"""`transport-kit receiver` as a process: its output, its end, its refusals."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture(name="start")
 def _start() -> Iterator[Start]:
-    """Starts the command; what is still running afterwards is killed."""
+    """Return a function that starts the command; killed after the test."""
     running: list[subprocess.Popen[str]] = []
 
     def start(*options: str) -> subprocess.Popen[str]:
@@ -74,7 +74,7 @@ def line(process: subprocess.Popen[str]) -> str:
 
 
 def end(process: subprocess.Popen[str], number: int) -> str:
-    """Sends the signal; returns what was still printed. Nothing may be on stderr."""
+    """Send the signal; return the rest of the output. Stderr must be empty."""
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (0, "")
@@ -96,7 +96,7 @@ def post(dsn: str) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_prints_the_dsn_and_the_page_then_a_line_for_each_envelope(start: Start, number: int) -> None:
-    """All a newcomer needs to copy; and hostile text can't move the terminal's cursor."""
+    """A newcomer can copy them; hostile text can't move the terminal's cursor."""
     process = start()
     dsn, page = line(process).split()[1], line(process).split()[1]
     assert page.startswith("http://127.0.0.1:")
@@ -107,7 +107,7 @@ def test_it_prints_the_dsn_and_the_page_then_a_line_for_each_envelope(start: Sta
 
 
 def test_json_lines_are_for_programs(start: Start, tmp_path: Path) -> None:
-    """The first line says where it is; each further one is a record. The file keeps them."""
+    """The first line has the addresses, each further one is a record. The file keeps the envelopes."""
     store = str(tmp_path / "events.db")
     process = start("--json", "--store", store, "--keep", "5")
     ready = json.loads(line(process))
@@ -121,7 +121,7 @@ def test_json_lines_are_for_programs(start: Start, tmp_path: Path) -> None:
 
 
 def test_a_played_outage_is_announced_and_played(start: Start) -> None:
-    """So that nobody looks for the bug elsewhere."""
+    """The announcement keeps users from looking for a bug elsewhere."""
     process = start("--fail", "503", "--rate-limit", "60:error:key", "--fail-for", "300")
     dsn, _ = line(process).split()[1], line(process)
     assert line(process) == "playing 503 and rate limit 60:error:key for 300 s"
@@ -130,7 +130,7 @@ def test_a_played_outage_is_announced_and_played(start: Start) -> None:
 
 
 def test_a_reset_of_the_real_process_is_a_reset(start: Start) -> None:
-    """The outage that connection errors are tested with."""
+    """A user tests connection errors with it."""
     process = start("--fail", "reset", "--json")
     ready = json.loads(line(process))
     with socket.create_connection(("127.0.0.1", ready["port"]), timeout=10) as peer:
@@ -141,7 +141,7 @@ def test_a_reset_of_the_real_process_is_a_reset(start: Start) -> None:
 
 
 def test_a_hanging_request_does_not_hold_up_ctrl_c(start: Start) -> None:
-    """The outage ends with the receiver."""
+    """The end of the receiver ends the outage."""
     process = start("--fail", "hang")
     dsn = line(process).split()[1]
     line(process)
@@ -153,7 +153,7 @@ def test_a_hanging_request_does_not_hold_up_ctrl_c(start: Start) -> None:
 
 
 def test_a_reader_that_leaves_does_not_end_the_receiver(start: Start) -> None:
-    """`transport-kit receiver | head -2` goes on receiving."""
+    """`transport-kit receiver | head -2` keeps receiving."""
     process = start()
     dsn = line(process).split()[1]
     line(process)
@@ -180,7 +180,7 @@ def test_a_reader_that_leaves_does_not_end_the_receiver(start: Start) -> None:
     ],
 )
 def test_a_wrong_option_is_refused_by_name(options: list[str], words: str) -> None:
-    """Before anything listens; exit status 2."""
+    """Exit status 2, before it listens."""
     result = CliRunner().invoke(main, ["receiver", "--port", "0", *options])
     assert result.exit_code == 2
     assert words in result.output
@@ -188,7 +188,7 @@ def test_a_wrong_option_is_refused_by_name(options: list[str], words: str) -> No
 
 
 def test_a_taken_port_says_what_to_do() -> None:
-    """It runs in another terminal, most often."""
+    """Usually the receiver runs in another terminal."""
     with Receiver() as receiver:
         result = CliRunner().invoke(main, ["receiver", "--port", str(receiver.port)])
     assert result.exit_code == 2
@@ -196,13 +196,13 @@ def test_a_taken_port_says_what_to_do() -> None:
 
 
 def test_it_offers_every_fault_there_is() -> None:
-    """The command and the library must not drift apart."""
+    """The command must offer the same faults as the library."""
     result = CliRunner().invoke(main, ["receiver", "--help"])
     assert f"[{'|'.join(FAULTS)}]" in result.output
 
 
 def in_this_process(*options: str) -> tuple[int, str]:
-    """Runs the command here, where coverage sees it: SIGTERM comes once an envelope was printed."""
+    """Run the command in this process, for coverage; SIGTERM comes once an envelope was printed."""
     before = signal.getsignal(signal.SIGTERM)
     result = CliRunner().invoke(main, ["receiver", "--port", "0", *options])
     assert signal.getsignal(signal.SIGTERM) is before
@@ -210,7 +210,7 @@ def in_this_process(*options: str) -> tuple[int, str]:
 
 
 def test_a_pipe_without_a_reader_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a line can't be written the receiver goes on."""
+    """The receiver continues when a line can't be written."""
 
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
@@ -225,7 +225,7 @@ def test_a_pipe_without_a_reader_is_no_error(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("as_json", [True, False])
 def test_signal_handlers_come_back(monkeypatch: pytest.MonkeyPatch, as_json: bool) -> None:
-    """Called from a program, the command leaves its signals as they were."""
+    """A program that calls the command must get its signal handlers back."""
     began = Receiver.start
 
     def start(self: Receiver) -> Receiver:

@@ -1,4 +1,4 @@
-"""`transport-kit send`: what it sends, what it says of it, and its exit status."""
+"""`transport-kit send`: its requests, its output, and its exit status."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ TRANSACTION = {
 
 @pytest.fixture(name="server")
 def _server() -> Iterator[FaultServer]:
-    """A server that takes everything until told otherwise."""
+    """Run a server that accepts everything by default."""
     with FaultServer() as server:
         yield server
 
 
 def test_a_message_arrives_as_an_event_with_what_was_said_about_it(server: FaultServer) -> None:
-    """The command exists to show an event in the project: each option has to be found there."""
+    """Each option must appear in the event, as the command shows events in a project."""
     result = run(
         "send", server.dsn, "--message", "hello", "--level", "warning", "--release", "shop@1.2",
         "--environment", "staging", "--tag", "region=eu", "--tag", "formula=a=b",
@@ -63,7 +63,7 @@ def test_a_message_without_options_is_an_info_event_in_production(server: FaultS
 
 
 def test_release_and_environment_come_from_the_environment_when_not_given(server: FaultServer) -> None:
-    """The app on this machine is configured by variables; the event should look like the app's."""
+    """Variables configure the app on this machine, and the event should look like the app's."""
     env: dict[str, str | None] = {
         "TRANSPORT_KIT_RELEASE": "shop@9",
         "TRANSPORT_KIT_ENVIRONMENT": "staging",
@@ -74,14 +74,14 @@ def test_release_and_environment_come_from_the_environment_when_not_given(server
 
 
 def test_the_dsn_may_come_from_the_environment(server: FaultServer) -> None:
-    """A DSN on the command line is seen in the process list."""
+    """The process list shows a DSN on the command line."""
     result = run("send", "--message", "hello", env={"TRANSPORT_KIT_DSN": server.dsn})
     assert result.exit_code == 0
     assert len(server.accepted) == 1
 
 
 def test_an_envelope_from_a_file_arrives_byte_for_byte(server: FaultServer, tmp_path: Path) -> None:
-    """Replaying an envelope is for reproducing a server's behaviour: nothing in it may change."""
+    """To reproduce a server's behaviour, the envelope must arrive unchanged."""
     payload = b'{"event_id":"%s","message":"kept  as  it is"}' % (b"c" * 32)
     file = tmp_path / "one.envelope"
     file.write_bytes(b'{"event_id":"%s"}\n{"type":"event"}\n%s\n' % (b"c" * 32, payload))
@@ -93,7 +93,7 @@ def test_an_envelope_from_a_file_arrives_byte_for_byte(server: FaultServer, tmp_
 
 
 def test_an_envelope_is_read_from_standard_input(server: FaultServer) -> None:
-    """Envelopes come out of other commands."""
+    """Other commands may write envelopes to a pipe."""
     data = Envelope.transaction(TRANSACTION).serialize()
     result = run("send", server.dsn, "--envelope", "-", stdin=data)
     assert result.exit_code == 0, result.output
@@ -104,7 +104,7 @@ def test_an_envelope_is_read_from_standard_input(server: FaultServer) -> None:
 def test_several_envelopes_are_sent_in_order_each_with_its_own_outcome(
     server: FaultServer, tmp_path: Path
 ) -> None:
-    """One that a server refuses must not stop the next, and must be seen in the exit status."""
+    """A refused envelope must not stop the next one, and determines the exit status."""
     files = []
     for number in range(3):
         file = tmp_path / f"{number}.envelope"
@@ -121,7 +121,7 @@ def test_several_envelopes_are_sent_in_order_each_with_its_own_outcome(
 
 
 def test_the_json_answer_says_what_became_of_the_event(server: FaultServer) -> None:
-    """Scripts read facts, not sentences; the key is not among them."""
+    """Scripts read facts instead of sentences; the key is not among them."""
     result = run("send", server.dsn, "--message", "hello", "--json")
     parsed = json.loads(result.stdout)
     assert parsed["ok"] is True
@@ -134,7 +134,7 @@ def test_the_json_answer_says_what_became_of_the_event(server: FaultServer) -> N
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "expected"),
     [
         (400, "could not read the envelope"),
         (401, "does not know this key"),
@@ -150,22 +150,22 @@ def test_the_json_answer_says_what_became_of_the_event(server: FaultServer) -> N
     ],
 )
 def test_a_refusal_is_shown_with_its_status_and_what_to_do(
-    server: FaultServer, status: int, said: str
+    server: FaultServer, status: int, expected: str
 ) -> None:
-    """Whoever types the command wants to know what to change; 503 too is final here, at the first try."""
+    """The output names the remedy; a 503 is final here too, at the first attempt."""
     server.answer(status, body=b'{"detail":"because"}')
     result = run("send", server.dsn, "--message", "hello")
     assert result.exit_code == 1
     assert f"not delivered: the server answered {status}: " in result.stdout
     assert "because" in result.stdout
-    assert said in result.stdout
+    assert expected in result.stdout
     assert len(server.requests) == 1
 
 
 def test_what_a_hostile_server_says_can_neither_show_the_key_nor_steer_the_terminal(
     server: FaultServer,
 ) -> None:
-    """An error answer may echo the request, and may hold escape sequences."""
+    """An error answer may echo the request, and may contain escape sequences."""
     server.answer(400, body=f"\x1b[31mred\r\n{server.key} \u202e".encode() + b"\xff" * 2000)
     result = run("send", server.dsn, "--message", "hello")
     assert server.key not in result.output
@@ -176,7 +176,7 @@ def test_what_a_hostile_server_says_can_neither_show_the_key_nor_steer_the_termi
 
 
 def test_a_redirect_is_shown_without_what_else_its_address_holds(server: FaultServer) -> None:
-    """A login page's address carries tokens; its host is what tells the reader who answers."""
+    """A login page's address may contain tokens; its host shows who answers."""
     server.answer(302, {"Location": "https://me:pass@login.example:8443/sso?token=abc"})
     result = run("send", server.dsn, "--message", "hello")
     assert result.exit_code == 1
@@ -187,7 +187,7 @@ def test_a_redirect_is_shown_without_what_else_its_address_holds(server: FaultSe
 
 @pytest.mark.parametrize("location", ["/elsewhere", "http://[::1", "ftp://x.example/", "http://x:99999/"])
 def test_a_redirect_to_nowhere_is_no_trouble(server: FaultServer, location: str) -> None:
-    """A Location is hostile input like everything else."""
+    """A Location header is hostile input."""
     server.answer(301, {"Location": location})
     result = run("send", server.dsn, "--message", "hello")
     assert result.exit_code == 1
@@ -195,7 +195,7 @@ def test_a_redirect_to_nowhere_is_no_trouble(server: FaultServer, location: str)
 
 
 def test_a_redirect_to_an_ipv6_address_keeps_its_brackets(server: FaultServer) -> None:
-    """The shown address is meant to be copied into the DSN."""
+    """A user may copy the shown address into the DSN."""
     server.answer(308, {"Location": "http://[::1]:9000/api/1/envelope/"})
     assert "use http://[::1]:9000 in the DSN" in run("send", server.dsn, "--message", "m").stdout
 
@@ -211,7 +211,7 @@ def test_a_redirect_to_an_ipv6_address_keeps_its_brackets(server: FaultServer) -
 def test_a_web_page_is_not_taken_for_a_delivery(
     server: FaultServer, status: int, headers: dict[str, str], body: bytes
 ) -> None:
-    """A DSN that names a website gets a 200, and nothing arrives anywhere."""
+    """A DSN that names a website gets a 200, and nothing arrives."""
     server.answer(status, headers, body)
     result = run("send", server.dsn, "--message", "hello")
     assert result.exit_code == 1
@@ -221,7 +221,7 @@ def test_a_web_page_is_not_taken_for_a_delivery(
 
 
 def test_a_limit_announced_with_a_delivery_is_shown(server: FaultServer) -> None:
-    """The next event will be dropped: better to know now."""
+    """The server will drop the next event."""
     server.answer(200, {"X-Sentry-Rate-Limits": "60:error:key, 30::org"}, times=1)
     result = run("send", server.dsn, "--message", "hello")
     assert result.exit_code == 0
@@ -230,7 +230,7 @@ def test_a_limit_announced_with_a_delivery_is_shown(server: FaultServer) -> None
 
 
 def test_a_second_envelope_is_held_back_while_a_limit_is_active(server: FaultServer, tmp_path: Path) -> None:
-    """Limits hold for a command as for an app: hammering a server that said stop helps nobody."""
+    """A command obeys rate limits as an app does."""
     file = tmp_path / "one.envelope"
     file.write_bytes(Envelope.event({}).serialize())
     server.answer(429, {"X-Sentry-Rate-Limits": "60:error:key"})
@@ -243,7 +243,7 @@ def test_a_second_envelope_is_held_back_while_a_limit_is_active(server: FaultSer
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "expected"),
     [
         ("reset", "the connection was cut"),
         ("close", "the connection was cut"),
@@ -251,12 +251,12 @@ def test_a_second_envelope_is_held_back_while_a_limit_is_active(server: FaultSer
         ("garbage", "does not speak HTTP/1.1"),
     ],
 )
-def test_no_usable_answer_is_shown_with_what_to_do(server: FaultServer, fault: str, said: str) -> None:
-    """The kinds of failure differ in what to do; that the server may have the event is said."""
+def test_no_usable_answer_is_shown_with_what_to_do(server: FaultServer, fault: str, expected: str) -> None:
+    """The remedy depends on the kind of failure; the output notes that the server may have the event."""
     server.fault(fault)
     result = run("send", server.dsn, "--message", "hello")
     assert result.exit_code == 1
-    assert said in result.stdout
+    assert expected in result.stdout
     assert "may have taken the envelope all the same" in result.stdout
     assert "discarded: network_error error 1" in result.stdout
 
@@ -273,7 +273,7 @@ def test_a_server_that_hangs_costs_the_timeout(server: FaultServer) -> None:
 
 
 def test_a_dns_that_hangs_costs_the_timeout_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looking up a name can't be bounded; waiting for it can."""
+    """A DNS lookup can't be bounded, but the wait for it can."""
     over, looked_up = threading.Event(), threading.Event()
 
     def hang(*_: object, **__: object) -> None:
@@ -292,7 +292,7 @@ def test_a_dns_that_hangs_costs_the_timeout_too(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_port_where_nothing_listens_is_named_so(server: FaultServer) -> None:
-    """The most frequent mistake of all: the server is not running."""
+    """The most frequent mistake: the server is not running."""
     server.down()
     result = run("send", server.dsn, "--message", "hello")
     assert result.exit_code == 1
@@ -307,14 +307,14 @@ def test_a_name_that_does_not_exist_is_named_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "expected"),
     [
         ("localhost", None),
         ("other.example", "the certificate is for another name"),
     ],
 )
-def test_tls_works_with_an_authority_of_ones_own(tmp_path: Path, name: str, said: str | None) -> None:
-    """Companies run their own authority; a certificate for another host is refused nevertheless."""
+def test_tls_works_with_an_authority_of_ones_own(tmp_path: Path, name: str, expected: str | None) -> None:
+    """Companies run their own authority; a certificate for another host is refused all the same."""
     authority = trustme.CA()
     bundle = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(bundle))
@@ -324,16 +324,16 @@ def test_tls_works_with_an_authority_of_ones_own(tmp_path: Path, name: str, said
         dsn = server.dsn.replace("127.0.0.1", "localhost")
         result = run("send", dsn, "--message", "hello", "--ca-certs", str(bundle))
         untrusted = run("send", dsn, "--message", "hello")
-    assert result.exit_code == (0 if said is None else 1), result.output
-    assert said is None or said in result.stdout
+    assert result.exit_code == (0 if expected is None else 1), result.output
+    assert expected is None or expected in result.stdout
     assert untrusted.exit_code == 1
-    assert "--ca-certs" in untrusted.stdout or said is not None
+    assert "--ca-certs" in untrusted.stdout or expected is not None
 
 
 def test_a_part_that_can_not_be_sent_is_named_and_fails_the_command(
     server: FaultServer, tmp_path: Path
 ) -> None:
-    """`delivered` must mean all of it; the server has the event, not the attachment."""
+    """`delivered` means everything; the server has the event but not the attachment."""
     envelope = Envelope.event({"message": "m"}).add_attachment(b"x" * 100, filename="a.bin")
     file = tmp_path / "one.envelope"
     file.write_bytes(envelope.serialize())
@@ -346,7 +346,7 @@ def test_a_part_that_can_not_be_sent_is_named_and_fails_the_command(
 
 
 def test_an_envelope_that_is_refused_here_is_not_sent_and_says_why(server: FaultServer) -> None:
-    """An envelope without items parses, and no server does anything with it."""
+    """An envelope without items can be parsed, but has no effect on any server."""
     result = run("send", server.dsn, "--envelope", "-", stdin=b"{}")
     assert result.exit_code == 1
     assert "not sent: " in result.stdout
@@ -366,7 +366,7 @@ def test_an_envelope_that_is_refused_here_is_not_sent_and_says_why(server: Fault
 def test_bytes_that_are_no_envelope_are_refused_with_the_place_of_the_fault(
     server: FaultServer, data: bytes, offset: int
 ) -> None:
-    """What is broken must be found in a file of megabytes; nothing is sent."""
+    """The offset helps in a file of megabytes; nothing is sent."""
     result = run("send", server.dsn, "--envelope", "-", stdin=data)
     assert result.exit_code == 2
     assert f"at byte {offset}: " in result.stderr
@@ -394,7 +394,7 @@ def test_a_file_that_is_too_large_is_not_read_whole(server: FaultServer, tmp_pat
 
 
 def test_a_file_that_fails_while_it_is_read_is_one_line(server: FaultServer) -> None:
-    """A disk may fail behind an open file; this file of Linux always does."""
+    """A disk may fail while a file is open; reading this file of Linux always fails."""
     if not os.path.exists("/proc/self/mem"):
         pytest.skip("needs /proc")
     result = run("send", server.dsn, "--envelope", "/proc/self/mem")
@@ -403,7 +403,7 @@ def test_a_file_that_fails_while_it_is_read_is_one_line(server: FaultServer) -> 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         ([], "give either --message or --envelope"),
         (["--message", "m", "--envelope", os.devnull], "give either --message or --envelope"),
@@ -420,33 +420,33 @@ def test_a_file_that_fails_while_it_is_read_is_one_line(server: FaultServer) -> 
     ],
 )
 def test_a_wrong_call_is_exit_status_2_and_sends_nothing(
-    server: FaultServer, arguments: list[str], said: str
+    server: FaultServer, arguments: list[str], expected: str
 ) -> None:
-    """Scripts tell a wrong call from a server that refuses."""
+    """Scripts distinguish a wrong call from a refusal by the server."""
     result = run("send", server.dsn, *arguments)
     assert result.exit_code == 2
-    assert said in result.stderr
+    assert expected in result.stderr
     assert server.requests == []
 
 
 @pytest.mark.parametrize(
-    ("dsn", "said"),
+    ("dsn", "expected"),
     [
         ("", "give a DSN, or set TRANSPORT_KIT_DSN"),
         ("https://secretkey@host/", "missing_project_id"),
         ("htps://secretkey@host/1", "invalid_scheme"),
     ],
 )
-def test_a_dsn_that_can_not_be_used_is_a_wrong_call_and_not_shown(dsn: str, said: str) -> None:
-    """The text around the mistake holds the key."""
+def test_a_dsn_that_can_not_be_used_is_a_wrong_call_and_not_shown(dsn: str, expected: str) -> None:
+    """The text around the mistake contains the key."""
     result = run("send", dsn, "--message", "m")
     assert result.exit_code == 2
-    assert said in result.stderr
+    assert expected in result.stderr
     assert "secretkey" not in result.output
 
 
 def test_an_argument_too_many_does_not_show_the_key() -> None:
-    """A message without quotes makes the DSN the word that is one too many, and click quotes it."""
+    """With an unquoted message the DSN is an extra argument, which click quotes."""
     result = run("send", "hello", "https://secretkey@host/1", "--message", "m")
     assert result.exit_code == 2
     assert "https://***@host/1" in result.stderr
@@ -456,14 +456,14 @@ def test_an_argument_too_many_does_not_show_the_key() -> None:
 def test_an_unknown_variable_is_ignored_as_in_the_app(
     server: FaultServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It may be of a service beside this one; a typo shows in the warning."""
+    """The variable may belong to another service; the warning shows a typo."""
     result = run("send", server.dsn, "--message", "m", env={"TRANSPORT_KIT_RELEESE": "1"})
     assert result.exit_code == 0
     assert "TRANSPORT_KIT_RELEASE" in caplog.text
 
 
 def test_help_shows_examples_exit_statuses_and_completion() -> None:
-    """What a newcomer reads first."""
+    """Newcomers read the help first."""
     text = run("send", "--help").stdout
     assert "transport-kit send --envelope crash.envelope --json" in text
     assert "Exit status: 0" in text
@@ -471,7 +471,7 @@ def test_help_shows_examples_exit_statuses_and_completion() -> None:
 
 
 def test_ctrl_c_ends_the_command_at_once_with_status_130(server: FaultServer) -> None:
-    """Shells know 130; and a server that hangs must not hold the terminal for the timeout."""
+    """Shells know status 130; a server that hangs must not block the terminal until the timeout."""
     server.fault("hang")
     process = subprocess.Popen(
         [sys.executable, "-m", "transport_kit", "send", server.dsn, "--message", "m", "--timeout", "60"],

@@ -1,4 +1,4 @@
-"""`transport-kit spool`: what it shows of a spool, of damage and of dead letters, and what it never shows."""
+"""`transport-kit spool`: its output on a spool, on damage and on dead letters, without keys."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def fill(path: Path, *envelopes: SealedEnvelope) -> None:
 
 
 def bury(path: Path, *envelopes: SealedEnvelope, reason: str = "poison") -> None:
-    """Through the drainer, as it happens."""
+    """Make a dead letter, through the drainer."""
     fill(path, *envelopes)
     queue = spool(path, drain=True)
     for _ in envelopes:
@@ -62,10 +62,10 @@ def letters(path: Path) -> list[Path]:
 
 
 def test_status_says_how_much_waits_and_who_drains(path: Path) -> None:
-    """The first question in an incident."""
+    """An incident begins with this question."""
     fill(path, event(1), event(2), session(3))
-    found = run_json("spool", "status", str(path))
-    (facts,) = found["identities"]
+    result = run_json("spool", "status", str(path))
+    (facts,) = result["identities"]
     assert (facts["identity"], facts["waiting"], facts["segments"]) == (IDENTITY, 3, 2)
     assert (facts["drainer"], facts["forwarder"], facts["published"]) == (None, None, None)
     assert facts["dsn"] == str(DSN)
@@ -73,11 +73,11 @@ def test_status_says_how_much_waits_and_who_drains(path: Path) -> None:
     text = run("spool", "status", str(path)).output
     assert "waiting       3 envelopes" in text
     assert "drained by    nobody" in text
-    assert KEY not in text + json.dumps(found)
+    assert KEY not in text + json.dumps(result)
 
 
 def test_status_works_beside_a_drainer_and_shows_what_it_published(path: Path) -> None:
-    """Looking must not take the drain from the process that has it."""
+    """The command must not become the drainer itself."""
     fill(path, event(1), event(2))
     queue = spool(path, drain=True)
     (claim,) = queue.claim(1, 5.0)
@@ -95,19 +95,19 @@ def test_status_works_beside_a_drainer_and_shows_what_it_published(path: Path) -
 
 
 def test_status_of_a_spool_that_nothing_was_put_into(path: Path) -> None:
-    """It is one, and empty."""
+    """An empty spool is valid."""
     spool(path).close()
     (path / IDENTITY / "seg").rmdir()
     assert run("spool", "status", str(path)).output == "nothing was ever put into it\n"
 
 
 def test_ls_lists_by_class_and_age(path: Path) -> None:
-    """As they go out; an envelope without an id gets a name that show takes."""
+    """The list is in the order of delivery; an envelope without an id gets a name that `show` accepts."""
     fill(path, log_entry(9), event(1), event(2))
-    found = run_json("spool", "ls", str(path))
-    assert [row["class"] for row in found["envelopes"]] == ["error", "error", "log"]
-    assert [row["id"] for row in found["envelopes"][:2]] == [f"{1:032x}", f"{2:032x}"]
-    reference = found["envelopes"][2]["id"]
+    result = run_json("spool", "ls", str(path))
+    assert [row["class"] for row in result["envelopes"]] == ["error", "error", "log"]
+    assert [row["id"] for row in result["envelopes"][:2]] == [f"{1:032x}", f"{2:032x}"]
+    reference = result["envelopes"][2]["id"]
     assert ":" in reference
     shown = run_json("spool", "show", reference, str(path))
     assert shown["items"][0]["type"] == "log"
@@ -118,20 +118,20 @@ def test_ls_lists_by_class_and_age(path: Path) -> None:
 
 
 def test_show_prints_an_envelope_without_keys(path: Path) -> None:
-    """Envelope headers carry the DSN's key by design, and messages by accident."""
+    """Envelope headers contain the DSN's key, and messages may contain it by accident."""
     envelope = Envelope.event({"event_id": f"{7:032x}", "message": f"to {DSN.reveal()} with {KEY.upper()}"})
     envelope.headers["trace"] = {"public_key": KEY, "trace_id": "a" * 32}
     envelope.headers["dsn"] = DSN.reveal()
     envelope.add_attachment(b"\x1b[2Jbytes", filename="x")
     fill(path, envelope.seal())
     for id in (f"{7:032x}", str(f"{7:032X}"), "00000000-0000-0000-0000-000000000007"):
-        found = run_json("spool", "show", id, str(path))
-        assert found["state"] == "waiting"
-        assert found["headers"]["trace"] == {"public_key": "***", "trace_id": "a" * 32}
-        assert found["headers"]["dsn"] == "***"
-        assert found["items"][0]["payload"]["message"] == "to https://***@sentry.example/42 with ***"
-        assert found["items"][1]["payload"] is None
-        assert KEY not in json.dumps(found).lower()
+        result = run_json("spool", "show", id, str(path))
+        assert result["state"] == "waiting"
+        assert result["headers"]["trace"] == {"public_key": "***", "trace_id": "a" * 32}
+        assert result["headers"]["dsn"] == "***"
+        assert result["items"][0]["payload"]["message"] == "to https://***@sentry.example/42 with ***"
+        assert result["items"][1]["payload"] is None
+        assert KEY not in json.dumps(result).lower()
     text = run("spool", "show", f"{7:032x}", str(path)).output
     assert KEY not in text.lower()
     assert "(no JSON)" in text
@@ -139,17 +139,17 @@ def test_show_prints_an_envelope_without_keys(path: Path) -> None:
 
 
 def test_show_survives_what_is_nested_deeper_than_anyone_reads(path: Path) -> None:
-    """Depth is an attacker's choice."""
+    """An attacker may choose the depth."""
     deep: Any = "x"
     for _ in range(100):
         deep = [deep]
     fill(path, event(1, extra={"deep": deep}))
-    found = run_json("spool", "show", f"{1:032x}", str(path))
-    assert "..." in json.dumps(found["items"][0]["payload"])
+    result = run_json("spool", "show", f"{1:032x}", str(path))
+    assert "..." in json.dumps(result["items"][0]["payload"])
 
 
 def test_an_id_that_is_not_there_is_status_1(path: Path) -> None:
-    """And is quoted without a key."""
+    """The id is quoted without a key."""
     fill(path, event(1))
     result = run("spool", "show", f"https://{KEY}@host/1", str(path))
     assert result.exit_code == 1
@@ -159,14 +159,14 @@ def test_an_id_that_is_not_there_is_status_1(path: Path) -> None:
 
 @pytest.mark.parametrize("id", ["", "-"])
 def test_an_empty_id_is_a_wrong_call_and_names_nothing(path: Path, id: str) -> None:
-    """A shell's variable that is not set; not even what has no id of its own is called that."""
+    """An unset shell variable must not select the envelopes without an id."""
     fill(path, log_entry(1))
     assert run("spool", "show", "--", id, str(path)).exit_code == 2
 
 
 @pytest.mark.parametrize("what", ["missing", "file", "open", "other"])
 def test_what_is_no_spool_is_a_wrong_call(path: Path, what: str) -> None:
-    """And nothing is made where there was nothing."""
+    """The command creates no spool."""
     if what == "file":
         path.write_text("x")
     elif what != "missing":
@@ -180,7 +180,7 @@ def test_what_is_no_spool_is_a_wrong_call(path: Path, what: str) -> None:
 
 
 def test_a_part_of_a_spool_that_is_open_to_others_is_named_with_its_whole_path(path: Path) -> None:
-    """What is printed is what is typed next."""
+    """The user pastes the printed path into the next command."""
     fill(path, event(1))
     (path / IDENTITY / "seg").chmod(0o755)
     result = run("spool", "status", str(path))
@@ -192,15 +192,15 @@ def test_a_part_of_a_spool_that_is_open_to_others_is_named_with_its_whole_path(p
 
 
 def test_verify_finds_nothing_wrong_with_a_sound_spool(path: Path) -> None:
-    """Settled records are told apart."""
+    """Settled records are valid too."""
     fill(path, event(1), event(2))
-    found = run_json("spool", "verify", str(path))
-    assert (found["ok"], found["records"], found["flaws"], found["exit_code"]) == (True, 2, [], 0)
+    result = run_json("spool", "verify", str(path))
+    assert (result["ok"], result["records"], result["flaws"], result["exit_code"]) == (True, 2, [], 0)
     assert "2 whole records in 1 file, no damage" in run("spool", "verify", str(path)).output
 
 
 @pytest.mark.parametrize(
-    ("at", "loss", "said"),
+    ("at", "loss", "expected"),
     [
         ("body", True, f"body is damaged; its head is intact: event {2:032x}, error 1"),
         ("head", True, "the checksum of a record's head does not fit"),
@@ -210,8 +210,8 @@ def test_verify_finds_nothing_wrong_with_a_sound_spool(path: Path) -> None:
         ("header", False, "costs nothing"),
     ],
 )
-def test_verify_explains_damage_by_offset(path: Path, at: str, loss: bool, said: str) -> None:
-    """What was hit, what it costs, and where to look with a hex editor."""
+def test_verify_explains_damage_by_offset(path: Path, at: str, loss: bool, expected: str) -> None:
+    """The output shows the damaged part, the loss, and the place for a hex editor."""
     fill(path, event(1), event(2), event(3))
     (file,) = segments(path)
     rows = run_json("spool", "ls", str(path))["envelopes"]
@@ -228,43 +228,45 @@ def test_verify_explains_damage_by_offset(path: Path, at: str, loss: bool, said:
     data = bytearray(file.read_bytes())
     data[spot] ^= 0xFF
     file.write_bytes(data)
-    found = run_json("spool", "verify", str(path))
-    (flaw,) = found["flaws"]
-    assert said in flaw["text"]
-    assert (found["ok"], flaw["loss"], found["exit_code"]) == (not loss, loss, int(loss))
+    result = run_json("spool", "verify", str(path))
+    (flaw,) = result["flaws"]
+    assert expected in flaw["text"]
+    assert (result["ok"], flaw["loss"], result["exit_code"]) == (not loss, loss, int(loss))
     assert (flaw["offset"], flaw["end"]) == ((offset, ends) if loss else (0, 32))
     assert f"byte {flaw['offset']} to {flaw['end']}" in run("spool", "verify", str(path)).output
     assert run_json("spool", "ls", str(path))["total"] >= 2
 
 
-@pytest.mark.parametrize(("left", "said"), [(100, "never written to its end"), (20, "a write came short")])
-def test_a_record_that_was_never_finished_is_no_damage(path: Path, left: int, said: str) -> None:
-    """It was never accepted: nobody was told that it was."""
+@pytest.mark.parametrize(
+    ("length", "expected"), [(100, "never written to its end"), (20, "a write came short")]
+)
+def test_a_record_that_was_never_finished_is_no_damage(path: Path, length: int, expected: str) -> None:
+    """Its envelope was never accepted."""
     fill(path, event(1), event(2))
     (file,) = segments(path)
     offset = run_json("spool", "ls", str(path))["envelopes"][1]["offset"]
-    file.write_bytes(file.read_bytes()[: offset + left])
-    found = run_json("spool", "verify", str(path))
-    assert found["ok"]
-    assert found["records"] == 1
-    assert said in found["flaws"][0]["text"]
+    file.write_bytes(file.read_bytes()[: offset + length])
+    result = run_json("spool", "verify", str(path))
+    assert result["ok"]
+    assert result["records"] == 1
+    assert expected in result["flaws"][0]["text"]
 
 
 def test_a_segment_that_was_made_longer_is_read_at_once_and_explained(path: Path) -> None:
-    """200 GB of nothing: the disk does not have them, and nobody waits until they are read."""
+    """A sparse file of 200 GB must not be read to its end."""
     fill(path, event(1))
     (segment,) = segments(path)
     end = segment.stat().st_size
     os.truncate(segment, 200 << 30)
     assert run_json("spool", "status", str(path))["identities"][0]["waiting"] == 1
-    found = run_json("spool", "verify", str(path))
-    (flaw,) = found["flaws"]
-    assert (found["records"], flaw["offset"], flaw["end"], flaw["loss"]) == (1, end, 200 << 30, True)
+    result = run_json("spool", "verify", str(path))
+    (flaw,) = result["flaws"]
+    assert (result["records"], flaw["offset"], flaw["end"], flaw["loss"]) == (1, end, 200 << 30, True)
     assert "nearly all of them are a hole: the file was made longer" in flaw["text"]
 
 
 def test_verify_names_files_that_are_not_what_they_should_be(path: Path) -> None:
-    """A FIFO blocks no one, a link leads nowhere, a later version is left alone."""
+    """A FIFO must not block, a link is not followed, a later version is left alone."""
     fill(path, event(1))
     (file,) = segments(path)
     later = bytearray(file.read_bytes())
@@ -290,12 +292,12 @@ def test_verify_names_files_that_are_not_what_they_should_be(path: Path) -> None
 
 
 def test_dead_letters_are_listed_shown_and_replayed(path: Path) -> None:
-    """A person looks, and decides."""
+    """A person reads them and decides."""
     bury(path, event(1), event(2))
-    found = run_json("spool", "dead", str(path))["dead"]
-    assert {row["id"] for row in found} == {f"{1:032x}", f"{2:032x}"}
-    assert found[0]["reason"] == "poison"
-    assert found[0]["quantities"] == {"error": 1}
+    result = run_json("spool", "dead", str(path))["dead"]
+    assert {row["id"] for row in result} == {f"{1:032x}", f"{2:032x}"}
+    assert result[0]["reason"] == "poison"
+    assert result[0]["quantities"] == {"error": 1}
     assert "2 dead" in run("spool", "dead", str(path)).output
     assert run_json("spool", "show", f"{1:032x}", str(path))["state"] == "dead"
     some = run_json("spool", "replay", f"{1:032X}", "9" * 32, str(path))
@@ -314,7 +316,7 @@ def test_dead_letters_are_listed_shown_and_replayed(path: Path) -> None:
 
 
 def test_a_dead_letter_that_is_no_envelope_stays_where_it_is(path: Path) -> None:
-    """Anything may lie on a disk; facts about it too."""
+    """Files on a disk may contain anything, and so may the facts about them."""
     bury(path, event(1))
     (file,) = letters(path)
     file.write_bytes(b"nonsense")
@@ -322,9 +324,9 @@ def test_a_dead_letter_that_is_no_envelope_stays_where_it_is(path: Path) -> None
     (path / IDENTITY / "dead" / "evil name.envelope").write_bytes(b"{}")
     (row,) = run_json("spool", "dead", str(path))["dead"]
     assert (row["reason"], row["attempts"]) == ("unknown", 0)
-    found = run_json("spool", "replay", str(path))
-    assert found["exit_code"] == 1
-    assert list(found["failed"]) == [f"{1:032x}"]
+    result = run_json("spool", "replay", str(path))
+    assert result["exit_code"] == 1
+    assert list(result["failed"]) == [f"{1:032x}"]
     assert f"not {1:032x}" in run("spool", "replay", str(path)).output
     assert letters(path)
     assert run("spool", "show", f"{1:032x}", str(path)).exit_code == 1
@@ -334,7 +336,7 @@ def test_a_dead_letter_that_is_no_envelope_stays_where_it_is(path: Path) -> None
 
 
 def test_replay_into_a_full_spool_keeps_the_letter(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What can't be written is not removed."""
+    """A letter that can't be put is not removed."""
     bury(path, event(1))
 
     def full(*_: object, **__: object) -> None:
@@ -343,13 +345,13 @@ def test_replay_into_a_full_spool_keeps_the_letter(path: Path, monkeypatch: pyte
         raise Full
 
     monkeypatch.setattr("transport_kit.queues.spool.inspection.Writer.append", full)
-    found = run_json("spool", "replay", str(path))
-    assert found["failed"] == {f"{1:032x}": "the spool is full"}
+    result = run_json("spool", "replay", str(path))
+    assert result["failed"] == {f"{1:032x}": "the spool is full"}
     assert letters(path)
 
 
 def test_purge_removes_dead_letters_of_an_age_and_asks_first(path: Path) -> None:
-    """For good, so it is said twice: by the command and by --yes."""
+    """They are gone for good, so the command needs a confirmation or --yes."""
     bury(path, event(1), event(2))
     assert run("spool", "purge", str(path)).exit_code == 2
     young = run_json("spool", "purge", "--older-than", "1h", "--yes", str(path))
@@ -365,15 +367,15 @@ def test_purge_removes_dead_letters_of_an_age_and_asks_first(path: Path) -> None
 
 
 def test_purge_of_what_waits_leaves_what_somebody_is_at_and_counts_the_rest(path: Path) -> None:
-    """The drainer reports as lost what a person removed."""
+    """The drainer reports removed envelopes as lost."""
     fill(path, event(1), event(2), event(3))
     writer = spool(path)
     writer.put(event(4))
-    found = run_json("spool", "purge", "--waiting", "--older-than", "1h", "-y", str(path))
-    assert found["waiting"] == 0
+    result = run_json("spool", "purge", "--waiting", "--older-than", "1h", "-y", str(path))
+    assert result["waiting"] == 0
     assert len(segments(path)) == 2
-    found = run_json("spool", "purge", "--waiting", "-y", str(path))
-    assert found["waiting"] == 3
+    result = run_json("spool", "purge", "--waiting", "-y", str(path))
+    assert result["waiting"] == 3
     assert run_json("spool", "ls", str(path))["total"] == 1
     drainer = spool(path, drain=True)
     assert [claim.sealed.event_id for claim in drainer.claim(1, 5.0)] == [f"{4:032x}"]
@@ -386,7 +388,7 @@ def test_purge_of_what_waits_leaves_what_somebody_is_at_and_counts_the_rest(path
 
 
 def test_a_terminal_gets_tables_and_is_not_steered(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reason is text from anywhere; rich's markup in it stays text."""
+    """A reason may come from a server; markup of rich in it must stay text."""
     bury(path, event(1), reason="[red]\x1b[2Jboom[/red]")
 
     class Terminal(io.StringIO):
@@ -409,7 +411,7 @@ def _wide(original: Any, file: io.StringIO) -> Any:
 
 
 def test_much_to_read_shows_its_progress(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large backlog takes a while; on stderr, so that a pipe stays clean."""
+    """A large backlog takes a while; the bar is on stderr, so that a pipe stays clean."""
     fill(path, event(1))
 
     class Terminal(io.StringIO):
@@ -425,7 +427,7 @@ def test_much_to_read_shows_its_progress(path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_sizes_and_ages_are_written_for_people() -> None:
-    """Three digits say enough."""
+    """Three digits suffice."""
     assert [_tables.size(n) for n in (1, 2048, 3 << 20, 5 << 30)] == [
         "1 byte",
         "2.0 KiB",

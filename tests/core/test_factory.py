@@ -118,13 +118,13 @@ MISTAKES: list[tuple[Any, dict[str, Any], dict[str, str], type[Exception], list[
 ]
 
 
-@pytest.mark.parametrize(("target", "options", "environment", "kind", "said"), MISTAKES)
+@pytest.mark.parametrize(("target", "options", "environment", "kind", "expected"), MISTAKES)
 def test_each_mistake_is_one_line_that_names_it_and_no_key(
     target: Any,
     options: dict[str, Any],
     environment: dict[str, str],
     kind: type[Exception],
-    said: list[str],
+    expected: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is read in a crash report of a container, by someone who did not write the setting."""
@@ -133,7 +133,7 @@ def test_each_mistake_is_one_line_that_names_it_and_no_key(
     with pytest.raises(kind) as raised:
         make_transport(target, **options)
     text = str(raised.value)
-    assert all(words in text for words in said), text
+    assert all(words in text for words in expected), text
     assert "\n" not in text
     assert KEY not in text
     assert KEY not in repr(raised.value)
