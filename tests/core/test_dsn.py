@@ -1,4 +1,4 @@
-"""The DSN: every vector, hostile texts, and the promise that the key stays in."""
+"""The DSN: every vector, hostile texts, and secrecy of the key."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def parsed(text: str) -> Dsn | InvalidDsn:
 
 
 def whole_text(error: BaseException) -> str:
-    """Everything a log may show of an error: its text, its repr, its arguments and its causes."""
-    shown = "".join(traceback.format_exception_only(error)) + repr(error) + repr(error.args)
+    """Return everything of an error that a log may show: its text, repr, arguments and causes."""
+    text = "".join(traceback.format_exception_only(error)) + repr(error) + repr(error.args)
     for cause in (error.__cause__, error.__context__):
         if cause is not None:
-            shown += whole_text(cause)
-    return shown
+            text += whole_text(cause)
+    return text
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=[vector["id"] for vector in VECTORS])
 def test_every_vector_parses_or_is_refused_as_written(vector: dict[str, Any]) -> None:
-    """The vectors are the protocol's grammar by example; a deviation sends envelopes to the wrong place."""
+    """The vectors show the protocol's grammar; a deviation would send envelopes to a wrong place."""
     if not vector["ok"]:
         # An empty DSN disables the transport, which the factory decides before it parses.
         reason = "invalid_url" if vector["error"] == "disabled" else vector["error"]
@@ -98,7 +98,7 @@ def test_every_vector_parses_or_is_refused_as_written(vector: dict[str, Any]) ->
     ],
 )
 def test_odd_but_usable_texts_give_one_canonical_address(text: str, envelope_url: str) -> None:
-    """A DSN is pasted by hand; what is unambiguous works, and the URL is ASCII whatever was typed."""
+    """A DSN is pasted by hand: an unambiguous text is accepted, and its URL is ASCII."""
     dsn = Dsn.parse(text)
     assert dsn.envelope_url == envelope_url
     assert envelope_url.isascii()
@@ -173,7 +173,7 @@ def test_odd_but_usable_texts_give_one_canonical_address(text: str, envelope_url
     ],
 )
 def test_hostile_texts_are_refused_without_showing_the_key(text: object, reason: str) -> None:
-    """A wrong DSN ends up in a log line; neither that line nor a chained cause may hold the key."""
+    """A wrong DSN ends up in a log line; neither that line nor a chained cause may contain the key."""
     with pytest.raises(InvalidDsn) as caught:
         Dsn.parse(text)
     shown = whole_text(caught.value)
@@ -184,7 +184,7 @@ def test_hostile_texts_are_refused_without_showing_the_key(text: object, reason:
 
 @pytest.mark.parametrize("code", [*range(32), 127, 0x85, 0x2028])
 def test_a_control_character_anywhere_inside_is_refused(code: int) -> None:
-    """URL parsers drop some of these in silence, and the rest of the text moves to another place."""
+    """URL parsers silently drop some of them, which moves the rest of the text to another part."""
     text = f"https://{KEY}@sentry.example:9000/a/42"
     for position in range(1, len(text)):
         with pytest.raises(InvalidDsn, match="invalid"):
@@ -203,7 +203,7 @@ def test_a_control_character_anywhere_inside_is_refused(code: int) -> None:
     ],
 )
 def test_a_megabyte_of_anything_fails_at_once(text: str) -> None:
-    """No setting may stall an application's start: its length is looked at before anything else."""
+    """No setting may delay an app's start, so the length is checked first."""
 
     def parse(text: str) -> None:
         with pytest.raises(InvalidDsn, match="at most 2048 characters"):
@@ -215,7 +215,7 @@ def test_a_megabyte_of_anything_fails_at_once(text: str) -> None:
 
 @given(st.text(alphabet=st.sampled_from(string.printable + "äß\ud800。\uff0f@:[]%"), max_size=80))
 def test_any_text_parses_or_raises_invalid_dsn(tail: str) -> None:
-    """A plain ValueError or UnicodeError from a library would take the application down."""
+    """A ValueError or UnicodeError of another library would take the app down."""
     dsn = parsed(f"https://{KEY}@{tail}")
     if isinstance(dsn, InvalidDsn):
         assert dsn.reason in REASONS
@@ -229,7 +229,7 @@ def test_any_text_parses_or_raises_invalid_dsn(tail: str) -> None:
 
 @given(st.text(max_size=120))
 def test_free_text_never_escapes_as_another_error(text: str) -> None:
-    """The same promise without the well-formed beginning."""
+    """The same for texts without a well-formed beginning."""
     dsn = parsed(text)
     if isinstance(dsn, InvalidDsn):
         assert dsn.reason in REASONS
@@ -238,7 +238,7 @@ def test_free_text_never_escapes_as_another_error(text: str) -> None:
 
 
 def test_the_auth_value_holds_key_version_and_client() -> None:
-    """Receivers split it at commas; the secret is sent only when there is one."""
+    """Receivers split it at commas; it contains the secret only if there is one."""
     plain = Dsn.parse(f"https://{KEY}@sentry.example/42")
     secret = Dsn.parse(f"https://{KEY}:{SECRET}@sentry.example/42")
     expected = f"Sentry sentry_key={KEY}, sentry_version=7, sentry_client=kit/1.0"
@@ -258,7 +258,7 @@ def test_neither_str_nor_repr_show_key_or_secret() -> None:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickling_is_refused_and_says_what_to_do(protocol: int) -> None:
-    """A pickle goes to queues, caches and other processes, and would carry the key along."""
+    """A pickle goes to queues, caches and other processes, and would contain the key."""
     dsn = Dsn.parse(f"https://{KEY}@sentry.example/42")
     with pytest.raises(TypeError, match=r"reveal\(\)") as caught:
         pickle.dumps(dsn, protocol=protocol)
@@ -266,14 +266,14 @@ def test_pickling_is_refused_and_says_what_to_do(protocol: int) -> None:
 
 
 def test_copying_gives_the_same_dsn() -> None:
-    """Frameworks deep-copy their settings; an unchanging value need not be copied."""
+    """Frameworks deep-copy their settings; an immutable value need not be copied."""
     dsn = Dsn.parse(f"https://{KEY}@sentry.example/42")
     assert copy.copy(dsn) is dsn
     assert copy.deepcopy({"dsn": dsn})["dsn"] is dsn
 
 
 def test_equal_dsns_are_equal_however_they_were_written() -> None:
-    """A second spelling of the same address is the same target, in comparisons and as a dict key."""
+    """Another spelling of an address is the same target, in comparisons and as a dict key."""
     first = Dsn.parse(f"https://{KEY}@Sentry.Example:443/42")
     second = Dsn.parse(f" https://{KEY}:@sentry.example/42?x")
     assert first == second
@@ -295,7 +295,7 @@ def test_equal_dsns_are_equal_however_they_were_written() -> None:
     ],
 )
 def test_the_organization_is_the_first_label_of_the_host(host: str, org_id: str | None) -> None:
-    """Trace headers carry it; a label that only resembles it must not."""
+    """Trace headers contain it; a label that only resembles one must not count."""
     assert Dsn.parse(f"https://{KEY}@{host}/42").org_id == org_id
 
 
@@ -304,14 +304,14 @@ def test_the_organization_is_the_first_label_of_the_host(host: str, org_id: str 
     [(KEY, True), (KEY.upper(), True), (KEY[:-1], False), (KEY + "0", False), ("x" * 32, False)],
 )
 def test_a_key_that_is_not_32_hex_digits_is_usable_but_suspicious(key: str, looks_valid: bool) -> None:
-    """Some receivers take any key, most do not: worth a warning, no reason to refuse."""
+    """Some receivers accept any key, most do not: a reason for a warning, not for a refusal."""
     dsn = Dsn.parse(f"https://{key}@sentry.example/42")
     assert dsn.key_looks_valid is looks_valid
     assert dsn.public_key == key
 
 
 def test_a_percent_encoded_key_is_sent_as_written() -> None:
-    """No receiver decodes the key, and decoding could bring a comma into the auth value."""
+    """No receiver decodes the key, and decoding could put a comma into the auth value."""
     dsn = Dsn.parse("https://a%2Cb:c%40:d@sentry.example/42")
     assert dsn.public_key == "a%2Cb"
     assert dsn.secret_key == "c%40:d"
@@ -319,7 +319,7 @@ def test_a_percent_encoded_key_is_sent_as_written() -> None:
 
 
 def test_origin_and_host_differ_only_in_brackets_and_zone_encoding() -> None:
-    """A socket wants the bare address, a URL the encoded one."""
+    """A socket needs the bare address, a URL the encoded one."""
     dsn = Dsn.parse(f"http://{KEY}@[FE80::1%25eth0]:8000/42")
     assert dsn.host == "fe80::1%eth0"
     assert dsn.port == 8000

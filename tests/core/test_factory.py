@@ -1,4 +1,4 @@
-"""The factory: what each target becomes, and what each mistake says."""
+"""The factory: the transport of each target, and the message of each mistake."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OTHER = f"https://{KEY}@other.example/7"
 
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of whoever runs the tests."""
+    """Remove the variable of the machine that runs the tests."""
     monkeypatch.delenv("TRANSPORT_KIT_DSN", raising=False)
 
 
@@ -35,13 +35,13 @@ def function(envelope: Envelope) -> None:
 
 class Function:
     def __call__(self, envelope: Envelope) -> None:
-        """A target, too."""
+        """Make instances a target."""
 
 
 EXISTING = NullTransport()
 
 TARGETS: list[tuple[object, str | None, type[Transport], str | None]] = [
-    # target, TRANSPORT_KIT_DSN, class, where it delivers
+    # target, TRANSPORT_KIT_DSN, class, destination
     (DSN, None, HttpTransport, DSN),
     (f"  {DSN}\n", None, HttpTransport, DSN),
     (DSN, OTHER, HttpTransport, DSN),
@@ -71,7 +71,7 @@ def test_each_target_becomes_its_transport(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """One table for all that the documentation promises; a valid target says nothing."""
+    """All targets of the documentation; a valid target logs nothing."""
     if variable is not None:
         monkeypatch.setenv("TRANSPORT_KIT_DSN", variable)
     transport = make_transport(target)
@@ -92,7 +92,7 @@ def test_options_reach_whatever_is_made(target: Any, monkeypatch: pytest.MonkeyP
 
 
 MISTAKES: list[tuple[Any, dict[str, Any], dict[str, str], type[Exception], list[str]]] = [
-    # target, options, environment, error, what it says
+    # target, options, environment, error, parts of its text
     ("sentry.example/42", {}, {}, InvalidDsn, ["invalid_scheme", "https://"]),
     (f"https://{KEY}@/42", {}, {}, InvalidDsn, ["missing_host"]),
     (f"https://{KEY}@host/", {}, {}, InvalidDsn, ["missing_project_id"]),
@@ -127,7 +127,7 @@ def test_each_mistake_is_one_line_that_names_it_and_no_key(
     expected: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is read in a crash report of a container, by someone who did not write the setting."""
+    """A reader of a container's crash report may not have written the setting."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(kind) as raised:
@@ -216,7 +216,7 @@ def test_a_package_that_is_missing_for_a_variable_leaves_the_default(
 
 
 def test_a_key_that_most_servers_refuse_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    """Kent takes any key, so it can't be an error; the key itself is not shown."""
+    """Kent accepts any key, so it can't be an error; the key is not shown."""
     with caplog.at_level(logging.WARNING):
         make_transport("http://dummy-key@localhost/1")
     (record,) = caplog.records
@@ -226,7 +226,7 @@ def test_a_key_that_most_servers_refuse_is_a_warning(caplog: pytest.LogCaptureFi
 
 
 def test_resolved_options_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Integrations resolve all their options at once, and what they resolved to None is off."""
+    """Integrations resolve all options at once, and None then means off."""
     monkeypatch.setenv("TRANSPORT_KIT_DSN", OTHER)
     monkeypatch.setenv("TRANSPORT_KIT_MAX_SENDERS", "3")
     options = TransportOptions(max_senders=5)
@@ -236,7 +236,7 @@ def test_resolved_options_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_subclass_of_ones_own_is_made_like_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hooks of `BaseHttpTransport` are public: a class that fills them is a target."""
+    """The hooks of `BaseHttpTransport` are public: a class that defines them is a target."""
 
     class Own(BaseHttpTransport):
         def _make_pool(self) -> str:

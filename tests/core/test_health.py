@@ -1,4 +1,4 @@
-"""Health: the verdict, its reasons, and three ways to write it down."""
+"""Health: the verdict, its reasons, and three renderings."""
 
 from __future__ import annotations
 
@@ -54,15 +54,19 @@ def healthy(**facts: Any) -> Health:
         ({"state": "new", "worker_alive": False}, "pass", None),
         ({"state": "draining"}, "pass", None),
         ({"worker_alive": False}, "pass", None),  # nothing waits; the next capture starts one
-        ({"worker_alive": False, "oldest_pending_age": 0.5}, "pass", None),  # it is being started
+        ({"worker_alive": False, "oldest_pending_age": 0.5}, "pass", None),  # a sender is being started
         ({"worker_alive": False, "oldest_pending_age": 1.5}, "fail", "no sender thread is alive"),
-        ({"worker_alive": None, "oldest_pending_age": 1.5}, "pass", None),  # has none by nature
+        ({"worker_alive": None, "oldest_pending_age": 1.5}, "pass", None),  # this kind has no sender
         ({"state": "closed"}, "fail", "the transport is closed"),
         ({"problem": "dsn: no\nhost"}, "fail", "dsn: no host"),
         ({"failing": True}, "warn", "deliveries fail"),
         ({"failing": True, "last_error": LastError("tls", None, 1.0)}, "warn", "deliveries fail: tls"),
         ({"failing": True, "last_error": LastError("http", 500, 1.0)}, "warn", "deliveries fail: http 500"),
-        ({"last_error": LastError("http", 500, 1.0)}, "pass", None),  # over, and still known
+        (
+            {"last_error": LastError("http", 500, 1.0)},
+            "pass",
+            None,
+        ),  # the failure is over, but its error is still known
         ({"limits": {"error": 5.0, "*": 1.0}}, "warn", "rate limited: *, error"),
         ({"queue_capacity": 10, "waiting": 4, "claimed": 4}, "pass", None),
         ({"queue_capacity": 10, "waiting": 5, "claimed": 4}, "warn", "the queue is 90% full"),
@@ -80,14 +84,14 @@ def test_the_verdict_and_its_reason(facts: dict[str, Any], status: str, reason: 
 
 
 def test_the_most_serious_reason_comes_first() -> None:
-    """It is what fits into an alert."""
+    """An alert may show only the first one."""
     health = healthy(problem="the key is refused", failing=True, last_drop_age=1.0, state="closed")
     assert [reason.split()[0] for reason in health.reasons] == ["the", "the", "deliveries", "items"]
     assert health.reasons[0] == "the key is refused"
 
 
 def test_every_fact_is_in_every_form() -> None:
-    """A dict for code, health+json for monitors, a line a fact for people; they never disagree."""
+    """A dict for code, health+json for monitors, lines for people; they always agree."""
     facts = FULL.as_dict()
     assert json.loads(json.dumps(facts)) == facts
     assert facts["status"] == "warn"
@@ -130,13 +134,13 @@ def test_every_fact_is_in_every_form() -> None:
 
 
 def test_strangers_see_the_status_alone() -> None:
-    """A limit or a queue depth tells an attacker what works."""
+    """A limit or a queue depth would help an attacker."""
     assert FULL.as_health_json(details=False) == {"status": "warn"}
     assert FULL.as_text(details=False) == "status: warn\n"
 
 
 def test_absent_facts_are_written_as_absent() -> None:
-    """A transport without a worker has no queue to speak of."""
+    """A transport without a worker has no queue."""
     health = Health(pid=1, state="new", kind="NullTransport")
     assert "worker alive: no worker" in health.as_text()
     assert "last success: none" in health.as_text()
@@ -178,7 +182,7 @@ def test_each_state_shows_in_health() -> None:
 
 
 def test_a_flush_without_anything_to_send_leaves_health_alone() -> None:
-    """With reports switched off nothing is ever sent for a loss, and no sender is missed for it."""
+    """With reports off a loss is never sent, so no sender is missing."""
     transport = make_transport("http://key@127.0.0.1:9/1", send_client_reports=False)
     transport.record_lost_event("sample_rate", "error")
     transport.flush(0.1)
@@ -188,7 +192,7 @@ def test_a_flush_without_anything_to_send_leaves_health_alone() -> None:
 
 @pytest.fixture(name="busy")
 def _busy() -> Iterator[Callable[[], Health]]:
-    """A transport in an outage with a queue in use."""
+    """Return the health of a transport in an outage with a queue in use."""
     transport = make_transport("http://key@127.0.0.1:9/1", backoff_base=60.0)
     assert isinstance(transport, HttpTransport)
     for category in ("error", "transaction", "session", "log_item"):
@@ -202,13 +206,13 @@ def _busy() -> Iterator[Callable[[], Health]]:
 
 
 def test_health_is_a_few_hundred_lines_whatever_waits(busy: Callable[[], Health]) -> None:
-    """Probes come every second from every load balancer, in an outage with a thousand envelopes too."""
+    """Every load balancer may probe once a second, in an outage with a thousand envelopes too."""
     assert steps(busy) < 600
     assert busy().pending == {"error": 1000}
 
 
 def test_discarded_sums_each_reason_over_its_categories() -> None:
-    """Monitoring asks how much was lost and why before it asks what."""
+    """Monitoring needs the number of losses by reason first."""
     health = Health(
         pid=1,
         state="running",

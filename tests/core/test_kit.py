@@ -1,4 +1,4 @@
-"""The kit: one configuration error is one line, never an outage; a closed transport gets a successor."""
+"""The kit: a configuration error is one log line and never an outage; a closed transport is replaced."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def health(kit: Kit, **request: Any) -> Any:
     return reply.status, json.loads(reply.body)
 
 
-class Held(FunctionTransport):
-    """A transport of the user's own, whose flush takes as long as the test holds it."""
+class SlowFlush(FunctionTransport):
+    """A transport of the user's, whose flush waits until the test releases it."""
 
     def __init__(self, options: TransportOptions | None = None) -> None:
         super().__init__(lambda envelope: None, options)
@@ -59,7 +59,7 @@ class Held(FunctionTransport):
 
 
 def test_the_dsn_may_be_a_text_a_dsn_or_a_callable() -> None:
-    """An integration takes what `make_transport` takes."""
+    """An integration accepts every target of `make_transport`."""
     sink: list[Envelope] = []
     for target in (DSN, Dsn.parse(DSN)):
         kit = make(dsn=target)
@@ -71,7 +71,7 @@ def test_the_dsn_may_be_a_text_a_dsn_or_a_callable() -> None:
 
 
 def test_names_are_taken_in_either_case() -> None:
-    """Settings modules write capitals, keyword arguments don't."""
+    """Settings modules use capitals, keyword arguments don't."""
     kit = make({"DSN": DSN, "MAX_QUEUE_ITEMS": 7, "path": "/internal", "Release": "shop@1"})
     assert kit.problem is None
     assert kit.transport.options.max_queue_items == 7
@@ -80,7 +80,7 @@ def test_names_are_taken_in_either_case() -> None:
 
 
 def test_the_environment_fills_what_is_not_given() -> None:
-    """The same image runs in staging and in production."""
+    """One image runs in staging and in production."""
     environ = {
         "TRANSPORT_KIT_DSN": DSN,
         "TRANSPORT_KIT_PATH": "/from-env",
@@ -94,7 +94,7 @@ def test_the_environment_fills_what_is_not_given() -> None:
 
 @pytest.mark.parametrize("values", [{"dsn": ""}, {}, {"dsn": None}])
 def test_no_dsn_is_valid_and_means_off(values: dict[str, object], caplog: pytest.LogCaptureFixture) -> None:
-    """A developer's machine has none, and nothing to complain about."""
+    """A developer's machine has no DSN, which is not an error."""
     environ = {"TRANSPORT_KIT_DSN": DSN} if values == {"dsn": ""} else {}
     kit = make(values, environ)
     assert isinstance(kit.transport, NullTransport)
@@ -115,7 +115,7 @@ BAD = [
 def test_a_configuration_error_is_one_error_line_and_a_transport_that_counts(
     values: dict[str, object], reason: str, kind: type[Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A typo in a setting must not take a shop offline; health and the log say what it was."""
+    """A typo in a setting must not take a shop offline; health and the log name it."""
     kit = make(values, {}, health_details="always")
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
@@ -137,7 +137,7 @@ def test_a_configuration_error_is_one_error_line_and_a_transport_that_counts(
 def test_a_configuration_error_is_raised_when_strict(
     values: dict[str, object], reason: str, kind: type[Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who would rather not start than run blind says so."""
+    """With `strict`, an app prefers not to start."""
     with pytest.raises(kind) as caught:
         make(values, strict=True)
     assert KEY not in str(caught.value)
@@ -221,13 +221,13 @@ def test_a_filter_that_can_not_be_used_lets_nothing_through() -> None:
 
 
 def test_strict_may_come_from_the_environment() -> None:
-    """The pipeline checks strictly what production runs leniently."""
+    """The pipeline may be strict about settings with which production is lenient."""
     with pytest.raises(InvalidDsn):
         make({"dsn": "nonsense"}, {"TRANSPORT_KIT_STRICT": "yes"})
 
 
 def test_an_error_in_the_environment_names_the_variable(caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody finds a bad variable by looking at settings."""
+    """A wrong variable can't be found in the settings."""
     make(environ={"TRANSPORT_KIT_DSN": f"http://{KEY}@/1"})
     make(environ={"TRANSPORT_KIT_MAX_SENDERS": "many"})
     first, second = (record.getMessage() for record in caplog.records)
@@ -237,7 +237,7 @@ def test_an_error_in_the_environment_names_the_variable(caplog: pytest.LogCaptur
 
 
 def test_health_answers_where_and_to_whom_it_was_told_although_another_option_is_wrong() -> None:
-    """The way to the reason must not depend on what is broken; what guards details least of all."""
+    """The route that shows the error must not depend on it; nor may its protection."""
     environ = {
         "TRANSPORT_KIT_FLUSH_TOKEN": TOKEN,
         "TRANSPORT_KIT_HEALTH_DETAILS": "sometimes",
@@ -252,7 +252,7 @@ def test_health_answers_where_and_to_whom_it_was_told_although_another_option_is
 
 
 def test_an_error_that_is_not_ours_is_named_by_class_only(caplog: pytest.LogCaptureFixture) -> None:
-    """What a stranger's exception says may hold the key."""
+    """The text of a foreign exception may contain the key."""
 
     class Broken(FunctionTransport):
         def __init__(self, options: TransportOptions | None = None) -> None:
@@ -268,7 +268,7 @@ def test_an_error_that_is_not_ours_is_named_by_class_only(caplog: pytest.LogCapt
 
 
 def test_a_missing_extra_says_what_to_install(caplog: pytest.LogCaptureFixture) -> None:
-    """The message holds the line to type."""
+    """The message contains the install line."""
 
     class Needy(FunctionTransport):
         def __init__(self, options: TransportOptions | None = None) -> None:
@@ -279,7 +279,7 @@ def test_a_missing_extra_says_what_to_install(caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_second_start_makes_a_new_transport_and_reporter() -> None:
-    """Closed is final for a transport, not for an app: test suites start the same app many times."""
+    """A transport is closed for good, but test suites start the same app many times."""
     sink: list[Envelope] = []
     kit = make(dsn=sink.append)
     first = kit.transport
@@ -296,29 +296,29 @@ def test_a_second_start_makes_a_new_transport_and_reporter() -> None:
 
 
 def test_starts_at_the_same_time_agree_on_one_transport() -> None:
-    """Else captures of one thread would go to a transport that nobody closes."""
+    """Otherwise captures of one thread would go to a transport that nobody closes."""
     kit = make(dsn=lambda envelope: None)
     kit.close()
-    ready, seen = threading.Barrier(8), []
+    ready, transports = threading.Barrier(8), []
 
     def start() -> None:
         ready.wait(30)
         kit.start()
-        seen.append(kit.transport)
+        transports.append(kit.transport)
 
     threads = [threading.Thread(target=start) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert len(seen) == 8
-    assert len(set(map(id, seen))) == 1
-    assert not seen[0].closed
+    assert len(transports) == 8
+    assert len(set(map(id, transports))) == 1
+    assert not transports[0].closed
 
 
 def test_a_transport_handed_in_is_flushed_and_stays_open() -> None:
-    """Who made it closes it; another app may be using it."""
-    own = Held()
+    """Its creator closes it, as another app may use it."""
+    own = SlowFlush()
     own.released.set()
     kit = make(dsn=own)
     assert kit.close(1.0).delivered == 1
@@ -330,17 +330,17 @@ def test_a_transport_handed_in_is_flushed_and_stays_open() -> None:
 
 
 def test_a_class_of_transport_is_made_by_the_kit_and_closed_with_it() -> None:
-    """The kit's own is the kit's to close."""
-    kit = make(dsn=Held)
+    """The kit owns a transport that it made."""
+    kit = make(dsn=SlowFlush)
     own = kit.transport
-    assert isinstance(own, Held)
+    assert isinstance(own, SlowFlush)
     own.released.set()
     assert asyncio.run(kit.aclose(1.0)).ok
     assert own.closed
 
 
 def test_the_four_leaves_match_exactly_under_the_path() -> None:
-    """`/transport/healthy` is the app's."""
+    """`/transport/healthy` belongs to the app."""
     kit = make(dsn="")
     assert {kit.match(f"/transport/{leaf}") for leaf in ("live", "ready", "health", "flush")} == {
         "live",
@@ -371,8 +371,8 @@ def flush(kit: Kit, query: bytes = b"timeout=5") -> dict[str, Any]:
 
 
 def test_a_flush_request_waits_for_the_transport_and_answers_its_report() -> None:
-    """WSGI frameworks wait in the request's own thread."""
-    own = Held()
+    """WSGI frameworks wait on the request's own thread."""
+    own = SlowFlush()
     kit = make(dsn=own, flush_token=TOKEN)
     reply = kit.answer(**flush(kit, b"timeout=0"))
     assert (reply.status, json.loads(reply.body)["ok"]) == (504, False)
@@ -382,8 +382,8 @@ def test_a_flush_request_waits_for_the_transport_and_answers_its_report() -> Non
 
 
 def test_a_flush_request_does_not_block_the_event_loop() -> None:
-    """One slow flush must not stop every other request of an async server."""
-    own = Held()
+    """A slow flush must not block the other requests of an async server."""
+    own = SlowFlush()
     kit = make(dsn=own, flush_token=TOKEN)
 
     async def scenario() -> Answer:
@@ -402,7 +402,7 @@ def test_a_flush_request_does_not_block_the_event_loop() -> None:
 
 
 def test_by_default_the_environment_of_the_process_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That is where a deployment sets it."""
+    """Deployments set variables there."""
     monkeypatch.setenv("TRANSPORT_KIT_DSN", DSN)
     kit = Kit({}, source="test")
     assert kit.transport.dsn == Dsn.parse(DSN)
@@ -417,7 +417,7 @@ def test_no_secret_is_in_the_repr() -> None:
 
 
 def test_kits_that_share_use_one_transport_for_equal_dsn_and_options() -> None:
-    """Two apps of one process are one client of the server: one queue, one connection, one pause."""
+    """Two apps of a process then are one client of the server, with one queue, connection and pause."""
     first, second = (
         make(dsn=target, shared=True, release=release) for target, release in ((DSN, "a"), (DSN, "b"))
     )
@@ -435,7 +435,7 @@ def test_kits_that_share_use_one_transport_for_equal_dsn_and_options() -> None:
 
 @pytest.mark.parametrize("target", ["", " ", "nonsense"])
 def test_kits_without_a_usable_dsn_share_nothing(target: str) -> None:
-    """Each app says what is wrong with its own settings."""
+    """Each app reports the error in its own settings."""
     first, second = make(dsn=target, shared=True), make(dsn=target, shared=True)
     assert isinstance(first.transport, NullTransport)
     assert first.transport is not second.transport

@@ -1,4 +1,4 @@
-"""The kit around requests: what it begins, what it captures, and what a failing integration costs."""
+"""The kit around requests: its start, its captures, and failing integrations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def make(**values: Any) -> Kit:
 
 
 class Cart(RequestFacts):
-    """What an integration knows of a request."""
+    """The facts of a request that an integration supplies."""
 
     def named(self) -> tuple[str, str]:
         return "/cart/{id}", "route"
@@ -29,7 +29,7 @@ class Cart(RequestFacts):
 
 
 def test_a_capture_hands_on_what_the_integration_knows() -> None:
-    """Mechanism, handled and transaction decide how a server groups and shows an event."""
+    """Mechanism, handled and transaction determine how a server groups and shows an event."""
     sink: list[Envelope] = []
     kit = make(dsn=sink.append)
     event_id = kit.capture_exception(
@@ -53,7 +53,7 @@ def events(sink: list[Envelope]) -> list[dict[str, Any]]:
 
 
 def test_a_request_that_is_served_knows_more_than_the_facts_of_a_capture() -> None:
-    """An integration hands over what it knows; nobody but the request has its scope, trace and outcome."""
+    """Only the served request has its scope, trace and outcome, so its own facts win."""
     sink: list[Envelope] = []
     kit = make(dsn=sink.append)
 
@@ -70,7 +70,7 @@ def test_a_request_that_is_served_knows_more_than_the_facts_of_a_capture() -> No
 
 
 def test_facts_that_fail_cost_themselves_and_not_the_event(caplog: pytest.LogCaptureFixture) -> None:
-    """An integration's mistake must not hide the app's."""
+    """A bug in an integration must not hide a bug in the app."""
     sink: list[Envelope] = []
 
     class Broken(RequestFacts):
@@ -89,7 +89,7 @@ def test_facts_that_fail_cost_themselves_and_not_the_event(caplog: pytest.LogCap
 
 @pytest.mark.parametrize("wrong", [None, 5, (), ("a", "b", "c"), "text", {}, object()])
 def test_facts_of_the_wrong_type_cost_themselves_and_not_the_event(wrong: Any) -> None:
-    """The same, of a mistake that raises nothing by itself."""
+    """The same for a bug that raises nothing."""
     sink: list[Envelope] = []
 
     class Wrong(RequestFacts):
@@ -112,7 +112,7 @@ def test_facts_of_the_wrong_type_cost_themselves_and_not_the_event(wrong: Any) -
 
 
 def test_what_an_app_did_not_handle_is_reported_unless_capturing_is_off() -> None:
-    """The one place where `capture_errors` is asked; and an end that was asked for is no error."""
+    """`capture_errors` is checked in one place; an exit that was requested is not an error."""
     sink: list[Envelope] = []
     kit = make(dsn=sink.append)
     assert kit.capture_unhandled(None, mechanism="x") is None
@@ -132,7 +132,7 @@ def test_what_an_app_did_not_handle_is_reported_unless_capturing_is_off() -> Non
 
 
 def test_a_request_that_is_served_is_one_scope_and_one_session() -> None:
-    """`serve` has begun it when the block begins; and only what a server does for a client is a session."""
+    """`serve` returns a request that has begun; only an op that ends with `.server` is a session."""
     sink: list[Envelope] = []
     kit = make(dsn=sink.append, release="shop@1")
     before = Scope.current()
@@ -147,17 +147,17 @@ def test_a_request_that_is_served_is_one_scope_and_one_session() -> None:
 def test_the_first_request_of_each_process_starts_the_kit_and_none_after_a_close(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A durable queue may hold a backlog; and what was closed on purpose stays so."""
+    """A durable queue may hold a backlog; a closed kit stays closed."""
     started: list[str] = []
     kit = make(dsn="")
-    monkeypatch.setattr(kit.transport, "start", lambda: started.append("here"))
+    monkeypatch.setattr(kit.transport, "start", lambda: started.append("start"))
     for _ in range(2):
         kit.serve(Cart()).finish()
-    assert started == ["here"]
+    assert started == ["start"]
     pid = os.getpid()
     monkeypatch.setattr(os, "getpid", lambda: pid + 1)
     kit.serve(Cart()).finish()
-    assert started == ["here", "here"]
+    assert started == ["start", "start"]
     kit.close()
     kit.serve(Cart()).finish()
     assert kit.transport.closed

@@ -1,4 +1,4 @@
-"""Options: what is refused, what is suggested, where a value came from, and what a repr hides."""
+"""Options: refusals, suggestions, the source of a value, and secrets in a repr."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SECRET = "s3cret-t0ken"
 
 
 def built(**values: Any) -> Any:
-    """The class that knows these names, built from them."""
+    """Return an instance of the class that has these options."""
     (cls,) = [cls for cls in ALL if cls.names() >= values.keys()]
     return cls(**values)
 
@@ -40,8 +40,8 @@ def named(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
     return {option.name: option for option in dataclasses.fields(cls)}
 
 
-def test_the_defaults_are_those_of_the_design() -> None:
-    """Bounded memory, two seconds at the end, an hour of patience."""
+def test_the_defaults_are_the_documented_ones() -> None:
+    """docs/reference/options.md lists them."""
     options = TransportOptions()
     assert options.max_queue_items == 10_000
     assert options.max_queue_bytes == 64 * 1024 * 1024
@@ -57,13 +57,13 @@ def test_the_defaults_are_those_of_the_design() -> None:
 
 
 def test_no_name_belongs_to_two_classes() -> None:
-    """One flat set of names is what a user sees; a shared one would be ambiguous."""
+    """Users write one flat set of names, in which a shared name would be ambiguous."""
     assert sum(len(cls.names()) for cls in ALL) == len(frozenset().union(*(cls.names() for cls in ALL)))
 
 
 @pytest.mark.parametrize("cls", ALL)
 def test_every_option_is_described_with_its_name(cls: type[Any]) -> None:
-    """An option without a line in the docstring is a guess."""
+    """Every option needs a line in the docstring."""
     assert cls.__doc__ is not None
     for name in cls.names():
         assert f"\n    {name}: " in inspect.cleandoc(cls.__doc__)
@@ -130,7 +130,7 @@ def test_every_option_is_described_with_its_name(cls: type[Any]) -> None:
     ],
 )
 def test_a_wrong_value_is_refused_with_what_would_be_right(name: str, value: object, problem: str) -> None:
-    """Found at start, by name; a value that fails at the first outage is found too late."""
+    """A wrong value must fail at start, not in the first outage."""
     with pytest.raises(OptionsError) as caught:
         built(**{name: value})
     assert caught.value.field == name
@@ -157,7 +157,7 @@ def test_a_wrong_value_is_refused_with_what_would_be_right(name: str, value: obj
     ],
 )
 def test_a_right_value_is_stored_in_one_form(name: str, value: object, stored: object) -> None:
-    """Readers of options meet one type each, and options stay hashable."""
+    """Readers of an option handle one type only, and options stay hashable."""
     options = built(**{name: value})
     assert getattr(options, name) == stored
     assert type(getattr(options, name)) is type(stored)
@@ -177,7 +177,7 @@ def test_options_that_only_make_sense_together_are_checked_together() -> None:
 
 
 def test_options_never_change() -> None:
-    """One value is shared by transports and threads."""
+    """Transports and threads share one value."""
     options = TransportOptions()
     with pytest.raises(dataclasses.FrozenInstanceError):
         options.max_senders = 1  # type: ignore[misc]
@@ -186,7 +186,7 @@ def test_options_never_change() -> None:
 
 
 def test_the_callers_own_mapping_is_neither_kept_nor_changed() -> None:
-    """Settings live on, and are edited by tests and plugins."""
+    """Tests and plugins edit settings later."""
     headers = {"B": "2", "A": "1"}
     values = {"PROXY_HEADERS": headers, "MAX_SENDERS": 2}
     options = TransportOptions.from_mapping(values, source="settings")
@@ -204,7 +204,7 @@ def test_the_callers_own_mapping_is_neither_kept_nor_changed() -> None:
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_known_one(name: str, suggested: str) -> None:
-    """A typo must not become a default."""
+    """A typo must not leave a default in force silently."""
     with pytest.raises(OptionsError) as caught:
         TransportOptions.from_mapping({name: 1}, source="settings.TRANSPORT_KIT")
     assert caught.value.field == name
@@ -214,20 +214,20 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one(name: str, sugges
 
 @pytest.mark.parametrize("name", ["zzz", "", 7, None, ("max_senders",)])
 def test_a_name_near_to_none_points_to_the_list(name: Any) -> None:
-    """A far-fetched suggestion would mislead; and a name that is no text is unknown too."""
+    """A far-fetched suggestion would mislead; a name that is no text is unknown too."""
     with pytest.raises(OptionsError, match=r"unknown option") as caught:
         TransportOptions.from_mapping({name: 1}, source="settings")
     assert caught.value.field == str(name)
 
 
 def test_a_name_given_in_both_cases_is_refused() -> None:
-    """Which of the two counts would depend on their order."""
+    """Otherwise the order would decide."""
     with pytest.raises(OptionsError, match="given twice"):
         TransportOptions.from_mapping({"max_senders": 1, "MAX_SENDERS": 2}, source="settings")
 
 
 def test_from_mapping_names_the_source_and_ignores_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is built from a mapping is what the mapping says."""
+    """The mapping is the only source of values."""
     monkeypatch.setenv("TRANSPORT_KIT_MAX_SENDERS", "3")
     assert TransportOptions.from_mapping({}, source="settings").max_senders == 8
     with pytest.raises(OptionsError) as caught:
@@ -257,7 +257,7 @@ ENVIRONMENT = {
 
 @pytest.mark.parametrize("name", sorted(ENVIRONMENT))
 def test_the_environment_fills_what_was_not_given(name: str) -> None:
-    """The same names everywhere, and every type readable from text."""
+    """Names are the same in every source, and every type can be parsed from text."""
     text, expected = ENVIRONMENT[name]
     options = resolve({}, ALL, environ={ENV_PREFIX + name: text})
     values = {field: getattr(each, field) for each in options for field in each.names()}
@@ -265,7 +265,7 @@ def test_the_environment_fills_what_was_not_given(name: str) -> None:
 
 
 def test_arguments_win_over_the_environment_even_if_that_is_unusable() -> None:
-    """The nearer source decides; the farther one is not even read."""
+    """The variable of an option that was given is not even parsed."""
     environ = {"TRANSPORT_KIT_MAX_SENDERS": "many", "TRANSPORT_KIT_PROXY": "http://other"}
     (options,) = resolve({"MAX_SENDERS": 2, "proxy": None}, (TransportOptions,), environ=environ)
     assert options.max_senders == 2
@@ -273,7 +273,7 @@ def test_arguments_win_over_the_environment_even_if_that_is_unusable() -> None:
 
 
 def test_the_process_environment_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twelve-factor apps configure nothing else."""
+    """Twelve-factor apps are configured by the environment alone."""
     monkeypatch.setenv("TRANSPORT_KIT_MAX_SENDERS", "3")
     monkeypatch.setenv("TRANSPORT_KIT_DSN", "https://key@sentry.example/42")
     monkeypatch.setenv("UNRELATED_MAX_SENDERS", "5")
@@ -298,7 +298,7 @@ def test_the_process_environment_is_read_by_default(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_a_wrong_variable_is_refused_and_named(name: str, text: str, problem: str) -> None:
-    """Whoever sees the error must know which of three places to look at."""
+    """The error must show which of the three sources to correct."""
     with pytest.raises(OptionsError) as caught:
         resolve({}, ALL, source="settings", environ={ENV_PREFIX + name: text})
     assert caught.value.field == name.lower()
@@ -328,7 +328,7 @@ def _unwarned(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_variables_that_are_no_options_are_one_warning(
     problems: list[OptionProblem] | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An app must not end because of the name of a service beside it."""
+    """The name of a neighbouring service must not end an app."""
     for _ in range(2):
         resolved = resolve({}, ALL, environ=LINKS, problems=problems)
     assert resolved == (TransportOptions(), ReporterOptions(), IntegrationOptions())
@@ -340,7 +340,7 @@ def test_variables_that_are_no_options_are_one_warning(
 
 
 def test_a_misspelt_variable_is_warned_of_with_the_nearest_option(caplog: pytest.LogCaptureFixture) -> None:
-    """What looks like a typo is named, although it can't be known to be one."""
+    """The warning suggests an option for a variable that resembles one."""
     resolve({}, ALL, environ={"TRANSPORT_KIT_MAX_SENDER": "3", "TRANSPORT_KIT_DNS": "https://key@host/1"})
     assert "TRANSPORT_KIT_MAX_SENDER (did you mean TRANSPORT_KIT_MAX_SENDERS?)" in caplog.text
     assert "TRANSPORT_KIT_DNS (did you mean TRANSPORT_KIT_DSN?)" in caplog.text
@@ -351,7 +351,7 @@ def test_a_misspelt_variable_is_warned_of_with_the_nearest_option(caplog: pytest
 
 #: A value that no option of its class accepts.
 UNUSABLE = object()
-#: What stands in for an option where the default would be laxer than what was meant, and the effect.
+#: The substitutes of options whose default could be laxer than the intended value, and the effect.
 SAFE: dict[str, tuple[object, Effect]] = {
     "ca_certs": (None, Effect.STOPS),
     "client_cert": (None, Effect.STOPS),
@@ -382,7 +382,7 @@ EVERY = [option for cls in ALL for option in dataclasses.fields(cls)]
 def test_what_stands_in_for_an_option_is_never_laxer_than_what_was_meant(
     option: dataclasses.Field[Any],
 ) -> None:
-    """One value that can't be used costs that option, and neither deliveries nor a safeguard."""
+    """A value that can't be used must cost neither deliveries nor a safeguard."""
     problems: list[OptionProblem] = []
     resolved = resolve({option.name: UNUSABLE}, ALL, environ={}, problems=problems, tolerant=True)
     (problem,) = problems
@@ -414,7 +414,7 @@ def test_what_stands_in_for_an_option_is_never_laxer_than_what_was_meant(
 def test_the_options_beside_one_that_can_not_be_used_stay(
     values: dict[str, object], environ: dict[str, str], names: list[str]
 ) -> None:
-    """Also where two options refuse each other, or a name is unknown."""
+    """Also if two options exclude each other, or a name is unknown."""
     problems: list[OptionProblem] = []
     transport, reporter, _ = resolve(values, ALL, environ=environ, problems=problems, tolerant=True)
     assert sorted(problem.name for problem in problems) == sorted(names)
@@ -428,7 +428,7 @@ def test_the_options_beside_one_that_can_not_be_used_stay(
     [("BEFORE_SENDS", "before_send"), ("before_sned", "before_send"), ("CA_CERT", "ca_certs")],
 )
 def test_a_misspelt_safeguard_counts_as_one_that_can_not_be_used(name: str, effect: str) -> None:
-    """`before_sned` once meant that everything was sent unfiltered."""
+    """With `before_sned` events must not be sent unfiltered."""
     problems: list[OptionProblem] = []
     resolved = resolve({name: print}, ALL, environ={}, problems=problems, tolerant=True)
     (problem,) = problems
@@ -441,7 +441,7 @@ def test_a_misspelt_safeguard_counts_as_one_that_can_not_be_used(name: str, effe
 
 
 def test_arguments_are_raised_while_the_environment_is_collected() -> None:
-    """A call is mended where it is written; a container's environment is often written by somebody else."""
+    """An author can correct a call at once; others often write a container's environment."""
     problems: list[OptionProblem] = []
     environ = {"TRANSPORT_KIT_MAX_SENDERS": "many"}
     with pytest.raises(OptionsError, match="max_senders"):
@@ -453,14 +453,14 @@ def test_arguments_are_raised_while_the_environment_is_collected() -> None:
 
 
 def test_a_variable_of_another_option_class_is_left_to_it() -> None:
-    """The transport is built without the integration, in the same environment."""
+    """A transport may be built without an integration in the same environment."""
     environ = {"TRANSPORT_KIT_PATH": "no slash", "TRANSPORT_KIT_RELEASE": "1.0"}
     (options,) = resolve({}, (TransportOptions,), environ=environ)
     assert options == TransportOptions()
 
 
 def test_one_mapping_is_shared_out_to_several_classes() -> None:
-    """Users write one flat mapping; which class owns a name is our affair."""
+    """Users write one flat mapping and need not know which class owns a name."""
     values = {"MAX_SENDERS": 2, "RELEASE": "1.0", "PATH": None}
     transport, reporter, integration = resolve(values, ALL, source="settings", environ={})
     assert transport == TransportOptions(max_senders=2)
@@ -475,7 +475,7 @@ def test_a_name_of_a_class_that_was_not_asked_for_is_unknown() -> None:
 
 
 def test_an_error_of_a_default_is_told_with_the_given_source() -> None:
-    """`backoff_max` was not given, yet the mapping that made it wrong is the place to look."""
+    """`backoff_max` was not given, but the mapping made it wrong."""
     with pytest.raises(OptionsError) as caught:
         TransportOptions.from_mapping({"BACKOFF_BASE": 100}, source="settings.TRANSPORT_KIT")
     assert caught.value.field == "backoff_max"
@@ -491,7 +491,7 @@ SECRETS = [
 
 @pytest.mark.parametrize("options", SECRETS)
 def test_a_repr_shows_no_secret(options: Any) -> None:
-    """Options end up in logs and in the variables of captured stack frames."""
+    """Options appear in logs and in the variables of captured stack frames."""
     assert SECRET not in repr(options)
     assert SECRET not in f"{options}"
     assert type(options).__name__ in repr(options)
@@ -499,7 +499,7 @@ def test_a_repr_shows_no_secret(options: Any) -> None:
 
 @pytest.mark.parametrize("options", SECRETS)
 def test_options_with_a_secret_are_not_pickled(options: Any) -> None:
-    """A pickle goes to caches, queues and other processes, and would carry the secret along."""
+    """A pickle goes to caches, queues and other processes, and would contain the secret."""
     with pytest.raises(TypeError, match="is not pickled while") as caught:
         pickle.dumps(options)
     assert SECRET not in str(caught.value)
@@ -528,7 +528,7 @@ anything = st.one_of(
 
 @given(st.sampled_from([(cls, name) for cls in ALL for name in sorted(cls.names())]), anything)
 def test_any_value_is_stored_or_refused_by_name(option: tuple[type[Any], str], value: object) -> None:
-    """No value may slip through as another error, nor make options that can't be hashed."""
+    """No value may cause another error, or options that can't be hashed."""
     cls, name = option
     refused: OptionsError | None = None
     try:
@@ -546,7 +546,7 @@ def test_any_value_is_stored_or_refused_by_name(option: tuple[type[Any], str], v
 
 @given(st.sampled_from(sorted(frozenset().union(*(cls.names() for cls in ALL)))), st.text(max_size=30))
 def test_any_variable_is_read_or_refused_by_name(name: str, text: str) -> None:
-    """The environment is text written by someone else."""
+    """A variable may contain any text."""
     variable = ENV_PREFIX + name.upper()
     refused: OptionsError | None = None
     try:
@@ -560,7 +560,7 @@ def test_any_variable_is_read_or_refused_by_name(name: str, text: str) -> None:
 
 
 def test_a_mistyped_dsn_is_recognised_where_one_may_be_given() -> None:
-    """The most important name, and no field of any class."""
+    """The most important name is not a field of any class."""
     classes = (TransportOptions, ReporterOptions, IntegrationOptions)
     with pytest.raises(OptionsError, match="did you mean dsn"):
         resolve({"dns": "x"}, classes, environ={})

@@ -1,4 +1,4 @@
-"""The four routes as pure functions: who gets which answer, whatever the client sends."""
+"""The four routes as pure functions: access and answers, for any request."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ BEARER = f"Bearer {TOKEN}"
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
 
 
-class Reported(FunctionTransport):
-    """A transport of the user's own: says what the test needs, and counts how often it was asked."""
+class WithFacts(FunctionTransport):
+    """A transport of the user's with given facts, which counts the calls of `health`."""
 
     def __init__(self, **facts: Any) -> None:
         super().__init__(lambda envelope: None)
-        self.asked = 0
+        self.health_calls = 0
         self.facts = facts
 
     def health(self) -> Health:
-        self.asked += 1
+        self.health_calls += 1
         return dataclasses.replace(super().health(), **self.facts)
 
 
@@ -70,9 +70,9 @@ def ask(
 
 
 def answered(leaf: Leaf, transport: Transport | None = None, **request: Any) -> Answer:
-    decided = ask(leaf, transport, **request)
-    assert isinstance(decided, Answer)
-    return decided
+    reply = ask(leaf, transport, **request)
+    assert isinstance(reply, Answer)
+    return reply
 
 
 def headers(reply: Answer) -> dict[str, str]:
@@ -81,27 +81,27 @@ def headers(reply: Answer) -> dict[str, str]:
 
 
 def test_live_is_200_whatever_the_transport_says_and_does_not_ask_it() -> None:
-    """An orchestrator restarts what isn't live; a dead Sentry must not restart the app."""
-    transport = Reported(problem="broken")
+    """An orchestrator restarts an app that is not live, which a dead Sentry must not cause."""
+    transport = WithFacts(problem="broken")
     reply = answered("live", transport, ready_requires_delivery=True)
     assert reply.status == 200
-    assert transport.asked == 0
+    assert transport.health_calls == 0
     assert json.loads(reply.body) == {"status": "pass"}
 
 
 def test_ready_is_200_and_does_not_ask_the_transport_by_default() -> None:
-    """Reporting is not what makes an app able to serve."""
-    transport = Reported(problem="broken")
+    """An app can serve without reporting."""
+    transport = WithFacts(problem="broken")
     assert answered("ready", transport).status == 200
-    assert transport.asked == 0
+    assert transport.health_calls == 0
 
 
 @pytest.mark.parametrize(
     ("facts", "status"), [({}, 200), ({"failing": True}, 200), ({"problem": "broken"}, 503)]
 )
 def test_ready_is_503_on_failure_only_when_delivery_is_required(facts: dict[str, Any], status: int) -> None:
-    """Who asks for it gets it, and a mere warning still serves."""
-    reply = answered("ready", Reported(**facts), ready_requires_delivery=True)
+    """With the option a failure is a 503; a warning still is a 200."""
+    reply = answered("ready", WithFacts(**facts), ready_requires_delivery=True)
     assert reply.status == status
     assert json.loads(reply.body) == {"status": "pass" if status == 200 else "fail"}
 
@@ -113,16 +113,16 @@ def test_ready_is_503_on_failure_only_when_delivery_is_required(facts: dict[str,
 def test_health_is_200_for_pass_and_warn_and_503_for_fail(
     facts: dict[str, Any], word: str, status: int
 ) -> None:
-    """The status line alone must tell a monitor what matters."""
-    reply = answered("health", Reported(**facts))
+    """The status line alone must suffice for a monitor."""
+    reply = answered("health", WithFacts(**facts))
     assert (reply.status, json.loads(reply.body)["status"]) == (status, word)
     assert headers(reply)["content-type"] == "application/health+json"
 
 
 @pytest.mark.parametrize("query", ["", "format=text", "format=html"])
 def test_strangers_see_the_status_only(query: str) -> None:
-    """Queue sizes, process ids and server errors are nobody's business."""
-    transport = Reported(
+    """Queue sizes, process ids and server errors are confidential."""
+    transport = WithFacts(
         problem="unauthorized",
         failing=True,
         last_error=LastError("HttpError", 401, 1.0),
@@ -140,15 +140,15 @@ def test_strangers_see_the_status_only(query: str) -> None:
     "request_", [{"health_details": "always"}, {"flush_token": TOKEN, "authorization": BEARER}]
 )
 def test_details_are_shown_to_the_token_and_to_all_when_so_set(query: str, request_: dict[str, Any]) -> None:
-    """The owner of the app has to see what became of each item."""
-    transport = Reported(captured={"error": 7}, delivered={"error": 6})
+    """The owner of the app needs the counts."""
+    transport = WithFacts(captured={"error": 7}, delivered={"error": 6})
     text = answered("health", transport, query=query, **request_).body.decode()
     assert "error" in text
     assert str(os.getpid()) in text
 
 
 def test_health_json_names_the_checks_by_component_and_measurement() -> None:
-    """The format's consumers find figures by these names."""
+    """Consumers of the format look figures up by these names."""
     sink: list[Envelope] = []
     transport = FunctionTransport(sink.append)
     transport.capture_event({"message": "one"})
@@ -186,7 +186,7 @@ def test_health_json_names_the_checks_by_component_and_measurement() -> None:
     ],
 )
 def test_health_is_a_page_for_those_who_prefer_html(accept: str | None, html: bool) -> None:
-    """A browser gets something to read; curl, a script or nonsense gets JSON."""
+    """A browser gets a page; curl, a script or an invalid header gets JSON."""
     sent = headers(answered("health", accept=accept))
     assert sent["content-type"].startswith("text/html" if html else "application/health+json")
     assert sent["vary"] == "Accept"
@@ -202,7 +202,7 @@ def test_health_is_a_page_for_those_who_prefer_html(accept: str | None, html: bo
     ],
 )
 def test_format_wins_over_accept_and_an_unknown_one_is_ignored(wanted: str, content_type: str) -> None:
-    """A link can't set headers; a monitor must not fail for a typo."""
+    """A link can't set headers; a monitor must not fail because of a typo."""
     reply = answered("health", query=f"format={wanted}", accept=BROWSER)
     assert headers(reply)["content-type"] == content_type
 
@@ -210,8 +210,8 @@ def test_format_wins_over_accept_and_an_unknown_one_is_ignored(wanted: str, cont
 def test_the_page_shows_hostile_text_as_text_under_a_policy_that_runs_nothing() -> None:
     """Names of categories come from a server, which is not trusted."""
     hostile = '</td><script>alert("1")</script>&amp;'
-    reply = answered("health", Reported(limits={hostile: 5.0}), query="format=html", health_details="always")
-    seen: list[str] = []
+    reply = answered("health", WithFacts(limits={hostile: 5.0}), query="format=html", health_details="always")
+    texts: list[str] = []
     tags: list[str] = []
 
     class Reader(HTMLParser):
@@ -219,18 +219,18 @@ def test_the_page_shows_hostile_text_as_text_under_a_policy_that_runs_nothing() 
             tags.append(tag)
 
         def handle_data(self, data: str) -> None:
-            seen.append(data)
+            texts.append(data)
 
     Reader().feed(reply.body.decode())
     assert "script" not in tags
-    assert any(hostile in data for data in seen)
+    assert any(hostile in data for data in texts)
     policy = headers(reply)["content-security-policy"]
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
     assert "unsafe" not in policy
 
 
 def test_the_policy_allows_the_style_that_the_page_has() -> None:
-    """A wrong hash would show a bare page in every browser."""
+    """With a wrong hash every browser would show a bare page."""
     import base64
     import hashlib
 
@@ -243,7 +243,7 @@ def test_the_policy_allows_the_style_that_the_page_has() -> None:
 @pytest.mark.parametrize("leaf", LEAVES)
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE"])
 def test_no_answer_is_stored_or_sniffed_and_each_has_its_length(leaf: Leaf, method: str) -> None:
-    """A cached health says what was; a wrong length breaks a connection."""
+    """A cached answer would be out of date; a wrong length breaks a connection."""
     reply = answered(leaf, method=method)
     sent = headers(reply)
     assert sent["cache-control"] == "no-store"
@@ -266,7 +266,7 @@ def test_head_says_what_get_says_without_the_body(leaf: Leaf) -> None:
 @pytest.mark.parametrize("leaf", ["live", "ready", "health"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "get", ""])
 def test_another_method_is_405_with_allow(leaf: Leaf, method: str) -> None:
-    """RFC 9110 section 15.5.6: the answer names what is allowed."""
+    """RFC 9110 section 15.5.6: the answer lists the allowed methods."""
     reply = answered(leaf, method=method)
     assert (reply.status, headers(reply)["allow"]) == (405, "GET, HEAD")
 
@@ -279,7 +279,7 @@ def test_another_method_is_405_with_allow(leaf: Leaf, method: str) -> None:
 def test_flush_does_not_exist_for_those_without_the_token(
     method: str, token: str | None, authorization: str | None
 ) -> None:
-    """Each flush costs a thread; nobody else may ask for one, or learn that he could."""
+    """Each flush costs a thread; without the token nobody can request one, or detect that it is on."""
     assert answered("flush", method=method, authorization=authorization, flush_token=token).status == 404
 
 
@@ -305,9 +305,9 @@ def test_flush_does_not_exist_for_those_without_the_token(
 def test_a_token_is_compared_as_bytes_in_either_encoding(
     token: str, authorization: bytes | str, known: bool
 ) -> None:
-    """`hmac.compare_digest` refuses text outside ASCII, and clients differ in how they encode it."""
-    decided = ask("flush", method="POST", authorization=authorization, flush_token=token)
-    assert isinstance(decided, FlushDue) is known
+    """`hmac.compare_digest` refuses text outside ASCII, and clients use different encodings."""
+    reply = ask("flush", method="POST", authorization=authorization, flush_token=token)
+    assert isinstance(reply, FlushDue) is known
 
 
 def test_flush_with_the_token_is_post_only() -> None:
@@ -327,7 +327,7 @@ def test_flush_with_the_token_is_post_only() -> None:
     ],
 )
 def test_flush_waits_as_long_as_asked(query: str, timeout: float) -> None:
-    """The client knows how long its deployment may wait."""
+    """The client knows the time limit of its deployment."""
     assert ask("flush", method="POST", query=query, authorization=BEARER, flush_token=TOKEN) == FlushDue(
         timeout
     )
@@ -337,15 +337,15 @@ def test_flush_waits_as_long_as_asked(query: str, timeout: float) -> None:
 def test_flush_waits_for_the_shutdown_timeout_by_default_but_never_longer_than_the_limit(
     shutdown: float, expected: float
 ) -> None:
-    """A request that waits for a minute is a proxy's timeout."""
+    """A proxy would time out a request that takes a minute."""
     transport = FunctionTransport(lambda envelope: None, TransportOptions(shutdown_timeout=shutdown))
-    decided = ask("flush", transport, method="POST", authorization=BEARER, flush_token=TOKEN)
-    assert decided == FlushDue(expected)
+    reply = ask("flush", transport, method="POST", authorization=BEARER, flush_token=TOKEN)
+    assert reply == FlushDue(expected)
 
 
 @pytest.mark.parametrize("timeout", ["", "nan", "inf", "-inf", "-1", "10.01", "1e999", "soon", "1,5", "0x1"])
 def test_flush_refuses_a_time_that_is_none_with_a_sentence(timeout: str) -> None:
-    """`nan` would wait for ever in any comparison."""
+    """Every comparison with `nan` is false, so it would wait forever."""
     reply = answered(
         "flush", method="POST", query=f"timeout={timeout}", authorization=BEARER, flush_token=TOKEN
     )
@@ -355,7 +355,7 @@ def test_flush_refuses_a_time_that_is_none_with_a_sentence(timeout: str) -> None
 
 @pytest.mark.parametrize(("ok", "status"), [(True, 200), (False, 504)])
 def test_the_flush_report_is_answered_as_json_and_its_status_tells_a_script(ok: bool, status: int) -> None:
-    """`curl -f` in a deployment script fails when something is left."""
+    """`curl -f` in a deployment script fails if anything is left."""
     reply = flush_answer(FlushReport(ok=ok, delivered=3, discarded=1, stored=2, pending=4))
     assert reply.status == status
     assert headers(reply)["content-type"] == "application/json"
@@ -363,7 +363,7 @@ def test_the_flush_report_is_answered_as_json_and_its_status_tells_a_script(ok: 
 
 
 def test_a_null_transport_with_a_problem_says_why() -> None:
-    """A wrong DSN is found by looking at health."""
+    """Health shows a wrong DSN."""
     body = json.loads(answered("health", NullTransport(problem="dsn: no key"), health_details="always").body)
     assert body["status"] == "fail"
     assert body["output"] == "dsn: no key"
@@ -385,7 +385,7 @@ def test_nothing_a_client_sends_raises(
     authorization: bytes | str | None,
     token: str | None,
 ) -> None:
-    """These routes stand in front of everything, open to all."""
+    """These routes are open to every client."""
     decided = answer(
         leaf,
         method=method,
@@ -408,5 +408,5 @@ def test_nothing_a_client_sends_raises(
     ],
 )
 def test_a_query_string_is_read_within_limits(raw: bytes | str, parsed: dict[str, str]) -> None:
-    """A query of a million fields is not read at all."""
+    """A query of a million fields is not parsed."""
     assert parse_query(raw) == parsed
