@@ -383,9 +383,13 @@ def test_a_container_that_never_holds_still_is_a_seal_error_with_its_path() -> N
 
     walk = encoding._Repair("event")
     assert walk._copy({"extra": {"order": [1, {2}]}}, None, None) == {}
-    task = encoding._Open(held, never_still, {}, None, None)
+    task = encoding._OpenContainer(held, never_still, {}, None, None)
     with pytest.raises(SealError) as caught:
-        walk._members(encoding._Open(held, never_still, {}, encoding._Open({}, iter, {}, task, "a"), 3))
+        walk._members(
+            encoding._OpenContainer(
+                held, never_still, {}, encoding._OpenContainer({}, iter, {}, task, "a"), 3
+            )
+        )
     assert caught.value.path == "event.a[3]"
     assert "another thread" in caught.value.detail
 

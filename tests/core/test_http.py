@@ -111,7 +111,7 @@ def _make() -> Iterator[Callable[..., Scripted]]:
 
 
 def test_a_request_says_who_sends_what(make: Callable[..., Scripted]) -> None:
-    """PROTOCOL section 4, the request; the key travels in one header only."""
+    """docs/protocol.md, section 4, the request; the key travels in one header only."""
     transport = make()
     assert transport.capture_event({"message": "x" * 300})
     assert transport.flush().ok
@@ -763,7 +763,7 @@ def test_a_transport_is_not_pickled_and_its_text_shows_no_secret(make: Callable[
 
 
 def test_the_base_class_leaves_the_network_to_its_subclasses() -> None:
-    """The two hooks of DESIGN section 3."""
+    """A subclass of one's own must define both hooks."""
     with pytest.raises(NotImplementedError):
         BaseHttpTransport(Dsn.parse(DSN))
 

@@ -116,8 +116,8 @@ _QUALNAME: Final = vars(type)["__qualname__"]
 _MODULE: Final = vars(type)["__module__"]
 
 
-class _Open:
-    """A container whose copy is begun: the source, the copy, and the way back to the root."""
+class _OpenContainer:
+    """A container that is being copied: its source, its copy, and its parents up to the root."""
 
     __slots__ = ("copy", "depth", "key", "parent", "read", "source")
 
@@ -126,7 +126,7 @@ class _Open:
         source: object,
         read: _Reader,
         copy: dict[str, Any] | list[Any],
-        parent: _Open | None,
+        parent: _OpenContainer | None,
         key: object,
     ) -> None:
         self.source = source
@@ -143,7 +143,7 @@ class _Repair:
         self._nodes = MAX_NODES
         self._text = MAX_TEXT
         self._looks = MAX_LOOKS
-        self._open: deque[_Open] = deque()
+        self._open: deque[_OpenContainer] = deque()
 
     def run(self, value: object) -> Any:
         copy = self._copy(value, None, None)
@@ -160,7 +160,7 @@ class _Repair:
                     task.copy["<truncated>"] = True
         return copy
 
-    def _fill(self, copy: dict[str, Any], task: _Open, members: list[tuple[object, object]]) -> None:
+    def _fill(self, copy: dict[str, Any], task: _OpenContainer, members: list[tuple[object, object]]) -> None:
         repeats: dict[str, int] = {}
         for raw, item in members:
             key = name = self._key(raw)
@@ -170,7 +170,7 @@ class _Repair:
                 key = f"{name}#{repeats[name]}"
             copy[key] = self._copy(item, task, key)
 
-    def _members(self, task: _Open) -> tuple[list[Any], bool]:
+    def _members(self, task: _OpenContainer) -> tuple[list[Any], bool]:
         """A snapshot, at most as long as the bounds allow, and whether nothing was cut off."""
         room = min(self._nodes, MAX_BREADTH)
         for _ in range(_TRIES):
@@ -185,7 +185,7 @@ class _Repair:
             return taken, whole
         raise SealError(self._where(task), "was changed by another thread while it was read")
 
-    def _where(self, task: _Open) -> str:
+    def _where(self, task: _OpenContainer) -> str:
         parts: list[str] = []
         here = task
         while here.parent is not None:
@@ -193,7 +193,7 @@ class _Repair:
             here = here.parent
         return self._path + "".join(reversed(parts))
 
-    def _copy(self, value: object, parent: _Open | None, key: object) -> Any:
+    def _copy(self, value: object, parent: _OpenContainer | None, key: object) -> Any:
         value = _member_value(value)
         leaf = self._leaf(value)
         if leaf is not _NOT_A_LEAF:
@@ -216,7 +216,7 @@ class _Repair:
             read = _reader(type(value), _SEQUENCES)
             assert read is not None  # or `_leaf` would have named its class
             copy = []
-        self._open.append(_Open(value, read, copy, parent, key))
+        self._open.append(_OpenContainer(value, read, copy, parent, key))
         return copy
 
     def _whole(self, value: object) -> Any:

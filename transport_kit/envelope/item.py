@@ -234,7 +234,7 @@ def _category(headers: Mapping[str, Any]) -> str | None:
 
 
 def _quantities(headers: Mapping[str, Any], payload: Any, body: bytes) -> Quantities:
-    """PROTOCOL section 3, third column. `body` is the payload's bytes where the count depends on them."""
+    """Return the quantities of docs/protocol.md, section 3. `body` is the payload if they depend on it."""
     kind = headers["type"]
     if kind == "event":
         return _ONE["event"]

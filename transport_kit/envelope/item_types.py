@@ -16,7 +16,7 @@ INTERNAL: Final = "internal"
 class Priority(IntEnum):
     """Who is sacrificed first when a queue overflows: the lowest. An envelope has its items' highest.
 
-    Source: the five weights of the telemetry processor, PROTOCOL section 10.
+    Source: the five weights of the telemetry processor, docs/protocol.md, section 10.
     """
 
     REPLAY = 0

@@ -5,7 +5,7 @@ the input; memory is one copy of the payloads plus the headers, which are bounde
 
 Threads: pure functions.
 
-Source: PROTOCOL section 2, rules 1 to 14.
+Source: docs/protocol.md, section 2, rules 1 to 14.
 """
 
 from __future__ import annotations

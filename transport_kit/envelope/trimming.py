@@ -5,7 +5,7 @@ already sealed, never on the caller's values.
 
 Threads: pure functions.
 
-Source: PROTOCOL section 11, client-side guards.
+Source: docs/protocol.md, section 11, client-side guards.
 """
 
 from __future__ import annotations

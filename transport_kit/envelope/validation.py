@@ -4,7 +4,7 @@ Owns the rules for header values, required headers and combinations of items; ne
 
 Threads: pure functions.
 
-Source: PROTOCOL section 2 (rules 10 and 15, envelope headers) and section 3.
+Source: docs/protocol.md, section 2 (rules 10 and 15, envelope headers) and section 3.
 """
 
 from __future__ import annotations

@@ -43,29 +43,29 @@ class ShutdownOptions(Protocol):
 
 
 class Finalizable(Protocol):
-    """The part of a transport that the hooks need."""
+    """What this room needs of a transport."""
 
     @property
     def options(self) -> ShutdownOptions:
-        """The options of the transport."""
+        """The options that it was built with."""
 
     def start(self) -> None:
-        """Begin to deliver."""
+        """Begin delivering now."""
 
     def flush(self, timeout: float | None = None) -> object:
-        """With a timeout of 0: begin to deliver everything, buffered logs included, without waiting."""
+        """With a timeout of 0: begin to deliver all there is, buffers above included, and don't wait."""
 
     def _end_of_process(self, deadline: float) -> int:
-        """Deliver waiting envelopes until `deadline` (`time.monotonic`); return the number of those left."""
+        """Deliver what waits until the monotonic second `deadline`; how many envelopes are left behind."""
 
     def _can_wait(self) -> bool:
-        """Return True if the calling thread may wait: it interrupted no critical section of its own."""
+        """Whether the calling thread may wait: false inside an interrupted critical section."""
 
     def _renew_after_fork(self) -> None:
-        """Reset in a forked child, without taking a lock that a thread of the parent may have held."""
+        """In a forked child: be new again. Takes no lock that another thread may have held."""
 
     def _wants_sigterm(self) -> bool:
-        """Return True if a SIGTERM with the default disposition should drain before it ends the process."""
+        """Whether a default-disposed SIGTERM shall drain first."""
 
 
 # By id, so that a transport need not be hashable. Operations on one item of a dict are atomic. An entry is

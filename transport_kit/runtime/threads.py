@@ -35,7 +35,7 @@ async def off_loop(call: Callable[[], T]) -> T:
 
     def settle(result: T | None, error: BaseException | None) -> None:
         if done.done():
-            return  # the awaiting task was cancelled
+            return  # whoever waited was cancelled
         if error is not None:
             done.set_exception(error)
         elif result is not None:
@@ -51,7 +51,7 @@ async def off_loop(call: Callable[[], T]) -> T:
         try:
             loop.call_soon_threadsafe(settle, result, failure)
         except RuntimeError:
-            pass  # the loop was closed, so nothing awaits the result
+            pass  # the loop was closed meanwhile: nobody waits any more
 
     try:
         _thread.start_new_thread(run, ())

@@ -2,7 +2,7 @@
 
 Owns their form and their bounds. What is reported, and when, is the ledger's and the worker's.
 
-Source: PROTOCOL section 6; quantities are 32 bits wide in Relay.
+Source: docs/protocol.md, section 6; quantities are 32 bits wide in Relay.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class RateLimits:
     `RateLimits()` limits nothing. Immutable: `updated` returns a table. Deadlines are monotonic seconds,
     and the table holds at most one per known category and one for all, whatever a receiver sends.
 
-    Source: PROTOCOL section 5; RFC 9110 section 10.2.3.
+    Source: docs/protocol.md, section 5; RFC 9110 section 10.2.3.
     """
 
     _until: Mapping[str, float] = field(default_factory=dict)
