@@ -1,4 +1,4 @@
-"""The errors: they survive a pickle, say what they know, and are caught by one name."""
+"""The errors: pickling, attributes, and their common base class."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ IDS = [f"{type(error).__name__}-{index}" for index, (error, _) in enumerate(EXAM
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize(("error", "text"), EXAMPLES, ids=IDS)
 def test_an_error_comes_back_whole_from_a_pickle(error: TransportKitError, text: str, protocol: int) -> None:
-    """Process pools and task queues send exceptions to the parent; one that can't be rebuilt hangs them."""
+    """Process pools and task queues send exceptions to the parent, and hang if one can't be rebuilt."""
     back = pickle.loads(pickle.dumps(error, protocol=protocol))
     assert type(back) is type(error)
     assert vars(back) == vars(error)
@@ -57,14 +57,14 @@ def test_an_error_is_copied_with_its_facts(error: TransportKitError, text: str) 
 
 
 def test_one_base_catches_all() -> None:
-    """A caller who wants to survive this library's refusals needs one name."""
+    """A caller can catch all errors of this library with one name."""
     leaves = [getattr(errors, name) for name in errors.__all__]
     assert all(issubclass(leaf, TransportKitError) for leaf in leaves)
     assert all(issubclass(leaf, ValueError) for leaf in leaves if leaf is not TransportKitError)
 
 
 def test_a_missing_extra_is_an_options_error_with_the_install_line() -> None:
-    """The way out is in the message; nothing is substituted in silence."""
+    """The message contains the remedy; nothing is substituted silently."""
     error = MissingExtra("proxy", "PySocks", "socks")
     assert isinstance(error, OptionsError)
     assert (error.field, error.package, error.extra, error.source) == (
@@ -90,7 +90,7 @@ def test_a_missing_extra_is_an_options_error_with_the_install_line() -> None:
     ],
 )
 def test_an_error_about_a_secret_does_not_tell_it(wrong: object) -> None:
-    """The text goes to a log that more people read than may know the secret."""
+    """More people may read a log than may know the secret."""
     assert callable(wrong)
     with pytest.raises(TransportKitError) as caught:
         wrong()

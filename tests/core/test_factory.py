@@ -158,7 +158,7 @@ def test_a_variable_that_can_not_be_used_costs_that_option_only(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Deliveries go on; the log and health name the variable."""
+    """Deliveries continue; the log and health name the variable."""
     monkeypatch.setenv(f"TRANSPORT_KIT_{name}", text)
     with FaultServer() as server:
         transport = make_transport(server.dsn)
@@ -180,7 +180,7 @@ def test_a_variable_that_can_not_be_used_costs_that_option_only(
 def test_a_variable_of_the_way_to_the_server_that_can_not_be_used_stops_deliveries(
     name: str, target: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Envelopes on another way than the one that was meant may be read by others."""
+    """Others may read envelopes that take another route."""
     monkeypatch.setenv("TRANSPORT_KIT_DSN", DSN)
     monkeypatch.setenv(f"TRANSPORT_KIT_{name}", "\x01")
     transport = make_transport(target)
@@ -193,7 +193,7 @@ def test_a_variable_of_the_way_to_the_server_that_can_not_be_used_stops_deliveri
 
 
 def test_what_goes_to_a_function_needs_no_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An option about HTTP stops HTTP."""
+    """An option about HTTP stops deliveries over HTTP only."""
     monkeypatch.setenv("TRANSPORT_KIT_CA_CERTS", "")
     sink: list[Envelope] = []
     transport = make_transport(sink.append)
@@ -204,7 +204,7 @@ def test_what_goes_to_a_function_needs_no_certificates(monkeypatch: pytest.Monke
 def test_a_package_that_is_missing_for_a_variable_leaves_the_default(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As an argument it is an error; as a variable it must not keep an app from its deliveries."""
+    """As an argument it is an error; as a variable it must not stop an app's deliveries."""
     monkeypatch.setattr("transport_kit.transport.wire.compression.find_spec", lambda package: None)
     with pytest.raises(MissingExtra):
         make_transport(DSN, compression="br")

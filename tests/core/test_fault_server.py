@@ -1,4 +1,4 @@
-"""FaultServer does what it says, seen from plain sockets: other tests rest on it."""
+"""FaultServer, tested with plain sockets, as other tests rely on it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENVELOPE = b'{"event_id":"9ec79c33ec9942ab8353589fcb2e04dc"}\n{"type":"event","l
 
 @pytest.fixture(name="server")
 def _server() -> Iterator[FaultServer]:
-    """A running server; its threads and sockets are gone afterwards."""
+    """Run a server; its threads and sockets must be gone afterwards."""
     with FaultServer() as server:
         yield server
     assert not [t for t in threading.enumerate() if t.name.startswith("fault-server")]
@@ -38,7 +38,7 @@ def request(body: bytes = ENVELOPE, extra: str = "") -> bytes:
 
 
 def read_answer(sock: socket.socket) -> bytes:
-    """One answer with a Content-Length, or what came before the end."""
+    """Return one answer with a Content-Length, or the bytes before the end."""
     data = b""
     while b"\r\n\r\n" not in data:
         part = sock.recv(65536)
@@ -53,7 +53,7 @@ def read_answer(sock: socket.socket) -> bytes:
 
 
 def is_ended(sock: socket.socket) -> bool:
-    """Whether the other side ended the connection, by FIN or RST, without another byte."""
+    """Return True if the peer ended the connection, by FIN or RST, without another byte."""
     try:
         return sock.recv(1) == b""
     except ConnectionResetError:
@@ -67,7 +67,7 @@ def post(server: FaultServer, body: bytes = ENVELOPE, extra: str = "") -> bytes:
 
 
 def test_every_request_is_kept_with_its_answer(server: FaultServer) -> None:
-    """What arrived is the only evidence most tests have."""
+    """Most tests assert on the received requests."""
     assert post(server).startswith(b"HTTP/1.1 200 OK\r\n")
     (received,) = server.requests
     assert (received.method, received.path, received.status) == ("POST", "/api/1/envelope/", 200)
@@ -80,7 +80,7 @@ def test_every_request_is_kept_with_its_answer(server: FaultServer) -> None:
 
 
 def test_a_received_body_is_an_envelope(server: FaultServer) -> None:
-    """Tests ask for items, not for bytes; parsing twice would be waste."""
+    """Tests need items, not bytes; an envelope is parsed once."""
     post(server)
     envelope = server.requests[0].envelope
     assert [item.type for item in envelope] == ["event"]
@@ -88,7 +88,7 @@ def test_a_received_body_is_an_envelope(server: FaultServer) -> None:
 
 
 def test_envelopes_without_an_event_id_have_none(server: FaultServer) -> None:
-    """Sessions and client reports travel in envelopes without one."""
+    """Sessions and client reports have envelopes without one."""
     post(server, b"{}\n")
     post(server, b"[]\n")
     first, second = server.requests
@@ -112,7 +112,7 @@ def test_envelopes_without_an_event_id_have_none(server: FaultServer) -> None:
 def test_content_encodings_are_undone(
     server: FaultServer, name: str, encode: Callable[[bytes], bytes]
 ) -> None:
-    """Whatever codec the transport chose, tests read the envelope."""
+    """Tests can read the envelope for every codec."""
     post(server, encode(ENVELOPE), f"Content-Encoding: {name}\r\n")
     assert server.requests[0].body == ENVELOPE
     assert server.requests[0].raw == encode(ENVELOPE)
@@ -120,7 +120,7 @@ def test_content_encodings_are_undone(
 
 @pytest.mark.parametrize("name", ["gzip", "br", "zstd", "deflate", "lzma"])
 def test_a_body_that_does_not_fit_its_encoding_is_an_error(server: FaultServer, name: str) -> None:
-    """A truncated body must not pass for an envelope."""
+    """A truncated body must not count as an envelope."""
     post(server, gzip.compress(ENVELOPE)[:-4], f"Content-Encoding: {name}\r\n")
     with pytest.raises(ValueError, match=name):
         server.requests[0].body  # noqa: B018
@@ -151,7 +151,7 @@ def test_chunked_bodies_are_joined(server: FaultServer) -> None:
     ],
 )
 def test_what_is_not_a_request_is_noted_and_not_kept(server: FaultServer, junk: bytes) -> None:
-    """A broken client shows in `errors`; the next one is served."""
+    """A broken client appears in `errors`; the next one is served."""
     with connect(server) as sock:
         sock.sendall(junk)
         sock.shutdown(socket.SHUT_WR)
@@ -165,7 +165,7 @@ def test_what_is_not_a_request_is_noted_and_not_kept(server: FaultServer, junk: 
 
 
 def test_a_connection_carries_many_requests_unless_told_to_close(server: FaultServer) -> None:
-    """Keep-alive is what the transport relies on; the numbers show reuse."""
+    """The transport relies on keep-alive; the connection numbers show reuse."""
     with connect(server) as sock:
         sock.sendall(request())
         read_answer(sock)
@@ -181,7 +181,7 @@ def test_a_connection_carries_many_requests_unless_told_to_close(server: FaultSe
 
 
 def test_answers_are_used_in_order_and_then_the_standing_one(server: FaultServer) -> None:
-    """A test writes the story of a server in advance."""
+    """A test schedules a server's answers in advance."""
     server.answer(503, {"Retry-After": "7"}, b"busy", times=2)
     server.answer(429, times=1)
     answers = [post(server) for _ in range(4)]
@@ -222,13 +222,13 @@ def test_bodiless_and_odd_statuses_are_framed_right(server: FaultServer) -> None
     ],
 )
 def test_a_mistyped_plan_is_refused(server: FaultServer, call: Callable[[FaultServer], None]) -> None:
-    """A fault that silently never happens makes a test that proves nothing."""
+    """A fault that is silently not played would make a test meaningless."""
     with pytest.raises(ValueError, match=r"unknown fault|times|status"):
         call(server)
 
 
 def test_reset_reads_the_request_and_resets(server: FaultServer) -> None:
-    """The client sees ECONNRESET, not an end of file."""
+    """The client gets ECONNRESET and not an end of file."""
     server.fault("reset", times=1)
     with pytest.raises(ConnectionResetError):
         post(server)
@@ -237,7 +237,7 @@ def test_reset_reads_the_request_and_resets(server: FaultServer) -> None:
 
 
 def test_reset_on_accept_resets_before_and_between_requests(server: FaultServer) -> None:
-    """Neither a new connection nor an old one gets through."""
+    """New connections and open ones are reset."""
     with connect(server) as idle:
         idle.sendall(request())
         read_answer(idle)
@@ -250,7 +250,7 @@ def test_reset_on_accept_resets_before_and_between_requests(server: FaultServer)
 
 
 def test_a_request_in_flight_does_not_survive_reset_on_accept(server: FaultServer) -> None:
-    """The fault concerns connections that are open, whatever they do."""
+    """The fault applies to all open connections."""
     server.hold()
     with connect(server) as sock:
         sock.sendall(request())
@@ -263,7 +263,7 @@ def test_a_request_in_flight_does_not_survive_reset_on_accept(server: FaultServe
 
 
 def test_hang_never_answers_until_released(server: FaultServer) -> None:
-    """A client's deadline is what ends it otherwise."""
+    """Otherwise only the client's timeout ends the request."""
     server.fault("hang", times=1)
     with connect(server) as sock:
         sock.sendall(request())
@@ -275,14 +275,14 @@ def test_hang_never_answers_until_released(server: FaultServer) -> None:
 
 
 def test_close_ends_without_an_answer(server: FaultServer) -> None:
-    """An end of file where a status line should be."""
+    """The client gets an end of file in place of a status line."""
     server.fault("close", times=1)
     assert post(server) == b""
     assert server.requests[0].status is None
 
 
 def test_half_ends_inside_the_answer(server: FaultServer) -> None:
-    """A crash of the server halfway."""
+    """The server crashes during the answer."""
     server.fault("half", times=1)
     data = post(server)
     assert data.startswith(b"HTTP/1.1 200")
@@ -291,7 +291,7 @@ def test_half_ends_inside_the_answer(server: FaultServer) -> None:
 
 
 def test_garbage_is_not_http(server: FaultServer) -> None:
-    """Something else listens on the port."""
+    """Another program listens on the port."""
     server.fault("garbage", times=1)
     data = post(server)
     assert data
@@ -299,7 +299,7 @@ def test_garbage_is_not_http(server: FaultServer) -> None:
 
 
 def test_drip_sends_byte_by_byte_until_released(server: FaultServer) -> None:
-    """A slow server must be distinguishable from a dead one."""
+    """A client must distinguish a slow server from a dead one."""
     server.drip_interval = 0.001
     server.fault("drip", times=1)
     assert post(server).endswith(b'{"id":""}')
@@ -314,7 +314,7 @@ def test_drip_sends_byte_by_byte_until_released(server: FaultServer) -> None:
 
 
 def test_html_is_a_load_balancers_page(server: FaultServer) -> None:
-    """The most common answer of an outage is not JSON."""
+    """The most common answer in an outage is not JSON."""
     server.fault("html", times=1)
     answer = post(server)
     assert answer.startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
@@ -323,7 +323,7 @@ def test_html_is_a_load_balancers_page(server: FaultServer) -> None:
 
 
 def test_early_answers_before_the_body_and_closes(server: FaultServer) -> None:
-    """A limit on bodies is checked against Content-Length."""
+    """A server checks Content-Length against its limit first."""
     server.fault("early", times=1)
     with connect(server) as sock:
         sock.sendall(request(b"x" * 100)[:-100])
@@ -335,14 +335,14 @@ def test_early_answers_before_the_body_and_closes(server: FaultServer) -> None:
 
 
 def test_every_fault_has_a_test() -> None:
-    """A new kind comes with its proof."""
+    """A new fault needs a test."""
     names = [name for name in globals() if name.startswith("test_")]
     missing = [kind for kind in FAULTS if not any(name.startswith(f"test_{kind}_") for name in names)]
     assert missing == []
 
 
 def test_held_requests_wait_and_are_answered_on_release(server: FaultServer) -> None:
-    """The way to look at a transport with a request under way."""
+    """A test can inspect a transport with a request in flight."""
     server.hold()
     with connect(server) as sock:
         sock.sendall(request())
@@ -353,7 +353,7 @@ def test_held_requests_wait_and_are_answered_on_release(server: FaultServer) -> 
 
 
 def test_a_delay_passes_before_the_answer(server: FaultServer) -> None:
-    """A server 50 ms away, without a network."""
+    """Simulates a server 50 ms away."""
     server.delay = 0.05
     began = time.monotonic()
     post(server)
@@ -361,7 +361,7 @@ def test_a_delay_passes_before_the_answer(server: FaultServer) -> None:
 
 
 def test_a_server_that_is_down_refuses_and_comes_back_on_its_port(server: FaultServer) -> None:
-    """A restart of the server, seen by its clients."""
+    """Simulates a restart of the server."""
     port = server.port
     with connect(server) as sock:
         sock.sendall(request())
@@ -377,7 +377,7 @@ def test_a_server_that_is_down_refuses_and_comes_back_on_its_port(server: FaultS
 
 
 def test_idle_connections_can_be_dropped(server: FaultServer) -> None:
-    """A keep-alive timeout, at the moment a test wants it; a busy one stays."""
+    """Simulates a keep-alive timeout; a busy connection stays open."""
     with connect(server) as idle, connect(server) as busy:
         idle.sendall(request())
         read_answer(idle)
@@ -423,7 +423,7 @@ def test_a_server_starts_once_and_says_where_only_then() -> None:
 
 
 def test_it_listens_on_ipv6_too() -> None:
-    """Brackets in URLs and Host headers are where clients go wrong."""
+    """Clients often handle brackets in URLs and Host headers wrongly."""
     with FaultServer(host="::1") as server:
         assert server.url == f"http://[::1]:{server.port}"
         with socket.create_connection(("::1", server.port), timeout=5) as sock:
@@ -432,7 +432,7 @@ def test_it_listens_on_ipv6_too() -> None:
 
 
 def test_it_speaks_tls() -> None:
-    """Certificates are half of what goes wrong in production."""
+    """Many failures in production concern certificates."""
     import ssl
 
     ca = trustme.CA()
@@ -448,10 +448,10 @@ def test_it_speaks_tls() -> None:
         server.fault("reset")
         with client.wrap_socket(connect(server), server_hostname="127.0.0.1") as sock:
             sock.sendall(request())
-            assert is_ended(sock)  # OpenSSL may call a reset an end of file
+            assert is_ended(sock)  # OpenSSL may report a reset as an end of file
             assert [r.status for r in server.requests] == [200, None]
         with connect(server) as silent:
-            server.stop()  # a handshake that never comes doesn't keep it
+            server.stop()  # a missing handshake doesn't delay the stop
             assert is_ended(silent)
 
 

@@ -30,7 +30,7 @@ from transport_kit.testing import FaultServer
 
 @pytest.fixture(name="server")
 def _server() -> Iterator[FaultServer]:
-    """Where to deliver."""
+    """Run the server to deliver to."""
     with FaultServer() as server:
         yield server
 
@@ -73,7 +73,7 @@ class Running:
 
 @pytest.fixture(name="running")
 def _running() -> Iterator[Callable[[Forwarder], Running]]:
-    """Runs forwarders; all are stopped."""
+    """Return a function that runs forwarders; stopped after the test."""
     with contextlib.ExitStack() as stack:
 
         def run(forwarder: Forwarder) -> Running:
@@ -94,7 +94,7 @@ def once(forwarder: Forwarder) -> Summary:
 
 
 def test_a_rate_spaces_what_goes() -> None:
-    """Time that passed unused is not saved up for a burst."""
+    """Unused time does not allow a burst later."""
     rate = Rate(10)
     assert rate.wait(100.0) <= 0
     rate.record_send(100.0)
@@ -107,7 +107,7 @@ def test_a_rate_spaces_what_goes() -> None:
 
 
 def test_a_pace_is_slow_after_a_failure_until_a_run_of_successes() -> None:
-    """A server that comes back finds every client with a backlog."""
+    """After an outage every client has a backlog."""
     pace = Pace(Rate(None), interval=0.1, run=3)
     pace.record_send(10.0)
     assert pace.wait(10.0) <= 0
@@ -117,7 +117,7 @@ def test_a_pace_is_slow_after_a_failure_until_a_run_of_successes() -> None:
     assert pace.wait(20.0) == pytest.approx(0.1)
     pace.succeeded()
     pace.succeeded()
-    pace.failed()  # in a row: it begins anew
+    pace.failed()  # the run begins again
     slow = []
     for _ in range(3):
         slow.append(pace.slow)
@@ -130,19 +130,19 @@ def test_a_pace_is_slow_after_a_failure_until_a_run_of_successes() -> None:
 
 
 def test_a_backlog_goes_out_one_by_one_after_an_outage(server: FaultServer, path: str) -> None:
-    """And faster again once enough in a row were answered; other senders don't get around it."""
+    """Full speed returns after enough successes in a row; more senders do not exceed the pace."""
     fill(server.dsn, path, 0, 12)
     server.answer(503, times=1)
     began = time.monotonic()
     summary = once(Forwarder(path, options(path), interval=0.05, run=6))
     assert summary.delivered == {"error": 12}
-    # Six intervals lie before the sixth success at least; what is under way with the first is a few.
+    # At least six intervals precede the sixth success; a few more requests are in flight with the first.
     assert time.monotonic() - began >= 3 * 0.05
     assert sorted(server.event_ids()) == [f"{number:032x}" for number in range(12)]
 
 
 def test_an_upper_bound_holds_for_all_identities_together(server: FaultServer, path: str) -> None:
-    """It protects the network that they share."""
+    """The bound protects the network that they share."""
     fill(server.dsn, path, 0, 4)
     fill(server.dsn.replace("/1", "/2"), path, 4, 8)
     began = time.monotonic()
@@ -152,7 +152,7 @@ def test_an_upper_bound_holds_for_all_identities_together(server: FaultServer, p
 
 
 def test_the_pace_is_kept_where_envelopes_are_claimed(server: FaultServer, path: str) -> None:
-    """None waits its turn in a sender's hands, where a kill would make a duplicate of it."""
+    """A sender never holds an envelope while it waits, as a kill would duplicate it."""
     fill(server.dsn, path, 0, 2)
     pace = Pace(Rate(0.01), interval=0.1)
     queue = PacedSpool(path, identity_of(Dsn.parse(server.dsn)), forwarder=True, pace=pace)
@@ -167,7 +167,7 @@ def test_the_pace_is_kept_where_envelopes_are_claimed(server: FaultServer, path:
 
 
 def test_each_identity_is_delivered_to_its_own_dsn(server: FaultServer, path: str) -> None:
-    """One directory for several apps."""
+    """Several apps may share one directory."""
     fill(server.dsn, path, 0, 1)
     other = server.dsn.replace("/1", "/77")
     fill(other, path, 1, 2, credentials=False)
@@ -190,7 +190,7 @@ def test_each_identity_is_delivered_to_its_own_dsn(server: FaultServer, path: st
 def test_what_comes_later_is_taken_on_and_what_is_unknown_waits(
     server: FaultServer, path: str, running: Callable[[Forwarder], Running]
 ) -> None:
-    """A sidecar starts before its app; the directory itself may come later."""
+    """A sidecar may start before its app, and before the directory exists."""
     forwarder = Forwarder(path, options(path))
     run = running(forwarder)
     assert forwarder.health().status == "warn"
@@ -198,7 +198,7 @@ def test_what_comes_later_is_taken_on_and_what_is_unknown_waits(
     identity = identity_of(Dsn.parse(server.dsn))
     waited = threading.Event()
     deadline = time.monotonic() + SOON
-    # A moment earlier the reason is that it has not been looked at, or that nothing is there.
+    # Before that the reason is that the forwarder has not looked yet, or that nothing waits.
     while "no DSN" not in forwarder.waiting.get(identity, "") and time.monotonic() < deadline:
         waited.wait(0.02)
     assert "no DSN" in forwarder.waiting[identity]
@@ -214,7 +214,7 @@ def test_what_comes_later_is_taken_on_and_what_is_unknown_waits(
 def test_stored_credentials_that_cant_be_believed_are_not_used(
     server: FaultServer, path: str, what: str
 ) -> None:
-    """Whoever can write a DSN there could have all events sent to themselves."""
+    """Otherwise anyone who can write a DSN there would receive all events."""
     fill(server.dsn, path, 0, 1)
     file = Path(path) / identity_of(Dsn.parse(server.dsn)) / "dsn"
     if what == "nonsense":
@@ -239,14 +239,14 @@ def test_stored_credentials_that_cant_be_believed_are_not_used(
 
 
 def test_an_unknown_identity_without_envelopes_leaves_nothing(path: str) -> None:
-    """An app that was configured away."""
+    """The app's DSN was changed."""
     dsn = "https://0123456789abcdef0123456789abcdef@sentry.example/1"
     fill(dsn, path, 0, 0, credentials=False)
     assert once(Forwarder(path, options(path))).ok
 
 
 def test_a_directory_that_is_not_to_be_trusted_is_an_error_at_the_start(path: str) -> None:
-    """Said to whoever starts it, not found in a log."""
+    """The start fails, so that the error is not only in a log."""
     os.mkdir(path, 0o755)
     for dsns in ((), (Dsn.parse("https://0123456789abcdef0123456789abcdef@sentry.example/1"),)):
         forwarder = Forwarder(path, options(path), dsns=functools.partial(tuple, dsns))
@@ -258,7 +258,7 @@ def test_a_directory_that_is_not_to_be_trusted_is_an_error_at_the_start(path: st
 
 
 def test_once_gives_up_on_a_server_that_is_not_there(server: FaultServer, path: str) -> None:
-    """And leaves what waits where it is."""
+    """The envelopes stay in the spool."""
     fill(server.dsn, path, 0, 2)
     server.down()
     summary = once(Forwarder(path, options(path), patience=0.2))
@@ -271,11 +271,11 @@ def test_once_gives_up_on_a_server_that_is_not_there(server: FaultServer, path: 
 def test_a_second_forwarder_stands_by(
     server: FaultServer, path: str, running: Callable[[Forwarder], Running]
 ) -> None:
-    """Started twice by mistake, or on purpose: one delivers."""
+    """Started twice, by mistake or on purpose: one delivers."""
     fill(server.dsn, path, 0, 1)
     running(Forwarder(path, options(path)))
     assert server.wait_for(1, SOON)
-    # In one process only one may have the locks, which is what another process would see.
+    # The locks are exclusive within a process as they are between processes.
     summary = once(Forwarder(path, options(path), patience=0.1))
     (why,) = summary.left.values()
     assert why == "another process drains it"
@@ -284,7 +284,7 @@ def test_a_second_forwarder_stands_by(
 def test_a_reload_keeps_what_it_has_when_the_new_cant_be_used(
     server: FaultServer, path: str, running: Callable[[Forwarder], Running]
 ) -> None:
-    """And otherwise begins anew with what is given."""
+    """Otherwise the forwarder uses the new DSNs."""
     fill(server.dsn, path, 0, 1)
     words: list[str] = []
     word = threading.Condition()
@@ -321,23 +321,23 @@ def test_a_reload_keeps_what_it_has_when_the_new_cant_be_used(
 def test_an_end_that_takes_too_long_gives_up_the_request(
     server: FaultServer, path: str, running: Callable[[Forwarder], Running]
 ) -> None:
-    """A server that hangs must not hold up a deployment; what it carries is sent again later."""
+    """A server that hangs must not delay a deployment; the envelope is sent again later."""
     fill(server.dsn, path, 0, 1)
     server.hold()
     run = running(Forwarder(path, options(path, shutdown_timeout=0.1)))
     assert server.wait_for_requests(1, SOON)
     began = time.monotonic()
     assert run.end().delivered == {}
-    assert time.monotonic() - began < SOON / 2  # no answer would come for ever
+    assert time.monotonic() - began < SOON / 2  # the server never answers
     server.release()
     assert once(Forwarder(path, options(path))).delivered == {"error": 1}
     forwarder = Forwarder(path, options(path))
     forwarder.close()
-    forwarder.stop()  # a signal that comes last finds nobody, and does no harm
+    forwarder.stop()  # a signal after the end has no effect
 
 
 def test_nothing_is_claimed_once_the_end_has_come(server: FaultServer, path: str) -> None:
-    """What a claim brought home too late goes back untouched."""
+    """Envelopes that were claimed too late are released unchanged."""
     fill(server.dsn, path, 0, 1)
     queue = PacedSpool(
         path, identity_of(Dsn.parse(server.dsn)), forwarder=True, pace=Pace(Rate(None), interval=0.1)
@@ -375,7 +375,7 @@ def get(monitor: StatusServer, target: str, method: str = "GET", **headers: str)
 def test_health_and_metrics_tell_of_all_identities_without_keys(
     server: FaultServer, path: str, running: Callable[[Forwarder], Running]
 ) -> None:
-    """The same health+json as an app's, and what Prometheus reads."""
+    """health+json as from an app, and metrics for Prometheus."""
     fill(server.dsn, path, 0, 3)
     forwarder = Forwarder(path, options(path))
     running(forwarder)
@@ -416,7 +416,7 @@ def test_health_and_metrics_tell_of_all_identities_without_keys(
 
 
 def test_a_page_in_a_browser_cant_read_it_by_a_name_that_leads_to_loopback(path: str) -> None:
-    """DNS rebinding; the port is guessable."""
+    """DNS rebinding: an attacker can guess the port."""
     forwarder = Forwarder(path, options(path))
     with (
         contextlib.closing(forwarder),
@@ -429,7 +429,7 @@ def test_a_page_in_a_browser_cant_read_it_by_a_name_that_leads_to_loopback(path:
 
 
 def test_strangers_on_other_addresses_see_the_status_only(path: str) -> None:
-    """A probe of the container needs no more."""
+    """A container's probe needs no more."""
     forwarder = Forwarder(path, options(path))
     with (
         contextlib.closing(forwarder),
@@ -439,7 +439,7 @@ def test_strangers_on_other_addresses_see_the_status_only(path: str) -> None:
 
 
 def test_a_monitor_says_why_it_cant_listen() -> None:
-    """One line for whoever starts it."""
+    """The error is one line."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -452,7 +452,7 @@ def test_a_monitor_says_why_it_cant_listen() -> None:
 
 
 def test_a_monitor_serves_a_handful_at_a_time_and_survives_those_that_hang() -> None:
-    """Sockets that say nothing must not fill the process with threads."""
+    """Silent connections must not fill the process with threads."""
     with StatusServer("127.0.0.1", 0) as monitor, contextlib.ExitStack() as stack:
         for _ in range(MAX_REQUESTS):
             stack.enter_context(socket.create_connection(("127.0.0.1", monitor.port)))
@@ -463,7 +463,7 @@ def test_a_monitor_serves_a_handful_at_a_time_and_survives_those_that_hang() -> 
 
 
 def test_metrics_without_their_package_name_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An extra that is missing is said when it is asked for."""
+    """The error comes when metrics are requested."""
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(ModuleNotFoundError, match=r"transport-kit\[prometheus\]"):
         metrics_writer(dict)

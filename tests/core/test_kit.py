@@ -144,7 +144,7 @@ def test_a_configuration_error_is_raised_when_strict(
     assert not caplog.records
 
 
-#: Options that can't be used beside a DSN that can.
+#: Options that can't be used, with a valid DSN.
 UNUSABLE = [
     ({"dsn": DSN, "max_sender": 2}, "did you mean max_senders"),
     ({"dsn": DSN, "max_senders": "two"}, "max_senders (settings.TRANSPORT_KIT)"),
@@ -161,7 +161,7 @@ UNUSABLE = [
 def test_an_option_that_can_not_be_used_is_one_error_line_and_deliveries_go_on(
     values: dict[Any, object], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The default stands in; health and the log name the option and where it was set."""
+    """The default is used; health and the log name the option and its source."""
     kit = make(values, {}, health_details="always")
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
@@ -183,7 +183,7 @@ def test_an_option_that_can_not_be_used_is_one_error_line_and_deliveries_go_on(
 def test_an_option_that_can_not_be_used_is_raised_when_strict(
     values: dict[Any, object], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A pipeline checks the settings that production runs leniently."""
+    """A pipeline checks settings about which production is lenient."""
     with pytest.raises(OptionsError, match=re.escape(reason.split(" ")[0])):
         make(values, strict=True)
     assert not caplog.records
@@ -193,7 +193,7 @@ def test_an_option_that_can_not_be_used_is_raised_when_strict(
 def test_a_way_to_the_server_that_can_not_be_used_stops_deliveries(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Envelopes that go past the proxy or trust another CA may be read by others."""
+    """Others may read envelopes that bypass the proxy or trust another CA."""
     kit = make({"dsn": DSN, name: 7})
     assert kit.capture_exception(ValueError("boom")) is None
     assert health(kit)[1]["status"] == "fail"
@@ -203,7 +203,7 @@ def test_a_way_to_the_server_that_can_not_be_used_stops_deliveries(
 
 
 def test_a_queue_that_can_not_be_used_fails_health_while_memory_stands_in() -> None:
-    """Accepted envelopes no longer survive the process, which somebody relies on."""
+    """Accepted envelopes no longer survive the process, on which the user may rely."""
     sink: list[Envelope] = []
     kit = make({"dsn": sink.append, "queue": "redis://queue"}, health_details="always")
     assert kit.capture_exception(ValueError("boom"))
@@ -212,7 +212,7 @@ def test_a_queue_that_can_not_be_used_fails_health_while_memory_stands_in() -> N
 
 
 def test_a_filter_that_can_not_be_used_lets_nothing_through() -> None:
-    """What it would have hidden must not be sent unfiltered."""
+    """Events must not be sent unfiltered."""
     sink: list[Envelope] = []
     kit = make({"dsn": sink.append, "before_send": "module.function"})
     assert kit.capture_exception(ValueError("boom")) is None

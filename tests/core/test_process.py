@@ -1,4 +1,4 @@
-"""The hooks, apart from real processes (those are in tests/process)."""
+"""The hooks, without real processes, which are in tests/process."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Ending(Transport):
 
 @pytest.fixture(name="registry", autouse=True)
 def _registry(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """No transport of another test, nothing reported yet."""
+    """Remove transports of other tests, and the mark of a report."""
     registry: dict[int, object] = {}
     monkeypatch.setattr(process, "_watched", registry)
     monkeypatch.setattr(process, "_reported_in", None)
@@ -71,7 +71,7 @@ def watched(*transports: Ending) -> None:
 
 
 def test_all_transports_begin_before_one_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
-    """Two servers that hang cost the longer of both times, not their sum."""
+    """Two servers that hang cost the longer of both times, not the sum."""
     first, second = Ending(timeout=1.0), Ending(timeout=3.0)
     order: list[str] = []
     first.calls = second.calls = order
@@ -83,7 +83,7 @@ def test_all_transports_begin_before_one_is_waited_for(capsys: pytest.CaptureFix
 
 
 def test_what_is_left_behind_is_one_line_and_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """`atexit` and multiprocessing's finalizer may both call."""
+    """`atexit` and multiprocessing's finalizer may both run."""
     endings = [Ending(2), Ending(), Ending(1, timeout=0.5)]
     watched(*endings)
     process.end_all()
@@ -92,7 +92,7 @@ def test_what_is_left_behind_is_one_line_and_said_once(capsys: pytest.CaptureFix
 
 
 def test_one_envelope_is_not_plural(capsys: pytest.CaptureFixture[str]) -> None:
-    """The line is read by people."""
+    """People read the line."""
     only = Ending(1)
     watched(only)
     process.end_all()
@@ -102,7 +102,7 @@ def test_one_envelope_is_not_plural(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_transport_that_fails_does_not_take_the_others_down(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A class of the user's own may raise; its neighbour's envelopes still count."""
+    """A class of the user's may raise; the other transports must still deliver."""
     bad, good = Ending(error=RuntimeError("boom")), Ending(1)
     watched(bad, good)
     process.end_all()
@@ -114,7 +114,7 @@ def test_a_transport_that_fails_does_not_take_the_others_down(
 
 
 def test_a_closed_stderr_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Daemons close it, pythonw has none."""
+    """Daemons close stderr, and pythonw has none."""
     only = Ending(1)
     watched(only)
     monkeypatch.setattr(sys, "stderr", None)
@@ -123,7 +123,7 @@ def test_a_closed_stderr_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_transport_is_held_weakly(registry: dict[int, object]) -> None:
-    """A hook must not keep alive what the app has dropped."""
+    """A hook must not keep a transport alive that the app has dropped."""
     only = Ending()
     watched(only)
     assert len(registry) == 1
@@ -133,7 +133,7 @@ def test_a_transport_is_held_weakly(registry: dict[int, object]) -> None:
 
 
 def test_the_hooks_are_installed_once() -> None:
-    """Two lines at exit, or two renewals after a fork, would be the price."""
+    """Otherwise there would be two lines at exit, and two renewals after a fork."""
     code = (
         "import atexit, os, sys\n"
         "calls = []\n"
@@ -149,7 +149,7 @@ def test_the_hooks_are_installed_once() -> None:
 
 
 def test_a_fork_renews_every_transport_once() -> None:
-    """In the child, before the app's code runs."""
+    """It happens in the child, before the app's code runs."""
     one, two = Ending(), Ending()
     watched(one, two)
     process.renew_all()
@@ -159,8 +159,10 @@ def test_a_fork_renews_every_transport_once() -> None:
 def test_a_fork_leaves_renewal_to_the_first_use_where_gevent_may_still_patch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A preloaded worker of gunicorn's is patched after the fork: threads taken before would be real ones,
-    which a process that gevent runs does not survive."""
+    """gunicorn's gevent worker patches after the fork.
+
+    Locks and threads from before the patch are not gevent's, and crash the process.
+    """
     monkeypatch.setitem(sys.modules, "gevent", types.ModuleType("gevent"))
     one = Ending()
     watched(one)
@@ -169,7 +171,7 @@ def test_a_fork_leaves_renewal_to_the_first_use_where_gevent_may_still_patch(
 
 
 def test_sigterm_is_left_alone_off_the_main_thread_and_where_it_is_taken() -> None:
-    """Python allows handlers on the main thread only, and a callable there belongs to a server."""
+    """Python sets handlers on the main thread only; an existing handler belongs to a server."""
     before = signal.getsignal(signal.SIGTERM)
     only = Ending()
     only.sigterm = True
@@ -192,7 +194,7 @@ def test_sigterm_is_left_alone_off_the_main_thread_and_where_it_is_taken() -> No
 
 @pytest.fixture(name="kills")
 def _kills(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Records the signals that the process sends to itself, with the handler that a transport installs."""
+    """Install a transport's handler; record the signals that the process sends to itself."""
     sent: list[tuple[int, Any]] = []
     arrived = threading.Event()
 
@@ -211,7 +213,7 @@ def _kills(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_sigterm_drains_and_is_sent_again_with_its_default_action(kills: Any) -> None:
-    """The exit status stays what a supervisor expects: ended by SIGTERM."""
+    """A supervisor must see that SIGTERM ended the process."""
     only = Ending()
     watched(only)
     signal.raise_signal(signal.SIGTERM)
@@ -220,7 +222,7 @@ def test_sigterm_drains_and_is_sent_again_with_its_default_action(kills: Any) ->
 
 
 def test_sigterm_in_a_critical_section_comes_back_a_moment_later(kills: Any) -> None:
-    """The senders need the lock that the interrupted thread holds: it has to go on first."""
+    """The senders need the lock of the interrupted thread, which must continue first."""
     only = Ending()
     only.free = False
     watched(only)
@@ -234,7 +236,7 @@ def test_sigterm_in_a_critical_section_comes_back_a_moment_later(kills: Any) -> 
 def test_sigterm_in_a_critical_section_without_threads_ends_the_process(
     kills: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Better gone with something left than never gone."""
+    """Lost envelopes are better than a process that never ends."""
     only = Ending()
     only.free = False
     watched(only)
@@ -249,7 +251,7 @@ def test_sigterm_in_a_critical_section_without_threads_ends_the_process(
 
 
 def test_a_handler_that_calls_ours_decides_about_the_end(kills: Any) -> None:
-    """Whoever replaced our handler and chains to it has an end of their own in mind."""
+    """A handler that replaced ours and calls it ends the process itself."""
     only = Ending()
     watched(only)
     ours = signal.getsignal(signal.SIGTERM)
@@ -262,7 +264,7 @@ def test_a_handler_that_calls_ours_decides_about_the_end(kills: Any) -> None:
 
 
 def test_silence_waits_for_lines_that_are_being_written() -> None:
-    """A daemon thread stopped inside a handler leaves stderr locked, and the interpreter aborts."""
+    """A daemon thread that is stopped in a handler leaves stderr locked, and the interpreter aborts."""
     import logging
 
     entered, release = threading.Event(), threading.Event()
@@ -294,7 +296,7 @@ def test_silence_waits_for_lines_that_are_being_written() -> None:
 
 
 def test_children_of_multiprocessing_are_seen_to_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once for this process, and once more in each child, which forgets the first."""
+    """The finalizer is registered in this process and in each child, which drops inherited ones."""
     import multiprocessing.util as util
 
     finalizers: list[dict[str, Any]] = []
@@ -310,13 +312,13 @@ def test_children_of_multiprocessing_are_seen_to_their_end(monkeypatch: pytest.M
     assert len(finalizers) == 2
     monkeypatch.delitem(sys.modules, "multiprocessing.util")
     monkeypatch.setattr(process, "_watches_multiprocessing", False)
-    process.watch(Ending())  # nobody uses it: it is not imported either
+    process.watch(Ending())  # the app does not use it, so it is not imported
     assert len(finalizers) == 2
     assert "multiprocessing.util" not in sys.modules
 
 
 def test_at_the_exit_nothing_is_logged_any_more(caplog: pytest.LogCaptureFixture) -> None:
-    """See `silence`; multiprocessing's finalizer and SIGTERM end without an interpreter's end."""
+    """Only atexit silences the log: the other hooks may run long before the interpreter ends."""
     process.end_all()
     log.warning("after the end")
     process._at_exit()

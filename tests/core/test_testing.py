@@ -1,4 +1,4 @@
-"""CapturedTransport and its fixtures: what an app's own tests use."""
+"""CapturedTransport and its fixtures, which tests of apps use."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = ["captured_envelopes", "captured_events", "captured_transport"]
 
 @pytest.fixture(name="transport")
 def _transport() -> Iterator[CapturedTransport]:
-    """A transport that keeps what it sends; closed again after the test."""
+    """Return a transport that stores envelopes; closed after the test."""
     with CapturedTransport(shutdown_timeout=1.0) as transport:
         yield transport
 
 
 def test_what_is_captured_is_what_would_be_sent(transport: CapturedTransport) -> None:
-    """Sealed at the door: changes that the app makes later don't show, here or on the wire."""
+    """An envelope is sealed when it is captured, so later changes by the app have no effect on it."""
     event: dict[str, Any] = {"message": "x", "extra": {"a": 1}}
     assert transport.capture_event(event)
     event["extra"]["a"] = 2
@@ -44,7 +44,7 @@ def test_what_is_captured_is_what_would_be_sent(transport: CapturedTransport) ->
 
 
 def test_items_are_found_by_type(transport: CapturedTransport) -> None:
-    """`events` holds error events; everything else is a question away."""
+    """`events` contains error events, `payloads` any type."""
     transport.capture_event({"type": "transaction", "transaction": "/checkout", "spans": []})
     transport.capture_envelope(Envelope.event({"message": "x"}).add_session({"sid": "1"}))
     assert [event["message"] for event in transport.events] == ["x"]
@@ -56,7 +56,7 @@ def test_items_are_found_by_type(transport: CapturedTransport) -> None:
 def test_an_attachment_that_would_be_left_out_is_left_out_counted_and_said(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """A test that looks for its attachment learns why it isn't there."""
+    """The log shows why a test does not find its attachment."""
     with CapturedTransport(max_attachment_bytes=10) as transport:
         envelope = Envelope.event({"message": "x"}).add_attachment(b"y" * 20, filename="big")
         envelope.add_attachment(tmp_path / "gone", filename="gone").add_attachment(b"fits", filename="small")
@@ -72,7 +72,7 @@ def test_an_attachment_that_would_be_left_out_is_left_out_counted_and_said(
 def test_it_refuses_what_a_real_transport_refuses(
     transport: CapturedTransport, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A test must not pass with an event that production would drop; the log says why."""
+    """A test must not pass with an event that production would drop; the log has the reason."""
     assert not transport.capture_envelope(Envelope(items=[Item([1], type="event")]))
     assert not transport.capture_envelope(Envelope())
     assert "not a JSON object" in caplog.records[0].getMessage()
@@ -83,7 +83,7 @@ def test_it_refuses_what_a_real_transport_refuses(
 
 
 def test_it_can_be_cleared_and_read_after_the_end(transport: CapturedTransport) -> None:
-    """One transport for many steps of a test; assertions after the `with` block."""
+    """One transport for several steps of a test; assertions may follow the `with` block."""
     transport.capture_event({"message": "first"})
     events = transport.events
     transport.clear()
@@ -96,7 +96,7 @@ def test_it_can_be_cleared_and_read_after_the_end(transport: CapturedTransport) 
 
 
 def test_it_goes_wherever_a_transport_goes() -> None:
-    """The app under test is set up as in production, but for one value."""
+    """Only one setting of the app differs from production."""
     transport = CapturedTransport()
     assert make_transport(transport) is transport
     kit = Kit({"dsn": transport}, environ={})
@@ -113,7 +113,7 @@ def test_it_goes_wherever_a_transport_goes() -> None:
 
 
 def test_captures_of_many_threads_are_all_kept(transport: CapturedTransport) -> None:
-    """Apps under test have threads, too."""
+    """Tested apps may have threads."""
     threads = [
         threading.Thread(target=lambda: [transport.capture_event({"message": "x"}) for _ in range(100)])
         for _ in range(4)
@@ -130,7 +130,7 @@ def test_the_fixtures_grow_with_what_is_captured(
     captured_events: list[dict[str, Any]],
     captured_envelopes: list[Envelope],
 ) -> None:
-    """A test names what it looks at, and gives the transport to its app."""
+    """A test requests the fixtures that it reads, and passes the transport to its app."""
     assert captured_events == []
     captured_transport.capture_event({"message": "x"})
     assert [event["message"] for event in captured_events] == ["x"]
@@ -138,7 +138,7 @@ def test_the_fixtures_grow_with_what_is_captured(
 
 
 def test_a_failed_assertion_says_what_the_events_are_about(transport: CapturedTransport) -> None:
-    """An event has 20 kB, and the one line that a test's author needs is somewhere within."""
+    """An event has 20 kB; a failed assertion shows one line of it."""
     reporter = Reporter(transport, ReporterOptions(detect_release=False))
     try:
         raise ValueError("boom")
@@ -157,7 +157,7 @@ def test_a_failed_assertion_says_what_the_events_are_about(transport: CapturedTr
 
 @pytest.mark.parametrize("plugin", ["transport_kit.testing", "transport_kit.testing.fixtures"])
 def test_a_conftest_loads_the_fixtures_by_one_line(plugin: str, tmp_path: Path) -> None:
-    """Also one that has imported the tools before: pytest warns of that for most plugins."""
+    """pytest must not warn if the conftest has imported the tools before."""
     (tmp_path / "conftest.py").write_text(
         f"from transport_kit.testing import CapturedTransport\npytest_plugins = [{plugin!r}]\n"
     )
@@ -180,6 +180,6 @@ def test_a_conftest_loads_the_fixtures_by_one_line(plugin: str, tmp_path: Path) 
 
 
 def test_the_tools_need_no_pytest() -> None:
-    """A demo, or a test of another runner, uses them too."""
+    """Demos and other test runners use them too."""
     code = "import sys, transport_kit.testing; sys.exit('pytest' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=30).returncode == 0

@@ -1,4 +1,4 @@
-"""A client for the receiver's app in this process, and the requests that the corpus holds."""
+"""A client for the receiver's app in this process, and the requests of the corpus."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ URL = "/api/42/envelope/"
 
 
 def manifest() -> list[dict[str, Any]]:
-    """What real clients sent, one entry a request."""
+    """Return the corpus: one entry for each request of a real client."""
     entries: list[dict[str, Any]] = json.loads((CORPUS / "manifest.json").read_text(encoding="utf-8"))
     return entries
 
 
 def replayed(entry: Mapping[str, Any]) -> tuple[bytes, bytes, dict[str, str]]:
-    """The envelope, the body in its original encoding, and the headers that are the client's own."""
+    """Return the envelope, the body in its original encoding, and the client's own headers."""
     envelope = (CORPUS / entry["file"]).read_bytes()
     body = {None: bytes, "br": brotli.compress, "gzip": gzip.compress}[entry["content_encoding"]](envelope)
     framing = {"host", "content-length", "transfer-encoding", "connection"}
@@ -50,7 +50,7 @@ class Client:
         content: bytes | list[bytes] = b"",
         headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
-        """One request; a list of bytes is sent chunked."""
+        """Send one request; a list of bytes is sent chunked."""
 
         async def chunks(parts: list[bytes]) -> AsyncIterator[bytes]:
             for part in parts:
@@ -65,7 +65,7 @@ class Client:
         return asyncio.run(send())
 
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> httpx.Response:
-        """GET."""
+        """Send a GET."""
         return self.request("GET", path, headers=headers)
 
     def post(
@@ -74,5 +74,5 @@ class Client:
         headers: Mapping[str, str] | None = None,
         path: str = URL,
     ) -> httpx.Response:
-        """POST of an envelope, with the key in a header unless other headers are given."""
+        """POST an envelope, with the key in a header unless other headers are given."""
         return self.request("POST", path, content, AUTH if headers is None else headers)

@@ -1,4 +1,4 @@
-"""What the receiver accepts and refuses, and with which answer."""
+"""The receiver's acceptance and refusal of envelopes, and its answers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def raw_deflate(data: bytes) -> bytes:
 
 
 def quick_brotli(data: bytes) -> bytes:
-    """Not at 11, as by default: that takes seconds over a bomb that comes out as small at 9."""
+    """Compress at quality 9; the default, 11, takes seconds for a bomb and is no smaller."""
     compressed: bytes = brotli.compress(data, quality=9)
     return compressed
 
@@ -67,7 +67,7 @@ def _client(store: Store) -> Client:
 
 
 def envelope(*items: tuple[dict[str, Any], bytes], **headers: Any) -> bytes:
-    """An envelope with lengths written."""
+    """Return an envelope whose items have lengths."""
     lines = [json.dumps(headers).encode()]
     for header, payload in items:
         lines += [json.dumps({**header, "length": len(payload)}).encode(), payload]
@@ -84,7 +84,7 @@ def newest(store: Store) -> bytes:
 def test_every_request_of_the_corpus_is_stored_byte_for_byte(
     client: Client, store: Store, entry: dict[str, Any]
 ) -> None:
-    """What official clients send is the definition of what a receiver takes."""
+    """A receiver must accept the requests of official clients."""
     sent, body, headers = replayed(entry)
     answer = client.post([body[:100], body[100:]], headers, entry["path"])
     assert answer.status_code == 200
@@ -101,7 +101,7 @@ def test_every_request_of_the_corpus_is_stored_byte_for_byte(
 def test_each_content_encoding_is_undone(
     client: Client, store: Store, name: str, encode: Callable[[bytes], bytes]
 ) -> None:
-    """Clients choose; both meanings of deflate are in use."""
+    """Clients choose the encoding; both meanings of deflate are in use."""
     assert client.post(encode(EVENT), {**AUTH, "Content-Encoding": name}).status_code == 200
     assert newest(store) == EVENT
 
@@ -110,7 +110,7 @@ def test_each_content_encoding_is_undone(
 def test_a_damaged_body_is_refused_with_its_encoding_named(
     client: Client, store: Store, name: str, encode: Callable[[bytes], bytes]
 ) -> None:
-    """A cut or a trailing byte must not be taken for an envelope that ends there."""
+    """A truncated body, or one with a trailing byte, must not pass for an envelope."""
     whole = encode(EVENT)
     for damaged in (whole[:-1], whole[: len(whole) // 2], whole + b"xx", b"", b"\xff" * 50):
         answer = client.post(damaged, {**AUTH, "Content-Encoding": name})
@@ -120,7 +120,7 @@ def test_a_damaged_body_is_refused_with_its_encoding_named(
 
 
 def test_bytes_after_a_long_compressed_body_are_refused(client: Client) -> None:
-    """Input is inflated in pieces; what follows the end may begin a piece of its own."""
+    """Input is inflated in pieces; the bytes behind the end may be in a piece of their own."""
     big = envelope(({"type": "attachment", "filename": "a"}, bytes(100_000)), event_id=EVENT_ID)
     for name, encode in ENCODERS:
         if encode is not bytes:
@@ -146,7 +146,7 @@ def test_a_bomb_costs_bounded_memory_and_answers_413(
 
 
 def test_a_body_over_the_limit_is_read_to_its_end_and_refused(store: Store) -> None:
-    """A client that still writes would see a reset instead of the 413."""
+    """A client that is still writing would see a reset instead of the 413."""
     client = Client(create_app(store, max_envelope_bytes=1000))
     answer = client.post([b"x" * 600, b"x" * 600, b"x" * 600])
     assert answer.status_code == 413
@@ -158,7 +158,7 @@ def test_a_body_over_the_limit_is_read_to_its_end_and_refused(store: Store) -> N
 
 
 def test_a_body_over_the_limit_is_not_kept_while_it_is_read(store: Store) -> None:
-    """A chunked body names no length, and may go on for ever."""
+    """A chunked body has no length, and may be endless."""
     client = Client(create_app(store, max_envelope_bytes=MIB))
     chunk = bytes(MIB)
     tracemalloc.start()
@@ -171,7 +171,7 @@ def test_a_body_over_the_limit_is_not_kept_while_it_is_read(store: Store) -> Non
 
 
 def test_an_unknown_encoding_is_read_as_it_came(client: Client) -> None:
-    """As Relay has it; the cause says why the envelope makes no sense."""
+    """As in Relay; the cause explains why it is not an envelope."""
     answer = client.post(gzip.compress(EVENT), {**AUTH, "Content-Encoding": "snappy"})
     assert answer.status_code == 400
     assert "Content-Encoding is unknown" in answer.json()["causes"][1]
@@ -195,7 +195,7 @@ BASIC = base64.b64encode(f"{KEY}:".encode()).decode()
 def test_the_key_is_found_in_each_place(
     client: Client, store: Store, headers: dict[str, str], query: str, path: str
 ) -> None:
-    """Clients, tunnels and curl differ in where they put it."""
+    """Clients, tunnels and curl send it in different places."""
     answer = client.post(EVENT, {"User-Agent": "curl/8", **headers}, path + query)
     assert answer.json() == {"id": EVENT_ID}
     stored = store.by_event_id(EVENT_ID)
@@ -233,7 +233,7 @@ def test_a_dsn_in_the_envelope_is_enough(client: Client, store: Store) -> None:
 def test_a_request_without_one_good_key_is_refused(
     client: Client, store: Store, headers: dict[str, str], query: str, status: int, word: str
 ) -> None:
-    """Relay's answers, so that a client behaves here as it will there; none quotes the key."""
+    """With Relay's answers, so that a client behaves as in production; none quotes the key."""
     answer = client.post(EVENT, headers, "/api/42/envelope/" + query)
     assert answer.status_code == status
     assert word in answer.json()["detail"]
@@ -256,7 +256,7 @@ def test_a_request_without_one_good_key_is_refused(
 def test_a_dsn_that_disagrees_with_its_request_is_refused(
     client: Client, dsn: object, headers: dict[str, str], status: int
 ) -> None:
-    """One envelope must not name two senders."""
+    """An envelope has one sender."""
     answer = client.post(envelope(({"type": "event"}, b"{}"), event_id=EVENT_ID, dsn=dsn), headers)
     assert answer.status_code == status
     assert KEY not in answer.text
@@ -264,7 +264,7 @@ def test_a_dsn_that_disagrees_with_its_request_is_refused(
 
 @pytest.mark.parametrize("project", ["abc", "-1", "4_2", "٤", "0", "18446744073709551616", "9" * 5000])
 def test_a_project_that_is_no_number_is_a_bad_path(client: Client, project: str) -> None:
-    """400 as Relay answers; and no number is too long to be read."""
+    """A 400 as from Relay, for a number of any length."""
     answer = client.post(path=f"/api/{project}/envelope/")
     assert answer.status_code == 400
     assert "project" in answer.json()["detail"]
@@ -293,7 +293,7 @@ def test_a_leading_zero_stays_in_the_project(client: Client, store: Store) -> No
 def test_a_malformed_envelope_is_refused_with_the_place_of_the_fault(
     client: Client, store: Store, body: bytes, reason: str
 ) -> None:
-    """A client's author needs to know which byte."""
+    """The author of a client needs the offset."""
     answer = client.post(body)
     assert answer.status_code == 400
     assert answer.json()["detail"] == "malformed envelope"
@@ -302,7 +302,7 @@ def test_a_malformed_envelope_is_refused_with_the_place_of_the_fault(
 
 
 def test_an_empty_envelope_and_unknown_items_are_accepted(client: Client, store: Store) -> None:
-    """Newer clients send what this receiver has never heard of; it must come through untouched."""
+    """Items of newer clients must be stored unchanged."""
     assert client.post(b"{}").json() == {}
     body = b'{"new":1}\n{"type":"novelty","x":[1]}\n\xff\x00\r'
     assert client.post(body).json() == {}
@@ -311,7 +311,7 @@ def test_an_empty_envelope_and_unknown_items_are_accepted(client: Client, store:
 
 
 def test_a_missing_event_id_is_taken_from_the_payload_or_made(client: Client) -> None:
-    """The header wins; without one an event still gets an answer with an id."""
+    """The header wins; an event without an id gets one in the answer."""
     inner = envelope(({"type": "event"}, json.dumps({"event_id": EVENT_ID.upper()}).encode()))
     assert client.post(inner).json() == {"id": EVENT_ID}
     made = client.post(envelope(({"type": "event"}, b"no JSON"))).json()["id"]
@@ -338,7 +338,7 @@ CHECK_IN: tuple[dict[str, Any], bytes] = ({"type": "check_in"}, b"{}")
 def test_an_envelope_with_too_much_of_a_kind_is_refused(
     client: Client, store: Store, items: list[tuple[dict[str, Any], bytes]]
 ) -> None:
-    """Relay's slots and sizes, met here before they are met in production."""
+    """Relay's slots and sizes apply in development too."""
     answer = client.post(envelope(*items, event_id=EVENT_ID))
     assert answer.status_code == 413
     assert "allowed" in answer.json()["causes"][0]
@@ -346,7 +346,7 @@ def test_an_envelope_with_too_much_of_a_kind_is_refused(
 
 
 def test_as_many_items_as_there_are_slots_are_accepted(client: Client) -> None:
-    """The caps refuse the first one too many, not the last one allowed."""
+    """The caps refuse the first item beyond them, not the last allowed one."""
     items: list[tuple[dict[str, Any], bytes]] = [({"type": "span"}, b"{}")] * 25
     items += [({"type": "span", "item_count": 1}, b"{}"), CHECK_IN]
     assert client.post(envelope(*items)).status_code == 200
@@ -367,14 +367,14 @@ def test_the_deprecated_endpoint_wraps_its_event_byte_for_byte(
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"eJw="])
 def test_the_deprecated_endpoint_refuses_what_is_no_event(client: Client, body: bytes) -> None:
-    """Nothing to make an envelope of."""
+    """No envelope can be made of it."""
     answer = client.post(body, path="/api/42/store/")
     assert answer.status_code == 400
     assert answer.json()["detail"] == "malformed event"
 
 
 def test_a_rate_limit_refuses_its_items_and_keeps_the_rest(store: Store) -> None:
-    """A 429 may be partial: attachments go with their event, other kinds are kept."""
+    """A 429 may be partial: attachments are refused with their event, other items are stored."""
     client = Client(create_app(store, Faults(rate_limit="60:error:key, 5:session")))
     mixed = envelope(
         ({"type": "event"}, b"{}"),
@@ -398,7 +398,7 @@ def test_a_rate_limit_refuses_its_items_and_keeps_the_rest(store: Store) -> None
 
 
 def test_an_attachment_limit_leaves_the_event(store: Store) -> None:
-    """Only an event takes its company with it, not the other way round."""
+    """An event is stored although its attachments are refused."""
     client = Client(create_app(store, Faults(rate_limit="60:attachment:key")))
     body = envelope(
         ({"type": "event"}, b"{}"), ({"type": "attachment", "filename": "a"}, b"x"), event_id=EVENT_ID
@@ -408,14 +408,14 @@ def test_an_attachment_limit_leaves_the_event(store: Store) -> None:
 
 
 def test_a_limit_on_everything_stops_client_reports_too(store: Store) -> None:
-    """ "All" means all."""
+    """A limit without categories has no exceptions."""
     client = Client(create_app(store, Faults(rate_limit="60::organization")))
     assert client.post(envelope(({"type": "client_report"}, b"{}"))).status_code == 429
     assert store.totals() == (0, 0)
 
 
 def test_browsers_may_post_from_other_origins(client: Client) -> None:
-    """As with Relay: a page's client must read the limits; nothing else of the receiver is readable."""
+    """As with Relay, a client in a page must read the limits; nothing else can be read."""
     preflight = client.request("OPTIONS", "/api/42/envelope/", headers={"Origin": "http://shop.example"})
     assert preflight.status_code == 204
     assert "X-Sentry-Auth" in preflight.headers["access-control-allow-headers"]
@@ -427,12 +427,12 @@ def test_browsers_may_post_from_other_origins(client: Client) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
 def test_other_methods_are_not_allowed(client: Client, method: str) -> None:
-    """Nothing can be deleted, and a GET of the endpoint says why it fails."""
+    """Nothing can be deleted, and the answer to a GET of the endpoint explains the error."""
     assert client.request(method, "/api/42/envelope/").status_code == 405
 
 
 def test_a_listener_that_raises_changes_nothing(store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """The console's line is a convenience; the envelope is stored before it is written."""
+    """The envelope is stored before the listener is called."""
 
     def broken(_record: dict[str, Any]) -> None:
         raise OSError("terminal gone")
@@ -444,7 +444,7 @@ def test_a_listener_that_raises_changes_nothing(store: Store, caplog: pytest.Log
 
 
 def test_a_store_that_fails_answers_503(client: Client, store: Store) -> None:
-    """A full disk is an outage that passes: the client keeps its envelope and tries again."""
+    """A full disk is temporary: the client keeps the envelope and tries again."""
     store.close()
     answer = client.post()
     assert answer.status_code == 503
@@ -454,7 +454,7 @@ def test_a_store_that_fails_answers_503(client: Client, store: Store) -> None:
 
 
 def test_the_record_names_exception_culprit_request_and_client(client: Client, store: Store) -> None:
-    """What the list and the demo show at a glance."""
+    """The list and the demo show these values."""
     for each in manifest():
         if each["kind"] == "flask":
             _, body, headers = replayed(each)
@@ -471,7 +471,7 @@ def test_the_record_names_exception_culprit_request_and_client(client: Client, s
 
 
 def test_the_dsn_it_names_can_be_parsed() -> None:
-    """The key of the printed DSN has the shape that every server wants."""
+    """The key of the printed DSN has the form that every server accepts."""
     from transport_kit.receiver import Receiver
 
     with Receiver() as receiver:

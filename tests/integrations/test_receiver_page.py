@@ -1,4 +1,4 @@
-"""The receiver's page and JSON: what is shown, and that nothing a stranger sent can act."""
+"""The receiver's page and JSON: their contents, and their safety against hostile values."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ class Tags(html.parser.HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
+        self.elements.append((tag, dict(attrs)))
 
     @property
     def names(self) -> set[str]:
-        return {tag for tag, _ in self.found}
+        return {tag for tag, _ in self.elements}
 
 
 def test_an_empty_page_says_what_to_do(client: Client) -> None:
-    """The first thing a newcomer sees; the key stays in the terminal."""
+    """A newcomer sees it first; the key is shown in the terminal only."""
     answer = client.get("/")
     assert answer.status_code == 200
     assert "Nothing has arrived yet" in answer.text
@@ -70,21 +70,23 @@ def test_an_empty_page_says_what_to_do(client: Client) -> None:
 
 
 def test_the_list_shows_the_newest_first_and_reloads_itself(client: Client, store: Store) -> None:
-    """It is left open beside the editor."""
+    """Developers leave the page open beside the editor."""
     for entry in manifest():
         _, body, headers = replayed(entry)
         client.post(body, headers, entry["path"])
     page = client.get("/").text
     tags = Tags(page)
     links = [
-        attrs["href"] for tag, attrs in tags.found if tag == "a" and str(attrs["href"]).startswith("/ev")
+        attrs["href"] for tag, attrs in tags.elements if tag == "a" and str(attrs["href"]).startswith("/ev")
     ]
     assert links == [f"/events/{record['n']}" for record in store.latest()]
-    assert {"http-equiv": "refresh", "content": "3"} in [attrs for tag, attrs in tags.found if tag == "meta"]
+    assert {"http-equiv": "refresh", "content": "3"} in [
+        attrs for tag, attrs in tags.elements if tag == "meta"
+    ]
     assert "http-equiv" not in client.get("/?pause").text
     assert "<b>KeyError</b>" in page
     assert "script" not in tags.names
-    # Every one of them can be opened.
+    # Each of them can be opened.
     for link in links:
         assert client.get(str(link)).status_code == 200
 
@@ -103,14 +105,14 @@ def test_a_long_list_says_where_the_rest_is(client: Client) -> None:
 
 @pytest.mark.parametrize("limit", ["0", "-1", "x", "", "1e3", "٣", "9" * 40])
 def test_a_limit_that_is_no_number_is_refused(client: Client, limit: str) -> None:
-    """Refused by name, never an unbounded answer."""
+    """An invalid limit must not lead to an unbounded answer."""
     answer = client.get(f"/api/events?limit={limit}")
     assert answer.status_code == 400
     assert answer.json()["detail"] == "bad limit"
 
 
 def test_an_event_shows_exception_frames_with_context_and_request(client: Client) -> None:
-    """What a developer came for, in the order of reading: what, where, for whom."""
+    """In reading order: the exception, its place, the request."""
     event = {
         "level": "error",
         "exception": {
@@ -229,7 +231,7 @@ def test_markup_in_any_field_is_shown_as_text(client: Client) -> None:
         assert answer.status_code == 200
         tags = Tags(answer.text)
         assert tags.names.isdisjoint({"script", "img"}), path
-        assert not [attrs for _, attrs in tags.found if any(name.startswith("on") for name in attrs)], path
+        assert not [attrs for _, attrs in tags.elements if any(name.startswith("on") for name in attrs)], path
         assert "&lt;script&gt;" in answer.text
         assert "{{ 7 * 7 }}" in answer.text or path != "/events/1"  # and no template runs
 
@@ -257,7 +259,7 @@ HOSTILE: list[Any] = [
 
 @pytest.mark.parametrize("event", HOSTILE, ids=str)
 def test_a_payload_of_any_shape_can_be_listed_and_opened(client: Client, event: Any) -> None:
-    """A client's bug must not hide from the page that is there to find it."""
+    """The page must show the bug of a client."""
     post_event(client, event)
     assert client.get("/").status_code == 200
     page = client.get("/events/1")
@@ -268,7 +270,7 @@ def test_a_payload_of_any_shape_can_be_listed_and_opened(client: Client, event: 
 
 
 def test_a_payload_that_is_no_json_is_shown_as_it_came(client: Client) -> None:
-    """Framing never looks into payloads, so such an event does arrive."""
+    """Framing does not parse payloads, so such an event may arrive."""
     body = b'{"event_id":"%s"}\n{"type":"event"}\n{"a": NaN, \xff}' % EVENT_ID.encode()
     assert client.post(body).status_code == 200
     page = client.get("/events/1").text
@@ -296,7 +298,7 @@ def test_a_payload_that_is_no_json_is_shown_as_it_came(client: Client) -> None:
 def test_other_kinds_have_a_line_of_their_own(
     client: Client, store: Store, kind: str, payload: Any, title: str
 ) -> None:
-    """A list of types alone would not tell one check-in from the next."""
+    """With types alone all check-ins would look the same."""
     client.post(
         b'{"event_id":"%s"}\n{"type":"%s"}\n' % (EVENT_ID.encode(), kind.encode())
         + json.dumps(payload).encode()
@@ -306,7 +308,7 @@ def test_other_kinds_have_a_line_of_their_own(
 
 
 def test_large_envelopes_are_cut_on_the_page_and_whole_in_the_raw_view(client: Client) -> None:
-    """The page stays light; nothing is lost."""
+    """The page stays small; the raw view is complete."""
     big = b"z" * 400_000
     lines = [b'{"event_id":"%s"}' % EVENT_ID.encode()]
     for _ in range(29):
@@ -338,7 +340,7 @@ def test_headers_of_any_size_do_not_swell_the_list(client: Client) -> None:
 
 
 def test_the_key_is_never_shown_in_full(client: Client, store: Store) -> None:
-    """A screenshot or a shared screen must not give it away; lengths and offsets stay true."""
+    """Screenshots must not reveal it; lengths and offsets stay valid."""
     body = (CORPUS / "sentry-sdk-2.75.0-fastapi-1.envelope").read_bytes()
     assert KEY.encode() in body
     assert client.post(body).status_code == 200
@@ -355,7 +357,7 @@ def test_the_key_is_never_shown_in_full(client: Client, store: Store) -> None:
 
 
 def test_the_raw_envelope_can_not_be_taken_for_a_page(client: Client) -> None:
-    """Opened in a browser, hostile bytes stay text."""
+    """A browser must show hostile bytes as text."""
     client.post(b'{}\n{"type":"x"}\n<html><script>alert(1)</script>')
     answer = client.get("/envelopes/1")
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
@@ -365,7 +367,7 @@ def test_the_raw_envelope_can_not_be_taken_for_a_page(client: Client) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/events/1", "/envelopes/1", "/style.css", "/api/events", "/nowhere"])
 def test_every_answer_carries_the_protective_headers(client: Client, path: str) -> None:
-    """No script, no frame, no cache, no guess at the type; on errors too."""
+    """No script, no frame, no cache, no sniffing of the type; on errors too."""
     client.post()
     headers = client.get(path).headers
     policy = headers["content-security-policy"]
@@ -379,10 +381,10 @@ def test_every_answer_carries_the_protective_headers(client: Client, path: str) 
 
 
 def test_the_page_needs_nothing_from_elsewhere(client: Client) -> None:
-    """It works offline and tells no one that an error happened."""
+    """It works offline, and no other server learns of an error."""
     client.post()
     for path in ("/", "/events/1"):
-        for tag, attrs in Tags(client.get(path).text).found:
+        for tag, attrs in Tags(client.get(path).text).elements:
             for name in ("src", "href"):
                 assert str(attrs.get(name) or "/").startswith("/"), (tag, attrs)
     style = client.get("/style.css")
@@ -402,7 +404,7 @@ def test_the_page_needs_nothing_from_elsewhere(client: Client) -> None:
     ],
 )
 def test_what_is_not_there_is_404(client: Client, path: str) -> None:
-    """Evicted or never received; a number of any length is only a number."""
+    """Dropped or never received; a number may have any length."""
     client.post()
     assert client.get(path).status_code == 404
 
@@ -417,7 +419,7 @@ def test_an_event_is_found_by_its_id_in_any_spelling(client: Client) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/events/1", "/api/events", f"/api/events/{EVENT_ID}", "/envelopes/1"])
 def test_nothing_can_be_deleted(client: Client, store: Store, path: str) -> None:
-    """A request forged by a page on the web has nothing to hit."""
+    """A forged request of a web page can change nothing."""
     client.post()
     for method in ("DELETE", "POST", "PUT"):
         assert client.request(method, path).status_code == 405
@@ -444,7 +446,7 @@ def test_nothing_can_be_deleted(client: Client, store: Store, path: str) -> None
     ],
 )
 def test_a_foreign_host_name_is_refused(store: Store, host: str, status: int) -> None:
-    """DNS rebinding: a page whose own name resolves to 127.0.0.1 must not read the events."""
+    """DNS rebinding: a page whose own name resolves to 127.0.0.1 must not read events."""
     client = Client(create_app(store, allowed_hosts=["Receiver"]))
     client.post()
     for path in ("/", "/api/events", "/envelopes/1"):

@@ -1,4 +1,4 @@
-"""The receiver on real sockets: start and stop, the outages it plays, the addresses it refuses."""
+"""The receiver on real sockets: start and stop, played outages, refused addresses."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_it_receives_the_corpus_over_the_wire(receiver: Receiver) -> None:
 
 
 def test_answers_do_not_wait_for_acknowledgements(receiver: Receiver) -> None:
-    """An answer in two packets costs 40 ms each time when Nagle's algorithm is left on."""
+    """With Nagle's algorithm an answer in two packets takes 40 ms longer."""
     began = time.monotonic()
     client = http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=5)
     for _ in range(50):
@@ -80,7 +80,7 @@ def test_answers_do_not_wait_for_acknowledgements(receiver: Receiver) -> None:
 
 
 def test_it_stops_at_once_and_its_events_stay_readable() -> None:
-    """A test's fixture must cost nothing, and the assertions come after the server is gone."""
+    """A fixture must be quick, and assertions may follow the server's end."""
     receiver = Receiver().start()
     assert post(receiver).status_code == 200
     idle = connect(receiver)
@@ -100,7 +100,7 @@ def test_it_stops_at_once_and_its_events_stay_readable() -> None:
 
 
 def test_a_store_that_was_given_stays_open() -> None:
-    """Who opened it closes it: two receivers may follow each other on one store."""
+    """The caller closes it: two receivers may use one store after each other."""
     with Store() as store:
         for _ in range(2):
             with Receiver(store=store) as receiver:
@@ -120,7 +120,7 @@ def test_a_restart_on_a_file_shows_what_was_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["503", "429"])
 def test_a_played_status_is_answered_and_nothing_is_stored(receiver: Receiver, kind: str) -> None:
-    """While the page goes on working, and until it is cleared."""
+    """The page still works, and `clear` ends the outage."""
     receiver.faults.play(kind)
     answer = post(receiver)
     assert answer.status_code == int(kind)
@@ -133,7 +133,7 @@ def test_a_played_status_is_answered_and_nothing_is_stored(receiver: Receiver, k
 
 
 def test_a_played_reset_is_a_real_one(receiver: Receiver) -> None:
-    """ECONNRESET, not an orderly end: clients treat the two differently."""
+    """ECONNRESET and not an orderly end, which clients treat differently."""
     receiver.faults.play("reset")
     for _ in range(3):
         with connect(receiver) as peer:
@@ -147,7 +147,7 @@ def test_a_played_reset_is_a_real_one(receiver: Receiver) -> None:
 
 
 def test_a_played_hang_answers_nothing_and_does_not_hold_up_the_stop() -> None:
-    """The client's own timeout is what ends it; and the end of the receiver."""
+    """Only the client's timeout or the receiver's end ends the request."""
     with Receiver(fail="hang") as receiver:
         with pytest.raises(httpx.ReadTimeout):
             post(receiver, timeout=0.2)
@@ -164,7 +164,7 @@ def test_a_played_hang_answers_nothing_and_does_not_hold_up_the_stop() -> None:
 
 
 def test_a_slow_answer_comes_after_its_envelope_was_stored() -> None:
-    """A client that gives up too early sends a duplicate; here it can be seen."""
+    """A client with a short timeout sends a duplicate, which the receiver shows."""
     with Receiver(fail="slow") as receiver:
         receiver.faults.slow_by = 0.3
         began = time.monotonic()
@@ -179,7 +179,7 @@ def test_a_slow_answer_comes_after_its_envelope_was_stored() -> None:
 def test_a_client_that_leaves_in_the_middle_leaves_nothing(
     receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Half a body is no envelope, and no traceback either."""
+    """Half a body is no envelope, and causes no traceback."""
     with connect(receiver) as peer:
         peer.sendall(request_bytes()[:-10])
     assert post(receiver).status_code == 200
@@ -189,7 +189,7 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing(
 
 
 def test_an_app_without_the_receivers_server_says_that_it_can_not_reset() -> None:
-    """Mounted under another server, the fault can't be played; a 200 would be a lie."""
+    """Another server can't play the fault, and must not answer 200."""
     from tests.integrations.receiver_support import Client
     from transport_kit.receiver import Faults
 
@@ -200,12 +200,12 @@ def test_an_app_without_the_receivers_server_says_that_it_can_not_reset() -> Non
 
 
 def test_an_app_under_another_server_answers_its_lifespan() -> None:
-    """uvicorn's default asks for it, and the guard must let it through."""
+    """uvicorn sends lifespan events by default, and the guard must pass them on."""
     sent: list[str] = []
-    asked = iter(["lifespan.startup", "lifespan.shutdown"])
+    messages = iter(["lifespan.startup", "lifespan.shutdown"])
 
     async def receive() -> dict[str, Any]:
-        return {"type": next(asked)}
+        return {"type": next(messages)}
 
     async def send(message: Any) -> None:
         sent.append(message["type"])
@@ -216,7 +216,7 @@ def test_an_app_under_another_server_answers_its_lifespan() -> None:
 
 
 def test_a_taken_port_is_named(receiver: Receiver) -> None:
-    """The commonest mistake: it is running already."""
+    """The most common mistake: it is running already."""
     with (
         pytest.raises(OptionsError, match=f"port {receiver.port}: .* 0 takes a free port"),
         Receiver(port=receiver.port),
@@ -226,7 +226,7 @@ def test_a_taken_port_is_named(receiver: Receiver) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.7"])
 def test_an_address_that_others_can_reach_is_refused(host: str) -> None:
-    """What apps report is private; opening it to the network is a decision."""
+    """Reports of apps are private, so opening the server to a network needs an option."""
     with pytest.raises(OptionsError, match="--listen-anywhere"):
         Receiver(host=host)
 
@@ -235,20 +235,20 @@ def test_an_address_that_others_can_reach_is_refused(host: str) -> None:
     ("host", "port", "field"), [("no-such-host.invalid", 0, "host"), ("127.0.0.1", 70_000, "port")]
 )
 def test_an_impossible_address_is_refused_by_name(host: str, port: int, field: str) -> None:
-    """Before anything is opened."""
+    """The error comes before anything is opened."""
     with pytest.raises(OptionsError) as caught:
         Receiver(host=host, port=port)
     assert caught.value.field == field
 
 
 def test_an_address_of_another_machine_can_not_be_listened_on() -> None:
-    """Allowed, but not ours: the system's reason is passed on."""
+    """The option allows it, but the system refuses; the error has the system's reason."""
     with pytest.raises(OptionsError, match=r"can't listen on 192\.0\.2\.7"):
         Receiver(host="192.0.2.7", listen_anywhere=True).start()
 
 
 def test_listening_anywhere_names_an_address_that_works() -> None:
-    """0.0.0.0 is no address to send to."""
+    """A client can't connect to 0.0.0.0."""
     with Receiver(host="0.0.0.0", listen_anywhere=True) as receiver:
         assert receiver.url == f"http://127.0.0.1:{receiver.port}"
         assert post(receiver).status_code == 200
@@ -257,7 +257,7 @@ def test_listening_anywhere_names_an_address_that_works() -> None:
 
 
 def test_ipv6_loopback_works() -> None:
-    """Brackets in the URL and in the DSN."""
+    """The URL and the DSN have brackets."""
     try:
         with Receiver(host="::1") as receiver:
             assert receiver.dsn.endswith(f"@[::1]:{receiver.port}/1")
@@ -268,9 +268,9 @@ def test_ipv6_loopback_works() -> None:
 
 
 def test_listeners_see_each_record(tmp_path: Path) -> None:
-    """The console's lines come from here."""
-    seen: list[dict[str, Any]] = []
-    with Receiver(on_received=seen.append) as receiver:
+    """The console prints lines from it."""
+    records: list[dict[str, Any]] = []
+    with Receiver(on_received=records.append) as receiver:
         post(receiver)
-        assert seen == receiver.events()
-        assert json.dumps(seen)
+        assert records == receiver.events()
+        assert json.dumps(records)

@@ -1,4 +1,4 @@
-"""The receiver's store: bounds, restarts, files that are not its own, and the faults' clock."""
+"""The receiver's store: bounds, restarts, foreign files; and the clock of faults."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_oldest_envelopes_make_room_by_count() -> None:
 
 
 def test_the_oldest_envelopes_make_room_by_bytes_and_the_newest_always_stays() -> None:
-    """The count alone bounds nothing when envelopes are large."""
+    """A bound on the number alone does not bound large envelopes."""
     with Store(max_bytes=100) as store:
         for size in (40, 40, 40):
             add(store, size)
@@ -47,15 +47,15 @@ def test_the_oldest_envelopes_make_room_by_bytes_and_the_newest_always_stays() -
 
 
 def test_a_file_keeps_envelopes_and_bounds_across_restarts(tmp_path: Path) -> None:
-    """`--store FILE` is for looking at yesterday's errors; numbers go on where they ended."""
+    """With `--store FILE` yesterday's errors are readable, and numbers continue."""
     path = tmp_path / "events.db"
     with Store(path, max_envelopes=2) as store:
         add(store, 5, event_id="a" * 32, title="first")
         add(store, 7, title="second")
     with Store(path, max_envelopes=2) as store:
-        found = store.by_event_id("a" * 32)
-        assert found is not None
-        assert (found.n, found.record, found.key, found.body) == (
+        stored = store.by_event_id("a" * 32)
+        assert stored is not None
+        assert (stored.n, stored.record, stored.key, stored.body) == (
             1,
             {"n": 1, "title": "first"},
             KEY,
@@ -67,7 +67,7 @@ def test_a_file_keeps_envelopes_and_bounds_across_restarts(tmp_path: Path) -> No
 
 
 def test_two_receivers_may_share_a_file(tmp_path: Path) -> None:
-    """Started twice by mistake, both keep the bounds."""
+    """If started twice by mistake, both observe the bounds."""
     path = tmp_path / "events.db"
     with Store(path, max_envelopes=3) as one, Store(path, max_envelopes=3) as other:
         for _ in range(3):
@@ -78,7 +78,7 @@ def test_two_receivers_may_share_a_file(tmp_path: Path) -> None:
 
 
 def test_a_new_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
-    """Reports hold what users typed; the umask is not asked."""
+    """Reports contain user input; the umask has no influence."""
     path = tmp_path / "events.db"
     with Store(path) as store:
         add(store)
@@ -87,19 +87,19 @@ def test_a_new_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
 
 
 def test_the_newest_of_several_with_one_event_id_is_found() -> None:
-    """Duplicates are kept: seeing them is what a developer's server is for."""
+    """Duplicates are stored, as developers look for them."""
     with Store() as store:
         for _ in range(2):
             add(store, event_id="b" * 32)
-        found = store.by_event_id("b" * 32)
-        assert found is not None
-        assert found.n == 2
+        stored = store.by_event_id("b" * 32)
+        assert stored is not None
+        assert stored.n == 2
         assert store.totals()[0] == 2
         assert store.by_event_id("c" * 32) is None
 
 
 def test_a_file_of_another_program_is_refused_and_left_alone(tmp_path: Path) -> None:
-    """A slip in --store must not write tables into someone's database."""
+    """A wrong --store must not write tables into another database."""
     path = tmp_path / "app.sqlite3"
     other = sqlite3.connect(path)
     other.execute("CREATE TABLE users (name TEXT)")
@@ -112,7 +112,7 @@ def test_a_file_of_another_program_is_refused_and_left_alone(tmp_path: Path) -> 
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
-    """One line that names the file, not a traceback from SQLite."""
+    """One line that names the file instead of SQLite's traceback."""
     path = tmp_path / "notes.txt"
     path.write_text("dear diary, " * 100, encoding="utf-8")
     with pytest.raises(OptionsError, match=r"can't use .*notes\.txt"):
@@ -120,14 +120,14 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_can_not_be_opened_is_refused(tmp_path: Path) -> None:
-    """A folder that is not there, a folder in the file's place."""
+    """The folder is missing, or the path is a folder."""
     for path in (tmp_path / "none" / "events.db", tmp_path):
         with pytest.raises(OptionsError, match="can't open"):
             Store(path)
 
 
 def test_totals_that_were_tampered_with_cost_no_new_envelope(tmp_path: Path) -> None:
-    """The newest stays whatever the file says, and the next start counts again."""
+    """The newest envelope always stays, and the next start corrects the totals."""
     path = tmp_path / "events.db"
     with Store(path) as store:
         add(store)
@@ -143,13 +143,13 @@ def test_totals_that_were_tampered_with_cost_no_new_envelope(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("bounds", [{"max_envelopes": 0}, {"max_bytes": 0}])
 def test_bounds_of_nothing_are_refused(bounds: dict[str, Any]) -> None:
-    """A store that keeps nothing is a mistake."""
+    """A store without room is a mistake."""
     with pytest.raises(OptionsError, match="at least 1"):
         Store(**bounds)
 
 
 def test_threads_add_and_read_together() -> None:
-    """Ingest and page run on many threads; every envelope is there, once."""
+    """Ingest and page run on many threads; every envelope is stored once."""
     with Store() as store:
 
         def work() -> None:
@@ -176,7 +176,7 @@ def test_closing_twice_is_harmless() -> None:
 
 
 class Clock:
-    """Seconds that move when told."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -186,7 +186,7 @@ class Clock:
 
 
 def test_an_outage_ends_by_itself_together_with_its_limit() -> None:
-    """`--fail 503 --fail-for 10` shows a client's recovery without a hand on the server."""
+    """`--fail 503 --fail-for 10` shows the recovery of a client."""
     clock = Clock()
     faults = Faults("429", seconds=10, rate_limit="60:error:key", clock=clock)
     assert faults.kind == "429"
@@ -199,7 +199,7 @@ def test_an_outage_ends_by_itself_together_with_its_limit() -> None:
 
 
 def test_an_outage_without_an_end_lasts_until_it_is_cleared() -> None:
-    """A test decides itself when the server is back."""
+    """A test decides when the server recovers."""
     clock = Clock()
     faults = Faults("hang", clock=clock)
     clock.now += 1e9
@@ -222,14 +222,14 @@ def test_an_outage_without_an_end_lasts_until_it_is_cleared() -> None:
     ],
 )
 def test_a_fault_that_makes_no_sense_is_refused_by_name(wrong: dict[str, Any], field: str) -> None:
-    """An outage that is silently not played would prove the wrong thing."""
+    """An outage that is silently not played would make a test meaningless."""
     with pytest.raises(OptionsError) as caught:
         Faults(**wrong)
     assert caught.value.field == field
 
 
 def test_a_limit_keeps_the_order_of_what_passes() -> None:
-    """Envelope order is kept, as everywhere."""
+    """The order of the envelope is kept."""
     items = [Item(b"{}", type=kind) for kind in ("session", "event", "check_in", "attachment")]
     passed, refused = RateLimit("2.5:error").split(items)
     assert [item.type for item in passed] == ["session", "check_in"]

@@ -61,7 +61,7 @@ def test_the_table_of_options_is_the_one_made_from_the_code(cls: type) -> None:
 
 
 def test_the_table_of_substitutes_is_the_one_made_from_the_code() -> None:
-    """What happens instead of a safeguard that can't be used must not be guessed."""
+    """Users must not have to guess the consequence of a wrong safeguard."""
     text = (ROOT / "docs" / "reference" / "options.md").read_text(encoding="utf-8")
     assert substitutes_table([option for cls in GROUPS for option in describe(cls)]) in text
 

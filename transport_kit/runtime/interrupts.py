@@ -48,7 +48,7 @@ def let_through(error: BaseException) -> None:
 
 
 def _is_handler(trace: TracebackType) -> bool:
-    """Whether its frame is that of a signal handler: called with a number and the frame it interrupted."""
+    """Return True for a signal handler's frame: its arguments include the frame that it interrupted."""
     frame = trace.tb_frame
     caller = frame.f_back
     if caller is None or (frame.f_code.co_argcount < 2 and not frame.f_code.co_flags & _VARARGS):

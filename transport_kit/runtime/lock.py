@@ -86,4 +86,4 @@ class StateLock:
 
 
 def _nothing() -> None:
-    """What mends a state that needs no mending."""
+    """Do nothing, to mend a state that needs no mending."""
