@@ -273,9 +273,9 @@ class _Check:
         if attempt.problem is not None:
             raise _StepError(attempt.problem, attempt.advice, facts)
         notes = tuple(
-            f"the server asks for no more {'of anything' if category == '*' else category} for {left:.0f} s;"
-            " it may have dropped the event"
-            for category, left in sorted(attempt.limits.items())
+            f"the server asks for no more {'of anything' if category == '*' else category}"
+            f" for {seconds:.0f} s; it may have dropped the event"
+            for category, seconds in sorted(attempt.limits.items())
         )
         return _Finding(f"event {attempt.event_id} was taken, status {attempt.status}", notes, facts)
 
@@ -327,9 +327,9 @@ def _certificate(certificate: Mapping[str, Any], now: float) -> tuple[tuple[str,
     return notes, facts
 
 
-def _name(parts: Any, *wanted: str) -> str:
-    named = {key: value for part in parts for key, value in part}
-    return next((str(named[key]) for key in wanted if key in named), "")
+def _name(parts: Any, *keys: str) -> str:
+    values = {key: value for part in parts for key, value in part}
+    return next((str(values[key]) for key in keys if key in values), "")
 
 
 def _alternative_names(certificate: Mapping[str, Any]) -> str:

@@ -51,20 +51,20 @@ def command(name: str | None, as_json: bool, markdown: bool) -> None:
             )
             hint = f"; did you mean {near[0]}?" if near else "; `transport-kit options` lists all of them"
             raise click.UsageError(f"there is no option {one_line(name)}{hint}")
-    found = [option for group in groups.values() for option in group]
+    options = [option for group in groups.values() for option in group]
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(option) for option in found], indent=2))
+        click.echo(json.dumps([dataclasses.asdict(option) for option in options], indent=2))
     elif markdown:
         for title, group in groups.items():
             if group:
                 click.echo(f"{title}\n\n{markdown_table(group)}\n")
         click.echo(substitutes_table([one for group in groups.values() for one in group]))
     elif name is not None:
-        _describe(found[0])
+        _describe(options[0])
     else:
         table(
             ("option", "type", "accepted", "default"),
-            ((one.name, one.type_name, one.bounds, one.default) for one in found),
+            ((one.name, one.type_name, one.bounds, one.default) for one in options),
         )
 
 

@@ -164,9 +164,9 @@ def _format_attempt(name: str, attempt: Attempt) -> str:
         lines += [f"  discarded: {reason} {category} {n}" for category, n in sorted(counts.items())]
     if attempt.advice is not None:
         lines.append(f"  what to do: {attempt.advice}")
-    for category, left in sorted(attempt.limits.items()):
+    for category, seconds in sorted(attempt.limits.items()):
         limited = "everything" if category == "*" else category
-        lines.append(f"  the server asks for no more {limited} for {left:.0f} s")
+        lines.append(f"  the server asks for no more {limited} for {seconds:.0f} s")
     return "\n".join(
         one_line(line) if index == 0 else "  " + one_line(line) for index, line in enumerate(lines)
     )

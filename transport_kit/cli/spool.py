@@ -187,8 +187,8 @@ def ls(directory: Path, limit: int | None, as_json: bool) -> None:
         ),
     )
     verb = "waits" if total == 1 else "wait"
-    shown = "" if total == len(rows) else f", {len(rows)} shown; see --limit"
-    click.echo(f"{total} {verb}{shown}")
+    note = "" if total == len(rows) else f", {len(rows)} shown; see --limit"
+    click.echo(f"{total} {verb}{note}")
 
 
 def _row(waiting: Waiting) -> dict[str, Any]:
@@ -212,39 +212,39 @@ def _row(waiting: Waiting) -> dict[str, Any]:
 @_as_json
 def show(id: str, directory: Path, as_json: bool) -> None:
     """One envelope that waits, or a dead letter, without keys."""
-    wanted = _normalize_id(id)
-    if not wanted:
+    key = _normalize_id(id)
+    if not key:
         raise click.UsageError("ID is empty")
     with _open_spool(directory) as inspections, _progress(inspections) as progressed:
-        match = next(_matches(inspections, wanted, progressed), None)
+        match = next(_matches(inspections, key, progressed), None)
         if match is None:
             raise click.ClickException(
                 one_line(f"{masked(id)} is not there: delivered, given up, or never taken")
             )
         facts, sealed, secrets = match
-    shown = {**facts, **contents(sealed, secrets)}
+    document = {**facts, **contents(sealed, secrets)}
     if as_json:
-        _print_json(shown)
+        _print_json(document)
         return
     for name, value in facts.items():
         click.echo(one_line(f"{name:<10} {quantities(value) if isinstance(value, Mapping) else value}"))
-    click.echo(f"headers    {json.dumps(shown['headers'])}")
-    for item in shown["items"]:
+    click.echo(f"headers    {json.dumps(document['headers'])}")
+    for item in document["items"]:
         click.echo(one_line(f"\nitem {item['type']}, {counted(item['bytes'], 'byte')}"))
         click.echo(json.dumps(item["payload"], indent=2) if item["payload"] is not None else "(no JSON)")
 
 
 def _matches(
-    inspections: Iterable[Inspection], wanted: str, progressed: Progressed
+    inspections: Iterable[Inspection], key: str, progressed: Progressed
 ) -> Iterator[tuple[dict[str, Any], SealedEnvelope, tuple[str, ...]]]:
     for each in inspections:
         secrets = each.credentials()[1]
         for letter in each.letters():
-            if _normalize_id(letter.name) == wanted:
+            if _normalize_id(letter.name) == key:
                 with contextlib.suppress(OSError, InvalidEnvelope, SealError):
                     yield {"state": "dead", **_letter_row(letter)}, each.read_letter(letter), secrets
         for waiting in each.waiting(progressed):
-            if wanted in (_normalize_id(waiting.event_id or ""), waiting.reference):
+            if key in (_normalize_id(waiting.event_id or ""), waiting.reference):
                 sealed = each.load(waiting)
                 if sealed is not None:
                     yield {"state": "waiting", **_row(waiting)}, sealed, secrets
@@ -413,22 +413,24 @@ def purge(directory: Path, older_than: float | None, waiting: bool, yes: bool, a
 def _select_letters(
     inspections: list[Inspection], ids: tuple[str, ...], failed: dict[str, str]
 ) -> list[tuple[Inspection, list[Letter]]]:
-    wanted = {_normalize_id(id): id for id in ids}
+    ids_by_key = {_normalize_id(id): id for id in ids}
     selection = []
     for each in inspections:
-        letters = [letter for letter in each.letters() if not ids or _normalize_id(letter.name) in wanted]
+        letters = [letter for letter in each.letters() if not ids or _normalize_id(letter.name) in ids_by_key]
         selection.append((each, letters))
     selected = {_normalize_id(letter.name) for _, letters in selection for letter in letters}
-    failed.update({masked(id): "is no dead letter" for key, id in wanted.items() if key not in selected})
+    failed.update({masked(id): "is no dead letter" for key, id in ids_by_key.items() if key not in selected})
     return selection
 
 
-def _print_changes(as_json: bool, word: str, done: list[str], failed: Mapping[str, str], **more: int) -> None:
+def _print_changes(
+    as_json: bool, word: str, names: list[str], failed: Mapping[str, str], **more: int
+) -> None:
     if as_json:
-        _print_json({"ok": not failed, word: done, **more, "failed": dict(failed)})
+        _print_json({"ok": not failed, word: names, **more, "failed": dict(failed)})
     else:
         click.echo(
-            f"{word} {counted(len(done), 'dead letter')}"
+            f"{word} {counted(len(names), 'dead letter')}"
             + "".join(f", {n} {name}" for name, n in more.items())
         )
         for name, why in failed.items():

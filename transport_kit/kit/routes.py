@@ -136,13 +136,13 @@ def parse_query(raw: bytes | str) -> dict[str, str]:
 
 
 def _health_answer(
-    health: Health, details: bool, wanted: str | None, accept: str | None, method: str
+    health: Health, details: bool, format_name: str | None, accept: str | None, method: str
 ) -> Answer:
     status = 503 if health.status == "fail" else 200
     vary = (("vary", "Accept"),)
-    if wanted == "text":
+    if format_name == "text":
         return _answer(status, _TEXT, health.as_text(details=details), method, vary)
-    if wanted == "html" or (wanted != "json" and _prefers_html(accept)):
+    if format_name == "html" or (format_name != "json" and _prefers_html(accept)):
         page = _page(health, details)
         return _answer(status, _HTML, page, method, (*vary, ("content-security-policy", _POLICY)))
     body = json.dumps(health.as_health_json(details=details))

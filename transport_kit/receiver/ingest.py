@@ -106,8 +106,8 @@ class Ingest:
             passed, refused = limit.split(envelope.items)
             if refused:
                 if passed:
-                    rest = Envelope(envelope.headers, passed)
-                    self._store_envelope(rest, rest.serialize(), event_id, auth, project, post)
+                    accepted = Envelope(envelope.headers, passed)
+                    self._store_envelope(accepted, accepted.serialize(), event_id, auth, project, post)
                 raise Refusal(
                     429,
                     "rate limit reached",

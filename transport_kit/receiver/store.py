@@ -119,11 +119,11 @@ class Store:
 
     def by_number(self, number: int) -> StoredEnvelope | None:
         """Return the envelope of that number; None if it is unknown or was dropped."""
-        return self._one("SELECT n, record, key, body FROM envelope WHERE n = ?", number)
+        return self._fetch_one("SELECT n, record, key, body FROM envelope WHERE n = ?", number)
 
     def by_event_id(self, event_id: str) -> StoredEnvelope | None:
         """Return the newest envelope with that event id (32 lower-case hex digits), or None."""
-        return self._one(
+        return self._fetch_one(
             "SELECT n, record, key, body FROM envelope WHERE event_id = ? ORDER BY n DESC LIMIT 1", event_id
         )
 
@@ -154,7 +154,7 @@ class Store:
     ) -> None:
         self.close()
 
-    def _one(self, query: str, value: int | str) -> StoredEnvelope | None:
+    def _fetch_one(self, query: str, value: int | str) -> StoredEnvelope | None:
         with self._changed:
             row = self._connection.execute(query, (value,)).fetchone()
         if row is None:

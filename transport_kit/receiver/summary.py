@@ -88,9 +88,9 @@ def frames(exception: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 def primary_item(items: Sequence[Item]) -> Item | None:
     """Return the main item of an envelope; None if it is empty."""
-    for wanted in _EVENTS:
+    for kind in _EVENTS:
         for item in items:
-            if item.type == wanted:
+            if item.type == kind:
                 return item
     return next((item for item in items if item.type not in _COMPANIONS), items[0] if items else None)
 

@@ -20,7 +20,7 @@ from transport_kit.runtime.log import log
 
 __all__ = ["after_fork", "fork_guard", "PerProcess"]
 
-#: Seconds that a fork waits for a guarded section: imports take a quarter of one, on a slow disk more.
+#: Seconds that a fork waits for a guarded section. Imports take a quarter of a second, on a slow disk longer.
 LONGEST = 5.0
 
 T = TypeVar("T")
@@ -29,9 +29,9 @@ T = TypeVar("T")
 class ForkGuard:
     """A section that no fork of this process interrupts: `with fork_guard: import …`.
 
-    In a child, a module that another thread of the parent was importing stays half imported, with its lock
-    held, for ever: a sender there would wait for it without end. So a fork waits for the section to end, up
-    to `LONGEST` seconds. Not re-entrant.
+    If another thread of the parent is importing a module at the fork, the module's lock stays locked in the
+    child, whose sender would wait for it forever. So a fork waits for the section to end, up to `LONGEST`
+    seconds. Not re-entrant.
     """
 
     def __init__(self) -> None:
@@ -52,22 +52,22 @@ class ForkGuard:
             self._owner = _thread.get_ident()
 
     def __exit__(self, *exception: object) -> None:
-        # Not the owner: the guard was installed, or this thread forked, while it was inside.
+        # Another owner: the guard was installed, or this thread forked, inside the section.
         if self._owner == _thread.get_ident():
             self._owner = 0
             self._lock.release()
 
     def before_fork(self) -> None:
-        """Wait for the section to end, and let no thread enter one until the fork is done."""
-        me = _thread.get_ident()
-        if self._owner != me and self._lock.acquire(timeout=LONGEST):
-            self._forkers.add(me)
+        """Wait for the section to end, and keep threads from entering one until the fork is done."""
+        thread = _thread.get_ident()
+        if self._owner != thread and self._lock.acquire(timeout=LONGEST):
+            self._forkers.add(thread)
 
     def after_fork_in_parent(self) -> None:
         """Let threads enter sections again."""
-        me = _thread.get_ident()
-        if me in self._forkers:
-            self._forkers.discard(me)
+        thread = _thread.get_ident()
+        if thread in self._forkers:
+            self._forkers.discard(thread)
             self._lock.release()
 
     def after_fork_in_child(self) -> None:
@@ -79,19 +79,19 @@ class ForkGuard:
 
 fork_guard = ForkGuard()
 
-# Called in each forked child, in order. Changed in single steps, and copied before it is walked.
+# Called in each forked child, in order. Each change is one atomic operation; iteration uses a copy.
 _callbacks: list[Callable[[], object]] = []
-# Emptied, atomically, by the thread that registers the hook.
+# The thread that registers the hook empties it, atomically.
 _unregistered = [True]
 
 
 def after_fork(callback: Callable[[], object], *, first: bool = False) -> None:
-    """Call `callback` in every forked child, in the order of registration; once, however often it is given.
+    """Call `callback` in every forked child, in the order of registration. Idempotent.
 
     Args:
         callback: Takes no lock that another thread of the parent may have held. An exception that it raises
             is logged.
-        first: Call it before those that were registered so far: for what releases the parent's resources.
+        first: True to call it before the present callbacks; for one that releases the parent's resources.
     """
     if callback not in _callbacks:
         _callbacks.insert(0 if first else len(_callbacks), callback)
@@ -124,8 +124,8 @@ class _Holder(Generic[T]):
     def __init__(self, pid: int, value: T, parent: _Holder[T] | None) -> None:
         self.pid = pid
         self.value = value
-        # Referred to so that it is not finalised in the child: that could wait for a lock that one of the
-        # parent's threads held, and copies its memory.
+        # The reference keeps it from being finalized in the child, which would copy its memory and could wait
+        # for a lock that another thread of the parent held.
         self.parent = parent
         self.children: dict[int, _Holder[T]] = {}
 

@@ -1,11 +1,11 @@
-"""Exceptions that are the app's: raised by a signal handler while our code happened to run.
+"""Recognizes exceptions that a signal handler of the app raised while this library's code ran.
 
-Owns the test for them, and the rule: `except Exception` around our own work, or around a callback of the
-app, is for what that work raises. Celery's soft time limit, a server's worker timeout and the like are
-raised by signal handlers, wherever the main thread is; each such handler of ours begins with `let_through`.
+An `except Exception` around this library's work, or around a callback of the app, is for exceptions of that
+work. But signal handlers raise on the main thread at any point: Celery's soft time limit, a server's worker
+timeout and the like. So each such `except` block begins with `let_through`, which raises them again.
 
-Limits: an exception set from another thread with CPython's `PyThreadState_SetAsyncExc` leaves no trace by
-which to know it, and is taken for a failure of the code that it hit.
+Limits: an exception that another thread sets with CPython's `PyThreadState_SetAsyncExc` can't be recognized,
+and counts as a failure of the code that it interrupts.
 
 Threads: functions only.
 """
@@ -17,7 +17,7 @@ from types import FrameType, TracebackType
 
 __all__ = ["let_through"]
 
-# The class's own descriptors: an exception of the app may define attributes of these names that raise.
+# Descriptors of the base class: an exception of the app may redefine these attributes so that they raise.
 _traceback_of: Callable[[BaseException], TracebackType | None]
 _traceback_of = BaseException.__dict__["__traceback__"].__get__
 _context_of: Callable[[BaseException], BaseException | None]
@@ -26,25 +26,25 @@ _VARARGS = 0x04  # CO_VARARGS of the `inspect` module, which is slow to import
 
 
 def let_through(error: BaseException) -> None:
-    """Raise again what a signal handler raised, if `error` is that or was made of it; else do nothing.
+    """Raise the exception of a signal handler again, if `error` is one or has one as its context.
 
     Args:
-        error: As caught by the caller.
+        error: The exception that the caller has caught.
     """
-    found: BaseException | None = error
+    exception: BaseException | None = error
     frames: set[FrameType] = set()
-    seen: set[int] = set()
-    while found is not None and id(found) not in seen:  # an app may link exceptions in a circle
-        seen.add(id(found))
-        trace = _traceback_of(found)
-        if found is not error and (trace is None or trace.tb_frame not in frames):
-            return  # the app was handling it when it called us
+    visited: set[int] = set()
+    while exception is not None and id(exception) not in visited:  # contexts may form a circle
+        visited.add(id(exception))
+        trace = _traceback_of(exception)
+        if exception is not error and (trace is None or trace.tb_frame not in frames):
+            return  # the app was handling this context when it called the library
         while trace is not None:
             frames.add(trace.tb_frame)
             if _is_handler(trace):
-                raise found
+                raise exception
             trace = trace.tb_next
-        found = _context_of(found)
+        exception = _context_of(exception)
 
 
 def _is_handler(trace: TracebackType) -> bool:
