@@ -16,6 +16,7 @@ from typing import Self
 import pytest
 import trustme
 
+from tests.timing import SOON
 from transport_kit.config.options import TransportOptions
 from transport_kit.transport.wire.connections import ConnectionPool
 from transport_kit.transport.wire.exchange import ExchangeError, Response
@@ -35,7 +36,7 @@ def make_pool(
     **options: object,
 ) -> Iterator[ConnectionPool]:
     """A pool that reads no variables of the machine that runs the tests."""
-    options = {"connect_timeout": 5.0, "request_timeout": 5.0, **options}
+    options = {"connect_timeout": min(SOON, 300.0), "request_timeout": SOON, **options}
     pool = ConnectionPool(
         url,
         TransportOptions.from_mapping(options, source="test"),
@@ -99,7 +100,7 @@ class Raw:
             sock.close()
 
     def connect(self, host: str, port: int) -> socket.socket:
-        sock = socket.create_connection((host, port), timeout=5)
+        sock = socket.create_connection((host, port), timeout=SOON)
         self._sockets.append(sock)
         return sock
 
@@ -110,7 +111,7 @@ class Raw:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
-            sock.settimeout(5)
+            sock.settimeout(SOON)
             self._sockets.append(sock)
             thread = threading.Thread(target=self._run, args=(sock, count))
             self._threads.append(thread)
@@ -144,7 +145,7 @@ def relay(left: socket.socket, right: socket.socket, slow: threading.Event) -> N
         selector.register(left, selectors.EVENT_READ, right)
         selector.register(right, selectors.EVENT_READ, left)
         while selector.get_map():
-            for key, _ in selector.select(5):
+            for key, _ in selector.select(SOON):
                 source, sink = key.fileobj, key.data
                 assert isinstance(source, socket.socket)
                 try:

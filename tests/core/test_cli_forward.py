@@ -15,6 +15,7 @@ import pytest
 
 import transport_kit.cli.forward as cli_forward
 from tests.core.cli_support import run
+from tests.timing import SOON
 from transport_kit import make_transport
 from transport_kit.forwarder.forwarder import Forwarder, Summary
 from transport_kit.testing import FaultServer
@@ -122,7 +123,7 @@ def test_health_and_metrics_listen_on_one_port_or_two(
 
     def run_once(self: Forwarder, *, once: bool = False) -> Summary:
         for word, url in urls.items():
-            with urllib.request.urlopen(url, timeout=5) as answer:
+            with urllib.request.urlopen(url, timeout=SOON) as answer:
                 answers[word] = answer.read().decode()
         return Summary({}, {}, {})
 

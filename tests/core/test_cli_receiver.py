@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.timing import SOON
 from transport_kit.cli import main
 from transport_kit.cli.receiver import _echo
 from transport_kit.config.dsn import Dsn
@@ -76,7 +77,7 @@ def line(process: subprocess.Popen[str]) -> str:
 def end(process: subprocess.Popen[str], number: int) -> str:
     """Send the signal; return the rest of the output. Stderr must be empty."""
     process.send_signal(number)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=SOON)
     assert (process.returncode, err) == (0, "")
     return out
 
@@ -87,7 +88,7 @@ def post(dsn: str) -> int:
     request = urllib.request.Request(parsed.envelope_url, data=EVENT, headers=headers, method="POST")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=10) as answer:
+        with opener.open(request, timeout=SOON) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         with error:
@@ -133,7 +134,7 @@ def test_a_reset_of_the_real_process_is_a_reset(start: Start) -> None:
     """A user tests connection errors with it."""
     process = start("--fail", "reset", "--json")
     ready = json.loads(line(process))
-    with socket.create_connection(("127.0.0.1", ready["port"]), timeout=10) as peer:
+    with socket.create_connection(("127.0.0.1", ready["port"]), timeout=SOON) as peer:
         peer.sendall(b"POST /api/1/envelope/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")
         with pytest.raises(ConnectionResetError):
             peer.recv(1)
@@ -147,7 +148,7 @@ def test_a_hanging_request_does_not_hold_up_ctrl_c(start: Start) -> None:
     line(process)
     assert line(process) == "playing hang until the end"
     port = Dsn.parse(dsn).port
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as peer:
+    with socket.create_connection(("127.0.0.1", port), timeout=SOON) as peer:
         peer.sendall(b"POST /api/1/envelope/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")
         end(process, signal.SIGINT)
 
@@ -162,7 +163,7 @@ def test_a_reader_that_leaves_does_not_end_the_receiver(start: Start) -> None:
     assert post(dsn) == 200
     assert post(dsn) == 200
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) in (0, 120)  # 120: Python could not flush the pipe at exit
+    assert process.wait(timeout=SOON) in (0, 120)  # 120: Python could not flush the pipe at exit
     assert process.stderr is not None
     assert "Traceback" not in process.stderr.read()
 

@@ -17,7 +17,7 @@ import pytest
 import trustme
 
 from tests.core.cli_support import run, run_json
-from tests.timing import SOON
+from tests.timing import SOON, scaled
 from transport_kit import Envelope
 from transport_kit.testing import FaultServer
 
@@ -264,10 +264,11 @@ def test_no_usable_answer_is_shown_with_what_to_do(server: FaultServer, fault: s
 def test_a_server_that_hangs_costs_the_timeout(server: FaultServer) -> None:
     """A person waits at the terminal."""
     server.fault("hang")
-    result = run_json("send", server.dsn, "--message", "hello", "--timeout", "0.2")
+    timeout = scaled(0.2)
+    result = run_json("send", server.dsn, "--message", "hello", "--timeout", str(timeout))
     (one,) = result["results"]
     assert result["exit_code"] == 1
-    assert 0.2 <= one["seconds"] <= SOON / 2
+    assert timeout <= one["seconds"] <= SOON / 2
     assert one["problem"].startswith("timeout: ")
     assert "does not answer" in one["advice"]
 
@@ -286,7 +287,7 @@ def test_a_dns_that_hangs_costs_the_timeout_too(monkeypatch: pytest.MonkeyPatch)
         result = run("send", f"https://{'a' * 32}@sentry.example/1", "--message", "m", "--timeout", "0.1")
     finally:
         over.set()
-        assert looked_up.wait(10)
+        assert looked_up.wait(SOON)
     assert result.exit_code == 1
     assert "timeout: no answer within 0.1 s" in result.stdout
 
@@ -480,7 +481,7 @@ def test_ctrl_c_ends_the_command_at_once_with_status_130(server: FaultServer) ->
         text=True,
     )
     try:
-        assert server.wait_for_requests(1, 20)
+        assert server.wait_for_requests(1, SOON)
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=SOON)
     finally:

@@ -21,7 +21,7 @@ from tests.core.connections_support import (
     make_pool,
     post,
 )
-from tests.timing import SOON
+from tests.timing import SOON, scaled
 from transport_kit.config.options import TransportOptions
 from transport_kit.runtime.errors import MissingExtra, OptionsError
 from transport_kit.testing import FaultServer
@@ -122,7 +122,10 @@ def test_the_deadline_holds_for_tls_inside_tls(tls: Tls) -> None:
         FaultServer(ssl_context=tls.server()) as server,
         HttpProxy(tls.server()) as proxy,
         make_pool(
-            server.url, ca_certs=tls.bundle, proxy=f"https://127.0.0.1:{proxy.port}", request_timeout=0.3
+            server.url,
+            ca_certs=tls.bundle,
+            proxy=f"https://127.0.0.1:{proxy.port}",
+            request_timeout=scaled(0.3),
         ) as pool,
     ):
         assert post(pool).status == 200

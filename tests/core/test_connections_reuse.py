@@ -23,7 +23,7 @@ from tests.core.connections_support import (
     post,
     read_head,
 )
-from tests.timing import SOON
+from tests.timing import SOON, scaled
 from transport_kit.testing import FaultServer
 from transport_kit.transport.wire.exchange import ExchangeError
 
@@ -50,7 +50,7 @@ def test_posts_at_the_same_time_have_connections_of_their_own(server: FaultServe
         threads = [threading.Thread(target=post, args=(pool,)) for _ in range(4)]
         for thread in threads:
             thread.start()
-        assert server.wait_for_requests(4)
+        assert server.wait_for_requests(4, SOON)
         assert server.connections == 4
         server.release()
         for thread in threads:
@@ -157,12 +157,13 @@ def test_the_retry_happens_once(server: FaultServer) -> None:
 @pytest.mark.parametrize("fault", ["half", "garbage", "hang"])
 def test_other_failures_on_a_reused_connection_are_not_retried(server: FaultServer, fault: str) -> None:
     """Once a byte came, or time has passed, the server may have acted."""
-    with make_pool(server.url, request_timeout=0.2) as pool:
+    with make_pool(server.url, request_timeout=scaled(0.2) if fault == "hang" else SOON) as pool:
         post(pool)
         server.fault(fault)
         error = failure(pool)
     assert error.kind == {"half": "reset", "garbage": "protocol", "hang": "timeout"}[fault]
     assert error.body_sent
+    assert server.wait_for_requests(2, SOON)
     assert len(server.requests) == 2
 
 
@@ -177,8 +178,11 @@ def test_a_failure_on_a_fresh_connection_is_not_retried(server: FaultServer) -> 
 def test_a_connection_that_failed_is_not_used_again(server: FaultServer) -> None:
     """The rest of a late answer would be taken for the next one."""
     server.fault("hang", times=1)
-    with make_pool(server.url, request_timeout=0.1) as pool:
-        assert failure(pool).kind == "timeout"
+    with make_pool(server.url) as pool:
+        with pytest.raises(ExchangeError) as caught:
+            pool.post(PATH, HEADERS, BODY, timeout=scaled(0.1))
+        assert caught.value.kind == "timeout"
+        assert server.wait_for_requests(1, SOON)
         server.release()
         assert post(pool).status == 200
     assert [r.connection for r in server.requests] == [1, 2]
@@ -213,11 +217,11 @@ def test_a_closed_pool_refuses_and_keeps_nothing(server: FaultServer) -> None:
     with make_pool(server.url) as pool:
         thread = threading.Thread(target=post, args=(pool,))
         thread.start()
-        assert server.wait_for_requests(1)
+        assert server.wait_for_requests(1, SOON)
         pool.close()
         server.release()
         thread.join(30)
-        assert server.wait_for(1)
+        assert server.wait_for(1, SOON)
         error = failure(pool)
         assert not pool._idle
     assert (error.kind, error.body_sent) == ("connect", False)

@@ -337,10 +337,10 @@ def test_a_body_is_read_to_its_end_up_to_a_mebibyte(within: bytes, beyond: bytes
         with pair() as (ours, theirs):
             writer = threading.Thread(target=feed, args=(theirs, data))
             writer.start()
-            response = run(ours, seconds=30)
+            response = run(ours, seconds=SOON)
             assert (len(response.body), response.reusable) == (64 * 1024, reusable)
             ours.close()
-            writer.join(5)
+            writer.join(SOON)
 
 
 @pytest.mark.parametrize(
@@ -372,14 +372,14 @@ def test_a_stream_of_any_make_is_read_as_a_socket_is() -> None:
     with pair() as (ours, theirs):
         writer = threading.Thread(target=feed, args=(theirs, OK))
         writer.start()
-        response = exchange(Wrapped(ours), HEAD, BODY, deadline=time.monotonic() + 20)
-        writer.join(5)
+        response = exchange(Wrapped(ours), HEAD, BODY, deadline=time.monotonic() + SOON)
+        writer.join(SOON)
         assert (response.status, response.body, response.reusable) == (200, b"ok", True)
         with pytest.raises(ExchangeError) as late:
             exchange(Wrapped(ours), HEAD, BODY, deadline=time.monotonic() + 0.05)
         theirs.shutdown(socket.SHUT_WR)
         with pytest.raises(ExchangeError) as ended:
-            exchange(Wrapped(ours), HEAD, BODY, deadline=time.monotonic() + 20)
+            exchange(Wrapped(ours), HEAD, BODY, deadline=time.monotonic() + SOON)
     assert (late.value.kind, late.value.answered) == ("timeout", False)
     assert (ended.value.kind, ended.value.answered) == ("reset", False)
 
@@ -563,7 +563,7 @@ def test_an_early_answer_that_is_cut_short_counts_as_one() -> None:
         theirs.sendall(b"HTTP/1.1 413 Too")
         theirs.shutdown(socket.SHUT_WR)
         with pytest.raises(ExchangeError) as caught:
-            exchange(ours, b"POST / HTTP/1.1\r\n\r\n", bytes(1 << 20), deadline=time.monotonic() + 20)
+            exchange(ours, b"POST / HTTP/1.1\r\n\r\n", bytes(1 << 20), deadline=time.monotonic() + SOON)
     assert (caught.value.kind, caught.value.answered, caught.value.body_sent) == ("reset", True, False)
 
 
@@ -678,7 +678,7 @@ def outcome(data: bytes, sizes: list[int], *, close: bool) -> Response | tuple[s
         else:
             theirs.shutdown(socket.SHUT_WR)
         try:
-            return exchange(sock, HEAD, BODY, deadline=time.monotonic() + 5)
+            return exchange(sock, HEAD, BODY, deadline=time.monotonic() + SOON)
         except ExchangeError as error:
             return error.kind, error.detail
 

@@ -15,6 +15,7 @@ import pytest
 import trustme
 import zstandard
 
+from tests.timing import SOON
 from transport_kit.testing import FAULTS, FaultServer
 
 ENVELOPE = b'{"event_id":"9ec79c33ec9942ab8353589fcb2e04dc"}\n{"type":"event","length":2}\n{}\n'
@@ -29,7 +30,7 @@ def _server() -> Iterator[FaultServer]:
 
 
 def connect(server: FaultServer) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=5)
+    return socket.create_connection(("127.0.0.1", server.port), timeout=SOON)
 
 
 def request(body: bytes = ENVELOPE, extra: str = "") -> bytes:
@@ -132,7 +133,7 @@ def test_chunked_bodies_are_joined(server: FaultServer) -> None:
         head = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
         sock.sendall(head.encode() + b"3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nTrailer: x\r\n\r\n")
         assert read_answer(sock).startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
-        assert server.wait_for(1)
+        assert server.wait_for(1, SOON)
     assert server.requests[0].raw == b"abcde"
 
 
@@ -254,7 +255,7 @@ def test_a_request_in_flight_does_not_survive_reset_on_accept(server: FaultServe
     server.hold()
     with connect(server) as sock:
         sock.sendall(request())
-        assert server.wait_for_requests(1)
+        assert server.wait_for_requests(1, SOON)
         server.fault("reset_on_accept")
         server.release()
         with pytest.raises(ConnectionResetError):
@@ -267,11 +268,11 @@ def test_hang_never_answers_until_released(server: FaultServer) -> None:
     server.fault("hang", times=1)
     with connect(server) as sock:
         sock.sendall(request())
-        assert server.wait_for_requests(1)
+        assert server.wait_for_requests(1, SOON)
         assert not server.wait_for(1, timeout=0.05)
         server.release()
         assert read_answer(sock)[9:12] == b"200"
-    assert server.wait_for(1)
+    assert server.wait_for(1, SOON)
 
 
 def test_close_ends_without_an_answer(server: FaultServer) -> None:
@@ -307,7 +308,7 @@ def test_drip_sends_byte_by_byte_until_released(server: FaultServer) -> None:
     server.fault("drip", times=1)
     with connect(server) as sock:
         sock.sendall(request())
-        assert server.wait_for_requests(2)
+        assert server.wait_for_requests(2, SOON)
         server.release()
         assert read_answer(sock).endswith(b'{"id":""}')
     assert len(server.accepted) == 2
@@ -346,7 +347,7 @@ def test_held_requests_wait_and_are_answered_on_release(server: FaultServer) -> 
     server.hold()
     with connect(server) as sock:
         sock.sendall(request())
-        assert server.wait_for_requests(1)
+        assert server.wait_for_requests(1, SOON)
         assert server.requests[0].status is None
         server.release()
         assert read_answer(sock)[9:12] == b"200"
@@ -383,7 +384,7 @@ def test_idle_connections_can_be_dropped(server: FaultServer) -> None:
         read_answer(idle)
         server.hold()
         busy.sendall(request())
-        assert server.wait_for_requests(2)
+        assert server.wait_for_requests(2, SOON)
         assert server.drop_idle() == 1
         assert idle.recv(1) == b""
         server.release()
@@ -395,10 +396,10 @@ def test_stopping_frees_held_and_hanging_requests(server: FaultServer) -> None:
     server.fault("hang")
     with connect(server) as hanging, connect(server) as held:
         hanging.sendall(request())
-        assert server.wait_for_requests(1)
+        assert server.wait_for_requests(1, SOON)
         server.hold()
         held.sendall(request())
-        assert server.wait_for_requests(2)
+        assert server.wait_for_requests(2, SOON)
         server.stop()
         assert hanging.recv(1) == b""
         assert held.recv(1) == b""
@@ -426,7 +427,7 @@ def test_it_listens_on_ipv6_too() -> None:
     """Clients often handle brackets in URLs and Host headers wrongly."""
     with FaultServer(host="::1") as server:
         assert server.url == f"http://[::1]:{server.port}"
-        with socket.create_connection(("::1", server.port), timeout=5) as sock:
+        with socket.create_connection(("::1", server.port), timeout=SOON) as sock:
             sock.sendall(request())
             assert read_answer(sock)[9:12] == b"200"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.timing import SOON
+from tests.timing import SOON, scaled
 from transport_kit import Dsn, make_transport
 from transport_kit.config.options import TransportOptions
 from transport_kit.forwarder.forwarder import Forwarder, ForwarderView, Summary
@@ -156,7 +156,7 @@ def test_the_pace_is_kept_where_envelopes_are_claimed(server: FaultServer, path:
     fill(server.dsn, path, 0, 2)
     pace = Pace(Rate(0.01), interval=0.1)
     queue = PacedSpool(path, identity_of(Dsn.parse(server.dsn)), forwarder=True, pace=pace)
-    (first,) = queue.claim(1, 5.0)
+    (first,) = queue.claim(1, SOON)
     assert queue.claim(1, 0.05) == []
     queue.ack([first])
     assert queue.stats().waiting == 1
@@ -261,7 +261,7 @@ def test_once_gives_up_on_a_server_that_is_not_there(server: FaultServer, path: 
     """The envelopes stay in the spool."""
     fill(server.dsn, path, 0, 2)
     server.down()
-    summary = once(Forwarder(path, options(path), patience=0.2))
+    summary = once(Forwarder(path, options(path), patience=scaled(0.2)))
     (why,) = summary.left.values()
     assert "deliveries fail: connect" in why
     server.up()
@@ -275,8 +275,8 @@ def test_a_second_forwarder_stands_by(
     fill(server.dsn, path, 0, 1)
     running(Forwarder(path, options(path)))
     assert server.wait_for(1, SOON)
-    # The locks are exclusive within a process as they are between processes.
-    summary = once(Forwarder(path, options(path), patience=0.1))
+    # In one process only one may have the locks, which is what another process would see.
+    summary = once(Forwarder(path, options(path), patience=scaled(0.1)))
     (why,) = summary.left.values()
     assert why == "another process drains it"
 
@@ -352,11 +352,11 @@ def test_nothing_is_claimed_once_the_end_has_come(server: FaultServer, path: str
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FileSpool, "claim", claim)
-        assert queue.claim(1, 5.0) == []
+        assert queue.claim(1, SOON) == []
     queue.wake(hasten=True)
     assert queue.claim(1, 0.0) == []
     queue.ending = False
-    (again,) = queue.claim(1, 5.0)
+    (again,) = queue.claim(1, SOON)
     queue.ack([again])
     queue.close()
 
@@ -365,7 +365,7 @@ def test_nothing_is_claimed_once_the_end_has_come(server: FaultServer, path: str
 
 
 def get(monitor: StatusServer, target: str, method: str = "GET", **headers: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", monitor.port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", monitor.port, timeout=SOON)
     with contextlib.closing(connection):
         connection.request(method, target, headers=headers)
         response = connection.getresponse()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.timing import steps
+from tests.timing import SOON, steps
 from transport_kit.envelope.envelope import Envelope
 from transport_kit.testing import FaultServer
 from transport_kit.transport.factory import make_transport
@@ -151,13 +151,13 @@ def test_absent_facts_are_written_as_absent() -> None:
 def test_each_state_shows_in_health() -> None:
     """Health of a transport that is new, running, draining and closed."""
     with FaultServer() as server:
-        transport = make_transport(server.dsn, shutdown_timeout=5.0)
+        transport = make_transport(server.dsn, shutdown_timeout=SOON)
         new = transport.health()
         assert (new.state, new.worker_alive, new.status, new.pid) == ("new", False, "pass", os.getpid())
         assert new.last_success_age is None
         server.hold()
         transport.capture_event({"message": "x"})
-        assert server.wait_for_requests(1)
+        assert server.wait_for_requests(1, SOON)
         transport.capture_envelope(Envelope().add_session({"sid": "1"}))
         running = transport.health()
         assert (running.state, running.worker_alive) == ("running", True)

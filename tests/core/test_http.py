@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 from tests.core.worker_support import until
+from tests.timing import SOON
 from transport_kit.config.dsn import Dsn
 from transport_kit.config.options import TransportOptions
 from transport_kit.envelope.envelope import Envelope
@@ -60,7 +61,7 @@ class Scripted(BaseHttpTransport):
     def __init__(self, *answers: object, dsn: str = DSN, **fields: Any) -> None:
         self.answers = deque(answers)
         self.sent: list[tuple[str, str, Mapping[str, str], Envelope]] = []
-        options = {"backoff_base": 0.001, "backoff_max": 0.001, "shutdown_timeout": 5.0, **fields}
+        options = {"backoff_base": 0.001, "backoff_max": 0.001, "shutdown_timeout": SOON, **fields}
         super().__init__(Dsn.parse(dsn), TransportOptions(**options))
 
     def _make_pool(self) -> None:
@@ -266,9 +267,10 @@ def test_only_a_timeout_after_the_body_gives_up_what_a_server_would_count_twice(
     event, session = Envelope.event({"message": "x"}), Envelope().add_session({"sid": "1"})
     transport.capture_envelope(event if category == "error" else session)
     given_up = kind == "timeout" and body_sent and category == "session"
-    report = transport.flush()
-    assert (report.delivered, report.discarded) == ((0, 1) if given_up else (1, 0))
-    assert transport.health().discarded_by_category == ({"network_error": {"session": 1}} if given_up else {})
+    assert transport.flush().ok
+    health = transport.health()
+    assert health.delivered == ({} if given_up else {category: 1})
+    assert health.discarded_by_category == ({"network_error": {"session": 1}} if given_up else {})
 
 
 @pytest.mark.parametrize("status", [400, 413, 429])
@@ -287,7 +289,7 @@ def test_a_report_waits_while_everything_is_limited(make: Callable[..., Scripted
     transport.capture_event({"message": "x"})
     transport.flush()
     transport.capture_event({"message": "limited"})
-    transport.flush(0.2)
+    transport.flush()
     transport.flush(0.2)
     assert len(transport.sent) == 1
     assert transport.health().discarded_by_category == {"ratelimit_backoff": {"error": 1}}
@@ -617,15 +619,18 @@ def test_health_is_that_of_this_moment(make: Callable[..., Scripted]) -> None:
     during: list[Health] = []
     transport: Scripted = make(answered(), LOST, lambda: during.append(transport.health()), answered(400))
     transport.capture_event({"message": "accepted"})
-    assert transport.flush().delivered == 1
+    assert transport.flush().ok
+    assert transport.health().delivered == {"error": 1}
     assert not transport.health().failing
     transport.capture_event({"message": "repeated"})
-    assert transport.flush().delivered == 1
+    assert transport.flush().ok
+    assert transport.health().delivered == {"error": 2}
     assert (during[0].breaker, during[0].next_probe_in, during[0].failing) == ("probing", 0.0, True)
     began = time.monotonic()
     transport.capture_event({"message": "refused"})
-    assert transport.flush().discarded == 1
+    assert transport.flush().ok
     health = transport.health()
+    assert health.discarded_by_category == {"send_error": {"error": 1}}
     assert health.failing
     assert health.last_error is not None
     assert 0 <= health.last_error.age <= time.monotonic() - began
@@ -683,7 +688,7 @@ def test_a_transport_dropped_without_close_still_delivers() -> None:
     with FaultServer() as server:
         HttpTransport(Dsn.parse(server.dsn)).capture_event({"message": "x"})
         gc.collect()
-        assert server.wait_for(1, timeout=10.0)
+        assert server.wait_for(1, SOON)
         assert len(server.event_ids()) == 1
 
 
@@ -771,7 +776,7 @@ def test_the_base_class_leaves_the_network_to_its_subclasses() -> None:
         def _make_pool(self) -> None:
             return None
 
-    half = Half(Dsn.parse(DSN), TransportOptions(shutdown_timeout=5.0))
+    half = Half(Dsn.parse(DSN), TransportOptions(shutdown_timeout=SOON))
     half.capture_event({"message": "x"})
     half.close()
     assert half.health().discarded_by_category == {"internal_sdk_error": {"error": 1}}

@@ -360,7 +360,7 @@ def test_the_four_leaves_match_exactly_under_the_path() -> None:
     assert make(dsn="", path=None).match("/transport/health") is None
 
 
-def flush(kit: Kit, query: bytes = b"timeout=5") -> dict[str, Any]:
+def flush(kit: Kit, query: bytes = b"timeout=10") -> dict[str, Any]:
     return {
         "leaf": "flush",
         "method": "POST",

@@ -9,6 +9,7 @@ from types import FrameType
 
 import pytest
 
+from tests.timing import SOON
 from transport_kit.runtime.lock import StateLock
 
 
@@ -113,7 +114,7 @@ def test_an_exception_in_a_section_releases_the_lock(lock: StateLock) -> None:
     with pytest.raises(KeyboardInterrupt), lock.rlock:
         raise KeyboardInterrupt
     taken: list[bool] = []
-    other = threading.Thread(target=lambda: taken.append(lock.rlock.acquire(timeout=1)))
+    other = threading.Thread(target=lambda: taken.append(lock.rlock.acquire(timeout=SOON)))
     other.start()
     other.join()
     assert taken == [True]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.core.reporting_support import Kept, reporter_for
+from tests.timing import SOON
 from transport_kit.reporting import Scope
 from transport_kit.reporting.monitors import monitor_config
 
@@ -74,7 +75,7 @@ def test_a_job_may_end_the_process(kept: Kept, error: BaseException, status: str
 def test_a_decorated_function_stays_what_it_was(kept: Kept) -> None:
     """Plain and async, with its name, its arguments and its result; each call is a run."""
     reporter = reporter_for(kept)
-    begun = threading.Barrier(2, timeout=10)
+    begun = threading.Barrier(2, timeout=SOON)
 
     @reporter.monitor("plain", schedule=(10, "minutes"))
     def plain(number: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.core.reporting_support import Kept, raised
-from tests.timing import steps
+from tests.timing import SOON, steps
 from transport_kit.config.options import ReporterOptions
 from transport_kit.envelope import encoder
 from transport_kit.envelope.envelope import Envelope
@@ -417,14 +417,14 @@ def test_threads_share_a_reporter(inbox: Kept) -> None:
     ids: list[str | None] = []
 
     def work() -> None:
-        barrier.wait(timeout=10)
+        barrier.wait(timeout=SOON)
         ids.extend(reporter.capture_exception(raised(ValueError("t"))) for _ in range(20))
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(timeout=SOON)
     assert len(ids) == 160
     assert len({event["event_id"] for event in inbox.events} & set(ids)) == len(inbox.events) == 160
 

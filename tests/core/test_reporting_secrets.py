@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from tests.timing import SOON
 from transport_kit.config.options import ReporterOptions
 from transport_kit.envelope import encoder
 from transport_kit.reporting import Reporter, RequestInfo, TransportHandler
@@ -193,7 +194,7 @@ def test_no_planted_secret_is_on_the_wire(server: FaultServer, pii: bool) -> Non
             ReporterOptions(traces_sample_rate=1.0, release="shop@1", send_default_pii=pii),
         )
         everything(plant, reporter)
-        assert transport.flush(timeout=20)
+        assert transport.flush(timeout=SOON)
     wire = b"\n".join(request.body for request in server.requests)
     assert len(plant.planted) >= 200
     types = {item.type for request in server.requests for item in request.envelope}
@@ -214,7 +215,7 @@ def test_the_key_of_the_dsn_is_in_the_trace_header_only(server: FaultServer) -> 
             raise ValueError(f"can't reach {dsn}")
         except ValueError:
             reporter.capture_exception()
-        assert transport.flush(timeout=20)
+        assert transport.flush(timeout=SOON)
     (request,) = server.requests
     header, _, rest = request.body.partition(b"\n")
     assert encoder.loads(header)["trace"]["public_key"] == key

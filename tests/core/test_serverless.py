@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 
+from tests.timing import SOON
 from transport_kit import Kit, RequestFacts, Scope
 from transport_kit.serverless import flush_after, report_uncaught
 from transport_kit.testing import CapturedTransport, FaultServer
@@ -25,7 +26,7 @@ def _server() -> Iterator[FaultServer]:
 
 
 def kit_for(target: object) -> Kit:
-    return Kit({"dsn": target, "shutdown_timeout": 5.0}, environ={})
+    return Kit({"dsn": target, "shutdown_timeout": SOON}, environ={})
 
 
 def names(server: FaultServer) -> list[str]:

@@ -9,9 +9,11 @@ import pytest
 from tests.core.worker_support import (
     DISCARD,
     Deliverer,
+    begin_flush,
     event,
     flushed,
     log_batch,
+    memory,
     quick,
     running,
     timed,
@@ -25,14 +27,12 @@ def test_flush_waits_for_what_was_accepted_before_it_and_no_more() -> None:
     """Under constant traffic a flush would never return otherwise."""
     deliver = Deliverer()
     deliver.hold()
-    with running(deliver, quick(max_senders=1)) as worker:
+    queue = memory(quick())
+    with running(deliver, quick(max_senders=1), queue) as worker:
         worker.submit(log_batch("before"))
         assert deliver.wait_for(1)
         worker.submit(log_batch("before"))
-        reports: list[FlushReport] = []
-        flusher = threading.Thread(target=lambda: reports.append(worker.flush(SOON)))
-        flusher.start()
-        assert until(lambda: worker._books.tickets)
+        flusher, reports = begin_flush(worker, queue)
         for _ in range(5):
             worker.submit(event("after, and of a higher class"))
         deliver.script = [Outcome()] * 6
@@ -46,13 +46,11 @@ def test_flush_says_what_was_delivered_discarded_and_is_pending() -> None:
     """The caller decides by it whether to go on; a discarded envelope is settled."""
     deliver = Deliverer(Outcome(), DISCARD)
     deliver.hold()
-    with running(deliver, quick(max_senders=1)) as worker:
+    queue = memory(quick())
+    with running(deliver, quick(max_senders=1), queue) as worker:
         worker.submit(event())
         worker.submit(event())
-        reports: list[FlushReport] = []
-        flusher = threading.Thread(target=lambda: reports.append(worker.flush(SOON)))
-        flusher.start()
-        assert until(lambda: worker._books.tickets)
+        flusher, reports = begin_flush(worker, queue)
         deliver.let_go()
         flusher.join(SOON)
         assert reports == [FlushReport(True, delivered=1, discarded=1)]
@@ -67,14 +65,13 @@ def test_an_overflow_settles_what_a_flush_waits_for() -> None:
     """What was sacrificed is discarded, not pending for ever."""
     deliver = Deliverer()
     deliver.hold()
-    with running(deliver, quick(max_senders=1, max_queue_items=2)) as worker:
+    options = quick(max_senders=1, max_queue_items=2)
+    queue = memory(options)
+    with running(deliver, options, queue) as worker:
         worker.submit(event("in hand"))
         assert deliver.wait_for(1)
         worker.submit(log_batch())
-        reports: list[FlushReport] = []
-        flusher = threading.Thread(target=lambda: reports.append(worker.flush(SOON)))
-        flusher.start()
-        assert until(lambda: worker._books.tickets)
+        flusher, reports = begin_flush(worker, queue)
         assert worker.submit(event("pushes the log out"))
         deliver.let_go()
         flusher.join(SOON)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.core.interruption import Interrupted, every_instruction, strike, untraced
 from tests.core.worker_support import Deliverer, balance, event, memory, quick, session, transaction, until
+from tests.timing import SOON
 from transport_kit.envelope.losses import LossReason
 from transport_kit.queues.memory import MemoryQueue
 from transport_kit.transport.worker.worker import BackgroundWorker
@@ -116,7 +117,7 @@ def test_a_handler_that_raises_at_any_instruction_spoils_nothing(name: str) -> N
             worker.kill()
         else:
             assert worker.submit(SMALL), f"refused {where}"
-            report = worker.flush(10.0)
+            report = worker.flush(SOON)
             assert report.ok, f"something is not delivered {where}: {report}"
             assert worker.pending == 0, where
             assert len(deliver.began) - deliver.began.count(None) == deliver.done - deliver.began.count(None)

@@ -28,6 +28,7 @@ from tests.core.worker_support import (
     event,
     log_batch,
     memory,
+    parked,
     quick,
     replay,
     running,
@@ -41,6 +42,7 @@ from transport_kit.queues.memory import MemoryQueue
 from transport_kit.queues.protocol import Claim, Put, QueueStats
 from transport_kit.queues.spool import FileSpool
 from transport_kit.runtime.lock import StateLock
+from transport_kit.transport.worker import dispatch
 from transport_kit.transport.worker.outcome import Outcome, WorkerState
 from transport_kit.transport.worker.worker import BackgroundWorker
 
@@ -431,15 +433,15 @@ def test_7_a_handler_that_fails_on_our_own_line_loses_nothing() -> None:
         logging.getLogger("transport_kit").removeHandler(handler)
 
 
-def test_7_a_queue_that_fails_to_be_claimed_from_is_asked_again() -> None:
+def test_7_a_queue_that_fails_to_be_claimed_from_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that was full for a moment."""
+    monkeypatch.setattr(dispatch, "CLAIM_AGAIN", 0.0)
     deliver = Deliverer()
     failures = [OSError("disk"), OSError("disk")]
 
     class Failing(MemoryQueue):
         def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
             if failures:
-                worker._delivery._gate.wait = lambda timeout=None: True  # type: ignore[method-assign]
                 raise failures.pop()
             return super().claim(limit, timeout)
 
@@ -449,13 +451,14 @@ def test_7_a_queue_that_fails_to_be_claimed_from_is_asked_again() -> None:
         assert worker.facts().totals.delivered == {"error": 1}
 
 
-def test_7_the_end_does_not_wait_for_a_queue_that_fails() -> None:
+def test_7_the_end_does_not_wait_for_a_queue_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sender pauses over a claim that failed, and the worker is killed meanwhile."""
+    monkeypatch.setattr(dispatch, "CLAIM_AGAIN", 10 * SOON)
     failed = threading.Event()
 
     class Failing(MemoryQueue):
         def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
-            worker._books.state = WorkerState.CLOSED
+            worker.kill()
             failed.set()
             raise OSError("disk")
 
@@ -528,7 +531,7 @@ def test_11_an_idle_worker_wakes_at_most_once_a_second() -> None:
     with running(deliver, quick(), queue) as worker:
         worker.submit(SMALL)
         assert worker.flush(SOON).ok
-        assert until(lambda: queue._parked)
+        assert until(lambda: parked(queue))
         before, began = _switches(thread[0]), time.monotonic()
         threading.Event().wait(2.0)
         woken = _switches(thread[0]) - before
@@ -551,7 +554,7 @@ def test_11_a_capture_at_rest_is_on_its_way_within_a_tenth_of_a_second() -> None
         queue = memory(quick())
         worker = BackgroundWorker(queue, deliver, quick())
         worker.start()
-        assert until(lambda: queue._parked)
+        assert until(lambda: parked(queue))
         began = time.monotonic()
         worker.submit(SMALL)
         assert arrived.wait(SOON)
@@ -577,7 +580,7 @@ def test_11_a_put_wakes_nobody_while_the_worker_is_awake() -> None:
             plain()
 
         queue._available.notify_all = notify_all  # type: ignore[method-assign]
-        assert not queue._parked
+        assert not parked(queue)
         for n in range(2, 102):
             worker.submit(SMALL)
             assert deliver.wait_done(n)
@@ -630,6 +633,10 @@ class SharedQueue(MemoryQueue):
             self.wake()
         return []  # what it holds stays, for whoever drains it
 
+    def reopen(self) -> None:
+        with self.lock.rlock:
+            self._closed = False
+
 
 def _shared(
     deliver: Callable[[SealedEnvelope | None, float], Outcome], **fields: object
@@ -658,7 +665,7 @@ def test_shared_what_is_stored_is_settled_and_delivered_all_the_same() -> None:
     assert report.ok
     assert report.pending == 0
     assert worker.flush(SOON, "delivered").ok
-    assert until(lambda: not worker._delivery._in_hand)
+    assert until(lambda: queue.stats().claimed == 0)
     totals = worker.facts().totals
     assert totals.stored_in_shared == {"error": 20}
     assert totals.delivered == {"error": 19}
@@ -750,7 +757,7 @@ def test_shared_a_queue_that_fails_costs_no_thread_and_no_count() -> None:
     assert deliver.wait_done(2)
     assert worker.is_alive()
     assert worker.facts().totals.discarded == {"internal_sdk_error": {"error": 1}}
-    assert until(lambda: queue._parked)
+    assert until(lambda: parked(queue))
     worker.kill()
     _shared_balance(worker)
     assert until(lambda: not worker.is_alive())
@@ -780,8 +787,9 @@ def test_shared_a_claim_that_comes_after_the_end_is_given_back() -> None:
     _shared_balance(worker)
 
 
-def test_shared_losses_are_left_to_whoever_drains() -> None:
+def test_shared_losses_are_left_to_whoever_drains(monkeypatch: pytest.MonkeyPatch) -> None:
     """One report for all processes of a host; while nobody takes them they stay ours, and are not lost."""
+    monkeypatch.setattr(dispatch, "CLAIM_AGAIN", 0.01)
     deliver = Deliverer()
     queue, worker = _shared(deliver, client_report_interval=0.05)
     given: list[int] = []
@@ -795,8 +803,6 @@ def test_shared_losses_are_left_to_whoever_drains() -> None:
         return answer
 
     queue.put_losses = put_losses  # type: ignore[method-assign]
-    plain = worker._delivery._gate.wait
-    worker._delivery._gate.wait = lambda timeout=None: plain(0.01)  # type: ignore[method-assign]
     worker.lose(LossReason.BEFORE_SEND, (("error", 3),))
     worker.start()
     assert until(lambda: given == [3])
@@ -908,8 +914,7 @@ def test_shared_a_flush_has_a_backlog_delivered_and_begins_nothing_without_one()
     assert worker.flush(3600.0, "delivered").ok
     assert worker.facts().state is WorkerState.RUNNING
     worker.kill()
-    with queue.lock.rlock:
-        queue._closed = False
+    queue.reopen()
     queue.put(SMALL)
     assert worker.flush(0.0, "delivered").stored == 1
     assert worker.facts().state is WorkerState.CLOSED
@@ -987,7 +992,7 @@ def test_shared_losses_that_the_queue_does_not_take_ride_on_the_envelope_at_hand
     queue, worker = _shared(deliver, client_report_interval=3600.0)
     queue.put(SMALL)
     worker.lose(LossReason.BEFORE_SEND, (("error", 3),))
-    worker._books.report_wanted = True
+    worker.want_report()
     worker.start()
     assert until(lambda: carried)
     assert carried[0] == (("before_send", "error", 3),)

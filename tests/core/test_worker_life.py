@@ -13,6 +13,7 @@ from tests.core.worker_support import (
     Clock,
     Deliverer,
     balance,
+    begin_flush,
     event,
     flushed,
     memory,
@@ -103,14 +104,12 @@ def test_kill_counts_what_is_left_and_ends_the_flushes_that_wait_for_it() -> Non
     """Whoever waits learns that there is nothing to wait for, and what became of it."""
     deliver = Deliverer()
     deliver.hold()
-    with running(deliver, quick(max_senders=1)) as worker:
+    queue = memory(quick())
+    with running(deliver, quick(max_senders=1), queue) as worker:
         for _ in range(3):
             worker.submit(event())
         assert deliver.wait_for(1)
-        reports: list[FlushReport] = []
-        flusher = threading.Thread(target=lambda: reports.append(worker.flush(SOON)))
-        flusher.start()
-        assert until(lambda: worker._books.tickets)
+        flusher, reports = begin_flush(worker, queue)
         worker.kill()
         flusher.join(SOON)
         assert reports == [FlushReport(True, discarded=3)]

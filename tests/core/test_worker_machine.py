@@ -24,7 +24,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.core.worker_support import CLASSES, balance, event, memory, quick, until
+from tests.core.worker_support import (
+    CLASSES,
+    NoThreads,
+    balance,
+    event,
+    memory,
+    quick,
+    until,
+)
 from tests.timing import SOON
 from transport_kit.config.dsn import Dsn
 from transport_kit.config.options import TransportOptions
@@ -154,12 +162,9 @@ class WorkerMachine(RuleBasedStateMachine):
 
     @rule()
     def lose_all_threads(self) -> None:
-        def refuse(run: Callable[[], None], arguments: tuple[()]) -> int:
-            raise RuntimeError("can't start new thread")
-
         if self.open.is_set():
             self.no_threads = True
-            self.worker._senders._start_thread = refuse
+            NoThreads(self.worker)
 
     @rule(inside=st.booleans(), how=st.sampled_from(["close", "close in time", "kill", "end"]))
     def end(self, inside: bool, how: str) -> None:
@@ -250,11 +255,11 @@ ANSWERS: list[Response | ExchangeError] = [
 ]
 
 
-def _balanced(transport: BaseHttpTransport) -> None:
+def _parts(transport: BaseHttpTransport) -> tuple[BackgroundWorker, MemoryQueue]:
     worker = transport._states.get().worker
     queue = worker._queue
     assert isinstance(queue, MemoryQueue)
-    balance(worker, queue)
+    return worker, queue
 
 
 class TransportMachine(RuleBasedStateMachine):
@@ -304,10 +309,11 @@ class TransportMachine(RuleBasedStateMachine):
         """A child is new, whatever its parent was doing; the parent doesn't notice."""
         transport = self.transport
         closed = transport.closed
-        before = transport._states.get().worker.facts().totals.captured
+        worker, queue = _parts(transport)
+        before = worker.facts().totals.captured
         child = 0
         if inside:
-            with transport._states.get().worker._lock.rlock:
+            with queue.lock.rlock:
                 child = os.fork()
                 if child == 0:
                     self._child()
@@ -318,7 +324,8 @@ class TransportMachine(RuleBasedStateMachine):
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
         assert transport.closed == closed
-        assert transport._states.get().worker.facts().totals.captured == before
+        assert _parts(transport)[0] is worker
+        assert worker.facts().totals.captured == before
 
     def _child(self) -> None:
         try:
@@ -332,10 +339,10 @@ class TransportMachine(RuleBasedStateMachine):
             assert transport.pending == 0
             assert transport.health().captured == {}
             assert transport.capture_event({"message": "from the child"})
-            assert transport.close(5.0).ok
+            assert transport.close(SOON).ok
             assert transport.requests == 1
             assert transport.health().delivered == {"error": 1}
-            _balanced(transport)
+            balance(*_parts(transport))
             os._exit(0)
         except BaseException:
             traceback.print_exc()
@@ -352,20 +359,20 @@ class TransportMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.transport.closed)
     @rule()
     def begin_again(self) -> None:
-        _balanced(self.transport)
+        balance(*_parts(self.transport))
         self.transport.open.set()
         self.transport = ScriptedTransport()
 
     @invariant()
     def nothing_disappears(self) -> None:
-        _balanced(self.transport)
+        balance(*_parts(self.transport))
 
     def teardown(self) -> None:
         self.transport.faults.clear()
         self.transport.open.set()
         assert self.transport.flush(SOON).ok
         self.transport.kill()
-        _balanced(self.transport)
+        balance(*_parts(self.transport))
 
 
 def test_a_worker_s_books_balance_in_any_order_of_calls() -> None:

@@ -10,8 +10,11 @@ import pytest
 from tests.core.worker_support import (
     ONE_LOST,
     Clock,
+    CountingQueue,
     Reporting,
+    begin_flush,
     event,
+    memory,
     quick,
     running,
     until,
@@ -19,9 +22,9 @@ from tests.core.worker_support import (
 from tests.timing import SOON
 from transport_kit.envelope.losses import LossReason
 from transport_kit.envelope.sealed import SealedEnvelope
-from transport_kit.queues.memory import MemoryQueue
 from transport_kit.queues.protocol import Claim
 from transport_kit.runtime.lock import StateLock
+from transport_kit.transport.worker import dispatch
 from transport_kit.transport.worker.books import SOON as SOONEST
 from transport_kit.transport.worker.books import Books
 from transport_kit.transport.worker.outcome import Outcome, WorkerState
@@ -49,11 +52,12 @@ def test_a_flush_sends_the_losses_even_alone(reporting: Reporting) -> None:
 
 def test_a_report_that_is_due_rides_on_an_envelope(reporting: Reporting) -> None:
     """One request instead of two."""
-    with running(reporting, quick(max_senders=1)) as worker:
+    queue = memory(quick())
+    with running(reporting, quick(max_senders=1), queue) as worker:
         reporting.worker = worker
-        with worker._lock.rlock:
-            worker._books.lose(LossReason.BEFORE_SEND, ONE_LOST)
-            worker._admit_locked(event())
+        with queue.lock.rlock:  # both are taken in together, by the flush
+            worker.lose(LossReason.BEFORE_SEND, ONE_LOST)
+            worker.submit(event())
         worker.flush(SOON)
         assert reporting.alone == [False]
 
@@ -105,7 +109,7 @@ def test_a_look_for_a_due_report_is_never_at_once_and_without_losses_a_whole_int
     assert books.until_due(clock.now + 20.0) == 40.0
 
 
-def test_a_report_that_goes_alone_is_a_probe_like_any_other() -> None:
+def test_a_report_that_goes_alone_is_a_probe_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else nothing would be delivered any more: the breaker would wait for its verdict for ever."""
     reporting = Reporting(False, True)
     with running(reporting, quick(backoff_base=3000.0, backoff_max=3000.0)) as worker:
@@ -113,7 +117,7 @@ def test_a_report_that_goes_alone_is_a_probe_like_any_other() -> None:
         worker.lose(LossReason.BEFORE_SEND, ONE_LOST)
         assert worker.flush(SOON).ok
         assert worker.facts().breaker.state == "open"
-        worker._delivery._last_hastened = float("-inf")
+        monkeypatch.setattr(dispatch, "HASTEN_EVERY", 0.0)
         assert worker.flush(SOON).ok
         assert worker.facts().breaker.state == "closed"
         assert reporting.alone == [True, True]
@@ -123,20 +127,19 @@ def test_a_flush_is_noticed_by_a_watcher_on_its_way_to_the_queue(reporting: Repo
     """It had looked what is due just before the flush, and then waits for an envelope that never comes."""
     entered, go = threading.Event(), threading.Event()
 
-    class Slow(MemoryQueue):
+    class Slow(CountingQueue):
         def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
             entered.set()
             go.wait(SOON)
             return super().claim(limit, timeout)
 
-    with running(reporting, quick(), Slow(10, 1 << 30)) as worker:
+    queue = Slow(10, 1 << 30)
+    with running(reporting, quick(), queue) as worker:
         reporting.worker = worker
         worker.start()
         assert entered.wait(SOON)
         worker.lose(LossReason.BEFORE_SEND, ONE_LOST)
-        flusher = threading.Thread(target=worker.flush, args=(SOON,))
-        flusher.start()
-        assert until(lambda: worker._books.tickets)
+        flusher, _ = begin_flush(worker, queue)
         go.set()
         flusher.join(SOON / 2)
         assert not flusher.is_alive()

@@ -181,8 +181,10 @@ def test_a_worker_ends_at_once_although_a_claim_failed(monkeypatch: pytest.Monke
             go.set()
 
 
-def test_a_flush_brings_the_next_attempt_forward_once_a_second() -> None:
+def test_a_flush_brings_the_next_attempt_forward_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """Someone waits, so it is worth a try; in a loop it would be a back door around the back-off."""
+    assert dispatch.HASTEN_EVERY == 1.0
+    monkeypatch.setattr(dispatch, "HASTEN_EVERY", SOON)
     options = quick(backoff_base=3000.0, backoff_max=3000.0, max_senders=2)
     deliver = Deliverer(RETRY, RETRY, RETRY)
     with running(deliver, options) as worker:
@@ -193,10 +195,9 @@ def test_a_flush_brings_the_next_attempt_forward_once_a_second() -> None:
             assert worker.flush(0.02).pending == 1
         assert deliver.wait_done(2)
         assert len(deliver.began) == 2
-        worker._delivery._last_hastened = float("-inf")
+        monkeypatch.setattr(dispatch, "HASTEN_EVERY", 0.0)
         worker.flush(0.02)
         assert deliver.wait_done(3)
-        worker._delivery._last_hastened = float("-inf")
         assert flushed(worker) == (1, 0)
 
 

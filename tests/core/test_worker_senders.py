@@ -18,6 +18,7 @@ from tests.core.worker_support import (
     event,
     flushed,
     memory,
+    parked,
     quick,
     running,
     session,
@@ -27,6 +28,8 @@ from tests.core.worker_support import (
 from tests.timing import SOON, quickest, scaled
 from transport_kit.envelope.losses import LossReason
 from transport_kit.envelope.sealed import SealedEnvelope
+from transport_kit.queues.memory import MemoryQueue
+from transport_kit.queues.protocol import Claim
 from transport_kit.transport.worker.outcome import Outcome
 
 
@@ -124,7 +127,7 @@ def test_a_session_does_not_wait_for_a_wake_that_never_comes() -> None:
         worker.submit(session("one"))
         worker.submit(session("two"))
         assert deliver.wait_for(1)
-        assert until(lambda: queue._parked), "nothing comes for a second"
+        assert until(lambda: parked(queue)), "nothing comes for a second"
         deliver.let_go()
         began = time.monotonic()
         assert deliver.wait_for(2)
@@ -144,18 +147,16 @@ def test_a_sender_survives_whatever_a_delivery_raises(failure: BaseException) ->
 
 def test_a_sender_that_died_is_replaced_while_someone_waits() -> None:
     """Whatever killed it, such as an exception set from another thread: the flush finds another."""
-    deliver = Deliverer()
-    with running(deliver, quick(max_senders=1)) as worker:
-        plain = worker._delivery.watch
-        dead = threading.Event()
+    dead = threading.Event()
 
-        def watch() -> object:
+    class Deadly(MemoryQueue):
+        def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
             if not dead.is_set():
                 dead.set()
                 raise SystemExit
-            return plain()
+            return super().claim(limit, timeout)
 
-        worker._delivery.watch = watch  # type: ignore[method-assign, assignment]
+    with running(Deliverer(), quick(max_senders=1), Deadly(10, 1 << 30)) as worker:
         worker.submit(event())
         assert flushed(worker) == (1, 0)
         assert dead.is_set()
@@ -164,8 +165,9 @@ def test_a_sender_that_died_is_replaced_while_someone_waits() -> None:
 def test_a_thread_that_was_never_started_is_forgotten() -> None:
     """A signal handler raised between the decision to start a sender and its start."""
     deliver = Deliverer()
-    with running(deliver) as worker:
-        with worker._lock.rlock:
+    queue = memory(quick())
+    with running(deliver, quick(), queue) as worker:
+        with queue.lock.rlock:
             worker._admit_locked(event())
             assert worker._senders._call_locked()
         assert worker.facts().senders == 1
@@ -276,7 +278,7 @@ def test_without_threads_a_look_delivers_nothing() -> None:
     with running(deliver, quick(), queue) as worker:
         host = NoThreads(worker)
         with queue.lock.rlock:
-            worker._admit_locked(event())
+            worker.submit(event())
         worker.facts()
         assert worker.pending == 1
         worker.full()

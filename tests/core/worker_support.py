@@ -19,7 +19,7 @@ from transport_kit.envelope.losses import LossReason
 from transport_kit.envelope.sealed import SealedEnvelope
 from transport_kit.queues.memory import MemoryQueue
 from transport_kit.transport.worker.ledger import LedgerSnapshot
-from transport_kit.transport.worker.outcome import Outcome, WorkerState
+from transport_kit.transport.worker.outcome import FlushReport, Outcome, WorkerState
 from transport_kit.transport.worker.worker import BackgroundWorker
 
 #: For captures at any instruction, the tracer's own included: coverage takes a lock there that it can't
@@ -161,14 +161,39 @@ def until(true: Callable[[], object]) -> bool:
     return True
 
 
+class CountingQueue(MemoryQueue):
+    """A queue that counts its wakes. A flush wakes it, under the lock, as soon as it waits for something."""
+
+    wakes = 0
+
+    def wake(self, *, hasten: bool = False) -> None:
+        self.wakes += 1
+        super().wake(hasten=hasten)
+
+
+def begin_flush(worker: BackgroundWorker, queue: CountingQueue) -> tuple[threading.Thread, list[FlushReport]]:
+    """Flush on a thread of its own; return it, and the list for its report, once the flush waits."""
+    reports: list[FlushReport] = []
+    flusher = threading.Thread(target=lambda: reports.append(worker.flush(SOON)))
+    before = queue.wakes
+    flusher.start()
+    assert until(lambda: queue.wakes > before)
+    return flusher, reports
+
+
+def parked(queue: MemoryQueue) -> bool:
+    """Return True if a sender waits in the queue's claim until a change, a wake or its timeout."""
+    return queue._parked > 0
+
+
 def quick(**fields: object) -> TransportOptions:
     """Options under which retries come at once."""
     defaults: dict[str, object] = {"backoff_base": 0.001, "backoff_max": 0.002, "shutdown_timeout": SOON}
     return TransportOptions(**{**defaults, **fields})  # type: ignore[arg-type]
 
 
-def memory(options: TransportOptions, clock: Callable[[], float] = time.monotonic) -> MemoryQueue:
-    return MemoryQueue(options.max_queue_items, options.max_queue_bytes, clock=clock)
+def memory(options: TransportOptions, clock: Callable[[], float] = time.monotonic) -> CountingQueue:
+    return CountingQueue(options.max_queue_items, options.max_queue_bytes, clock=clock)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from tests.timing import SOON
 from transport_kit import Envelope
 
 Message = MutableMapping[str, Any]
@@ -141,7 +142,7 @@ class Served:
 
     def stop(self) -> None:
         self._server.should_exit = True
-        self._thread.join(20)
+        self._thread.join(SOON)
         assert not self._thread.is_alive()
         self._listener.close()
 

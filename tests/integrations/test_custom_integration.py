@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.timing import SOON
 from transport_kit import Kit, RequestFacts, RequestInfo, Scope
 from transport_kit.testing import CapturedTransport, FaultServer
 
@@ -228,7 +229,7 @@ def test_the_routes_answer_before_anything_else_and_start_nothing() -> None:
     app, _, transport = site(flush_token="a-long-enough-token", path="/_toy")
     assert [app(Request(f"/_toy/{leaf}")).status for leaf in ("live", "ready", "health")] == [200] * 3
     bearer = {"authorization": "Bearer a-long-enough-token"}
-    flushed = app(Request("/_toy/flush", method="POST", query="timeout=1", headers=bearer))
+    flushed = app(Request("/_toy/flush", method="POST", query="timeout=10", headers=bearer))
     assert (flushed.status, json.loads(flushed.body)["ok"]) == (200, True)
     assert app(Request("/_toy/flush", method="POST")).status == 404
     assert app(Request("/_toy")).status == 404
@@ -240,7 +241,7 @@ def test_the_end_delivers_and_another_start_makes_a_new_transport() -> None:
     with FaultServer() as server:
         server.delay = 0.05
         app = Toy(ROUTES)
-        reporting = ToyReporting(app, {"DSN": server.dsn})
+        reporting = ToyReporting(app, {"DSN": server.dsn, "SHUTDOWN_TIMEOUT": SOON})
         app(Request("/divide"))
         reporting.shutdown()
         assert len(server.event_ids()) == 1

@@ -14,6 +14,7 @@ from django.core.management import CommandError, call_command
 from health_check.views import HealthCheckView
 
 from tests.integrations.django_support import Site, override_settings
+from tests.timing import scaled
 from transport_kit import Health
 from transport_kit.testing import CapturedTransport, FaultServer
 from transport_kit_django.health_check import Transport
@@ -47,7 +48,7 @@ def test_health_is_shown_for_people_and_for_machines() -> None:
 
 def test_flush_says_what_became_of_what_waited(receiver: FaultServer) -> None:
     """With a spool that is the backlog of a site that was down."""
-    status, text = transport("flush", "--timeout", "5", "--json", setting={"DSN": receiver.dsn})
+    status, text = transport("flush", "--timeout", "10", "--json", setting={"DSN": receiver.dsn})
     assert status == 0
     assert json.loads(text) == {"ok": True, "delivered": 0, "discarded": 0, "stored": 0, "pending": 0}
     status, text = transport("flush", setting={"DSN": receiver.dsn})
@@ -99,7 +100,9 @@ def test_send_test_says_why_it_did_not_arrive(
 ) -> None:
     """That is what it is run for."""
     prepare(receiver)
-    status, text = transport("send-test", "--timeout", "0.5", setting={"DSN": receiver.dsn, **setting})
+    status, text = transport(
+        "send-test", "--timeout", str(scaled(0.5)), setting={"DSN": receiver.dsn, **setting}
+    )
     assert status == 1
     assert text.startswith("not delivered: ")
     assert problem in text

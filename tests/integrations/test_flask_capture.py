@@ -20,6 +20,7 @@ from werkzeug.test import Client, create_environ, run_wsgi_app
 from werkzeug.wsgi import FileWrapper
 
 from tests.integrations.flask_support import CartError, Site, fail, kit, site_for
+from tests.timing import SOON
 from transport_kit import Scope
 from transport_kit_flask import get_kit
 
@@ -384,7 +385,7 @@ def test_a_hundred_requests_at_once_keep_their_scopes_apart(site: Site, sink: An
     @app.get("/<int:number>")
     def view(number: int) -> NoReturn:
         Scope.current().set_tag("number", number)
-        together.wait(20)
+        together.wait(SOON)
         raise CartError(str(number))
 
     with ThreadPoolExecutor(10) as pool:

@@ -12,6 +12,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskCliRunner
 
+from tests.timing import scaled
 from transport_kit import Envelope, FlushReport, Health, LossReason
 from transport_kit.kit.kit import _delivery_problem
 from transport_kit.serverless import flush_after
@@ -59,7 +60,7 @@ def test_a_group_of_the_apps_own_keeps_its_name() -> None:
 
 def test_check_takes_the_steps_with_the_apps_settings(server: FaultServer) -> None:
     """The same words as `transport-kit check`, without typing the DSN."""
-    status, found = run(shell(dsn=server.dsn, release="shop@1"), "check", "--json", "--timeout", "5")
+    status, found = run(shell(dsn=server.dsn, release="shop@1"), "check", "--json", "--timeout", "10")
     assert (status, found["ok"]) == (0, True)
     assert [step["name"] for step in found["steps"]] == ["parse", "resolve", "connect", "send"]
     (event,) = [json.loads(item.get_bytes()) for item in server.accepted[0].envelope.items]
@@ -118,7 +119,7 @@ def test_send_test_says_why_it_was_not_delivered(server: FaultServer) -> None:
     assert "invalid DSN" in found["problem"]
     server.down()
     waiting = shell(dsn=server.dsn, backoff_base=0.01)
-    status, text = run(waiting, "send-test", "--timeout", "0.1")
+    status, text = run(waiting, "send-test", "--timeout", str(scaled(0.5)))
     assert status == 1
     assert text.startswith("not delivered: still waiting (connect")
     get_kit(waiting.app).transport.kill()
@@ -140,7 +141,7 @@ def test_what_was_refused_without_a_reason_is_said_too() -> None:
 
 def test_flush_delivers_what_was_captured_while_the_app_was_loaded(server: FaultServer) -> None:
     """In a process of its own the queue holds nothing else, but for a spool."""
-    server.delay = 0.3
+    server.delay = scaled(0.3)  # still under way when the flush begins
     runner = shell(dsn=server.dsn)
     assert get_kit(runner.app).transport.capture_envelope(Envelope.event({"message": "loading"}))
     status, found = run(runner, "flush", "--json")

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import pytest
 from flask import Blueprint, Flask, got_request_exception
 
+from tests.timing import SOON
 from transport_kit import InvalidDsn, NullTransport, OptionsError
 from transport_kit.testing import CapturedTransport, FaultServer
 from transport_kit_flask import TransportKit, get_kit
@@ -199,12 +200,12 @@ def test_a_closed_transport_is_replaced_when_the_kit_starts_again() -> None:
         app = site(dsn=server.dsn)
         kit = get_kit(app)
         app.test_client().get("/")
-        assert kit.close(5).ok
+        assert kit.close(SOON).ok
         assert len(server.event_ids()) == 1
         assert app.test_client().get("/transport/health").status_code == 503
         kit.start()
         app.test_client().get("/")
-        assert kit.close(5).ok
+        assert kit.close(SOON).ok
         assert len(set(server.event_ids())) == 2
 
 

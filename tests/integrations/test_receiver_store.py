@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.integrations.receiver_support import KEY
+from tests.timing import SOON
 from transport_kit.envelope.item import Item
 from transport_kit.receiver import Faults, Store
 from transport_kit.receiver.faults import RateLimit
@@ -160,7 +161,7 @@ def test_threads_add_and_read_together() -> None:
         threads = [threading.Thread(target=work) for _ in range(8)]
         for thread in threads:
             thread.start()
-        assert store.wait_for(400)
+        assert store.wait_for(400, SOON)
         for thread in threads:
             thread.join()
         assert store.totals() == (400, 4000)

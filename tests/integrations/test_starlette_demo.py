@@ -15,6 +15,7 @@ import pytest
 
 from example_apps import demo
 from tests.needs import program
+from tests.timing import SOON
 
 ROOT = Path(__file__).parents[2]
 DEMO = [sys.executable, str(ROOT / "example_apps" / "demo.py")]
@@ -52,7 +53,7 @@ def test_the_demo_shows_the_500_the_event_and_the_health_and_ends_with_0(environ
 def port_is_closed(url: str) -> bool:
     host, port = url.removeprefix("http://").rstrip("/").split(":")
     with socket.socket() as probe:
-        probe.settimeout(5)
+        probe.settimeout(SOON)
         return probe.connect_ex((host, int(port))) != 0
 
 
@@ -74,7 +75,7 @@ def test_the_demo_stays_until_it_is_told_to_end_and_leaves_nothing_running(
             assert running.poll() is None
             running.send_signal(number)
             said += running.stdout.read()
-            assert running.wait(20) == status, said
+            assert running.wait(SOON) == status, said
         finally:
             running.kill()
     app, receiver = (re.search(rf"{name} +(http://\S+)", said) for name in ("example app", "receiver"))

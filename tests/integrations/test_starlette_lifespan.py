@@ -402,7 +402,7 @@ def test_two_apps_in_one_process_have_their_own(lived: type[Lived], client: Any)
 
 def error_of(url: str) -> int:
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(url, timeout=10)
+        urllib.request.urlopen(url, timeout=SOON)
     caught.value.close()
     return caught.value.code
 
@@ -433,7 +433,7 @@ def test_a_receiver_that_hangs_delays_the_end_by_the_shutdown_timeout_at_most(se
         timeout = scaled(0.5)
         served = serve(site(receiver.dsn, shutdown_timeout=timeout), lifespan="on")
         assert error_of(f"{served.url}/fail") == 500
-        assert receiver.wait_for_requests(1)
+        assert receiver.wait_for_requests(1, SOON)
         before = time.monotonic()
         served.stop()
         took = time.monotonic() - before
@@ -444,7 +444,7 @@ def test_a_receiver_that_hangs_delays_the_end_by_the_shutdown_timeout_at_most(se
 def test_under_a_root_path_of_uvicorn_routes_and_requests_are_the_clients(serve: Any, sink: Any) -> None:
     """`--root-path` is how an app behind a prefix is run."""
     served = serve(site(sink), root_path="/shop")
-    with urllib.request.urlopen(f"{served.url}/transport/live", timeout=10) as reply:
+    with urllib.request.urlopen(f"{served.url}/transport/live", timeout=SOON) as reply:
         assert reply.status == 200
     assert error_of(f"{served.url}/fail") == 500
     assert sink.event["request"]["url"] == f"{served.url}/shop/fail"

@@ -21,6 +21,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.testclient import TestClient
 
+from tests.timing import SOON
 from transport_kit import FlushReport, FunctionTransport, Kit, TransportOptions
 from transport_kit_starlette import TransportMiddleware, transport_routes
 
@@ -200,7 +201,7 @@ def test_a_flush_does_not_stop_the_event_loop(client: Any) -> None:
     async def scenario() -> Any:
         flush = asyncio.ensure_future(
             client.arequest(
-                app, "/transport/flush", method="POST", query_string=b"timeout=5", headers=[BEARER]
+                app, "/transport/flush", method="POST", query_string=b"timeout=10", headers=[BEARER]
             )
         )
         while not entered.is_set():
@@ -313,7 +314,7 @@ def test_a_bad_dsn_is_raised_when_strict_at_construction(sink: Any) -> None:
 def test_a_browser_gets_a_page_from_a_real_server(sink: Any, serve: Any) -> None:
     """Status line, length and headers as they come over a socket, on a connection that stays usable."""
     served = serve(site(sink, health_details="always"))
-    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=SOON)
     for method, path, headers, status in (
         ("GET", "/transport/health", {"Accept": "text/html"}, 200),
         ("HEAD", "/transport/health", {}, 200),

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.needs import program
+from tests.timing import SOON
 from transport_kit.testing import FaultServer
 
 ROOT = Path(__file__).parents[2]
@@ -138,7 +139,7 @@ def message(event: dict[str, Any]) -> str:
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     """Wait for a file or a port that the process makes."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + SOON
     while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
@@ -163,11 +164,11 @@ def test_celerys_prefork_workers_report_and_deliver(
         "for task in (shop.fine.s(), shop.expected.s(), shop.again.s(), shop.fail.s(1), shop.fail.s(2)):\n"
         "    task.delay()\n",
     )
-    assert producer.wait(30) == 0, producer.communicate()[0]
-    assert receiver.wait_for(3, 40), worker.poll()
+    assert producer.wait(SOON) == 0, producer.communicate()[0]
+    assert receiver.wait_for(3, SOON), worker.poll()
     until(lambda: not any((tmp_path / "queue").iterdir()), worker)
     worker.send_signal(signal.SIGTERM)
-    printed, _ = worker.communicate(timeout=30)
+    printed, _ = worker.communicate(timeout=SOON)
     arrived = events(receiver)
     assert [message(event) for event in arrived] == ["at last", "task 1", "task 2"], printed
     assert [event["transaction"] for event in arrived] == ["shop.again", "shop.fail", "shop.fail"]
@@ -201,7 +202,7 @@ def test_what_waits_when_a_celery_worker_ends_is_delivered(
     receiver.delay = 0.2
     receiver.hold()
     producer = start(sys.executable, "-c", "import shop\nfor n in range(8):\n    shop.fail.delay(n)")
-    assert producer.wait(30) == 0
+    assert producer.wait(SOON) == 0
     assert worker.stdout is not None
     failed = 0
     for line in worker.stdout:
@@ -211,7 +212,7 @@ def test_what_waits_when_a_celery_worker_ends_is_delivered(
     worker.send_signal(signal.SIGTERM)
     until((tmp_path / "ending").exists, worker)
     receiver.release()
-    printed, _ = worker.communicate(timeout=30)
+    printed, _ = worker.communicate(timeout=SOON)
     assert [message(event) for event in events(receiver)] == [f"task {n}" for n in range(8)], printed
 
 
@@ -246,7 +247,7 @@ def test_rqs_workers_report_and_deliver(
         "    queue.enqueue(*arguments)\n",
         redis,
     )
-    assert producer.wait(30) == 0, producer.communicate()[0]
+    assert producer.wait(SOON) == 0, producer.communicate()[0]
     rq = Path(sys.executable).with_name("rq")
     worker = start(rq, "worker", "--url", redis, "--burst", "--worker-class", f"transport_kit.rq.{kind}")
     printed, _ = worker.communicate(timeout=50)
@@ -296,7 +297,7 @@ def test_a_script_that_ends_by_an_exception_has_reported_it(
         "main()\n"
     )
     done = start(sys.executable, script)
-    printed, _ = done.communicate(timeout=30)
+    printed, _ = done.communicate(timeout=SOON)
     assert done.returncode == 1
     assert "ValueError: no stock" in printed
     (event,) = events(receiver)
