@@ -131,6 +131,7 @@ def test_nothing_is_lost_when_forwarders_are_killed_while_four_processes_write(
         for writer in writers:
             writer.communicate(timeout=SOON)
             assert writer.returncode == 0
+        forwarder.until("serving")  # the writers may have delivered everything before it handles signals
         assert forwarder.end(signal.SIGTERM) == 0
         counts = Counter(server.event_ids())
         assert set(counts) == wanted
