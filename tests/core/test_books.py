@@ -8,7 +8,7 @@ import pytest
 
 from tests.core.worker_support import Clock, event, quick, session
 from tests.timing import SOON
-from transport_kit.envelope.losses import LossReason
+from transport_kit.envelope.losses import LossReason, Quantities
 from transport_kit.queues.protocol import Claim, Put
 from transport_kit.runtime.lock import StateLock
 from transport_kit.transport.worker.books import Books
@@ -147,7 +147,7 @@ def test_each_part_of_an_envelope_is_settled_once() -> None:
 def test_a_part_of_a_quantity_is_left_out_and_the_rest_delivered() -> None:
     """Limits stop a category, and an envelope may hold several items of it."""
     sealed = event()
-    sealed.quantities = (("error", 1), ("attachment", 10))
+    sealed.quantities = Quantities([("error", 1), ("attachment", 10)])
     made = books()
     made.settle(
         Claim(1, sealed), Outcome().with_lost(LossReason.RATELIMIT_BACKOFF, (("attachment", 4), ("span", 1)))

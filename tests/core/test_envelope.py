@@ -359,3 +359,11 @@ def test_a_file_that_cannot_be_read_is_a_seal_error_without_its_path(tmp_path: p
             Item(path, type="attachment", filename="a").get_bytes()
         assert caught.value.path == "attachment"
         assert "secret" not in str(caught.value)
+
+
+def test_an_envelope_counts_its_items_without_reading_them() -> None:
+    """Sealing has failed when this is needed: a payload may raise again, or change while it is read."""
+    unreadable = Item(type("Path", (os.PathLike,), {"__fspath__": lambda self: 1 / 0})(), type="attachment")
+    envelope = Envelope.transaction({"spans": [{}]}).add_item(unreadable).add_client_report({})
+    assert envelope.item_counts() == (("transaction", 1), ("attachment", 1))
+    assert envelope.quantities() == (("transaction", 1), ("span", 2), ("attachment", 1))

@@ -35,10 +35,9 @@ from transport_kit.runtime.errors import OptionsError
 from transport_kit.runtime.version import CLIENT
 from transport_kit.testing import FaultServer
 from transport_kit.transport.health import Health
-from transport_kit.transport.http import BaseHttpTransport, HttpTransport, _pending
+from transport_kit.transport.http import BaseHttpTransport, HttpTransport
 from transport_kit.transport.wire.exchange import ExchangeError, ExchangeErrorKind, Response
 from transport_kit.transport.worker.client_reports import MAX_QUANTITY
-from transport_kit.transport.worker.ledger import LedgerSnapshot
 
 KEY = "0123456789abcdef0123456789abcdef"
 SECRET = "fedcba9876543210fedcba9876543210"
@@ -362,19 +361,6 @@ def test_an_event_that_cant_be_sealed_costs_one_line_and_is_counted(
     assert transport.health().delivered == {"error": 1}
     assert transport.health().discarded_by_category == {"internal_sdk_error": {"error": 2}}
     assert transport.health().status == "warn"
-
-
-def test_pending_is_what_came_and_has_not_gone() -> None:
-    """By category, from both sides: captured here, or claimed from what other processes stored."""
-    totals = LedgerSnapshot(
-        captured={"error": 9, "session": 2},
-        delivered={"error": 1, "span": 1},
-        discarded={"send_error": {"error": 1}, "closed": {"error": 1}},
-        claimed_from_shared={"error": 4, "span": 6},
-        stored_in_shared={"error": 2, "session": 2},
-        returned_to_shared={"error": 1, "span": 2},
-    )
-    assert _pending(totals) == {"error": 7, "span": 3}
 
 
 def test_an_envelope_that_cant_be_sealed_costs_what_a_server_would_count(

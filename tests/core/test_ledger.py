@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transport_kit.envelope.losses import LossReason, Quantities
-from transport_kit.transport.worker.ledger import Ledger
+from transport_kit.transport.worker.ledger import Ledger, LedgerSnapshot
 
-ONE: Quantities = (("error", 1),)
-TRANSACTION: Quantities = (("transaction", 1), ("span", 3))
+ONE = Quantities([("error", 1)])
+TRANSACTION = Quantities([("transaction", 1), ("span", 3)])
 LOCAL = {"closed", "killed", "rate_limited", "reentrant", "misconfigured", "disabled"}
 
 
@@ -147,3 +147,16 @@ def test_captured_is_delivered_discarded_or_pending(
     for _, category, n in ledger.take_report():
         reported[category] += n
     assert +reported == +losses
+
+
+def test_pending_is_what_came_and_has_not_gone() -> None:
+    """By category, from both sides: captured here, or claimed from what other processes stored."""
+    totals = LedgerSnapshot(
+        captured={"error": 9, "session": 2},
+        delivered={"error": 1, "span": 1},
+        discarded={"send_error": {"error": 1}, "closed": {"error": 1}},
+        claimed_from_shared={"error": 4, "span": 6},
+        stored_in_shared={"error": 2, "session": 2},
+        returned_to_shared={"error": 1, "span": 2},
+    )
+    assert totals.pending == {"error": 7, "span": 3}

@@ -21,7 +21,7 @@ from transport_kit.envelope.item import Item
 from transport_kit.envelope.losses import LossReason
 from transport_kit.runtime.errors import OptionsError
 from transport_kit.runtime.version import SDK_NAME, VERSION
-from transport_kit.transport.base import Transport, quantities_of
+from transport_kit.transport.base import Transport
 from transport_kit.transport.local import FunctionTransport, NullTransport
 from transport_kit.transport.worker.outcome import FlushReport
 
@@ -203,10 +203,8 @@ def test_losses_before_the_transport_are_counted() -> None:
 def test_counting_a_loss_never_fails_over_its_payload() -> None:
     """What can't be written as JSON can still be counted."""
     unwritable = Item(type("Path", (os.PathLike,), {"__fspath__": lambda self: 1 / 0})(), type="log")
-    assert quantities_of([unwritable, Item(b"abc", type="attachment"), Item(b"", type="odd")]) == (
-        ("log_item", 1),
-        ("attachment", 3),
-    )
+    items = [unwritable, Item(b"abc", type="attachment"), Item(b"", type="odd")]
+    assert Envelope(items=items).quantities() == (("log_item", 1), ("attachment", 3))
 
 
 # -- flush and close ---------------------------------------------------------------------------------------

@@ -132,6 +132,8 @@ def envelopes(event: dict[str, Any], data: bytes) -> None:
     assert_type(envelope.serialize(), bytes)
     assert_type(Envelope.deserialize(data, max_items=10), Envelope)
     assert_type(envelope.validate(), None)
+    counts: tuple[tuple[str, int], ...] = envelope.quantities()
+    used(counts, envelope.item_counts())
     assert_type(envelope.seal(max_event_bytes=1), SealedEnvelope)
 
 

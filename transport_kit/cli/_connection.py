@@ -26,6 +26,7 @@ from transport_kit.config.dsn import DSN_VARIABLE, Dsn
 from transport_kit.config.options import ReporterOptions, TransportOptions, resolve
 from transport_kit.config.reference import meaning
 from transport_kit.envelope.envelope import Envelope
+from transport_kit.envelope.losses import Quantities
 from transport_kit.reporting import Reporter, new_scope
 from transport_kit.runtime.errors import InvalidDsn
 from transport_kit.transport.http import HttpTransport
@@ -420,7 +421,7 @@ def parse_dsn(text: str) -> Dsn:
 
 
 def _difference(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
-    return {name: n for name in after if (n := after[name] - before.get(name, 0))}
+    return (Quantities(after.items()) - before.items()).by_category
 
 
 def _format_losses(discarded: Mapping[str, Mapping[str, int]]) -> str:

@@ -20,11 +20,13 @@ from transport_kit.envelope.item import (
     MAX_EVENT_BYTES,
     MAX_HEADER_LINE_BYTES,
     Item,
+    estimated_quantities,
     event_id_of,
     is_dict,
     loaded,
     weight,
 )
+from transport_kit.envelope.item_types import INTERNAL
 from transport_kit.envelope.losses import Quantities
 from transport_kit.envelope.parsing import MAX_ITEMS, parse_envelope
 from transport_kit.envelope.sealed import SealedEnvelope, SealedItem
@@ -210,6 +212,21 @@ class Envelope:
         """
         check(self.headers, [item.headers for item in self.items])
 
+    def quantities(self) -> Quantities:
+        """Return the loss of all items together, by data category.
+
+        Reads the payloads whose loss is counted in bytes. Never raises: an item that can't be read or written
+        counts as one of its category.
+        """
+        return Quantities.sum([estimated_quantities(item) for item in tuple(self.items)])
+
+    def item_counts(self) -> Quantities:
+        """Return the number of items by data category, without client reports. Reads no payload."""
+        categories = [item.data_category for item in tuple(self.items)]
+        return Quantities(
+            [(category, 1) for category in categories if category is not None and category != INTERNAL]
+        )
+
     def seal(
         self,
         *,
@@ -254,7 +271,7 @@ class Envelope:
                     let_through(error)
                     if item.type != "attachment":
                         raise
-                    left_out.append((error, (("attachment", weight(item)),)))
+                    left_out.append((error, Quantities([("attachment", weight(item))])))
                     continue
                 sealed.append(one)
                 size = grown

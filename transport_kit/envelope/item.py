@@ -25,6 +25,7 @@ from transport_kit.runtime.errors import SealError
 from transport_kit.runtime.interrupts import let_through
 
 __all__ = [
+    "estimated_quantities",
     "event_id_of",
     "EVENT_TYPES",
     "is_dict",
@@ -43,11 +44,13 @@ MAX_HEADER_LINE_BYTES: Final = 8 * 1024
 
 EVENT_TYPES: Final = frozenset({"event", "transaction", "feedback"})
 _UI_PLATFORMS: Final = frozenset({"cocoa", "android", "javascript"})
-_ONE: Final[dict[str, Quantities]] = {
-    name: ((kind.category, 1),) for name, kind in KINDS.items() if kind.category is not None
-}
+_NOTHING: Final = Quantities()
+_ONE: Final = {
+    category: Quantities([(category, 1)])
+    for category in (*(kind.category for kind in KINDS.values()), "profile_chunk_ui")
+    if category is not None
+} | {"internal": _NOTHING, "metric_bucket": _NOTHING}
 _PLAIN_HEADERS: Final = {name: b'{"type":"%b","length":%%d}' % name.encode() for name in KINDS}
-_NOTHING: Final[Quantities] = ()
 
 
 class Item:
@@ -237,26 +240,26 @@ def _quantities(headers: Mapping[str, Any], payload: Any, body: bytes) -> Quanti
     """Return the quantities of docs/protocol.md, section 3. `body` is the payload if they depend on it."""
     kind = headers["type"]
     if kind == "event":
-        return _ONE["event"]
+        return _ONE["error"]
     if kind == "transaction":
         spans = dict.get(payload if is_dict(payload) else loaded(body), "spans")
-        return (("transaction", 1), ("span", 1 + (len(spans) if isinstance(spans, list | tuple) else 0)))
+        children = len(spans) if isinstance(spans, list | tuple) else 0
+        return Quantities.unchecked(("transaction", 1), ("span", 1 + children))
     if kind == "attachment":
-        return (("attachment", max(len(body), 1)),)
+        return Quantities.unchecked(("attachment", max(len(body), 1)))
     if kind in CONTAINER_TYPES:
         count = headers.get("item_count")
         if type(count) is not int or count < 0:
             members = loaded(body).get("items")
             count = len(members) if isinstance(members, list) else 1
-        if kind == "log":
-            return (("log_item", count), ("log_byte", len(body)))
-        if kind == "trace_metric":
-            return (("trace_metric", count), ("trace_metric_byte", len(body)))
-        return (("span", count),)
+        if kind == "span":
+            return Quantities([("span", count)])
+        items, size = ("log_item", "log_byte") if kind == "log" else ("trace_metric", "trace_metric_byte")
+        if count and body:
+            return Quantities.unchecked((items, count), (size, len(body)))
+        return Quantities([(items, count), (size, len(body))])
     category = _category(headers)
-    if category is None or category in ("internal", "metric_bucket"):
-        return _NOTHING
-    return ((category, 1),)
+    return _NOTHING if category is None else _ONE[category]
 
 
 def loaded(body: bytes | str) -> dict[str, Any]:
@@ -266,6 +269,15 @@ def loaded(body: bytes | str) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def estimated_quantities(item: Item) -> Quantities:
+    """Return the item's quantities, or one of its category if they can't be determined. Never raises."""
+    try:
+        return item.quantities
+    except Exception as error:
+        let_through(error)
+        return Quantities([(item.data_category or "default", 1)])
 
 
 def weight(item: Item) -> int:

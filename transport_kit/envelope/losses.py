@@ -8,15 +8,80 @@ are never reported.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import TypeAlias
+from itertools import chain
+from typing import Self, TypeAlias
 
-__all__ = ["LossReason", "Quantities", "Report"]
+__all__ = ["LossReason", "Pairs", "Quantities", "Report"]
 
-Quantities: TypeAlias = tuple[tuple[str, int], ...]
+#: Quantities in their plain form, `(data category, count)`; accepted wherever quantities are only read.
+Pairs: TypeAlias = tuple[tuple[str, int], ...]
 
 #: Losses taken for one client report: `(reason, category, quantity)`.
 Report = tuple[tuple[str, str, int], ...]
+
+
+class Quantities(tuple[tuple[str, int], ...]):
+    """A count per data category, such as `(("transaction", 1), ("span", 4))`.
+
+    A tuple of pairs, so it compares, hashes and iterates as one. Each category occurs once, in the order of
+    its first occurrence, with a count above 0. The unit depends on the category: items, or bytes for
+    `attachment`, `log_byte` and `trace_metric_byte`.
+
+    Args:
+        pairs: Data categories and counts. Counts of one category are added; a count of 0 or less is left out.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, pairs: Iterable[tuple[str, int]] = ()) -> Self:
+        counts: dict[str, int] = {}
+        for category, count in pairs:
+            counts[category] = counts.get(category, 0) + count
+        return tuple.__new__(cls, [pair for pair in counts.items() if pair[1] > 0])
+
+    @classmethod
+    def unchecked(cls, *pairs: tuple[str, int]) -> Self:
+        """Return quantities of distinct categories and counts above 0, without the checks."""
+        return tuple.__new__(cls, pairs)
+
+    @classmethod
+    def sum(cls, parts: Iterable[Self]) -> Self:
+        """Return the sum of all parts, by category."""
+        filled = [part for part in parts if part]
+        # The usual case in a capture: one item that is counted.
+        if len(filled) == 1:
+            return filled[0]
+        counts: dict[str, int] = {}
+        for part in filled:
+            for category, count in part:
+                counts[category] = counts.get(category, 0) + count
+        return tuple.__new__(cls, counts.items())
+
+    # A tuple's own `+` would give a category twice.
+    def __add__(self, other: Iterable[tuple[str, int]]) -> Self:  # type: ignore[override]
+        return type(self)(chain(self, other))
+
+    def __radd__(self, other: Iterable[tuple[str, int]]) -> Self:
+        return type(self)(chain(other, self))
+
+    def __sub__(self, other: Iterable[tuple[str, int]]) -> Self:
+        """Return what is left without `other`: no count falls below 0, and no category is added."""
+        if not other:
+            return self
+        negated = [(category, -count) for category, count in other]
+        return type(self)(chain(self, negated))
+
+    @property
+    def total(self) -> int:
+        """The sum of all counts, whatever their units."""
+        return sum(count for _, count in self)
+
+    @property
+    def by_category(self) -> dict[str, int]:
+        """A new dict of the counts by category."""
+        return dict(self)
 
 
 class LossReason(StrEnum):

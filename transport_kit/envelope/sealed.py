@@ -9,12 +9,12 @@ Threads: nothing here changes once built, so everything may be read from any thr
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple, Self, TypeAlias
 
 from transport_kit.envelope.encoder import dumps, loads
 from transport_kit.envelope.item_types import INTERNAL, KINDS, UNKNOWN, Priority
-from transport_kit.envelope.losses import Quantities
+from transport_kit.envelope.losses import Pairs, Quantities
 from transport_kit.runtime.errors import SealError
 
 __all__ = ["LeftOut", "SealedEnvelope", "SealedItem"]
@@ -45,12 +45,14 @@ class SealedItem:
     __slots__ = ("category", "header", "payload", "quantities", "type")
 
     def __init__(
-        self, type: str, header: bytes, payload: bytes, category: str | None, quantities: Quantities
+        self, type: str, header: bytes, payload: bytes, category: str | None, quantities: Pairs
     ) -> None:
         self.type = type
         self.header = header
         self.payload = payload
         self.category = category
+        if not isinstance(quantities, Quantities):
+            quantities = Quantities(quantities)
         self.quantities = quantities
 
     def __repr__(self) -> str:
@@ -126,7 +128,12 @@ class SealedEnvelope:
         self.priority = priority
         self.ordered = ordered
         self.repeatable = repeatable
-        self.quantities = _summed(self._items)
+        # Most envelopes hold one item: no sum in each capture.
+        self.quantities = (
+            self._items[0].quantities
+            if len(self._items) == 1
+            else Quantities.sum([item.quantities for item in self._items])
+        )
         self.stored = size + _ENVELOPE_OVERHEAD + _ITEM_OVERHEAD * len(self._items)
 
     @classmethod
@@ -225,7 +232,7 @@ class SealedEnvelope:
         items = self.items
         reports = sum(item.category == INTERNAL for item in items)
         if reports == len(items):
-            return (self, ()) if items and not limited(INTERNAL) else (None, ())
+            return self if items and not limited(INTERNAL) else None, Quantities()
         leaders = [item.category for item in items if KINDS.get(item.type, UNKNOWN).leads]
         orphaned = bool(leaders) and all(limited(category) for category in leaders)
         kept: list[SealedItem] = []
@@ -238,10 +245,11 @@ class SealedEnvelope:
             else:
                 kept.append(item)
         if not lost:
-            return self, ()
+            return self, Quantities()
+        losses = Quantities.sum([item.quantities for item in lost])
         if len(kept) == reports:
-            return None, _summed(lost)
-        return SealedEnvelope(self.header, kept, event_id=self.event_id), _summed(lost)
+            return None, losses
+        return SealedEnvelope(self.header, kept, event_id=self.event_id), losses
 
     def with_items(self, extra: Iterable[SealedItem]) -> SealedEnvelope:
         """A copy with `extra` at the end; all facts are those of the longer envelope."""
@@ -265,16 +273,3 @@ class SealedEnvelope:
     def __repr__(self) -> str:
         what = "packed" if self._blob is not None else [item.type for item in self._items]
         return f"<SealedEnvelope {self.event_id} {what} of {self.size} bytes, {self.priority.name}>"
-
-
-def _summed(items: Sequence[SealedItem]) -> Quantities:
-    if len(items) == 1:
-        return items[0].quantities
-    found = [item.quantities for item in items if item.quantities]
-    if len(found) == 1:
-        return found[0]
-    total: dict[str, int] = {}
-    for quantities in found:
-        for category, quantity in quantities:
-            total[category] = total.get(category, 0) + quantity
-    return tuple(total.items())

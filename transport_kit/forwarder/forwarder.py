@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from transport_kit.config.dsn import Dsn
 from transport_kit.config.options import TransportOptions
+from transport_kit.envelope.losses import Quantities
 from transport_kit.forwarder.pacing import REPLAY_INTERVAL, REPLAY_RUN, Pace, PacedTransport, Rate
 from transport_kit.queues.spool.directory import identities_in, identity_of, open_directory, read_credentials
 from transport_kit.queues.spool.inspection import Inspection
@@ -174,14 +175,12 @@ class Forwarder:
             left |= {name: each.why_left() for name, each in self._served.items() if not each.empty}
         served = self._served
         self._settle(served.values())
-        delivered: dict[str, int] = {}
-        discarded: dict[str, dict[str, int]] = {}
-        for each in served.values():
-            health = each.health()
-            _add(delivered, health.delivered)
-            for reason, counts in health.discarded_by_category.items():
-                _add(discarded.setdefault(reason, {}), counts)
-        return Summary(delivered, discarded, left)
+        healths = [each.health() for each in served.values()]
+        return Summary(
+            _sum(health.delivered for health in healths),
+            _sum_by_reason(health.discarded_by_category for health in healths),
+            left,
+        )
 
     def _has_waiting(self, identity: str) -> bool:
         """Return True if envelopes of an identity that is not served wait, or may wait."""
@@ -330,16 +329,6 @@ class Forwarder:
             problems += [f"{identity}: {reason}" for reason in each.reasons]
         failing = healths and all(each.status == "fail" for each in healths.values())
         values = healths.values()
-        captured: dict[str, int] = {}
-        delivered: dict[str, int] = {}
-        discarded: dict[str, dict[str, int]] = {}
-        pending: dict[str, int] = {}
-        for each in values:
-            _add(captured, each.captured)
-            _add(delivered, each.delivered)
-            _add(pending, each.pending)
-            for reason, counts in each.discarded_by_category.items():
-                _add(discarded.setdefault(reason, {}), counts)
         return Health(
             pid=os.getpid(),
             state="draining" if self._stops else "running",
@@ -355,10 +344,10 @@ class Forwarder:
             last_success_age=min(_known(each.last_success_age for each in values), default=None),
             breaker="closed" if all(each.breaker == "closed" for each in values) else "open",
             next_probe_in=min(_known(each.next_probe_in for each in values), default=None),
-            captured=captured,
-            delivered=delivered,
-            discarded_by_category=discarded,
-            pending=pending,
+            captured=_sum(each.captured for each in values),
+            delivered=_sum(each.delivered for each in values),
+            discarded_by_category=_sum_by_reason(each.discarded_by_category for each in values),
+            pending=_sum(each.pending for each in values),
             last_drop_age=min(_known(each.last_drop_age for each in values), default=None),
             spool={
                 "path": self.path,
@@ -385,6 +374,13 @@ def _known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _add(totals: dict[str, int], more: Mapping[str, int]) -> None:
-    for name, n in more.items():
-        totals[name] = totals.get(name, 0) + n
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    return Quantities.sum([Quantities(each.items()) for each in counts]).by_category
+
+
+def _sum_by_reason(counts: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    parts: dict[str, list[Mapping[str, int]]] = {}
+    for by_reason in counts:
+        for reason, by_category in by_reason.items():
+            parts.setdefault(reason, []).append(by_category)
+    return {reason: _sum(each) for reason, each in parts.items()}

@@ -9,7 +9,6 @@ Threads: as any transport. Lists are appended to, and cleared, never replaced.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from typing import Any, Final
 
 from transport_kit.config.options import TransportOptions
@@ -97,8 +96,6 @@ class CapturedTransport(CountingTransport):
         self.sealed.append(body)
         self.envelopes.append(parsed)
         self.events += (json.loads(item.get_bytes()) for item in parsed.items if item.type == "event")
-        lost: Counter[str] = Counter()
-        for problem, quantities in sealed.left_out:
+        for problem, _ in sealed.left_out:
             log.error("an item was left out: %s", problem)
-            lost.update(dict(quantities))
-        return tuple(lost.items())
+        return Quantities.sum([quantities for _, quantities in sealed.left_out])

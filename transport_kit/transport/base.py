@@ -17,7 +17,7 @@ from typing import Any, NoReturn, Self
 from transport_kit.config.dsn import Dsn
 from transport_kit.config.options import Effect, OptionProblem, TransportOptions
 from transport_kit.envelope.envelope import Envelope
-from transport_kit.envelope.item import Item
+from transport_kit.envelope.item import Item, estimated_quantities
 from transport_kit.envelope.losses import LossReason, Quantities
 from transport_kit.runtime.interrupts import let_through
 from transport_kit.runtime.log import log
@@ -27,7 +27,7 @@ from transport_kit.transport.health import Health
 from transport_kit.transport.worker.limits import KNOWN_CATEGORIES
 from transport_kit.transport.worker.outcome import FlushReport
 
-__all__ = ["is_deliverable", "quantities_of", "Transport"]
+__all__ = ["is_deliverable", "Transport"]
 
 
 class Transport:
@@ -65,7 +65,7 @@ class Transport:
         except Exception as error:
             let_through(error)
             log.error("an event could not be put into an envelope: %s", type(error).__name__)
-            self._lose(LossReason.INTERNAL_SDK_ERROR, (("error", 1),))
+            self._lose(LossReason.INTERNAL_SDK_ERROR, Quantities([("error", 1)]))
             return False
         return self.capture_envelope(envelope)
 
@@ -90,7 +90,7 @@ class Transport:
         """
         known = LossReason(reason)
         if item is not None:
-            self._lose(known, quantities_of((item,)))
+            self._lose(known, estimated_quantities(item))
             return
         if data_category is None:
             return
@@ -99,7 +99,7 @@ class Transport:
         if not isinstance(quantity, int):
             raise ValueError(f"a quantity is a whole number, not {type(quantity).__name__}")
         if quantity > 0:
-            self._lose(known, ((data_category, int(quantity)),))
+            self._lose(known, Quantities([(data_category, int(quantity))]))
 
     def _lose(self, reason: LossReason, quantities: Quantities) -> None:
         raise NotImplementedError
@@ -243,17 +243,3 @@ def is_deliverable(envelope: object) -> bool:
         log.error("an envelope was refused: it has no items, there is nothing to deliver")
         return False
     return True
-
-
-def quantities_of(items: Iterable[Item]) -> Quantities:
-    """What to count when these items are lost together; never raises, whatever their payloads are."""
-    totals: dict[str, int] = {}
-    for item in tuple(items):
-        try:
-            pairs = item.quantities
-        except Exception as error:
-            let_through(error)
-            pairs = ((item.data_category or "default", 1),)
-        for category, quantity in pairs:
-            totals[category] = totals.get(category, 0) + quantity
-    return tuple(totals.items())

@@ -33,13 +33,12 @@ from transport_kit.runtime.forks import PerProcess
 from transport_kit.runtime.interrupts import let_through
 from transport_kit.runtime.log import log
 from transport_kit.runtime.version import CLIENT, SDK_NAME, VERSION
-from transport_kit.transport.base import Transport, is_deliverable, quantities_of
+from transport_kit.transport.base import Transport, is_deliverable
 from transport_kit.transport.health import Health, LastError
 from transport_kit.transport.wire.compression import SMALLEST, codec
 from transport_kit.transport.wire.connections import ConnectionPool
 from transport_kit.transport.wire.exchange import ExchangeError, Response
 from transport_kit.transport.worker.client_reports import report_items
-from transport_kit.transport.worker.ledger import LedgerSnapshot
 from transport_kit.transport.worker.limits import RateLimits, retry_after_seconds
 from transport_kit.transport.worker.outcome import FlushReport, Outcome
 from transport_kit.transport.worker.worker import BackgroundWorker
@@ -155,10 +154,10 @@ class BaseHttpTransport(Transport):
                 return False
             ident = threading.get_ident()
             if worker.on_own_thread or ident in state.sealing:
-                worker.lose(LossReason.REENTRANT, _one_each(envelope))
+                worker.lose(LossReason.REENTRANT, envelope.item_counts())
                 return False
             if worker.closing:
-                worker.lose(LossReason.CLOSED, quantities_of(envelope.items))
+                worker.lose(LossReason.CLOSED, envelope.quantities())
                 return False
             sealed = self._seal(state, envelope, ident)
             return sealed is not None and worker.submit(sealed)
@@ -179,7 +178,7 @@ class BaseHttpTransport(Transport):
         except SealError as error:
             let_through(error)
             log.error("an envelope was refused: %s", error)
-            worker.lose(LossReason.INTERNAL_SDK_ERROR, _one_each(envelope))
+            worker.lose(LossReason.INTERNAL_SDK_ERROR, envelope.item_counts())
             return None
         finally:
             # One call: a signal handler may raise after each, and the ident must not stay behind.
@@ -243,7 +242,7 @@ class BaseHttpTransport(Transport):
         """Send one envelope with the losses that are due, or only these."""
         now = time.monotonic()
         limits = state.limits
-        lost: Quantities = ()
+        lost = Quantities()
         if sealed is not None:
             sealed = sealed.unpacked()
             if limits is not _NO_LIMITS:
@@ -390,7 +389,7 @@ class BaseHttpTransport(Transport):
             captured=totals.captured,
             delivered=totals.delivered,
             discarded_by_category=totals.discarded,
-            pending=_pending(totals),
+            pending=totals.pending,
             last_drop_age=None if facts.last_drop is None else now - facts.last_drop,
             spool=state.queue.describe() if state.queue.shared else None,
             problem=self._failed_option()
@@ -425,28 +424,3 @@ _ADVICE = {
     405: " (check the DSN's host and project)",
     413: " (it is too large for this server)",
 }
-
-
-def _one_each(envelope: Envelope) -> Quantities:
-    """One per item, without looking at payloads: sealing them is what failed, or is under way."""
-    totals: dict[str, int] = {}
-    for item in tuple(envelope.items):
-        category = item.data_category
-        if category is not None and category != "internal":
-            totals[category] = totals.get(category, 0) + 1
-    return tuple(totals.items())
-
-
-def _pending(totals: LedgerSnapshot) -> dict[str, int]:
-    pending = {}
-    for category in {*totals.captured, *totals.claimed_from_shared}:
-        left = (
-            totals.captured.get(category, 0)
-            + totals.claimed_from_shared.get(category, 0)
-            - totals.settled(category)
-            - totals.stored_in_shared.get(category, 0)
-            - totals.returned_to_shared.get(category, 0)
-        )
-        if left:
-            pending[category] = left
-    return pending

@@ -21,7 +21,7 @@ from transport_kit.runtime.forks import PerProcess
 from transport_kit.runtime.interrupts import let_through
 from transport_kit.runtime.lock import StateLock
 from transport_kit.runtime.log import log
-from transport_kit.transport.base import Transport, is_deliverable, quantities_of
+from transport_kit.transport.base import Transport, is_deliverable
 from transport_kit.transport.health import Health
 from transport_kit.transport.worker.ledger import Ledger
 from transport_kit.transport.worker.outcome import FlushReport
@@ -63,7 +63,7 @@ class CountingTransport(Transport):
     def capture_envelope(self, envelope: Envelope) -> bool:
         if not is_deliverable(envelope):
             return False
-        quantities = quantities_of(envelope.items)
+        quantities = envelope.quantities()
         outcome: LossReason | Quantities | None = LossReason.CLOSED
         if not self._states.get().closed:
             try:
@@ -77,12 +77,7 @@ class CountingTransport(Transport):
             return False
         if outcome:
             self._lose(LossReason.INTERNAL_SDK_ERROR, outcome)
-            lost = dict(outcome)
-            quantities = tuple(
-                (category, count - lost.get(category, 0))
-                for category, count in quantities
-                if count > lost.get(category, 0)
-            )
+            quantities -= outcome
         ledger = self._states.get().ledger
         self._record(lambda: ledger.capture_delivered(quantities))
         return True

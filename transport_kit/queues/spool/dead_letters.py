@@ -12,7 +12,7 @@ import re
 from typing import Final
 
 from transport_kit.envelope.encoder import dumps
-from transport_kit.envelope.losses import Quantities
+from transport_kit.envelope.losses import Pairs
 from transport_kit.queues.spool.directory import Directory
 
 __all__ = ["bury", "count"]
@@ -29,7 +29,7 @@ def bury(
     attempts: int,
     created_ms: int,
     buried_ms: int,
-    quantities: Quantities,
+    quantities: Pairs,
     max_bytes: int,
 ) -> bool:
     """Store one dead letter; return False if it exceeds `max_bytes` or can't be written.

@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 from transport_kit.envelope.encoder import loads
 from transport_kit.envelope.envelope import Envelope
 from transport_kit.envelope.item_types import Priority
-from transport_kit.envelope.losses import LossReason, Quantities
+from transport_kit.envelope.losses import LossReason, Pairs, Quantities
 from transport_kit.envelope.sealed import SealedEnvelope
 from transport_kit.queues.spool.acklog import MAX_BYTES, Progress, ack_name, read_progress
 from transport_kit.queues.spool.directory import Directory, open_directory, read_credentials
@@ -151,7 +151,7 @@ class Letter:
     attempts: int
     created_ms: int
     buried_ms: int
-    quantities: Quantities
+    quantities: Pairs
 
 
 class Inspection:

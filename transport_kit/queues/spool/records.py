@@ -51,7 +51,7 @@ def envelope_record(sealed: SealedEnvelope) -> tuple[int, bytes, list[bytes], in
     length = 0
     for item in sealed.items:
         payload = item.payload
-        shapes.append((item.type, len(item.header), len(payload), item.category, item.quantities))
+        shapes.append((item.type, len(item.header), len(payload), item.category, tuple(item.quantities)))
         before = b"%b%b\n" % (pending, item.header)
         parts += (before, payload)
         length += len(before) + len(payload)
@@ -93,12 +93,8 @@ def quantities_of(head: bytes) -> Quantities:
     try:
         _, _, shapes = _head(head)
     except ValueError:
-        return ()
-    total: dict[str, int] = {}
-    for *_, quantities in shapes:
-        for category, quantity in quantities:
-            total[category] = total.get(category, 0) + quantity
-    return tuple(total.items())
+        return Quantities()
+    return Quantities.sum([quantities for *_, quantities in shapes])
 
 
 def event_id_in_head(head: bytes) -> str | None:
@@ -156,7 +152,7 @@ def _head(head: bytes) -> tuple[str | None, int, list[_Shape]]:
                 _count(item_header_length),
                 _count(payload_length),
                 None if category is None else _name(category),
-                tuple(quantities),
+                Quantities(quantities),
             )
         )
     return None if event_id is None else _name(event_id), _count(header_length), shapes

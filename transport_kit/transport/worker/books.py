@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from transport_kit.config.options import TransportOptions
-from transport_kit.envelope.losses import LossReason, Quantities, Report
+from transport_kit.envelope.losses import LossReason, Pairs, Report
 from transport_kit.queues.protocol import Claim, Put
 from transport_kit.runtime.lock import StateLock
 from transport_kit.transport.worker.ledger import Ledger
@@ -67,12 +67,12 @@ class Books:
 
     # -- what became of what ---------------------------------------------------------------------------
 
-    def lose(self, reason: LossReason, quantities: Quantities) -> None:
+    def lose(self, reason: LossReason, quantities: Pairs) -> None:
         """Captured and lost in one."""
         self._note_drop(reason)
         self.ledger.lose(reason, quantities)
 
-    def discard(self, reason: LossReason, quantities: Quantities) -> None:
+    def discard(self, reason: LossReason, quantities: Pairs) -> None:
         """Lost after it was pending."""
         self._note_drop(reason)
         self.ledger.discard(reason, quantities)
@@ -81,7 +81,7 @@ class Books:
         if reason not in _WANTED_LOSSES:
             self.last_drop = self._clock()
 
-    def count_put(self, quantities: Quantities, put: Put) -> None:
+    def count_put(self, quantities: Pairs, put: Put) -> None:
         """What a put came to, the envelopes that were sacrificed for it included."""
         if self.state is WorkerState.NEW:
             self.state = WorkerState.RUNNING
@@ -126,8 +126,8 @@ class Books:
         """A final outcome: what was left out on the way is counted now, once."""
         rest = claim.sealed.quantities
         for reason, quantities in outcome.lost:
-            kept = _minus(rest, quantities)
-            self.discard(reason, _minus(rest, kept))  # no more than there was
+            kept = rest - quantities
+            self.discard(reason, rest - kept)  # no more than there was
             rest = kept
         if outcome.reason is None:
             self.ledger.deliver(rest)
@@ -207,13 +207,3 @@ class Books:
         self._last_report = now
         self.reporting = self.report_wanted = False
         self.settled.notify_all()
-
-
-def _minus(whole: Quantities, part: Quantities) -> Quantities:
-    """What is left of `whole`; a part that was never in it takes nothing away."""
-    if not part:
-        return whole
-    taken = dict(part)
-    return tuple(
-        (category, left) for category, n in whole if (left := max(0, n - taken.get(category, 0))) > 0
-    )

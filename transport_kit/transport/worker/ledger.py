@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-from transport_kit.envelope.losses import LossReason, Quantities, Report
+from transport_kit.envelope.losses import LossReason, Pairs, Report
 
 __all__ = ["Ledger", "LedgerSnapshot"]
 
@@ -33,6 +33,23 @@ class LedgerSnapshot:
         return self.delivered.get(category, 0) + sum(
             by_category.get(category, 0) for by_category in self.discarded.values()
         )
+
+    @property
+    def pending(self) -> dict[str, int]:
+        """Quantities that are neither delivered, discarded nor in a shared queue; a new dict by category."""
+        pending: dict[str, int] = {}
+        for category in {**self.captured, **self.claimed_from_shared}:
+            count = (
+                self.captured.get(category, 0)
+                + self.claimed_from_shared.get(category, 0)
+                - self.settled(category)
+                - self.stored_in_shared.get(category, 0)
+                - self.returned_to_shared.get(category, 0)
+            )
+            # Not `Quantities`: a negative count, which would be an error of the ledger, must be seen.
+            if count:
+                pending[category] = count
+        return pending
 
 
 _Key = TypeVar("_Key")
@@ -66,12 +83,12 @@ class Ledger:
         self._stored_in_shared: dict[str, int] = {}
         self._unreported: dict[tuple[str, str], int] = {}
 
-    def capture(self, quantities: Quantities) -> None:
+    def capture(self, quantities: Pairs) -> None:
         """Accepted: pending from now on."""
         captured = self._captured
         captured |= _grown(captured, quantities)
 
-    def lose(self, reason: LossReason, quantities: Quantities) -> None:
+    def lose(self, reason: LossReason, quantities: Pairs) -> None:
         """Captured and discarded in one step: it never was pending."""
         captured = self._captured
         grown = _grown(captured, quantities)
@@ -80,49 +97,49 @@ class Ledger:
         discarded |= lost
         unreported |= untold
 
-    def deliver(self, quantities: Quantities) -> None:
+    def deliver(self, quantities: Pairs) -> None:
         """From pending to delivered."""
         delivered = self._delivered
         delivered |= _grown(delivered, quantities)
 
-    def discard(self, reason: LossReason, quantities: Quantities) -> None:
+    def discard(self, reason: LossReason, quantities: Pairs) -> None:
         """From pending to discarded."""
         discarded, lost, unreported, untold = self._loss(reason, quantities)
         discarded |= lost
         unreported |= untold
 
-    def _loss(self, reason: LossReason, quantities: Quantities) -> _Loss:
+    def _loss(self, reason: LossReason, quantities: Pairs) -> _Loss:
         """The counts that a loss changes, and what is to be put into them."""
         discarded = self._discarded.setdefault(reason.value, {})
         unreported = self._unreported
         untold = _grown(unreported, [((reason.value, name), n) for name, n in quantities if reason.reported])
         return discarded, _grown(discarded, quantities), unreported, untold
 
-    def capture_delivered(self, quantities: Quantities) -> None:
+    def capture_delivered(self, quantities: Pairs) -> None:
         """Captured and delivered in one step."""
         captured, delivered = self._captured, self._delivered
         grown, more = _grown(captured, quantities), _grown(delivered, quantities)
         captured |= grown
         delivered |= more
 
-    def store(self, quantities: Quantities) -> None:
+    def store(self, quantities: Pairs) -> None:
         """Captured into a shared queue, in one step: this process has done its part."""
         captured, stored = self._captured, self._stored_in_shared
         grown, more = _grown(captured, quantities), _grown(stored, quantities)
         captured |= grown
         stored |= more
 
-    def claim(self, quantities: Quantities) -> None:
+    def claim(self, quantities: Pairs) -> None:
         """Taken from a shared queue: pending here from now on."""
         claimed = self._claimed_from_shared
         claimed |= _grown(claimed, quantities)
 
-    def give_up_claim(self, quantities: Quantities) -> None:
+    def give_up_claim(self, quantities: Pairs) -> None:
         """Returned to a shared queue: no longer pending here."""
         returned = self._returned_to_shared
         returned |= _grown(returned, quantities)
 
-    def mend(self, pending: Iterable[Quantities]) -> None:
+    def mend(self, pending: Iterable[Pairs]) -> None:
         """Make `captured` true again from what is settled and what is pending; not for a shared queue."""
         captured: dict[str, int] = {}
         for counts in (self._delivered, *self._discarded.values()):

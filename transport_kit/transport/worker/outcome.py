@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
-from transport_kit.envelope.losses import LossReason, Quantities
+from transport_kit.envelope.losses import LossReason, Pairs
 from transport_kit.envelope.sealed import SealedEnvelope
 from transport_kit.queues.protocol import QueueStats
 from transport_kit.transport.worker.ledger import LedgerSnapshot
@@ -44,7 +44,7 @@ class Outcome:
 
     reason: LossReason | None = None
     again: bool = False
-    lost: tuple[tuple[LossReason, Quantities], ...] = ()
+    lost: tuple[tuple[LossReason, Pairs], ...] = ()
     not_before: float = 0.0
     answered: bool | None = True
     server_fault: bool = False
@@ -54,7 +54,7 @@ class Outcome:
         """Not delivered, and worth another attempt; `reason` counts if there can't be one."""
         return cls(reason, again=True, not_before=not_before, answered=False)
 
-    def with_lost(self, reason: LossReason, quantities: Quantities) -> Outcome:
+    def with_lost(self, reason: LossReason, quantities: Pairs) -> Outcome:
         """The same, and `quantities` were left out for `reason`."""
         return replace(self, lost=(*self.lost, (reason, quantities)))
 

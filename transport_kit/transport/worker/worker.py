@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 from transport_kit.config.options import TransportOptions
-from transport_kit.envelope.losses import LossReason, Quantities, Report
+from transport_kit.envelope.losses import LossReason, Pairs, Report
 from transport_kit.envelope.sealed import SealedEnvelope
 from transport_kit.queues.protocol import Claim, Queue
 from transport_kit.runtime.interrupts import let_through
@@ -181,7 +181,7 @@ class BackgroundWorker:
         if closed:
             self._delivery.end_locked(self._end_reason)
 
-    def lose(self, reason: LossReason, quantities: Quantities) -> None:
+    def lose(self, reason: LossReason, quantities: Pairs) -> None:
         """Count what was lost before it was submitted."""
         self._locked(lambda: self._books.lose(reason, quantities))
 
