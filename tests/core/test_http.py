@@ -248,11 +248,11 @@ def test_a_thread_that_seals_can_t_wait_for_the_end(make: Callable[..., Scripted
     answers: list[bool] = []
     file = tmp_path / "a.txt"
     file.write_bytes(b"12345")
-    path = CapturingPath(lambda: answers.append(transport._can_wait()), str(file))
+    path = CapturingPath(lambda: answers.append(transport.can_wait()), str(file))
     assert transport.capture_envelope(Envelope.event({"message": "x"}).add_attachment(path, filename="a"))
     assert answers
     assert not any(answers)
-    assert transport._can_wait()
+    assert transport.can_wait()
 
 
 @pytest.mark.parametrize("kind", ["connect", "tls", "proxy", "reset", "protocol", "timeout"])

@@ -38,20 +38,20 @@ class Ending(Transport):
         self.calls.append(f"flush {timeout:g}")
         return FlushReport(True)
 
-    def _end_of_process(self, deadline: float) -> int:
+    def end_of_process(self, deadline: float) -> int:
         self.calls.append("end")
         self.deadlines.append(deadline)
         if self.error is not None:
             raise self.error
         return self.left
 
-    def _renew_after_fork(self) -> None:
+    def renew_after_fork(self) -> None:
         self.calls.append("renew")
 
-    def _can_wait(self) -> bool:
+    def can_wait(self) -> bool:
         return self.free
 
-    def _wants_sigterm(self) -> bool:
+    def wants_sigterm(self) -> bool:
         return self.sigterm
 
 

@@ -412,7 +412,7 @@ def test_a_child_has_books_of_its_own(hooked: bool, monkeypatch: pytest.MonkeyPa
         parent = os.getpid()
         monkeypatch.setattr(os, "getpid", lambda: parent + 1)
         if hooked:
-            transport._renew_after_fork()
+            transport.renew_after_fork()
         began = time.monotonic()
         assert transport.health().captured == {}
         transport.record_lost_event("before_send", "error")
@@ -452,7 +452,7 @@ def test_the_interface_says_what_a_subclass_must_fill_in() -> None:
     ):
         with pytest.raises(NotImplementedError):
             call()
-    assert bare._end_of_process(0.0) == 0
-    assert bare._can_wait()
-    assert not bare._wants_sigterm()
-    bare._renew_after_fork()
+    assert bare.end_of_process(0.0) == 0
+    assert bare.can_wait()
+    assert not bare.wants_sigterm()
+    bare.renew_after_fork()

@@ -43,29 +43,46 @@ class ShutdownOptions(Protocol):
 
 
 class Finalizable(Protocol):
-    """What this room needs of a transport."""
+    """A transport as this module sees it: something that ends with the process and is renewed by a fork.
+
+    `transport.base.Transport` implements it. The last four methods are called by this module only.
+    """
 
     @property
     def options(self) -> ShutdownOptions:
-        """The options that it was built with."""
+        """The options of the transport."""
 
     def start(self) -> None:
-        """Begin delivering now."""
+        """Start delivering."""
 
     def flush(self, timeout: float | None = None) -> object:
-        """With a timeout of 0: begin to deliver all there is, buffers above included, and don't wait."""
+        """Deliver all that waits, the contents of buffers included. A timeout of 0 starts it and returns."""
 
-    def _end_of_process(self, deadline: float) -> int:
-        """Deliver what waits until the monotonic second `deadline`; how many envelopes are left behind."""
+    def end_of_process(self, deadline: float) -> int:
+        """Deliver what waits, before the process ends.
 
-    def _can_wait(self) -> bool:
-        """Whether the calling thread may wait: false inside an interrupted critical section."""
+        Args:
+            deadline: Monotonic seconds at which to stop.
 
-    def _renew_after_fork(self) -> None:
-        """In a forked child: be new again. Takes no lock that another thread may have held."""
+        Returns:
+            The number of envelopes that were neither delivered nor stored in a durable queue.
+        """
 
-    def _wants_sigterm(self) -> bool:
-        """Whether a default-disposed SIGTERM shall drain first."""
+    def can_wait(self) -> bool:
+        """Return True if the calling thread may wait for deliveries.
+
+        False in a signal handler that interrupted this thread while it held a lock of the transport, or
+        while it was sealing an envelope: the senders may need that lock.
+        """
+
+    def renew_after_fork(self) -> None:
+        """Replace the state that belongs to the parent process. Called in a forked child.
+
+        Takes no lock: another thread of the parent may have held it at the fork.
+        """
+
+    def wants_sigterm(self) -> bool:
+        """Return True if SIGTERM, where its disposition is the default, shall deliver what waits first."""
 
 
 # By id, so that a transport need not be hashable. Operations on one item of a dict are atomic. An entry is
@@ -90,7 +107,7 @@ def watch(transport: Finalizable) -> None:
         atexit.register(_at_exit)
         after_fork(renew_all)
     _watch_multiprocessing()
-    if transport._wants_sigterm():
+    if transport.wants_sigterm():
         _catch_sigterm()
 
 
@@ -143,7 +160,7 @@ def end_all() -> None:
         _call_safely(transport.flush, 0)
     left = 0
     for transport in transports:
-        left += _call_safely(transport._end_of_process, began + transport.options.shutdown_timeout) or 0
+        left += _call_safely(transport.end_of_process, began + transport.options.shutdown_timeout) or 0
     if left and _reported_in != os.getpid():
         _reported_in = os.getpid()
         longest = max(transport.options.shutdown_timeout for transport in transports)
@@ -174,7 +191,7 @@ def renew_all() -> None:
     # notices the new process id.
     if "gevent" not in sys.modules:
         for transport in _live():
-            transport._renew_after_fork()
+            transport.renew_after_fork()
     _watch_multiprocessing()
 
 
@@ -192,7 +209,7 @@ def _catch_sigterm() -> None:
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
     if signal.getsignal(number) is not _on_sigterm:
         return  # another handler was installed since and calls this one: that handler ends the process
-    if not all(transport._can_wait() for transport in _live()):
+    if not all(transport.can_wait() for transport in _live()):
         # The signal interrupted the main thread while it held a transport's lock, which the senders need.
         # Return, so that it can release the lock, and send the signal again.
         try:

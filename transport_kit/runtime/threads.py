@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _thread
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -33,25 +34,22 @@ async def off_loop(call: Callable[[], T]) -> T:
         return call()  # another library's loop, such as trio's: it is blocked for as long as the call lasts
     done: asyncio.Future[T] = loop.create_future()
 
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if done.done():
-            return  # whoever waited was cancelled
-        if error is not None:
-            done.set_exception(error)
-        elif result is not None:
-            done.set_result(result)
+    def settle(set_outcome: Callable[[], None]) -> None:
+        if not done.done():  # else the awaiting task was cancelled
+            set_outcome()
 
     def run() -> None:
-        result: T | None = None
-        failure: BaseException | None = None
+        set_outcome: Callable[[], None]
         try:
             result = call()
         except BaseException as error:
-            failure = error
+            set_outcome = partial(done.set_exception, error)
+        else:
+            set_outcome = partial(done.set_result, result)
         try:
-            loop.call_soon_threadsafe(settle, result, failure)
+            loop.call_soon_threadsafe(settle, set_outcome)
         except RuntimeError:
-            pass  # the loop was closed meanwhile: nobody waits any more
+            pass  # the loop was closed meanwhile: nothing awaits the result any more
 
     try:
         _thread.start_new_thread(run, ())

@@ -192,18 +192,18 @@ class Transport:
         # More than this no lock can wait; NaN becomes 0.
         return max(0.0, min(seconds - (time.monotonic() - began), threading.TIMEOUT_MAX / 2))
 
-    # -- the ends and beginnings of a process, called by `process` ---------------------------------------
+    # -- hooks of `runtime.process`, documented in `Finalizable` there ----------------------------------
 
-    def _end_of_process(self, deadline: float) -> int:
+    def end_of_process(self, deadline: float) -> int:
         return 0
 
-    def _can_wait(self) -> bool:
+    def can_wait(self) -> bool:
         return True
 
-    def _renew_after_fork(self) -> None:
+    def renew_after_fork(self) -> None:
         pass
 
-    def _wants_sigterm(self) -> bool:
+    def wants_sigterm(self) -> bool:
         return False
 
     # -- saying ----------------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ class BaseHttpTransport(Transport):
 
     # -- life ------------------------------------------------------------------------------------------
 
-    def _renew_after_fork(self) -> None:
+    def renew_after_fork(self) -> None:
         self._states.get()
 
     def start(self) -> None:
@@ -226,14 +226,14 @@ class BaseHttpTransport(Transport):
     def pending(self) -> int:
         return self._states.get().worker.pending
 
-    def _end_of_process(self, deadline: float) -> int:
+    def end_of_process(self, deadline: float) -> int:
         return self._states.get().worker.end(deadline - time.monotonic())
 
-    def _can_wait(self) -> bool:
+    def can_wait(self) -> bool:
         state = self._states.get()
         return state.worker.can_wait and threading.get_ident() not in state.sealing
 
-    def _wants_sigterm(self) -> bool:
+    def wants_sigterm(self) -> bool:
         return self.options.handle_sigterm
 
     # -- delivering, on a sender thread ----------------------------------------------------------------

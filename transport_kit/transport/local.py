@@ -53,7 +53,7 @@ class CountingTransport(Transport):
         self._states = PerProcess(_new_state)
         process.watch(self)
 
-    def _renew_after_fork(self) -> None:
+    def renew_after_fork(self) -> None:
         self._states.get()
 
     def _deliver(self, envelope: Envelope) -> LossReason | Quantities | None:
