@@ -1,7 +1,7 @@
 """The transport interface.
 
-Owns `Transport`. Knows no worker's thread, no HTTP and no framework; `local.py` has the transports that need
-no worker, `http.py` the one that delivers, `factory.py` picks one.
+Owns `Transport`. Independent of worker threads, HTTP and frameworks: `local.py` has the transports that need
+no worker, `http.py` the one that delivers over the network, and `factory.py` chooses one.
 
 Threads: every public method may be called from any thread, from a signal handler, and from `__del__`.
 """
@@ -31,36 +31,40 @@ __all__ = ["is_deliverable", "Transport"]
 
 
 class Transport:
-    """Takes envelopes, and can say what became of each item. Subclasses fill in the hooks.
+    """The base class of transports: accepts envelopes, and accounts for each item.
 
-    A subclass overrides `capture_envelope`, `_lose`, `_flush`, `_close`, `kill`, `health` and, if it holds
-    envelopes back, `pending`; what it must promise is DESIGN section 4: nothing raised into the app,
-    nothing blocked on the network, every wait with a deadline.
+    A subclass overrides `capture_envelope`, `_lose`, `_flush`, `_close`, `kill`, `health` and, if it queues
+    envelopes, `pending`. Its methods must raise nothing into the app, must not block on the network, and
+    must bound every wait.
     """
 
-    #: The options it was built with.
+    #: The options of this transport.
     options: TransportOptions
-    #: Where it delivers to; None when nowhere or not by DSN.
+    #: The DSN that it delivers to; None if it delivers nowhere, or not by DSN.
     dsn: Dsn | None = None
-    #: Options that could not be used where it was configured; `health` shows them.
+    #: Options that were given and could not be used; `health` shows them.
     option_problems: tuple[OptionProblem, ...] = ()
 
     def __init__(self, options: TransportOptions | None = None) -> None:
         self.options = options or TransportOptions()
-        # Only appended to, which is atomic.
-        self._buffers: list[Callable[[], object]] = []
+        # Callbacks of `before_flush`. Only appended to, which is atomic.
+        self._flush_callbacks: list[Callable[[], object]] = []
 
     # -- capturing -------------------------------------------------------------------------------------
 
     def capture_envelope(self, envelope: Envelope) -> bool:
-        """Take an envelope; True when accepted. Never raises, never waits for the network."""
+        """Accept an envelope for delivery. Never raises, and never waits for the network.
+
+        Returns:
+            True if the envelope was accepted; otherwise its items are counted as lost.
+        """
         raise NotImplementedError
 
     def capture_event(self, event: dict[str, Any]) -> bool:
-        """Take an error event, or a transaction when its `type` says so; True when accepted."""
+        """Accept an error event, or a transaction if that is its `type`; see `capture_envelope`."""
         try:
-            transaction = event.get("type") == "transaction"
-            envelope = Envelope.transaction(event) if transaction else Envelope.event(event)
+            is_transaction = event.get("type") == "transaction"
+            envelope = Envelope.transaction(event) if is_transaction else Envelope.event(event)
             envelope.headers["sdk"] = {"name": SDK_NAME, "version": VERSION}
         except Exception as error:
             let_through(error)
@@ -77,20 +81,21 @@ class Transport:
         *,
         quantity: int = 1,
     ) -> None:
-        """Count what was lost before it got here, such as by sampling.
+        """Count data that was lost before it was captured, such as by sampling.
 
         Args:
-            reason: One of `LossReason`'s values.
-            data_category: What was lost; not needed with `item`, whose own quantities are counted.
-            quantity: In the category's unit; ignored with `item`.
+            reason: A value of `LossReason`.
+            data_category: The category of the lost data; not needed with `item`.
+            item: The lost item, if there is one; its own quantities are counted.
+            quantity: The amount, in the category's unit; ignored with `item`.
 
         Raises:
-            ValueError: The reason or the category is unknown, or the quantity is no whole number. Servers
-                accept no invented names, and would refuse the report of all losses.
+            ValueError: The reason or the category is unknown, or the quantity is not a whole number. Servers
+                refuse the whole client report if it holds an unknown name.
         """
-        known = LossReason(reason)
+        loss_reason = LossReason(reason)
         if item is not None:
-            self._lose(known, estimated_quantities(item))
+            self._lose(loss_reason, estimated_quantities(item))
             return
         if data_category is None:
             return
@@ -99,7 +104,7 @@ class Transport:
         if not isinstance(quantity, int):
             raise ValueError(f"a quantity is a whole number, not {type(quantity).__name__}")
         if quantity > 0:
-            self._lose(known, Quantities([(data_category, int(quantity))]))
+            self._lose(loss_reason, Quantities([(data_category, int(quantity))]))
 
     def _lose(self, reason: LossReason, quantities: Quantities) -> None:
         raise NotImplementedError
@@ -107,44 +112,53 @@ class Transport:
     # -- configuration ---------------------------------------------------------------------------------
 
     def note_option_problems(self, problems: Iterable[OptionProblem]) -> None:
-        """Show these in `health` from now on; each once, however often it is noted."""
-        known = self.option_problems
-        self.option_problems = known + tuple(problem for problem in problems if problem not in known)
+        """Add problems that `health` shows from now on. A problem that was added before is ignored."""
+        noted = self.option_problems
+        self.option_problems = noted + tuple(problem for problem in problems if problem not in noted)
 
     def _failed_option(self) -> str | None:
-        """The first option problem that makes health `fail`."""
+        """Return the first option problem that makes health `fail`."""
         serious = (problem for problem in self.option_problems if problem.effect is not Effect.WARNS)
         return next(map(str, serious), None)
 
-    # -- life ------------------------------------------------------------------------------------------
+    # -- start, flush and close ------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin delivering now. Optional: the first capture does it."""
+        """Start delivering. Optional: the first capture does it."""
 
     def before_flush(self, callback: Callable[[], object]) -> None:
-        """Call `callback` at the beginning of each flush and close: it captures what a buffer holds."""
-        self._buffers.append(callback)
+        """Register a callback that runs at the beginning of each flush and close.
+
+        Args:
+            callback: Captures the contents of a buffer. An exception that it raises is logged.
+        """
+        self._flush_callbacks.append(callback)
 
     def flush(self, timeout: float | None = None, until: str = "settled") -> FlushReport:
         """Wait for all envelopes accepted before the call.
 
         Args:
-            timeout: Seconds; None means `shutdown_timeout`. The call returns within it plus 0.2 s.
-            until: `settled`: in a durable queue stored is enough; `delivered`: wait for the receiver.
+            timeout: Seconds; None means `shutdown_timeout`. The call returns at most 0.2 s after it.
+            until: `settled`: an envelope stored in a durable queue is done. `delivered`: wait for the
+                server's answer.
 
         Raises:
             ValueError: `until` is neither.
         """
         if until not in ("settled", "delivered"):
             raise ValueError(f"until must be 'settled' or 'delivered', not {until!r}")
-        return self._flush(self._after_buffers(timeout), until)
+        return self._flush(self._run_flush_callbacks(timeout), until)
 
     def close(self, timeout: float | None = None) -> FlushReport:
-        """Flush, then refuse captures for good. Idempotent; seconds as in `flush`."""
-        return self._close(self._after_buffers(timeout))
+        """Flush, then refuse all further captures. Idempotent.
+
+        Args:
+            timeout: Seconds, as in `flush`.
+        """
+        return self._close(self._run_flush_callbacks(timeout))
 
     def kill(self) -> None:
-        """Stop at once; what is left is counted (a durable queue keeps it)."""
+        """Stop without waiting. Undelivered envelopes are counted as lost; a durable queue keeps them."""
         raise NotImplementedError
 
     async def aflush(self, timeout: float | None = None, until: str = "settled") -> FlushReport:
@@ -179,17 +193,17 @@ class Transport:
     def _close(self, timeout: float) -> FlushReport:
         raise NotImplementedError
 
-    def _after_buffers(self, timeout: float | None) -> float:
-        """Empty the buffers above; the seconds of `timeout` that are left after it."""
+    def _run_flush_callbacks(self, timeout: float | None) -> float:
+        """Run the callbacks of `before_flush`; return the seconds of `timeout` that remain."""
         seconds = self.options.shutdown_timeout if timeout is None else timeout
         began = time.monotonic()
-        for callback in tuple(self._buffers):
+        for callback in tuple(self._flush_callbacks):
             try:
                 callback()
             except Exception as error:
                 let_through(error)
                 log.exception("a before_flush callback failed")
-        # More than this no lock can wait; NaN becomes 0.
+        # TIMEOUT_MAX is the longest wait of a lock; NaN becomes 0.
         return max(0.0, min(seconds - (time.monotonic() - began), threading.TIMEOUT_MAX / 2))
 
     # -- hooks of `runtime.process`, documented in `Finalizable` there ----------------------------------
@@ -206,24 +220,24 @@ class Transport:
     def wants_sigterm(self) -> bool:
         return False
 
-    # -- saying ----------------------------------------------------------------------------------------
+    # -- state -----------------------------------------------------------------------------------------
 
     def health(self) -> Health:
-        """A snapshot; no I/O."""
+        """Return a snapshot of this transport's health. No I/O."""
         raise NotImplementedError
 
     def is_healthy(self) -> bool:
-        """Whether health is `pass`: what tracing asks before it samples less."""
+        """Return True if the health status is `pass`. Tracing samples less while it is not."""
         return self.health().status == "pass"
 
     @property
     def pending(self) -> int:
-        """Envelopes accepted and not yet settled."""
+        """The number of envelopes that are accepted and not yet settled."""
         return 0
 
     @property
     def closed(self) -> bool:
-        """Whether captures are refused for good."""
+        """True if all further captures are refused."""
         return False
 
     def __repr__(self) -> str:
@@ -235,7 +249,7 @@ class Transport:
 
 
 def is_deliverable(envelope: object) -> bool:
-    """Whether it is an envelope with items; says so if not. What is none costs nothing when refused."""
+    """Return True if `envelope` is an envelope with items; log an error if it is not. Nothing is counted."""
     if not isinstance(envelope, Envelope):
         log.error("a capture was refused: %s is not an Envelope", type(envelope).__name__)
         return False
