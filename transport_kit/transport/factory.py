@@ -1,6 +1,6 @@
-"""The factory: the single place that picks a transport and its parts.
+"""The factory: chooses and builds the transport for a target.
 
-Owns what a target means. Returns a transport or raises; it never falls back to another kind silently.
+Owns the meaning of targets. It returns a transport or raises; it never falls back silently to another kind.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from transport_kit.transport.local import FunctionTransport, NullTransport
 
 __all__ = ["Target", "build_transport", "make_transport", "spool_arguments"]
 
-#: What `make_transport` takes; see there.
+#: The targets that `make_transport` accepts; described there.
 Target = str | Dsn | Transport | type[Transport] | Callable[..., object] | None
 
 
 def make_transport(target: Target = None, **options: Any) -> Transport:
-    """A transport for `target`, with `TransportOptions` fields as keyword arguments.
+    """Return a transport for `target`.
 
     Args:
-        target: DSN text or a `Dsn`: delivers there over HTTP. A callable: called with each envelope, in
-            the caller. A `Transport`: itself. A class of transport: an instance of it. None: what
-            `TRANSPORT_KIT_DSN` says. "", or None without that variable: nothing is delivered.
-        options: Fields of `TransportOptions`. What is not given here is read from `TRANSPORT_KIT_*`; of
-            these a value that can't be used is logged, shown by health, and replaced by one that is safe.
+        target: DSN text or a `Dsn`: delivers there over HTTP. A callable: called with each envelope, on the
+            capturing thread. A `Transport`: returned as it is. A class of transport: an instance of it.
+            None: the DSN in `TRANSPORT_KIT_DSN`. "", or None without that variable: delivers nothing.
+        options: Fields of `TransportOptions`. Others are read from `TRANSPORT_KIT_*`; an unusable value
+            there is logged, shown by health, and replaced by a safe one.
 
     Raises:
-        InvalidDsn: The DSN can't be used; the text says why and never shows it.
+        InvalidDsn: The DSN can't be used; the text contains the reason and never the DSN.
         OptionsError: An argument is unknown (the nearest option is suggested) or can't be used.
     """
     if isinstance(target, Transport):
@@ -63,14 +63,17 @@ def build_transport(
     problems: Iterable[OptionProblem] = (),
     tolerated: Mapping[str, str] | None = None,
 ) -> Transport:
-    """`make_transport` for options that are resolved. Reads no environment, so None means off; only the
-    DSN for a class of HTTP transport has no other place to come from.
+    """Return a transport for `target` with resolved options.
+
+    Reads no environment, so None means off. The exception: a class of HTTP transport gets its DSN there.
 
     Args:
-        problems: Options that could not be used; the transport's health shows them. One that stops HTTP
-            makes a `NullTransport` of what would be an HTTP transport.
-        tolerated: Options, and where each was given, for which a substitute is used, logged and shown by
-            health where the transport can't be built with them. The errors of others are raised.
+        target: As for `make_transport`.
+        options: The options of the transport.
+        problems: Options that could not be used; the transport's health shows them. If one of them stops
+            HTTP, a `NullTransport` takes the place of an HTTP transport.
+        tolerated: Option names and the source of each value. If the transport can't be built with such an
+            option, a substitute is used, logged and shown by health. The errors of others are raised.
     """
     problems = list(problems)
     while True:
@@ -121,7 +124,7 @@ def _over_http(
 
 
 def spool_arguments(options: TransportOptions) -> dict[str, Any]:
-    """What the options say of a spool, as arguments of `FileSpool`."""
+    """Return the spool options as keyword arguments of `FileSpool`."""
     return {
         "max_bytes": options.spool_max_bytes,
         "max_count": options.spool_max_count,
@@ -135,8 +138,11 @@ def spool_arguments(options: TransportOptions) -> dict[str, Any]:
 
 
 def _spool_maker(dsn: Dsn, options: TransportOptions, path: str) -> Callable[[], Queue]:
-    """Makes a process's queue. What a person has to put right is an error for the first, and only trouble
-    for that of a forked child: nobody expects an exception there."""
+    """Return a function that makes one process's queue.
+
+    An error that needs an intervention is raised for the first process. A forked child gets a queue that
+    reports it as trouble instead, as no caller there expects an exception.
+    """
     try:
         from transport_kit.queues.spool import FileSpool, identity_of
     except ImportError:
