@@ -1,9 +1,9 @@
-"""Health: what a transport says of itself at one moment, and how it is written down.
+"""Health: a snapshot of a transport's state, and its renderings.
 
-Owns the verdict (`pass`, `warn`, `fail`) and three renderings. Does no I/O and knows no framework; the
-facts are gathered by the transport. Nothing here holds a key, a token or a server's text.
+Owns the status (`pass`, `warn`, `fail`) and three renderings. No I/O, no framework; the transport gathers the
+facts. None of them contains a key, a token or text from a server.
 
-Source: DESIGN section 5; the format of `application/health+json` (draft-inadarei-api-health-check).
+Source: docs/operations.md, Health; the format of `application/health+json` (draft-inadarei-api-health-check).
 """
 
 from __future__ import annotations
@@ -18,14 +18,20 @@ __all__ = ["DROPS_MATTER_FOR", "Health", "LastError"]
 DROPS_MATTER_FOR = 60.0
 #: Share of a queue's capacity above which the status is `warn`.
 NEARLY_FULL = 0.8
-#: Seconds that something may wait without any sender: the next capture starts one, so what matters is
-#: that nothing is left lying.
+#: Seconds that an envelope may wait without a sender thread. The next capture starts one, so a short gap is
+#: normal.
 UNATTENDED_FOR = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class LastError:
-    """The last delivery that failed: its class, the HTTP status when there was one, seconds since."""
+    """The last failed delivery.
+
+    Attributes:
+        kind: The class of failure, such as `timeout` or `http`.
+        status: The HTTP status; None if there was no answer.
+        age: Seconds since then.
+    """
 
     kind: str
     status: int | None
@@ -38,17 +44,18 @@ class Health:
 
     Attributes:
         state: `new`, `running`, `draining` or `closed`.
-        worker_alive: Whether a sender thread lives; None when the transport has none by nature.
-        captured, delivered: Quantity per data category.
-        discarded_by_category: Quantity per reason, and in it per category.
-        pending: Quantity per category that is neither delivered nor discarded.
-        limits: Seconds left per rate-limited category; `*` is all.
-        last_drop_age: Since something was lost that should have been sent; None when nothing was.
-        last_error: Stays known after deliveries work again; `failing` says whether they do.
-        failing: The last delivery failed.
-        spool: What a shared queue says of itself, host-wide figures included; None without one. Its
-            `problems` are sentences.
-        problem: Why nothing can be delivered without an intervention, or None.
+        worker_alive: True if a sender thread is alive; None if this kind of transport has none.
+        captured: Quantity per data category.
+        delivered: Quantity per data category.
+        discarded_by_category: Quantity per data category, for each reason.
+        pending: Quantity per data category that is neither delivered nor discarded.
+        limits: Seconds left per rate-limited category; `*` means all categories.
+        last_drop_age: Since data was lost that should have been sent; None if none was.
+        last_error: Kept after deliveries work again; see `failing`.
+        failing: True if the last delivery failed.
+        spool: Facts of the shared queue, host-wide figures included; None without one. Its `problems` are
+            sentences.
+        problem: The reason why nothing can be delivered without an intervention, or None.
         option_problems: Options that could not be used, each with the consequence, as sentences.
     """
 
@@ -80,7 +87,7 @@ class Health:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why the status is not `pass`, most serious first; empty when it is."""
+        """The reasons why the status is not `pass`, most serious first; empty if it is."""
         reasons = []
         if self.problem is not None:
             reasons.append(" ".join(self.problem.split()))  # each is one line of `as_text`
@@ -91,16 +98,16 @@ class Health:
         ]
         if self.state == "closed":
             reasons.append("the transport is closed")
-        if self._unattended:
+        if self._is_unattended:
             reasons.append("envelopes wait and no sender thread is alive")
         if self.spool is not None:
             reasons.extend(self.spool.get("problems", ()))
         if self.failing:
-            what = ""
+            cause = ""
             if self.last_error is not None:
                 status = "" if self.last_error.status is None else f" {self.last_error.status}"
-                what = f": {self.last_error.kind}{status}"
-            reasons.append(f"deliveries fail{what}")
+                cause = f": {self.last_error.kind}{status}"
+            reasons.append(f"deliveries fail{cause}")
         if self.limits:
             reasons.append(f"rate limited: {', '.join(sorted(self.limits))}")
         if self._fill > NEARLY_FULL:
@@ -116,13 +123,13 @@ class Health:
 
     @property
     def status(self) -> str:
-        """`fail` when nothing can be delivered without an intervention, `warn` when something is amiss."""
-        if self.problem is not None or self.state == "closed" or self._unattended:
+        """`fail` if nothing can be delivered without an intervention, `warn` if there is another reason."""
+        if self.problem is not None or self.state == "closed" or self._is_unattended:
             return "fail"
         return "warn" if self.reasons else "pass"
 
     @property
-    def _unattended(self) -> bool:
+    def _is_unattended(self) -> bool:
         oldest = self.oldest_pending_age
         return self.worker_alive is False and oldest is not None and oldest > UNATTENDED_FOR
 
@@ -133,7 +140,7 @@ class Health:
         return max(items, size)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, ready for any JSON encoder."""
+        """Return all facts as plain values, for any JSON encoder."""
         return {
             "status": self.status,
             "reasons": list(self.reasons),
@@ -169,7 +176,7 @@ class Health:
         }
 
     def as_health_json(self, *, details: bool = True) -> dict[str, Any]:
-        """The body of `application/health+json`; without `details` the status alone."""
+        """Return the body of `application/health+json`; without `details` only the status."""
         if not details:
             return {"status": self.status}
         facts = self.as_dict()
@@ -202,7 +209,7 @@ class Health:
         return body
 
     def as_text(self, *, details: bool = True) -> str:
-        """A line a fact, `name: value`; made for people and for grep."""
+        """Return one line per fact, `name: value`, for people and for grep."""
         lines = [f"status: {self.status}"]
         if not details:
             return lines[0] + "\n"
@@ -210,7 +217,7 @@ class Health:
         lines += [
             f"process: {self.pid}",
             f"state: {self.state}",
-            f"worker alive: {'no worker' if self.worker_alive is None else _yes(self.worker_alive)}",
+            f"worker alive: {'no worker' if self.worker_alive is None else _yes_or_no(self.worker_alive)}",
             f"queue: {self.waiting + self.claimed} of {self.queue_capacity} envelopes, "
             f"{self.queue_bytes} of {self.queue_bytes_capacity} bytes",
             f"oldest pending: {_age(self.oldest_pending_age)}",
@@ -264,5 +271,5 @@ def _age(seconds: float | None, suffix: str = "") -> str:
     return "none" if seconds is None else f"{seconds:.1f} s{suffix}"
 
 
-def _yes(fact: bool) -> str:
-    return "yes" if fact else "no"
+def _yes_or_no(value: bool) -> str:
+    return "yes" if value else "no"
