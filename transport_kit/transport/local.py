@@ -1,6 +1,4 @@
-"""The transports that need no worker: a function is called with each envelope, or nothing is delivered.
-
-Owns `FunctionTransport`, `NullTransport`, and the counting that they share.
+"""The transports without a worker: `FunctionTransport`, `NullTransport`, and their common base.
 
 Threads: every public method may be called from any thread, from a signal handler, and from `__del__`.
 """
@@ -30,14 +28,14 @@ __all__ = ["CountingTransport", "FunctionTransport", "NullTransport"]
 
 
 class _CountingState:
-    """The ledger of one process, its lock, and whether the transport is closed there."""
+    """The state of one process: the ledger, its lock, and the closed flag."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.lock = StateLock()
         # Guarded by `lock`.
         self.ledger = Ledger()
-        # Set once, read by anyone.
+        # Set once, by any thread; read without the lock.
         self.closed = False
 
 
@@ -46,7 +44,7 @@ def _new_state(parent: _CountingState | None) -> _CountingState:
 
 
 class CountingTransport(Transport):
-    """What the transports without a worker share: each envelope is settled in its capture, and counted."""
+    """The base class of transports without a worker: each envelope is settled and counted in its capture."""
 
     def __init__(self, options: TransportOptions | None = None) -> None:
         super().__init__(options)
@@ -57,7 +55,11 @@ class CountingTransport(Transport):
         self._states.get()
 
     def _deliver(self, envelope: Envelope) -> LossReason | Quantities | None:
-        """Do with the envelope what this transport is for; why it was lost, or what of it was left out."""
+        """Deliver the envelope.
+
+        Returns:
+            None if all was delivered, the quantities that were left out, or the reason why all was lost.
+        """
         raise NotImplementedError
 
     def capture_envelope(self, envelope: Envelope) -> bool:
@@ -69,7 +71,7 @@ class CountingTransport(Transport):
             try:
                 outcome = self._deliver(envelope)
             except BaseException:
-                # What is no Exception, such as Ctrl-C, is meant for the app. Counted all the same.
+                # KeyboardInterrupt and the like are meant for the app, but the loss is counted.
                 self._lose(LossReason.INTERNAL_SDK_ERROR, quantities)
                 raise
         if isinstance(outcome, LossReason):
@@ -131,13 +133,17 @@ class CountingTransport(Transport):
 
 
 class FunctionTransport(CountingTransport):
-    """Hands each envelope to a function, in the caller.
+    """Calls a function with each envelope, on the capturing thread.
 
-    The function's exception is counted as `internal_sdk_error` and logged, not raised. A capture made by
-    the function itself is refused and counted.
+    An exception of the function is logged and counted as `internal_sdk_error`, not raised. A capture that the
+    function itself makes is refused and counted.
+
+    Args:
+        function: Called with each envelope; its result is ignored.
+        options: The options of the transport.
 
     Raises:
-        OptionsError: The function is a coroutine function: nobody would await what it returns.
+        OptionsError: The function is a coroutine function, whose result would never be awaited.
     """
 
     def __init__(
@@ -148,42 +154,45 @@ class FunctionTransport(CountingTransport):
         ):
             raise OptionsError("target", "is a coroutine function; a plain function is needed")
         self._function = function
-        self._busy = threading.local()
+        self._calling = threading.local()
         super().__init__(options)
 
     def _deliver(self, envelope: Envelope) -> LossReason | None:
-        if getattr(self._busy, "now", False):
+        if getattr(self._calling, "active", False):
             return LossReason.REENTRANT
         try:
-            self._busy.now = True
+            self._calling.active = True
             self._function(envelope)
         except Exception as error:
             let_through(error)
             log.error("the transport function failed: %s", type(error).__name__)
             return LossReason.INTERNAL_SDK_ERROR
         finally:
-            self._busy.now = False
+            self._calling.active = False
         return None
 
 
 class NullTransport(CountingTransport):
-    """Delivers nothing, and counts what it was given.
+    """Delivers nothing; counts all items as discarded.
 
-    Made for an empty DSN, which is valid and means off. With a `problem` (a DSN that can't be used) its
-    health is `fail`.
+    It stands for an empty DSN, which is valid and means off.
+
+    Args:
+        options: The options of the transport.
+        problem: The reason why nothing can be delivered, such as an unusable DSN; health is then `fail`.
     """
 
     def __init__(self, options: TransportOptions | None = None, *, problem: str | None = None) -> None:
-        self._what = problem
+        self._reason = problem
         super().__init__(options)
 
     def _deliver(self, envelope: Envelope) -> LossReason | None:
-        return LossReason.DISABLED if self._what is None else LossReason.MISCONFIGURED
+        return LossReason.DISABLED if self._reason is None else LossReason.MISCONFIGURED
 
     @property
     def problem(self) -> str | None:
-        """Why nothing is delivered; None for an empty DSN, where that is meant."""
-        return self._what
+        """The reason why nothing is delivered; None for an empty DSN, where that is intended."""
+        return self._reason
 
     def _problem(self) -> str | None:
-        return self._what
+        return self._reason
