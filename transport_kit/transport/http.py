@@ -1,10 +1,10 @@
-"""Delivery over HTTP: filter by rate limits, encode, send, and read the answer as an outcome.
+"""Delivery over HTTP: filter by rate limits, encode, send, and turn the answer into an outcome.
 
-Owns what an answer means (`BaseHttpTransport`) and the transport that most apps use (`HttpTransport`).
-Waiting, retrying and counting are the worker's; connections are `connections.py`'s.
+Owns the meaning of answers (`BaseHttpTransport`) and the transport that most apps use (`HttpTransport`). The
+worker waits, retries and counts; `wire/connections.py` owns the connections.
 
-Threads: captures come from anywhere; `_deliver` and what it calls run on the worker's senders, several
-at a time. What a forked child must not share with its parent is in one object that it replaces.
+Threads: captures run on any thread; `_deliver` and its callees run on the worker's senders, several at a
+time. All state that a forked child must not share with its parent is in `TransportState`, which it replaces.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from transport_kit.transport.worker.worker import BackgroundWorker
 
 __all__ = ["BaseHttpTransport", "HttpTransport"]
 
-#: Characters of an error answer that are logged.
+#: The number of characters of an error answer that are logged.
 SHOWN = 200
 _CONTENT_TYPE = "application/x-sentry-envelope"
 _REPORT_HEADER = encoder.dumps({"sdk": {"name": SDK_NAME, "version": VERSION}})
@@ -53,9 +53,10 @@ _NO_LIMITS = RateLimits()
 
 
 class TransportState:
-    """What belongs to one process: a forked child gets a new one, and never touches its parent's.
+    """The state of a transport in one process. A forked child builds its own and never touches its parent's.
 
-    `guard` guards all that follows it; it is held for a few assignments at a time and never during I/O.
+    `guard` guards all attributes that are assigned after it. It is held for a few assignments at a time and
+    never during I/O.
     """
 
     def __init__(self, worker: BackgroundWorker, pool: Any, queue: Queue) -> None:
@@ -63,30 +64,30 @@ class TransportState:
         self.worker = worker
         self.queue = queue
         self.pool = pool
-        # Idents of the threads that are sealing; each adds and takes out its own, in single steps. Here, for
-        # in a forked child the threads are gone and their idents used again.
+        # Idents of the threads that are sealing; each thread adds and removes its own, in single steps. Part
+        # of this state, as the threads don't exist in a forked child and their idents are used again.
         self.sealing: set[int] = set()
-        # Senders write all below while holding `guard`; anyone reads it without.
+        # Senders write the following while holding `guard`; any thread reads them without it.
         self.guard = threading.Lock()
         self.limits = _NO_LIMITS
         self.last_success: float | None = None
         self.last_error: tuple[str, int | None, float] | None = None
-        self.refused: int | None = None  # 401 or 403: the server does not want this key
-        self.told: set[int | str] = set()  # statuses and error kinds logged since the last success
+        self.refused: int | None = None  # 401 or 403: the server refuses the DSN's key
+        self.logged: set[int | str] = set()  # statuses and error kinds logged since the last success
 
 
 class BaseHttpTransport(Transport):
-    """Everything of an HTTP transport but the HTTP.
+    """The base class of HTTP transports: all but the request itself.
 
-    A subclass fills in `_make_pool` and `_request`.
+    A subclass implements `_make_pool` and `_request`.
 
     Args:
-        dsn: Where to deliver.
-        options: Bounds and times.
+        dsn: The DSN to deliver to.
+        options: The options of the transport.
         make_queue: Makes the queue, once per process; None makes a `MemoryQueue`.
 
     Raises:
-        OptionsError: An option asks for what is not there, such as a codec that is not installed.
+        OptionsError: An option needs something that is missing, such as a codec that is not installed.
     """
 
     def __init__(
@@ -123,16 +124,19 @@ class BaseHttpTransport(Transport):
         state = TransportState(BackgroundWorker(queue, deliver, self.options), self._make_pool(), queue)
         return state
 
-    # -- the two hooks ---------------------------------------------------------------------------------
+    # -- hooks for subclasses --------------------------------------------------------------------------
 
     def _make_pool(self) -> Any:
-        """What `_request` sends on; one per process. Must not connect, nor import what is slow."""
+        """Return the connection pool of one process. Must not connect, nor import slow modules."""
         raise NotImplementedError
 
     def _request(
         self, method: str, url: str, body: bytes, headers: dict[str, str], *, timeout: float
     ) -> Response:
-        """One request and its whole answer, within `timeout` seconds; redirects are not followed.
+        """Send one request and return the complete answer. Redirects are not followed.
+
+        Args:
+            timeout: Seconds for the whole exchange.
 
         Raises:
             ExchangeError: There is no usable answer.
@@ -142,10 +146,14 @@ class BaseHttpTransport(Transport):
     # -- capturing -------------------------------------------------------------------------------------
 
     def capture_envelope(self, envelope: Envelope) -> bool:
-        """Seal the envelope and queue it; True when accepted.
+        """Seal the envelope and put it into the queue.
 
-        Any thread, a signal handler, `__del__`: it never raises and never waits for a lock held during
-        I/O. A capture made by our own sealing or sending on the same thread is refused and counted.
+        May be called from any thread, from a signal handler and from `__del__`: it never raises, and never
+        waits for a lock that is held during I/O. A capture made by this transport's own sealing or sending
+        on the same thread is refused and counted.
+
+        Returns:
+            True if the envelope was accepted.
         """
         try:
             state = self._states.get()
@@ -181,7 +189,7 @@ class BaseHttpTransport(Transport):
             worker.lose(LossReason.INTERNAL_SDK_ERROR, envelope.item_counts())
             return None
         finally:
-            # One call: a signal handler may raise after each, and the ident must not stay behind.
+            # A single call: a signal handler may raise after any call, and the ident must be removed.
             state.sealing.discard(ident)
         for problem, quantities in sealed.left_out:
             log.error("an item was left out: %s", problem)
@@ -191,7 +199,7 @@ class BaseHttpTransport(Transport):
     def _lose(self, reason: LossReason, quantities: Quantities) -> None:
         self._states.get().worker.lose(reason, quantities)
 
-    # -- life ------------------------------------------------------------------------------------------
+    # -- start, flush and close ------------------------------------------------------------------------
 
     def renew_after_fork(self) -> None:
         self._states.get()
@@ -239,7 +247,7 @@ class BaseHttpTransport(Transport):
     # -- delivering, on a sender thread ----------------------------------------------------------------
 
     def _deliver(self, state: TransportState, sealed: SealedEnvelope | None, within: float) -> Outcome:
-        """Send one envelope with the losses that are due, or only these."""
+        """Send an envelope together with the client report that is due; None sends only the report."""
         now = time.monotonic()
         limits = state.limits
         lost = Quantities()
@@ -269,8 +277,8 @@ class BaseHttpTransport(Transport):
         return outcome
 
     def _send(self, state: TransportState, sealed: SealedEnvelope, report: Report, within: float) -> Outcome:
-        whole = sealed.with_items(report_items(report)) if report else sealed
-        body = whole.serialize(datetime.now(UTC).isoformat().replace("+00:00", "Z"))
+        envelope = sealed.with_items(report_items(report)) if report else sealed
+        body = envelope.serialize(datetime.now(UTC).isoformat().replace("+00:00", "Z"))
         headers = self._headers
         if self._codec.encoding is not None and len(body) >= SMALLEST:
             body = self._codec.compress(body)
@@ -278,31 +286,33 @@ class BaseHttpTransport(Transport):
         try:
             response = self._request("POST", self._url, body, headers, timeout=within)
         except ExchangeError as error:
-            return self._no_answer(state, sealed, error)
-        return self._answer(state, response)
+            return self._outcome_of_error(state, sealed, error)
+        return self._outcome_of_response(state, response)
 
-    def _no_answer(self, state: TransportState, sealed: SealedEnvelope, error: ExchangeError) -> Outcome:
+    def _outcome_of_error(
+        self, state: TransportState, sealed: SealedEnvelope, error: ExchangeError
+    ) -> Outcome:
         with state.guard:
             state.last_error = (error.kind, None, time.monotonic())
-        self._tell(state, error.kind, "a delivery failed and is repeated later: %s", error)
+        self._warn_once(state, error.kind, "a delivery failed and is repeated later: %s", error)
         if error.kind == "timeout" and error.body_sent and not sealed.repeatable:
-            # The server may have it, and would not recognise a repeat.
+            # The server may have received it, and would not recognise a repeat.
             return Outcome(LossReason.NETWORK_ERROR, answered=False)
         return Outcome.retry(LossReason.NETWORK_ERROR)
 
-    def _answer(self, state: TransportState, response: Response) -> Outcome:
+    def _outcome_of_response(self, state: TransportState, response: Response) -> Outcome:
         status, headers = response.status, response.headers
         now = time.monotonic()
         retried = status in self.options.retry_statuses
         with state.guard:
             if status == 429 or status == 503 or "x-sentry-rate-limits" in headers:
-                # `Retry-After` beside a status that we retry is a pause, not a limit: a limit would discard
-                # what waits, and an outage behind a load balancer is announced this way. So only the other
-                # header counts then, as it does beside a 200.
+                # `Retry-After` with a status that is retried is a pause, not a rate limit: a limit would
+                # discard waiting envelopes, and load balancers announce outages this way. Only the other
+                # header counts then, as with a 200.
                 state.limits = state.limits.updated(200 if retried else status, headers, now)
             if 200 <= status < 300:
-                recovered = bool(state.told)
-                state.told.clear()
+                recovered = bool(state.logged)
+                state.logged.clear()
                 state.last_success = now
                 state.refused = None
             else:
@@ -314,51 +324,53 @@ class BaseHttpTransport(Transport):
                 log.info("deliveries work again")
             return Outcome()
         if retried:
-            self._tell(state, status, "the server answered %d; the delivery is repeated later", status)
+            self._warn_once(state, status, "the server answered %d; the delivery is repeated later", status)
             pause = retry_after_seconds(headers, wall=time.time()) or 0.0
             return Outcome.retry(
                 LossReason.SEND_ERROR, not_before=now + min(pause, self.options.retry_window)
             )
         if status == 429:
-            self._tell(state, status, "the server answered 429; limited categories are dropped meanwhile")
+            self._warn_once(
+                state, status, "the server answered 429; limited categories are dropped meanwhile"
+            )
             return Outcome(LossReason.RATE_LIMITED)
         if 300 <= status < 400:
-            self._tell(
+            self._warn_once(
                 state,
                 status,
                 "the server answered %d and the envelope was discarded; a redirect is not followed: %s",
                 status,
-                self._shown(headers.get("location", "").encode()),
+                self._excerpt(headers.get("location", "").encode()),
             )
             return Outcome(LossReason.SEND_ERROR)
-        self._tell(
+        self._warn_once(
             state,
             status,
             "the server answered %d%s and the envelope was discarded: %s",
             status,
             _ADVICE.get(status, ""),
-            self._shown(response.body),
+            self._excerpt(response.body),
         )
         return Outcome(LossReason.SEND_ERROR, server_fault=status >= 500)
 
-    def _tell(self, state: TransportState, what: int | str, message: str, *arguments: object) -> None:
-        """One line per kind of failure until deliveries work again."""
+    def _warn_once(self, state: TransportState, failure: int | str, message: str, *arguments: object) -> None:
+        """Log one warning per kind of failure until deliveries work again."""
         with state.guard:
-            known = what in state.told
-            state.told.add(what)
-        if not known:
+            is_new = failure not in state.logged
+            state.logged.add(failure)
+        if is_new:
             log.warning(message, *arguments)
 
-    def _shown(self, said: bytes) -> str:
-        """The beginning of what a server said, printable, without our own key if it is echoed."""
-        text = said.decode("utf-8", "replace")
+    def _excerpt(self, answer: bytes) -> str:
+        """Return the beginning of a server's text, printable and with the DSN's keys masked."""
+        text = answer.decode("utf-8", "replace")
         for secret in (self.dsn.secret_key, self.dsn.public_key):
             if secret:
-                # All of the text, before it is cut: the cut could leave most of a key.
+                # Masked before the text is cut: the cut could leave most of a key.
                 text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)
         return "".join(c if c.isprintable() else " " for c in text[:SHOWN])
 
-    # -- saying ----------------------------------------------------------------------------------------
+    # -- health ----------------------------------------------------------------------------------------
 
     def health(self) -> Health:
         state = self._states.get()
@@ -381,7 +393,7 @@ class BaseHttpTransport(Transport):
             oldest_pending_age=None if oldest is None else now - oldest,
             last_success_age=None if success is None else now - success,
             last_error=None if error is None else LastError(error[0], error[1], now - error[2]),
-            # A 429 is an answer of a server at work; the limits tell of it.
+            # A 429 comes from a working server; `limits` shows it.
             failing=error is not None and error[1] != 429 and (success is None or error[2] > success),
             breaker=breaker.state,
             next_probe_in=None if breaker.state == "closed" else max(0.0, breaker.next_probe - now),
@@ -400,7 +412,7 @@ class BaseHttpTransport(Transport):
 
 
 class HttpTransport(BaseHttpTransport):
-    """Delivers over HTTP/1.1 on connections that urllib3 opens: TLS, client certificates, proxies."""
+    """Delivers over HTTP/1.1. urllib3 opens the connections: TLS, client certificates, proxies."""
 
     def _make_pool(self) -> ConnectionPool:
         return ConnectionPool(self._url, self.options)
