@@ -1,9 +1,9 @@
-"""Losses: how much is lost, per data category, and why.
+"""Losses: their reasons, and their quantities by data category.
 
-Owns the reasons, and the forms in which queues, the ledger and client reports exchange quantities.
+Owns the reasons, and the types in which queues, the ledger and client reports exchange quantities.
 
-Source of the reasons: the client-report protocol; new names need a server's allow-list, so those of our own
-are never reported.
+Source of the reasons: docs/protocol.md, section 6. Servers accept only the names on their list, so the
+reasons of the second group are never reported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["LossReason", "Pairs", "Quantities", "Report"]
 #: Quantities in their plain form, `(data category, count)`; accepted wherever quantities are only read.
 Pairs: TypeAlias = tuple[tuple[str, int], ...]
 
-#: Losses taken for one client report: `(reason, category, quantity)`.
+#: The losses of one client report: `(reason, category, quantity)`.
 Report = tuple[tuple[str, str, int], ...]
 
 
@@ -85,7 +85,7 @@ class Quantities(tuple[tuple[str, int], ...]):
 
 
 class LossReason(StrEnum):
-    """Why an item was not delivered. The first group is reported to the server, the second is not."""
+    """Reasons why an item was not delivered. The first group is reported to the server, the second is not."""
 
     QUEUE_OVERFLOW = "queue_overflow"
     CACHE_OVERFLOW = "cache_overflow"
@@ -102,13 +102,13 @@ class LossReason(StrEnum):
     INSUFFICIENT_DATA = "insufficient_data"
     INVALID = "invalid"
 
-    #: The transport was closed before the item came, or before it could be sent.
+    #: The transport was closed before the item was captured, or before it could be sent.
     CLOSED = "closed"
-    #: `kill` gave it up.
+    #: Discarded by `kill`.
     KILLED = "killed"
-    #: The server answered 429; it has counted the item itself.
+    #: The server answered 429, and counted the item itself.
     RATE_LIMITED = "rate_limited"
-    #: Captured by our own sending or sealing on the same thread.
+    #: Captured by the transport's own sending or sealing, on the same thread.
     REENTRANT = "reentrant"
     #: The DSN or an option can't be used.
     MISCONFIGURED = "misconfigured"
@@ -117,7 +117,7 @@ class LossReason(StrEnum):
 
     @property
     def reported(self) -> bool:
-        """Whether the server is told."""
+        """True if client reports contain this reason."""
         return self not in _LOCAL_ONLY
 
 
