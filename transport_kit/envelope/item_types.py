@@ -1,6 +1,6 @@
-"""Item types: data category, priority class, order, and what travels with what.
+"""Item types: their data category, priority and order, and the items that belong to an event.
 
-Owns the table. Threads: nothing here changes.
+Owns the table. Threads: all of it is immutable.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ INTERNAL: Final = "internal"
 
 
 class Priority(IntEnum):
-    """Who is sacrificed first when a queue overflows: the lowest. An envelope has its items' highest.
+    """The order of eviction when a queue overflows, the lowest first. An envelope has its items' highest.
 
-    Source: the five weights of the telemetry processor, docs/protocol.md, section 10.
+    Source: docs/protocol.md, section 10, the five weights of the telemetry processor.
     """
 
     REPLAY = 0
@@ -27,14 +27,15 @@ class Priority(IntEnum):
 
 
 class ItemType(NamedTuple):
-    """What an item's type decides.
+    """The properties of all items of one type.
 
     Attributes:
-        category: The data category that limits it; None means only a limit on everything does.
-        ordered: Must not overtake another of its kind.
-        identified: Belongs to the envelope's event id, by which a server recognises a repeat.
-        leads: An event-like item that others travel with.
-        follows: Makes no sense without its event or transaction, when the envelope has one.
+        category: The data category of its rate limit; None: only a limit on all categories applies.
+        priority: The priority in a full queue.
+        ordered: True if items of this type must be sent in order of capture.
+        identified: True if the envelope's event id identifies the item, so that a server recognises a repeat.
+        leads: True for an event or the like, which other items of the envelope depend on.
+        follows: True if the item is useless without the event or transaction of its envelope.
     """
 
     category: str | None
@@ -63,7 +64,7 @@ KINDS: Final[dict[str, ItemType]] = {
     "profile_chunk": ItemType("profile_chunk", Priority.LOG),
     "statsd": ItemType("metric_bucket", Priority.LOG),
     "metric_buckets": ItemType("metric_bucket", Priority.LOG),
-    # An attachment's class counts only when nothing above it is there: it is the lowest.
+    # The lowest priority: an attachment's counts only in an envelope without other items.
     "attachment": ItemType("attachment", Priority.REPLAY, identified=True, follows=True),
     "replay_event": _REPLAY,
     "replay_recording": _REPLAY,
