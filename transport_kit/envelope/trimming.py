@@ -1,7 +1,7 @@
-"""Makes an oversize event small enough for receivers, giving up the least telling parts first.
+"""Trims an oversize event to the size that receivers accept; the least useful parts are removed first.
 
-Owns the order: frame variables, then breadcrumbs, then extra, then long strings. Works on bytes that are
-already sealed, never on the caller's values.
+Owns the order: frame variables, then breadcrumbs, then extra, then long strings. Works on encoded bytes,
+never on the caller's values.
 
 Threads: pure functions.
 
@@ -21,18 +21,23 @@ from transport_kit.runtime.errors import SealError
 __all__ = ["trim"]
 
 _TRIMMED: Final = "<trimmed>"
-# Long strings are cut to the first of these that is short enough for the whole.
+# Maximum lengths of strings, tried in this order until the event fits.
 _STRING_LENGTHS: Final = (8192, 1024, 256)
 
 
 def trim(body: bytes, limit: int, path: str) -> bytes:
-    """`body` cut down to at most `limit` bytes, or as it is when it fits.
+    """Return `body` trimmed to at most `limit` bytes, or unchanged if it fits.
 
-    Within each part the oldest goes first, and only as much as has to: calls far from the failing frame,
-    old breadcrumbs, the largest values of extra.
+    No more is removed than necessary. Variables of the outermost calls, the oldest breadcrumbs and the
+    largest values of extra are removed first.
+
+    Args:
+        body: An event as JSON.
+        limit: Bytes.
+        path: The name of the event in an error.
 
     Raises:
-        SealError: It isn't a JSON object, or is too big without all of these.
+        SealError: It isn't a JSON object, or is too big even when trimmed.
     """
     if len(body) <= limit:
         return body
@@ -92,20 +97,20 @@ def _extra(event: dict[str, Any]) -> _Cuts:
 
 
 def _shorten(event: dict[str, Any], length: int) -> None:
-    open_: list[dict[str, Any] | list[Any]] = [event]
-    while open_:
-        here = open_.pop()
-        members: Any = here.items() if type(here) is dict else enumerate(here)
+    pending: list[dict[str, Any] | list[Any]] = [event]
+    while pending:
+        container = pending.pop()
+        members: Any = container.items() if type(container) is dict else enumerate(container)
         for key, value in list(members):
             if type(value) is str:
                 if len(value) > length:
-                    here[key] = value[: length - 1] + "…"
+                    container[key] = value[: length - 1] + "…"
             elif type(value) is dict or type(value) is list:
-                open_.append(value)
+                pending.append(value)
 
 
 def _values(part: object) -> list[Any]:
-    """The members of an interface that is `{"values": […]}`, a list, or a single object."""
+    """Return the members of an interface that is `{"values": […]}`, a list, or a single object."""
     if type(part) is dict and "values" not in part:
         return [part]
     return _list(_dict(part).get("values") if type(part) is dict else part)
