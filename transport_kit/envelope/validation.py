@@ -1,6 +1,6 @@
-"""What receivers check beyond framing, checked before sending.
+"""Validation of headers: the rules that receivers apply beyond framing.
 
-Owns the rules for header values, required headers and combinations of items; never looks into payloads.
+Owns the rules for header values, required headers and combinations of items; never reads payloads.
 
 Threads: pure functions.
 
@@ -23,14 +23,14 @@ __all__ = ["check", "CONTAINER_TYPES", "is_event_id"]
 _EVENT_ID: Final = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _RFC_3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _RESERVED: Final = frozenset({"integration", "security", "unreal_report", "form_data"})
-# Relay would make up an id for other items too; for these a receiver in use answers 400.
+# Without an event id, Relay assigns one; another receiver in use answers 400 for these types.
 _NEEDS_EVENT_ID: Final = frozenset({"event", "transaction", "feedback"})
 CONTAINER_TYPES: Final = {
     "log": "application/vnd.sentry.items.log+json",
     "trace_metric": "application/vnd.sentry.items.trace-metric+json",
     "span": "application/vnd.sentry.items.span.v2+json",
 }
-# Groups of types, and how many items of the group one envelope may hold.
+# Groups of types, and the maximum number of items of the group in one envelope.
 _SLOTS: Final[tuple[tuple[frozenset[str], int], ...]] = (
     (frozenset({"event", "transaction", "feedback", "replay_event"}), 1),
     (frozenset({"check_in"}), 1),
@@ -46,17 +46,17 @@ _SLOTS: Final[tuple[tuple[frozenset[str], int], ...]] = (
 
 
 def is_event_id(value: object) -> bool:
-    """32 hex digits or a UUID with dashes, in any case."""
+    """Return True for 32 hex digits or a UUID with dashes, in upper or lower case."""
     return isinstance(value, str) and _EVENT_ID.fullmatch(value) is not None
 
 
 def check(headers: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> None:
-    """Checks an envelope's headers and its items' headers.
+    """Check an envelope's headers and its items' headers.
 
-    A `trace` header that can't be read is no fault: receivers ignore it.
+    An unreadable `trace` header is allowed: receivers ignore it.
 
     Raises:
-        InvalidEnvelope: The first rule broken: `event_id`, `sent_at`, `dsn`, `missing_event_id`,
+        InvalidEnvelope: With the first rule broken: `event_id`, `sent_at`, `dsn`, `missing_event_id`,
             `reserved_type`, `container` or `combination`.
     """
     _check_headers(headers)
@@ -66,7 +66,7 @@ def check(headers: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> Non
     for group, slots in _SLOTS:
         if sum(counts[kind] for kind in group) > slots:
             raise _broken("combination", f"more than {slots} of {', '.join(sorted(group))}")
-    # Standalone spans may come in numbers, containers of them may not.
+    # Several standalone spans are allowed, several containers of spans are not.
     if sum(item["type"] == "span" and "item_count" in item for item in items) > 1:
         raise _broken("combination", "more than 1 container of spans")
 
@@ -90,7 +90,7 @@ def _check_item(item: Mapping[str, Any], headers: Mapping[str, Any]) -> None:
         raise _broken("reserved_type", f"{kind} items are for receivers alone")
     if kind in _NEEDS_EVENT_ID and headers.get("event_id") is None:
         raise _broken("missing_event_id", f"an item of type {kind} needs event_id in the envelope's headers")
-    # A span without a count is a single, older one.
+    # A span without a count is a single span, of the older form.
     if kind in CONTAINER_TYPES and (kind != "span" or "item_count" in item):
         count = item.get("item_count")
         if type(count) is not int or count < 0 or item.get("content_type") != CONTAINER_TYPES[kind]:
@@ -101,7 +101,7 @@ def _is_timestamp(value: object) -> bool:
     if not isinstance(value, str) or _RFC_3339.fullmatch(value) is None:
         return False
     try:
-        # Python reads six digits of a fraction; the rest was checked above.
+        # Python reads six digits of a fraction; the pattern has checked the others.
         datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", value.upper()))
     except ValueError:
         return False
