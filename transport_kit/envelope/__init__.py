@@ -1,4 +1,4 @@
-"""What is sent: envelopes and items, their sealed bytes, JSON and framing; and what a loss is.
+"""Envelopes and items, their sealed bytes, JSON and framing; and the reasons and quantities of losses.
 
-Owns everything about an envelope that needs neither a queue nor a network.
+Owns all of an envelope that needs neither a queue nor a network.
 """

@@ -1,4 +1,4 @@
-"""How an envelope leaves: the interface, the transports, and the factory that picks one.
+"""Delivery of envelopes: the interface, the transports, and the factory that chooses one.
 
-Owns what an answer means (`http.py`), when something is sent (`worker/`) and over what (`wire/`).
+Owns the meaning of answers (`http.py`), the time of each delivery (`worker/`) and the connections (`wire/`).
 """
