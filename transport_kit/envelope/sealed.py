@@ -1,9 +1,9 @@
-"""Sealed envelopes: the bytes that queues hold and senders send, with the facts that decide about them.
+"""Sealed envelopes: the bytes that queues hold and senders send, with the facts needed to handle them.
 
-Owns their two forms, packed and unpacked. The table of item types is in `item_types.py`. Knows nothing about
-dicts, encoders or HTTP.
+Owns their two forms, packed and unpacked. The table of item types is in `item_types.py`. Independent of
+the caller's dicts and of HTTP.
 
-Threads: nothing here changes once built, so everything may be read from any thread. No locks.
+Threads: all objects are immutable once built, and may be read from any thread. No locks.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ __all__ = ["LeftOut", "SealedEnvelope", "SealedItem"]
 
 LeftOut: TypeAlias = tuple[tuple[SealError, Quantities], ...]
 
-# Fast, and JSON shrinks to a third; the sender compresses again, harder.
+# Fast, and reduces JSON to a third. The sender compresses again, at a higher level.
 _STORAGE_LEVEL: Final = 1
-# A blob larger than this part of the envelope isn't kept: inflating it again costs more than it saves.
-_WORTH: Final = 0.9
-# What the objects around the bytes weigh, see the test that measures them.
+# A blob larger than this share of the envelope isn't kept: inflating it would cost more than it saves.
+_MAX_RATIO: Final = 0.9
+# Bytes of memory of the objects around the payload; a test measures them.
 _ENVELOPE_OVERHEAD: Final = 400
 _ITEM_OVERHEAD: Final = 250
 _PACKED_ITEM_OVERHEAD: Final = 150
 
 
 class SealedItem:
-    """One item's bytes. Immutable by convention.
+    """The bytes of one item. Immutable by convention.
 
     Attributes:
-        type: The item's type, also an unknown one.
+        type: The item's type, which may be an unknown one.
         header: One JSON object on one line, type and length first, without the newline.
-        payload: Exactly as sent.
-        category: The data category whose limit stops it; None means only a limit on everything does.
-        quantities: What its loss costs, per data category.
+        payload: The bytes to be sent.
+        category: The data category of its rate limit; None: only a limit on all categories applies.
+        quantities: The quantities to count if the item is lost.
     """
 
     __slots__ = ("category", "header", "payload", "quantities", "type")
@@ -60,7 +60,7 @@ class SealedItem:
 
 
 class _Shape(NamedTuple):
-    """What is left of an item beside the blob."""
+    """The part of a packed item that is not in the blob; lengths in bytes."""
 
     type: str
     header: int
@@ -70,18 +70,18 @@ class _Shape(NamedTuple):
 
 
 class SealedEnvelope:
-    """An envelope as bytes, with the facts that queues, limits and senders ask for. Immutable by convention.
+    """An envelope as bytes, with the facts that queues, limits and senders need. Immutable by convention.
 
     Attributes:
         header: The envelope header, one JSON object without `sent_at` and without the newline.
-        size: Bytes when serialised without `sent_at`.
-        stored: Bytes of memory held now, the objects around the bytes included; an estimate.
-        event_id: As in the header.
-        priority: The highest of its items; `Priority.REPLAY` without any.
-        ordered: Holds a session or a check-in: goes through the one lane that keeps order.
-        repeatable: A server can recognise a repeat, because every item belongs to the header's event id.
-        quantities: What the loss of the whole would cost, summed per data category.
-        left_out: What sealing had to leave out, with what each costs; empty in envelopes derived from it.
+        size: The number of bytes when serialised without `sent_at`.
+        stored: The number of bytes of memory in use, the objects around the bytes included; an estimate.
+        event_id: The event id in the header.
+        priority: The highest priority of its items; `Priority.REPLAY` if there are none.
+        ordered: True if it holds a session or a check-in: it is sent through the lane that keeps order.
+        repeatable: True if a server recognises a repeat, because the event id identifies every item.
+        quantities: The sum of the items' quantities.
+        left_out: The errors of items that sealing left out, and their quantities; empty in derived envelopes.
     """
 
     __slots__ = (
@@ -118,12 +118,12 @@ class SealedEnvelope:
         ordered = False
         repeatable = event_id is not None
         for item in self._items:
-            kind = KINDS.get(item.type, UNKNOWN)
+            item_type = KINDS.get(item.type, UNKNOWN)
             size += len(item.header) + len(item.payload) + 2
-            if kind.priority > priority:
-                priority = kind.priority
-            ordered = ordered or kind.ordered
-            repeatable = repeatable and kind.identified
+            if item_type.priority > priority:
+                priority = item_type.priority
+            ordered = ordered or item_type.ordered
+            repeatable = repeatable and item_type.identified
         self.size = size
         self.priority = priority
         self.ordered = ordered
@@ -138,7 +138,7 @@ class SealedEnvelope:
 
     @classmethod
     def empty(cls, header: bytes) -> Self:
-        """An envelope without items, for `with_items` to put a client report into.
+        """Return an envelope without items, to which `with_items` adds a client report.
 
         Args:
             header: A JSON object such as `b"{}"`.
@@ -148,13 +148,13 @@ class SealedEnvelope:
 
     @property
     def items(self) -> tuple[SealedItem, ...]:
-        """The items in order. A packed envelope inflates them on each call."""
+        """The items in order. A packed envelope inflates them on each access."""
         return self._items if self._blob is None else self.unpacked()._items
 
     def packed(self) -> SealedEnvelope:
-        """The form for storage: items in one compressed blob, all other facts unchanged.
+        """Return the form for storage: the items in one compressed blob, all other facts unchanged.
 
-        Returns itself when packed already, and when compression gains little.
+        Returns itself if it is packed already, or if compression gains little.
         """
         if self._blob is not None or not self._items:
             return self
@@ -162,7 +162,7 @@ class SealedEnvelope:
         parts = [deflate.compress(part) for item in self._items for part in (item.header, item.payload)]
         parts.append(deflate.flush())
         blob = b"".join(parts)
-        if len(blob) > _WORTH * self.size:
+        if len(blob) > _MAX_RATIO * self.size:
             return self
         stored = len(self.header) + len(blob) + _ENVELOPE_OVERHEAD + _PACKED_ITEM_OVERHEAD * len(self._items)
         shapes = tuple(
@@ -172,25 +172,25 @@ class SealedEnvelope:
         return self._with_body((), shapes, blob, stored)
 
     def unpacked(self) -> SealedEnvelope:
-        """The form for sending; itself when not packed."""
+        """Return the form for sending; itself if it is not packed."""
         if self._blob is None:
             return self
         body = memoryview(zlib.decompress(self._blob))
         items: list[SealedItem] = []
-        at = 0
+        start = 0
         for shape in self._shapes:
-            middle = at + shape.header
+            middle = start + shape.header
             end = middle + shape.payload
             items.append(
                 SealedItem(
                     shape.type,
-                    bytes(body[at:middle]),
+                    bytes(body[start:middle]),
                     bytes(body[middle:end]),
                     shape.category,
                     shape.quantities,
                 )
             )
-            at = end
+            start = end
         stored = self.size + _ENVELOPE_OVERHEAD + _ITEM_OVERHEAD * len(items)
         return self._with_body(tuple(items), (), None, stored)
 
@@ -213,50 +213,54 @@ class SealedEnvelope:
         return other
 
     def filtered(self, is_limited: Callable[[str | None], bool]) -> tuple[SealedEnvelope | None, Quantities]:
-        """What may be sent under the limits, and what was lost, summed per data category.
+        """Remove the items that are rate limited.
 
-        Attachments, profiles and replays go when every event or transaction of the envelope goes. A
-        client report stays; when nothing else is left the first value is None, and the caller keeps the
-        report. An envelope of client reports alone waits while `internal` is limited.
+        Attachments, profiles and replays are removed if every event or transaction of the envelope is. Client
+        reports are never removed. An envelope of client reports alone waits while `internal` is limited.
 
         Args:
-            is_limited: Asked once per category; None asks about the limit on everything.
+            is_limited: Returns True if a category is limited; None stands for a limit on all categories.
+                Called once per category.
+
+        Returns:
+            The envelope to send and the quantities removed. The envelope is None if nothing is left beside
+            client reports; the caller keeps these.
         """
-        verdicts: dict[str | None, bool] = {}
+        results: dict[str | None, bool] = {}
 
         def limited(category: str | None) -> bool:
-            if category not in verdicts:
-                verdicts[category] = is_limited(category)
-            return verdicts[category]
+            if category not in results:
+                results[category] = is_limited(category)
+            return results[category]
 
         items = self.items
         reports = sum(item.category == INTERNAL for item in items)
         if reports == len(items):
             return self if items and not limited(INTERNAL) else None, Quantities()
-        leaders = [item.category for item in items if KINDS.get(item.type, UNKNOWN).leads]
-        orphaned = bool(leaders) and all(limited(category) for category in leaders)
-        kept: list[SealedItem] = []
-        lost: list[SealedItem] = []
+        leading = [item.category for item in items if KINDS.get(item.type, UNKNOWN).leads]
+        orphaned = bool(leading) and all(limited(category) for category in leading)
+        remaining: list[SealedItem] = []
+        removed: list[SealedItem] = []
         for item in items:
             if item.category != INTERNAL and (
                 limited(item.category) or (orphaned and KINDS.get(item.type, UNKNOWN).follows)
             ):
-                lost.append(item)
+                removed.append(item)
             else:
-                kept.append(item)
-        if not lost:
+                remaining.append(item)
+        if not removed:
             return self, Quantities()
-        losses = Quantities.sum([item.quantities for item in lost])
-        if len(kept) == reports:
+        losses = Quantities.sum([item.quantities for item in removed])
+        if len(remaining) == reports:
             return None, losses
-        return SealedEnvelope(self.header, kept, event_id=self.event_id), losses
+        return SealedEnvelope(self.header, remaining, event_id=self.event_id), losses
 
     def with_items(self, extra: Iterable[SealedItem]) -> SealedEnvelope:
-        """A copy with `extra` at the end; all facts are those of the longer envelope."""
+        """Return a copy with `extra` at the end, and with the facts of the longer envelope."""
         return SealedEnvelope(self.header, (*self.items, *extra), event_id=self.event_id)
 
     def serialize(self, sent_at: str | None = None) -> bytes:
-        """The bytes for the wire, uncompressed.
+        """Return the bytes to be sent, uncompressed.
 
         Args:
             sent_at: RFC 3339 with offset, written into the header; None leaves it out.
@@ -271,5 +275,5 @@ class SealedEnvelope:
         return b"".join(parts)
 
     def __repr__(self) -> str:
-        what = "packed" if self._blob is not None else [item.type for item in self._items]
-        return f"<SealedEnvelope {self.event_id} {what} of {self.size} bytes, {self.priority.name}>"
+        contents = "packed" if self._blob is not None else [item.type for item in self._items]
+        return f"<SealedEnvelope {self.event_id} {contents} of {self.size} bytes, {self.priority.name}>"
