@@ -1,10 +1,10 @@
-"""Envelopes as the caller makes them: built, parsed, serialised, checked, sealed.
+"""Envelopes as the caller makes them: building, parsing, serialising, validating and sealing.
 
-Owns the envelope's headers and its event id. Items are `item.py`, framing is `parsing.py`, the rules that
-receivers check are `validation.py`, the sealed form is `sealed.py`. No I/O of its own, no clock.
+Owns the envelope's headers and its event id. Items are in `item.py`, framing in `parsing.py`, the rules of
+receivers in `validation.py`, the sealed form in `sealed.py`. No I/O of its own, no clock.
 
-Threads: an envelope belongs to one thread until it is sealed. `seal` holds no lock, may run anywhere, and
-raises nothing but `SealError`, also when another thread changes a payload meanwhile.
+Threads: an envelope belongs to one thread until it is sealed. `seal` holds no lock, may run on any thread,
+and raises nothing but `SealError`, even if another thread changes a payload meanwhile.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from transport_kit.envelope.item import (
     MAX_EVENT_BYTES,
     MAX_HEADER_LINE_BYTES,
     Item,
+    attachment_size,
     estimated_quantities,
     event_id_of,
     is_dict,
-    loaded,
-    weight,
+    parse_object,
 )
 from transport_kit.envelope.item_types import INTERNAL
 from transport_kit.envelope.losses import Quantities
@@ -40,11 +40,11 @@ MAX_ENVELOPE_BYTES: Final = 100 * 1024 * 1024
 
 
 class Envelope:
-    """Items that travel together, and their common headers.
+    """Items that are sent together, and their common headers.
 
     Args:
         headers: Envelope headers; copied.
-        items: Added in order, as by `add_item`.
+        items: Items, added in order by `add_item`.
 
     Attributes:
         headers: The envelope headers; of a parsed envelope as received.
@@ -61,43 +61,43 @@ class Envelope:
 
     @classmethod
     def event(cls, event: Mapping[str, Any]) -> Self:
-        """An envelope around one error event; see `add_event`."""
+        """Return an envelope with one error event; see `add_event`."""
         return cls().add_event(event)
 
     @classmethod
     def transaction(cls, transaction: Mapping[str, Any]) -> Self:
-        """An envelope around one transaction; see `add_transaction`."""
+        """Return an envelope with one transaction; see `add_transaction`."""
         return cls().add_transaction(transaction)
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self.items)
 
     def add_event(self, event: Mapping[str, Any]) -> Self:
-        """Adds an error event.
+        """Add an error event.
 
-        An event without a valid `event_id` gets one. It is written to the envelope's headers and to a
-        shallow copy of the event, never to the caller's dict; one in the headers wins.
+        An event without a valid `event_id` gets one. The id is written to the envelope's headers and to a
+        shallow copy of the event, never to the caller's dict. An id in the headers takes precedence.
         """
         return self.add_item(Item(event, type="event"))
 
     def add_transaction(self, transaction: Mapping[str, Any]) -> Self:
-        """Adds a transaction; its id as with `add_event`, and `type` is filled in."""
+        """Add a transaction. Its id is set as by `add_event`, and `type` is set."""
         return self.add_item(Item(transaction, type="transaction"))
 
     def add_session(self, session: Mapping[str, Any]) -> Self:
-        """Adds one session update."""
+        """Add one session update."""
         return self.add_item(Item(session, type="session"))
 
     def add_sessions(self, sessions: Mapping[str, Any]) -> Self:
-        """Adds aggregated sessions: `{"aggregates": […], "attrs": {…}}`."""
+        """Add aggregated sessions: `{"aggregates": […], "attrs": {…}}`."""
         return self.add_item(Item(sessions, type="sessions"))
 
     def add_check_in(self, check_in: Mapping[str, Any]) -> Self:
-        """Adds a check-in of a monitor."""
+        """Add a check-in of a monitor."""
         return self.add_item(Item(check_in, type="check_in"))
 
     def add_log(self, logs: Iterable[Mapping[str, Any]]) -> Self:
-        """Adds one container of logs; an envelope may hold one."""
+        """Add one container of logs; an envelope may hold one."""
         items = list(logs)
         return self.add_item(
             Item({"items": items}, type="log", item_count=len(items), content_type=CONTAINER_TYPES["log"])
@@ -111,7 +111,7 @@ class Envelope:
         content_type: str | None = None,
         attachment_type: str | None = None,
     ) -> Self:
-        """Adds a file: bytes, str, a path, or a value written as JSON."""
+        """Add a file: bytes, a str, a path, or a value that is encoded as JSON."""
         return self.add_item(
             Item(
                 payload,
@@ -123,45 +123,46 @@ class Envelope:
         )
 
     def add_client_report(self, report: Mapping[str, Any]) -> Self:
-        """Adds a client report."""
+        """Add a client report."""
         return self.add_item(Item(report, type="client_report"))
 
     def add_item(self, item: Item) -> Self:
-        """Adds any item. Events, transactions and feedback settle the envelope's event id."""
-        self.items.append(self._identified(item) if item.type in EVENT_TYPES else item)
+        """Add any item. Events, transactions and feedback set the envelope's event id if it has none."""
+        self.items.append(self._with_event_id(item) if item.type in EVENT_TYPES else item)
         return self
 
-    def _identified(self, item: Item) -> Item:
+    def _with_event_id(self, item: Item) -> Item:
+        """Set the envelope's event id, and return the item or a copy that contains it."""
         payload = item.payload
-        held = self.headers.get("event_id")
+        envelope_id = self.headers.get("event_id")
         if not is_dict(payload):
-            if held is None:
-                found = loaded(payload).get("event_id") if type(payload) in (bytes, str) else None
-                self.headers["event_id"] = event_id_of(found) or new_uuid()
+            if envelope_id is None:
+                value = parse_object(payload).get("event_id") if type(payload) in (bytes, str) else None
+                self.headers["event_id"] = event_id_of(value) or new_uuid()
             return item
-        own = dict.get(payload, "event_id")
-        chosen = held or event_id_of(own) or new_uuid()
-        self.headers["event_id"] = chosen
-        unnamed = item.type == "transaction" and dict.get(payload, "type") is None
-        if type(own) is str and chosen == own and not unnamed:
+        item_id = dict.get(payload, "event_id")
+        event_id = envelope_id or event_id_of(item_id) or new_uuid()
+        self.headers["event_id"] = event_id
+        lacks_type = item.type == "transaction" and dict.get(payload, "type") is None
+        if type(item_id) is str and event_id == item_id and not lacks_type:
             return item
-        # Read through the base class: a subclass may override what `dict(payload)` would call.
+        # Through the base class: a subclass may override the methods that `dict(payload)` would call.
         copy = payload.copy() if type(payload) is dict else dict(dict.items(payload))
-        copy["event_id"] = chosen
-        if unnamed:
+        copy["event_id"] = event_id
+        if lacks_type:
             copy["type"] = "transaction"
         return Item.received(item.headers, copy)
 
     def serialize(self) -> bytes:
-        """The canonical bytes: compact headers, `type` and `length` first, payloads untouched.
+        """Return the canonical bytes: compact headers, `type` and `length` first, payloads unchanged.
 
         Raises:
-            SealError: A payload can't be read or written.
+            SealError: A payload can't be read or encoded.
         """
         return b"".join(self._parts())
 
     def serialize_into(self, file: IO[bytes]) -> None:
-        """Writes what `serialize` returns, item by item."""
+        """Write the bytes that `serialize` returns to `file`, item by item."""
         for part in self._parts():
             file.write(part)
 
@@ -177,12 +178,12 @@ class Envelope:
 
     @classmethod
     def deserialize(cls, data: bytes | bytearray | memoryview, *, max_items: int = MAX_ITEMS) -> Self:
-        """Parses strictly; headers and payloads are kept as received.
+        """Parse strictly; headers and payloads are kept as received.
 
-        Linear in time. A header line may have 1 MiB, all of them 8 MiB.
+        Takes linear time. A header line may have 1 MiB, all together 8 MiB.
 
         Raises:
-            InvalidEnvelope: With the reason and the offset of the byte where the fault begins.
+            InvalidEnvelope: With the reason and the offset of the first wrong byte.
         """
         headers, items = parse_envelope(bytes(data), max_items=max_items)
         envelope = cls.__new__(cls)
@@ -194,10 +195,10 @@ class Envelope:
     def deserialize_from(
         cls, file: IO[bytes], *, max_items: int = MAX_ITEMS, max_bytes: int = 2 * MAX_ENVELOPE_BYTES
     ) -> Self:
-        """Parses what `file` holds, at most `max_bytes`.
+        """Parse the contents of `file`, at most `max_bytes`.
 
         Raises:
-            InvalidEnvelope: As `deserialize`; `too_large` when there is more.
+            InvalidEnvelope: As in `deserialize`; `too_large` if there are more bytes.
         """
         data = file.read(max_bytes + 1)
         if len(data) > max_bytes:
@@ -205,10 +206,10 @@ class Envelope:
         return cls.deserialize(data, max_items=max_items)
 
     def validate(self) -> None:
-        """Checks what receivers check beyond framing: header values, required headers, combinations.
+        """Check the rules of receivers beyond framing: header values, required headers, combinations.
 
         Raises:
-            InvalidEnvelope: The reason is the rule's name.
+            InvalidEnvelope: The reason is the name of the rule.
         """
         check(self.headers, [item.headers for item in self.items])
 
@@ -234,14 +235,14 @@ class Envelope:
         max_attachment_bytes: int = MAX_ATTACHMENT_BYTES,
         max_envelope_bytes: int = MAX_ENVELOPE_BYTES,
     ) -> SealedEnvelope:
-        """The envelope as bytes: what is captured is what is sent, whatever becomes of the payloads later.
+        """Return the envelope as bytes, which later changes of the payloads don't affect.
 
-        `sent_at` is dropped, senders write it. An oversize event loses frame variables, then breadcrumbs,
-        extra and long strings. An attachment that can't be read, or is too big, is left out when
-        something else travels; the result's `left_out` tells.
+        `sent_at` is dropped, as senders write it. An oversize event loses frame variables, then breadcrumbs,
+        extra and long strings. An attachment that can't be read, or is too big, is left out if the envelope
+        holds other items; the result's `left_out` contains its error.
 
         Raises:
-            SealError: Something can't be written or is too big. Never anything else.
+            SealError: A part can't be encoded, or is too big. No other exception is raised.
         """
         try:
             headers = self.headers
@@ -261,20 +262,20 @@ class Envelope:
             left_out: list[tuple[SealError, Quantities]] = []
             for item in tuple(self.items):
                 try:
-                    one = item.seal(
+                    sealed_item = item.seal(
                         max_event_bytes=max_event_bytes, max_attachment_bytes=max_attachment_bytes
                     )
-                    grown = size + len(one.header) + len(one.payload) + 2
-                    if grown > max_envelope_bytes:
+                    new_size = size + len(sealed_item.header) + len(sealed_item.payload) + 2
+                    if new_size > max_envelope_bytes:
                         raise SealError(item.type, f"takes the envelope over {max_envelope_bytes} bytes")
                 except SealError as error:
                     let_through(error)
                     if item.type != "attachment":
                         raise
-                    left_out.append((error, Quantities([("attachment", weight(item))])))
+                    left_out.append((error, Quantities([("attachment", attachment_size(item))])))
                     continue
-                sealed.append(one)
-                size = grown
+                sealed.append(sealed_item)
+                size = new_size
         except SealError:
             raise
         except Exception as error:

@@ -1,7 +1,7 @@
-"""Items as the caller makes them: payload, headers, what their loss costs, and how they become bytes.
+"""Items as the caller makes them: payload, headers, quantities, and their encoding to bytes.
 
-Owns item headers and quantities, and reads the files that the caller names; no other I/O. What an item's
-type decides is `item_types.py`'s table.
+Owns item headers and quantities, and reads the files that the caller names; no other I/O. The properties of
+item types are in `item_types.py`.
 
 Threads: an item belongs to one thread until it is sealed. Payloads may change meanwhile: see `encoding.py`.
 """
@@ -25,16 +25,16 @@ from transport_kit.runtime.errors import SealError
 from transport_kit.runtime.interrupts import let_through
 
 __all__ = [
+    "attachment_size",
     "estimated_quantities",
     "event_id_of",
     "EVENT_TYPES",
     "is_dict",
     "Item",
-    "loaded",
     "MAX_ATTACHMENT_BYTES",
     "MAX_EVENT_BYTES",
     "MAX_HEADER_LINE_BYTES",
-    "weight",
+    "parse_object",
 ]
 
 MAX_EVENT_BYTES: Final = 1_000_000
@@ -44,12 +44,12 @@ MAX_HEADER_LINE_BYTES: Final = 8 * 1024
 
 EVENT_TYPES: Final = frozenset({"event", "transaction", "feedback"})
 _UI_PLATFORMS: Final = frozenset({"cocoa", "android", "javascript"})
-_NOTHING: Final = Quantities()
-_ONE: Final = {
+_NO_QUANTITIES: Final = Quantities()
+_ONE_OF: Final = {
     category: Quantities([(category, 1)])
-    for category in (*(kind.category for kind in KINDS.values()), "profile_chunk_ui")
+    for category in (*(item_type.category for item_type in KINDS.values()), "profile_chunk_ui")
     if category is not None
-} | {"internal": _NOTHING, "metric_bucket": _NOTHING}
+} | {"internal": _NO_QUANTITIES, "metric_bucket": _NO_QUANTITIES}
 _PLAIN_HEADERS: Final = {name: b'{"type":"%b","length":%%d}' % name.encode() for name in KINDS}
 
 
@@ -57,15 +57,21 @@ class Item:
     """One item of an envelope.
 
     Args:
-        payload: Bytes; a str, written as UTF-8; a path, read when sealed or asked for; or any other
-            value, written as JSON. It is not copied before that.
+        payload: Bytes; a str, encoded as UTF-8; a path, read when the item is sealed or its bytes are needed;
+            or any other value, encoded as JSON. It is not copied before that.
         type: The item's type; an unknown one is kept.
-        headers: Further item headers. `type` and `length` are ours.
-        content_type, filename, attachment_type, item_count: Item headers by name.
+        headers: Further item headers. `type` and `length` in it are ignored.
+        content_type: The item header of that name.
+        filename: The item header of that name.
+        attachment_type: The item header of that name.
+        item_count: The item header of that name.
 
     Attributes:
         headers: The item headers; of a parsed item as received, `length` included.
-        payload: What was given, or the bytes received.
+        payload: The payload as given, or the bytes received.
+
+    Raises:
+        TypeError: `type` is not a str.
     """
 
     __slots__ = ("headers", "payload")
@@ -83,24 +89,26 @@ class Item:
     ) -> None:
         if not isinstance(type, str):
             raise TypeError(f"an item's type is a str, not {type.__class__.__name__}")
-        # Exact: it is written into heads of records too, which take nothing else.
-        own: dict[str, Any] = {"type": str.__str__(type)}
+        # Exactly str, not a subclass: the spool's records accept nothing else.
+        item_headers: dict[str, Any] = {"type": str.__str__(type)}
         if headers:
-            own.update((name, value) for name, value in headers.items() if name not in ("type", "length"))
+            item_headers.update(
+                (name, value) for name, value in headers.items() if name not in ("type", "length")
+            )
         if content_type is not None:
-            own["content_type"] = content_type
+            item_headers["content_type"] = content_type
         if filename is not None:
-            own["filename"] = filename
+            item_headers["filename"] = filename
         if attachment_type is not None:
-            own["attachment_type"] = attachment_type
+            item_headers["attachment_type"] = attachment_type
         if item_count is not None:
-            own["item_count"] = item_count
-        self.headers = own
-        self.payload: Any = _held(payload)
+            item_headers["item_count"] = item_count
+        self.headers = item_headers
+        self.payload: Any = _normalized_payload(payload)
 
     @classmethod
     def received(cls, headers: dict[str, Any], payload: object) -> Self:
-        """An item with these very headers and payload: nothing is copied, left out or checked."""
+        """Return an item with exactly these headers and this payload, neither copied nor checked."""
         item = cls.__new__(cls)
         item.headers = headers
         item.payload = payload
@@ -113,59 +121,59 @@ class Item:
 
     @property
     def data_category(self) -> str | None:
-        """The data category whose limit stops the item; None for unknown types, `internal` for reports."""
+        """The data category of the item's rate limit; None for unknown types, `internal` for reports."""
         return _category(self.headers)
 
     @property
     def quantities(self) -> Quantities:
-        """What the loss of this item costs, as (data category, quantity) pairs.
+        """The quantities to count if the item is lost, as (data category, quantity) pairs.
 
         Raises:
-            SealError: As `get_bytes`, for types whose loss is counted in bytes.
+            SealError: As in `get_bytes`, for types whose loss is counted in bytes.
         """
-        kind = self.type
-        needs_bytes = kind in ("attachment", "log", "trace_metric") or (
-            kind in ("transaction", "span") and not is_dict(self.payload)
+        type_ = self.type
+        needs_bytes = type_ in ("attachment", "log", "trace_metric") or (
+            type_ in ("transaction", "span") and not is_dict(self.payload)
         )
         return _quantities(self.headers, self.payload, self.get_bytes() if needs_bytes else b"")
 
     def get_bytes(self) -> bytes:
-        """The payload; of a parsed item exactly the bytes received.
+        """Return the payload as bytes; of a parsed item exactly the bytes received.
 
         Raises:
-            SealError: It can't be read from its path, or can't be written as JSON.
+            SealError: It can't be read from its path, or can't be encoded as JSON.
         """
         return self._bytes(None)
 
     def seal(
         self, *, max_event_bytes: int = MAX_EVENT_BYTES, max_attachment_bytes: int = MAX_ATTACHMENT_BYTES
     ) -> SealedItem:
-        """The item as bytes.
+        """Return the item as bytes. An event that is too big is trimmed.
 
         Raises:
-            SealError: It can't be read or written, or is too big. Names the value at fault.
+            SealError: It can't be read or encoded, or is too big. The error names the value at fault.
         """
         headers = self.headers
-        kind = headers["type"]
-        if kind in EVENT_TYPES:
+        type_ = headers["type"]
+        if type_ in EVENT_TYPES:
             body = self._bytes(None)
             if len(body) > max_event_bytes:
-                body = trim(body, max_event_bytes, kind)
-        elif kind == "attachment":
+                body = trim(body, max_event_bytes, type_)
+        elif type_ == "attachment":
             body = self._bytes(max_attachment_bytes)
             if len(body) > max_attachment_bytes:
-                raise SealError(kind, f"more than {max_attachment_bytes} bytes")
+                raise SealError(type_, f"more than {max_attachment_bytes} bytes")
         else:
             body = self._bytes(None)
         header = self.header(len(body))
         if len(header) > MAX_HEADER_LINE_BYTES:
             raise SealError(
-                f"{kind[:100]}.headers", f"{len(header)} bytes, more than {MAX_HEADER_LINE_BYTES}"
+                f"{type_[:100]}.headers", f"{len(header)} bytes, more than {MAX_HEADER_LINE_BYTES}"
             )
-        return SealedItem(kind, header, body, _category(headers), _quantities(headers, self.payload, body))
+        return SealedItem(type_, header, body, _category(headers), _quantities(headers, self.payload, body))
 
     def header(self, length: int) -> bytes:
-        """The header line for a payload of `length` bytes, without the newline."""
+        """Return the header line for a payload of `length` bytes, without the newline."""
         headers = self.headers
         if len(headers) == 1 and (plain := _PLAIN_HEADERS.get(headers["type"])):
             return plain % length
@@ -175,7 +183,7 @@ class Item:
         return encode(first, "item.headers")
 
     def _bytes(self, limit: int | None) -> bytes:
-        """The payload; of a file at most one byte more than `limit`."""
+        """Return the payload as bytes; of a file at most `limit` + 1 bytes."""
         payload = self.payload
         if type(payload) is dict:
             return encode(payload, self.type)
@@ -198,30 +206,30 @@ class Item:
 
 
 def is_dict(payload: object) -> bool:
-    # `isinstance` would ask the object's own `__class__`.
+    # `isinstance` would also read the object's own `__class__`.
     return issubclass(type(payload), dict)
 
 
-def _held(payload: Any) -> Any:
-    """What an item keeps: exact bytes, exact str, or the value itself.
+def _normalized_payload(payload: Any) -> Any:
+    """Return exact bytes, an exact str, or the value itself.
 
-    Buffers can change and subclasses can answer with anything, so both are read here, through the base
-    class. Only a mapping that is not a dict is copied by its own methods.
+    Buffers can change, and subclasses can override any method, so both are read here, through the base class.
+    Only a mapping that is not a dict is copied by its own methods.
     """
-    kind = type(payload)
-    if kind is dict or kind is bytes:
+    class_ = type(payload)
+    if class_ is dict or class_ is bytes:
         return payload
-    if issubclass(kind, bytes | bytearray | memoryview):
+    if issubclass(class_, bytes | bytearray | memoryview):
         return bytes(memoryview(payload))
-    if issubclass(kind, str):
+    if issubclass(class_, str):
         return str.__str__(payload)
-    if issubclass(kind, Mapping) and not issubclass(kind, dict):
+    if issubclass(class_, Mapping) and not issubclass(class_, dict):
         return dict(payload)
     return payload
 
 
 def event_id_of(value: object) -> str | None:
-    """A valid id in the form that servers store, 32 lower-case hex digits; else None."""
+    """Return a valid id in the form that servers store, 32 lower-case hex digits; else None."""
     if type(value) is uuid.UUID:
         return value.hex
     if type(value) is str and is_event_id(value):
@@ -230,45 +238,49 @@ def event_id_of(value: object) -> str | None:
 
 
 def _category(headers: Mapping[str, Any]) -> str | None:
-    kind = headers["type"]
-    if kind == "profile_chunk" and headers.get("platform") in _UI_PLATFORMS:
+    type_ = headers["type"]
+    if type_ == "profile_chunk" and headers.get("platform") in _UI_PLATFORMS:
         return "profile_chunk_ui"
-    return KINDS.get(kind, UNKNOWN).category
+    return KINDS.get(type_, UNKNOWN).category
 
 
 def _quantities(headers: Mapping[str, Any], payload: Any, body: bytes) -> Quantities:
-    """Return the quantities of docs/protocol.md, section 3. `body` is the payload if they depend on it."""
-    kind = headers["type"]
-    if kind == "event":
-        return _ONE["error"]
-    if kind == "transaction":
-        spans = dict.get(payload if is_dict(payload) else loaded(body), "spans")
+    """Return an item's quantities; see docs/protocol.md, section 3, third column.
+
+    Args:
+        body: The payload's bytes; needed only for types whose count depends on them.
+    """
+    type_ = headers["type"]
+    if type_ == "event":
+        return _ONE_OF["error"]
+    if type_ == "transaction":
+        spans = dict.get(payload if is_dict(payload) else parse_object(body), "spans")
         children = len(spans) if isinstance(spans, list | tuple) else 0
         return Quantities.unchecked(("transaction", 1), ("span", 1 + children))
-    if kind == "attachment":
+    if type_ == "attachment":
         return Quantities.unchecked(("attachment", max(len(body), 1)))
-    if kind in CONTAINER_TYPES:
+    if type_ in CONTAINER_TYPES:
         count = headers.get("item_count")
         if type(count) is not int or count < 0:
-            members = loaded(body).get("items")
+            members = parse_object(body).get("items")
             count = len(members) if isinstance(members, list) else 1
-        if kind == "span":
+        if type_ == "span":
             return Quantities([("span", count)])
-        items, size = ("log_item", "log_byte") if kind == "log" else ("trace_metric", "trace_metric_byte")
+        items, size = ("log_item", "log_byte") if type_ == "log" else ("trace_metric", "trace_metric_byte")
         if count and body:
             return Quantities.unchecked((items, count), (size, len(body)))
         return Quantities([(items, count), (size, len(body))])
     category = _category(headers)
-    return _NOTHING if category is None else _ONE[category]
+    return _NO_QUANTITIES if category is None else _ONE_OF[category]
 
 
-def loaded(body: bytes | str) -> dict[str, Any]:
-    """The JSON object in `body`, or an empty one."""
+def parse_object(body: bytes | str) -> dict[str, Any]:
+    """Return the JSON object in `body`, or an empty dict if it is none."""
     try:
-        found = loads(body)
+        value = loads(body)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def estimated_quantities(item: Item) -> Quantities:
@@ -280,20 +292,20 @@ def estimated_quantities(item: Item) -> Quantities:
         return Quantities([(item.data_category or "default", 1)])
 
 
-def weight(item: Item) -> int:
-    """Bytes of an attachment that could not be sealed, for the books; 1 when nobody knows."""
+def attachment_size(item: Item) -> int:
+    """Return the size in bytes of an attachment that could not be sealed; 1 if it is unknown."""
     payload = item.payload
     if issubclass(type(payload), os.PathLike):
         try:
             return max(os.stat(payload).st_size, 1)
-        except Exception as error:  # `__fspath__` is the app's
+        except Exception as error:  # `__fspath__` is the app's code
             let_through(error)
             return 1
     return max(len(payload), 1) if type(payload) in (bytes, str) else 1
 
 
 def _read(path: os.PathLike[str], limit: int | None, name: str) -> bytes:
-    """A regular file's bytes. Never waits for a pipe's other end."""
+    """Return the bytes of a regular file. Never waits for the other end of a pipe."""
     try:
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
         with open(os.open(path, flags), "rb") as file:
@@ -302,5 +314,5 @@ def _read(path: os.PathLike[str], limit: int | None, name: str) -> bytes:
             return file.read(-1 if limit is None else limit + 1)
     except SealError:
         raise
-    except Exception as error:  # `__fspath__` is the app's
+    except Exception as error:  # `__fspath__` is the app's code
         raise SealError(name, f"its file can't be read ({type(error).__name__})") from None
