@@ -1,17 +1,17 @@
-"""The JSON encoder: orjson where it can be imported, else the standard library's with the same strictness.
+"""The JSON encoder: orjson if it can be imported, else the standard library's with the same strictness.
 
-Owns every call of either, and the guards that keep orjson from ending the process. Writes JSON's own types,
-exact ones; everything else is refused, and `encoding.py` repairs it. The decoder takes what JSON is and
-nothing more, at most 1024 levels deep.
+Owns every call of either, and the guards against crashes of orjson. The encoder accepts only the exact types
+of JSON, no subclasses; it refuses all others, and `encoding.py` repairs them. The decoder accepts strict JSON
+only, at most 1024 levels deep.
 
-Two guards, as there are values with which orjson ends the process:
+Two guards, because some values crash the process in orjson:
 
-- Near the recursion limit reading an Enum's value raises, which no release expects. `dumps` makes sure of
-  room before each call.
-- 3.12.0 and 3.13.0 follow tuples without end. 3.10.1 to 3.11.9 reserve no room for the closing brackets of
-  what is nested deeply (120 levels by experiment), and write past their buffer. Every release writes a list
-  that is part of itself 2**60 times over until the memory ends. So `dumps` looks through the value first,
-  unless the release is known to be safe.
+- Near the recursion limit, reading an Enum's value raises, which no release handles. `dumps` checks before
+  each call that there is room.
+- 3.12.0 and 3.13.0 follow cyclic tuples without end. 3.10.1 to 3.11.9 reserve no room for the closing
+  brackets of deeply nested values (120 levels by experiment), and write past their buffer. Every release
+  writes a list that is nested in itself 2**60 times, until the memory is exhausted. So `dumps` checks the
+  value first, unless the release is known to be safe.
 
 Threads: every function may be called from any thread; `announce` logs from one of them.
 """
@@ -45,18 +45,19 @@ __all__ = [
     "REMARK",
 ]
 
-#: Releases of orjson that need no look at the value: those that pass tests/core/test_encoder.py without.
+#: Releases of orjson that need no check of the value: those that pass tests/core/test_encoder.py without it.
 #: None so far: 3.10.0 survives depth, but not size.
 _SOUND: Final[frozenset[str]] = frozenset()
-#: Releases that are known to need it: the first and the last.
+#: The first and the last release that are known to need it.
 _UNSOUND: Final = ((3, 10, 0), (3, 13, 0))
-# As deep as `encoding.repair` goes, and well below what any release can't do; orjson's own bound is 254.
-_DEEPEST: Final = 100
-# orjson's own.
-_DEEPEST_READ: Final = 1024
-# A value that is part of many others is looked through as often. What is larger than this is repaired.
-_MOST: Final = 1_000_000
-_SIGN: Final = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
+# The depth of `encoding.repair`, and well below what crashes any release; orjson's own limit is 254.
+_MAX_DEPTH: Final = 100
+# The limit of orjson's decoder.
+_MAX_READ_DEPTH: Final = 1024
+# The most nodes of a value that is encoded without repair. A value that is part of several others counts
+# as many times.
+_MAX_NODES: Final = 1_000_000
+_STRING_OR_BRACKET: Final = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
 _SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -71,15 +72,15 @@ _MEMBERS: Final = (_Member.ONE,)
 
 
 def _value_of(member: _Member) -> int:
-    # One frame more than the encoder needs, and by way of C, which Python counts apart since 3.12.
+    # One frame more than the encoder needs, and called from C, whose frames Python counts apart since 3.12.
     return member.value
 
 
 class _RefusedError(TypeError):
-    """A value that is not made of JSON's own types, or is too deep or too large.
+    """A value that contains other types than JSON's, or is too deep or too large.
 
     Attributes:
-        nodes: How many nodes were looked at.
+        nodes: The number of nodes that were checked.
     """
 
     def __init__(self, problem: str, nodes: int) -> None:
@@ -87,41 +88,41 @@ class _RefusedError(TypeError):
         self.nodes = nodes
 
 
-def _look_through(value: object, most: int) -> int:
-    """The number of nodes of `value`, each as often as it is part of another.
+def _check_nodes(value: object, max_nodes: int) -> int:
+    """Return the number of nodes of `value`; a node that is part of several others counts as many times.
 
-    Another thread can still make a cycle of tuples between this and the encoder's own reading.
+    Another thread can still make a cycle of tuples between this check and the encoder's reading.
 
     Raises:
-        _RefusedError: It is not made of JSON's own types, is too deep, or has more than `most` nodes.
+        _RefusedError: It contains other types than JSON's, is too deep, or has more than `max_nodes` nodes.
     """
     level: list[Any] = [value]
     nodes = 1
-    for _ in range(_DEEPEST + 1):
-        inner: list[Any] = []
-        # Compared one by one: looking a class up would call a metaclass's `__hash__`.
+    for _ in range(_MAX_DEPTH + 1):
+        containers: list[Any] = []
+        # Compared one by one: a lookup of the class would call its metaclass's `__hash__`.
         for part in level:
-            kind = type(part)
-            if kind is str or kind is int:
+            class_ = type(part)
+            if class_ is str or class_ is int:
                 continue
-            if kind is dict or kind is list or kind is tuple:
-                inner.append(part)
-            elif part is not None and kind is not bool and kind is not float and kind is not Fragment:
+            if class_ is dict or class_ is list or class_ is tuple:
+                containers.append(part)
+            elif part is not None and class_ is not bool and class_ is not float and class_ is not Fragment:
                 raise _RefusedError("not of JSON's own types", nodes)
-        if not inner:
+        if not containers:
             return nodes
-        if nodes > most:
+        if nodes > max_nodes:
             break
-        level = get_referents(*inner)
+        level = get_referents(*containers)
         nodes += len(level)
     raise _RefusedError("nested too deeply, or too large", nodes)
 
 
-# -- the standard library's ------------------------------------------------------------------------------
+# -- the standard library's encoder and decoder ----------------------------------------------------------
 
 
 class _Fragment:
-    """JSON that is written already, as a part of what is being written."""
+    """Encoded JSON, to be inserted into the output as it is."""
 
     __slots__ = ("contents",)
 
@@ -129,20 +130,20 @@ class _Fragment:
         self.contents = contents
 
 
-def _written(value: object) -> bytes:
-    """What orjson writes, but for the spelling of some floats.
+def _dumps_without_orjson(value: object) -> bytes:
+    """Return the same JSON as orjson, except for the spelling of some floats.
 
-    Iterative, so that an event has the same bound on depth wherever it is captured.
+    Iterative, so that the limit on depth does not depend on the depth of the caller's stack.
 
     Raises:
-        TypeError: It holds what orjson refuses, an Enum or a UUID.
+        TypeError: It contains an Enum, a UUID, or a value that orjson refuses.
     """
     parts: list[str] = []
     write = parts.append
-    open_: list[tuple[Iterator[Any], str]] = [(iter((value,)), "")]
+    stack: list[tuple[Iterator[Any], str]] = [(iter((value,)), "")]
     comma = ""
-    while open_:
-        members, end = open_[-1]
+    while stack:
+        members, end = stack[-1]
         for part in members:
             write(comma)
             comma = ","
@@ -151,47 +152,47 @@ def _written(value: object) -> bytes:
                 if type(key) is not str:
                     raise TypeError("a key is not a str")
                 write(encode_basestring(key) + ":")
-            kind = type(part)
-            if kind is dict or kind is list or kind is tuple:
+            class_ = type(part)
+            if class_ is dict or class_ is list or class_ is tuple:
                 if not part:
-                    write("{}" if kind is dict else "[]")
+                    write("{}" if class_ is dict else "[]")
                     continue
-                if len(open_) > _DEEPEST:
+                if len(stack) > _MAX_DEPTH:
                     raise TypeError("nested too deeply")
                 # Copied in one step: another thread may change it.
-                copy = tuple(part.items() if kind is dict else part)
-                write("{" if kind is dict else "[")
-                open_.append((iter(copy), "}" if kind is dict else "]"))
+                copy = tuple(part.items() if class_ is dict else part)
+                write("{" if class_ is dict else "[")
+                stack.append((iter(copy), "}" if class_ is dict else "]"))
                 comma = ""
                 break
             write(_scalar(part))
         else:
             write(end)
             comma = ","
-            open_.pop()
+            stack.pop()
     return _encoded("".join(parts))
 
 
 def _scalar(value: Any) -> str:
-    kind = type(value)
-    if kind is str:
+    class_ = type(value)
+    if class_ is str:
         return str(encode_basestring(value))
     if value is None:
         return "null"
-    if kind is bool:
+    if class_ is bool:
         return "true" if value else "false"
-    if kind is int:
+    if class_ is int:
         if -(2**63) <= value < 2**64:
             return str(value)
         raise TypeError("an int of more than 64 bits")
-    if kind is float:
+    if class_ is float:
         return repr(value) if math.isfinite(value) else "null"
-    if kind is _Fragment:
+    if class_ is _Fragment:
         return str(value.contents, "utf-8")
     raise TypeError("not of JSON's own types")
 
 
-def _text_written(text: str) -> bytes:
+def _dumps_text_without_orjson(text: str) -> bytes:
     return _encoded(encode_basestring(text))
 
 
@@ -202,8 +203,8 @@ def _encoded(text: str) -> bytes:
         raise TypeError("a lone surrogate") from None
 
 
-def _read(data: bytes | str) -> Any:
-    """What orjson reads; ValueError for anything that is not JSON."""
+def _loads_without_orjson(data: bytes | str) -> Any:
+    """Return the value of strict JSON, as orjson does; raise ValueError for anything else."""
     text = data if isinstance(data, str) else str(data, "utf-8")
     check_depth(text)
     try:
@@ -217,35 +218,35 @@ def _read(data: bytes | str) -> Any:
     return value
 
 
-# -- what readers of JSON share --------------------------------------------------------------------------
+# -- checks of JSON text, also used by `parsing.py` ------------------------------------------------------
 
 
 def check_depth(text: str) -> None:
-    """Raise ValueError where brackets nest deeper than a reader may go.
+    """Raise ValueError if brackets nest deeper than the decoder's limit.
 
-    The standard library's reader follows them as far as the recursion limit, which an app may have raised
-    beyond what its stack holds.
+    The standard library's decoder follows them up to the recursion limit, which an app may have raised beyond
+    what its stack can hold.
     """
-    if text.count("[") + text.count("{") <= _DEEPEST_READ:
+    if text.count("[") + text.count("{") <= _MAX_READ_DEPTH:
         return
     depth = 0
-    for found in _SIGN.finditer(text):
-        sign = found[0]
-        if sign == "[" or sign == "{":
+    for match in _STRING_OR_BRACKET.finditer(text):
+        bracket = match[0]
+        if bracket == "[" or bracket == "{":
             depth += 1
-            if depth > _DEEPEST_READ:
+            if depth > _MAX_READ_DEPTH:
                 raise ValueError("nested too deeply")
-        elif sign == "]" or sign == "}":
+        elif bracket == "]" or bracket == "}":
             depth -= 1
 
 
 def refuse_constant(text: str) -> NoReturn:
-    """For `parse_constant`: NaN and infinities are Python's, not JSON's."""
+    """Refuse NaN and infinities, which are not JSON. For `parse_constant`."""
     raise ValueError(f"{text} is not JSON")
 
 
 def finite(text: str) -> float:
-    """For `parse_float`: a number, and no infinity in its place."""
+    """Return a float; raise ValueError where it would be infinite. For `parse_float`."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError("a number out of range")
@@ -253,20 +254,20 @@ def finite(text: str) -> float:
 
 
 def integer(text: str) -> int | float:
-    """For `parse_int`: beyond 64 bits a float. Long ints would take quadratic time."""
+    """Return an int, or a float beyond 64 bits: long ints take quadratic time. For `parse_int`."""
     if len(text) <= 20 and -(2**63) <= (number := int(text)) < 2**64:
         return number
     return finite(text)
 
 
-# -- which of them, and how ------------------------------------------------------------------------------
+# -- the choice of the encoder ---------------------------------------------------------------------------
 
 
-def _imported() -> Any:
+def _import_orjson() -> Any:
     try:
         import orjson
     except ImportError:
-        # PyPy has none, an isolated sub-interpreter refuses it.
+        # It does not exist for PyPy, and an isolated sub-interpreter refuses to import it.
         return None
     return orjson
 
@@ -276,59 +277,63 @@ def _remark(version: str | None) -> str | None:
         return "orjson can't be imported here; writing JSON takes many times as long"
     if version in _SOUND:
         return None
-    # A candidate of a release is no release.
+    # Release candidates don't match.
     numbers = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", version, re.ASCII)
     if numbers is not None and _UNSOUND[0] <= tuple(map(int, numbers.groups())) <= _UNSOUND[1]:
         return "values are looked through first: there are some with which this release ends the process"
     return "values are looked through first: this release is not known to be safe"
 
 
-_orjson: Final = _imported()
+_orjson: Final = _import_orjson()
 _strict: Final[int] = (
     _orjson.OPT_PASSTHROUGH_DATACLASS | _orjson.OPT_PASSTHROUGH_SUBCLASS | _orjson.OPT_PASSTHROUGH_DATETIME
     if _orjson
     else 0
 )
-#: The encoder in use: its name and version.
+#: The name and version of the encoder in use.
 NAME: Final[str] = f"orjson {_orjson.__version__}" if _orjson else "json of the standard library"
-#: Why it is not as fast as could be; None when it is.
+#: The reason why it is not as fast as it could be, or None.
 REMARK: Final = _remark(_orjson.__version__ if _orjson else None)
 _guarded: Final = REMARK is not None
 _announced = False
 
-#: A part that is JSON already, made of its bytes.
+#: A part of a value that is encoded already; made from its bytes.
 Fragment: type[Any] = _orjson.Fragment if _orjson else _Fragment
-#: Exact str -> its JSON; TypeError for lone surrogates. Not guarded: no Python runs, nothing is followed.
-dumps_text: Callable[[str], bytes] = _orjson.dumps if _orjson else _text_written
-#: JSON -> its value; ValueError for anything else. Not guarded: no Python runs but the exception's own.
-loads: Callable[[bytes | str], Any] = _orjson.loads if _orjson else _read
+#: Returns the JSON of an exact str; raises TypeError for lone surrogates. Needs no guard: it runs no Python
+#: code and follows no references.
+dumps_text: Callable[[str], bytes] = _orjson.dumps if _orjson else _dumps_text_without_orjson
+#: Returns the value of JSON; raises ValueError for anything else. Needs no guard: it runs no Python code but
+#: the exception's.
+loads: Callable[[bytes | str], Any] = _orjson.loads if _orjson else _loads_without_orjson
 
 
 def dumps(value: object) -> bytes:
-    """Compact JSON: one line, raw UTF-8. NaN and infinities become null.
+    """Return compact JSON: one line, raw UTF-8. NaN and infinities become null.
 
     Raises:
-        TypeError: It is refused. An Enum or a UUID may be, or may be written as its value.
+        TypeError: The value is refused. An Enum or a UUID is refused, or encoded as its value.
         RecursionError: The recursion limit is too near.
     """
-    # Raises here what would be raised inside, where it ends the process.
+    # Raises the RecursionError here that would crash the process inside the encoder.
     for _ in map(_value_of, _MEMBERS):
         pass
     if _guarded:
-        _look_through(value, _MOST)
-    # By position: in a second sub-interpreter orjson takes no keywords.
-    return _written(value) if _orjson is None else _orjson.dumps(value, None, _strict)
+        _check_nodes(value, _MAX_NODES)
+    # Positional: in a second sub-interpreter orjson accepts no keywords.
+    return _dumps_without_orjson(value) if _orjson is None else _orjson.dumps(value, None, _strict)
 
 
-def dumps_within(value: object, most: int) -> tuple[bytes | None, int]:
-    """Compact JSON of `value` (None if refused, or of more than `most` nodes), and the nodes looked at.
+def dumps_within(value: object, max_nodes: int) -> tuple[bytes | None, int]:
+    """Return compact JSON of `value`, and the number of nodes checked.
+
+    The JSON is None if the value is refused or has more than `max_nodes` nodes.
 
     Raises:
         RecursionError: The recursion limit is too near.
     """
     nodes = 0
     try:
-        nodes = _look_through(value, most)
+        nodes = _check_nodes(value, max_nodes)
         return dumps(value), nodes
     except _RefusedError as refusal:
         return None, refusal.nodes
@@ -337,18 +342,18 @@ def dumps_within(value: object, most: int) -> tuple[bytes | None, int]:
 
 
 def indented(value: object) -> str:
-    """JSON for people to read.
+    """Return JSON with indentation, for people to read.
 
     Raises:
-        TypeError: It is refused.
+        TypeError: The value is refused.
     """
-    # Plain, and no deeper than what is walked next.
+    # Refuses other types than JSON's, and depths that `json.dumps` can't follow.
     dumps(value)
     return json.dumps(value, ensure_ascii=False, indent=2)
 
 
 def announce() -> None:
-    """Log, once in a process, that the encoder is not as fast as it could be."""
+    """Log, once per process, the reason why the encoder is not as fast as it could be."""
     global _announced
     if REMARK is not None and not _announced:
         _announced = True
