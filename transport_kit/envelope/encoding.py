@@ -1,11 +1,11 @@
-"""Strict JSON: what may be written, and the bounded walk that repairs the rest.
+"""Strict JSON, and the bounded repair of values that the encoder refuses.
 
-Nothing is serialised behind the user's back: the encoder (`encoder.py`) refuses dataclasses, subclasses and
-datetimes, and `repair` writes objects it does not know as their class name, without calling any of their
-methods. Knows nothing about envelopes; `trimming.py` makes oversize events smaller.
+No object is serialised implicitly: the encoder (`encoder.py`) refuses dataclasses, subclasses and datetimes,
+and `repair` replaces objects of unknown classes by their class name, without calling any of their methods.
+Independent of envelopes; `trimming.py` makes oversize events smaller.
 
-Threads: every function may be called from any thread, holds no lock and keeps no state. A value that
-another thread changes meanwhile is written as it was at some moment, part by part, or is a `SealError`.
+Threads: every function may be called from any thread, holds no lock and keeps no state. If another thread
+changes a value meanwhile, each of its parts is encoded as it was at some moment, or `SealError` is raised.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ from transport_kit.runtime.errors import SealError
 
 __all__ = ["clean_text", "dump", "encode", "repair"]
 
-# Bytes of a buffer from which on the allocator takes back what is not used, but for a tenth.
-_GIVEN_BACK: Final = 16 * 1024
-# Bounds of one repair. Only a hostile value meets them: an event may have a million bytes. The encoder's
-# own bound on depth is 254.
+# From this number of bytes on, the allocator releases the unused end of a buffer, except a tenth.
+_SHRUNK_FROM: Final = 16 * 1024
+# Limits of one repair. Only a hostile value reaches them, as an event may have a million bytes. The encoder's
+# own limit on depth is 254.
 MAX_DEPTH: Final = 100
 MAX_BREADTH: Final = 20_000
 MAX_NODES: Final = 100_000
 MAX_TEXT: Final = 16 * 1024 * 1024
 _MAX_INT_BITS: Final = 4096
-# Down to this depth a part is encoded as it is where it needs no repair: most don't. Each level may look
-# through the whole once more, so both the depth and the number of nodes looked at are bounded.
+# Down to this depth, a part that needs no repair is encoded as it is; most need none. Each level may check
+# the same nodes once more, so both the depth and the number of checked nodes are limited.
 _WHOLE_DEPTH: Final = 8
 MAX_LOOKS: Final = 200_000
 _TRIES: Final = 3
 
 
 def encode(value: object, path: str) -> bytes:
-    """Compact JSON of `value`: one line, raw UTF-8.
+    """Return compact JSON of `value`: one line, raw UTF-8.
 
-    What the encoder refuses is repaired first, see `repair`. NaN and infinities become null, an `Enum`
-    member its value, a UUID its text.
+    A value that the encoder refuses is repaired first, see `repair`. NaN and infinities become null, an
+    `Enum` member its value, a UUID its text.
 
     Args:
         value: Any object.
-        path: What to call `value` in an error, such as `event`.
+        path: The name of `value` in an error, such as `event`.
 
     Raises:
-        SealError: The value changed under our hands at every try, or is too big for the memory.
+        SealError: Another thread changed the value during every try, or it is too big for the memory.
     """
     try:
         return dump(value)
@@ -69,33 +69,37 @@ def encode(value: object, path: str) -> bytes:
 
 
 def dump(value: object) -> bytes:
-    """Strict JSON of `value` in memory of about that size.
+    """Return strict JSON of `value`, in an object that uses little more memory than its length.
 
     Raises:
         TypeError: The encoder refuses it.
         RecursionError: The recursion limit is too near.
     """
-    # The encoder leaves its result in the buffer it wrote to: up to twice the size, and 4 kB for a
-    # header. These bytes may wait in a queue that counts them. The end of a large buffer is given back.
+    # The encoder returns the buffer that it wrote to: up to twice the size of the result, and 4 kB for a
+    # header. These bytes may wait in a queue that counts them. The end of a large buffer is released.
     result = dumps(value)
-    return result if len(result) >= _GIVEN_BACK else bytes(memoryview(result))
+    return result if len(result) >= _SHRUNK_FROM else bytes(memoryview(result))
 
 
 def clean_text(text: str) -> str:
-    """`text` with pairs of surrogates joined and lone ones replaced by U+FFFD. Any text stays the same."""
+    """Return `text` with surrogate pairs joined and lone surrogates replaced by U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def repair(value: object, path: str) -> Any:
-    """A copy of `value` that the encoder takes: plain dicts, lists, strings and numbers, and parts that
-    needed no repair, encoded already.
+    """Return a copy of `value` that the encoder accepts.
 
-    Bounded in depth, breadth, nodes and text; wide first, so that what stands near the root survives.
-    Iterative. No method of an object outside the builtins and the standard library is called; subclasses
-    of builtins are read through the base class, whatever they override.
+    The copy consists of plain dicts, lists, strings and numbers, and of encoded parts that needed no repair.
+    Its depth, breadth, nodes and text are limited. The walk is iterative and breadth-first, so that parts
+    near the root survive. No method of a class outside the builtins and the standard library is called;
+    subclasses of builtins are read through the base class, whatever they override.
+
+    Args:
+        value: Any object.
+        path: The name of `value` in an error.
 
     Raises:
-        SealError: A container was changed by another thread at every try; names its path.
+        SealError: Another thread changed a container during every try; the error names its path.
     """
     return _Repair(path).run(value)
 
@@ -104,7 +108,7 @@ _Reader = Callable[[Any], Iterator[Any]]
 
 _MAPPINGS: Final[dict[type, _Reader]] = {
     dict: lambda source: iter(dict.items(source)),
-    # The proxy's own methods would call those of what it wraps.
+    # The proxy's own methods would call those of the mapping that it wraps.
     MappingProxyType: lambda source: iter(dict.items(gc.get_referents(source)[0])),
 }
 _SEQUENCES: Final[dict[type, _Reader]] = {
@@ -116,8 +120,8 @@ _QUALNAME: Final = vars(type)["__qualname__"]
 _MODULE: Final = vars(type)["__module__"]
 
 
-class _OpenContainer:
-    """A container that is being copied: its source, its copy, and its parents up to the root."""
+class _Open:
+    """A container that is being copied: the source, the copy, and the parents up to the root."""
 
     __slots__ = ("copy", "depth", "key", "parent", "read", "source")
 
@@ -138,6 +142,8 @@ class _OpenContainer:
 
 
 class _Repair:
+    """One run of `repair`, with the nodes, characters and checks that are left of its limits."""
+
     def __init__(self, path: str) -> None:
         self._path = path
         self._nodes = MAX_NODES
@@ -149,14 +155,14 @@ class _Repair:
         copy = self._copy(value, None, None)
         while self._open:
             task = self._open.popleft()
-            members, whole = self._members(task)
+            members, complete = self._members(task)
             if type(task.copy) is list:
                 task.copy.extend([self._copy(item, task, index) for index, item in enumerate(members)])
-                if not whole:
+                if not complete:
                     task.copy.append("<truncated>")
             elif type(task.copy) is dict:
                 self._fill(task.copy, task, members)
-                if not whole:
+                if not complete:
                     task.copy["<truncated>"] = True
         return copy
 
@@ -164,33 +170,33 @@ class _Repair:
         repeats: dict[str, int] = {}
         for raw, item in members:
             key = name = self._key(raw)
-            # Distinct keys can become one text (1 and "1"): both values are kept.
+            # Distinct keys can have the same text (1 and "1"): both values are kept.
             while key in copy:
                 repeats[name] = repeats.get(name, 1) + 1
                 key = f"{name}#{repeats[name]}"
             copy[key] = self._copy(item, task, key)
 
-    def _members(self, task: _OpenContainer) -> tuple[list[Any], bool]:
-        """A snapshot, at most as long as the bounds allow, and whether nothing was cut off."""
+    def _members(self, task: _Open) -> tuple[list[Any], bool]:
+        """Return a snapshot of the members within the limits, and True if it contains all of them."""
         room = min(self._nodes, MAX_BREADTH)
         for _ in range(_TRIES):
             try:
-                # Runs in C from end to end: another thread can get in only through the garbage collector.
-                taken = list(islice(task.read(task.source), room + 1))
+                # Runs in C from end to end: another thread can run only if the garbage collector does.
+                members = list(islice(task.read(task.source), room + 1))
             except RuntimeError:
                 continue
-            whole = len(taken) <= room
-            del taken[room:]
-            self._nodes -= len(taken)
-            return taken, whole
-        raise SealError(self._where(task), "was changed by another thread while it was read")
+            complete = len(members) <= room
+            del members[room:]
+            self._nodes -= len(members)
+            return members, complete
+        raise SealError(self._path_of(task), "was changed by another thread while it was read")
 
-    def _where(self, task: _OpenContainer) -> str:
+    def _path_of(self, task: _Open) -> str:
         parts: list[str] = []
-        here = task
-        while here.parent is not None:
-            parts.append(f"[{here.key}]" if type(here.key) is int else f".{here.key}"[:100])
-            here = here.parent
+        node = task
+        while node.parent is not None:
+            parts.append(f"[{node.key}]" if type(node.key) is int else f".{node.key}"[:100])
+            node = node.parent
         return self._path + "".join(reversed(parts))
 
     def _copy(self, value: object, parent: _OpenContainer | None, key: object) -> Any:
@@ -198,28 +204,29 @@ class _Repair:
         leaf = self._leaf(value)
         if leaf is not _NOT_A_LEAF:
             return leaf
-        here = parent
-        while here is not None:
-            if here.source is value:
+        ancestor = parent
+        while ancestor is not None:
+            if ancestor.source is value:
                 return "<cycle>"
-            here = here.parent
+            ancestor = ancestor.parent
         depth = 0 if parent is None else parent.depth
         if depth >= MAX_DEPTH:
             return "<too deep>"
-        if 0 < depth <= _WHOLE_DEPTH and (whole := self._whole(value)) is not None:
-            return whole
+        if 0 < depth <= _WHOLE_DEPTH and (part := self._encoded_part(value)) is not None:
+            return part
         copy: dict[str, Any] | list[Any]
         read = _reader(type(value), _MAPPINGS)
         if read is not None:
             copy = {}
         else:
             read = _reader(type(value), _SEQUENCES)
-            assert read is not None  # or `_leaf` would have named its class
+            assert read is not None  # else `_leaf` would have returned its class name
             copy = []
         self._open.append(_OpenContainer(value, read, copy, parent, key))
         return copy
 
-    def _whole(self, value: object) -> Any:
+    def _encoded_part(self, value: object) -> Any:
+        """Return the value as an encoded part if it needs no repair; else None."""
         if self._looks <= 0:
             return None
         try:
@@ -240,43 +247,43 @@ class _Repair:
         return _class_name(raw) if leaf is _NOT_A_LEAF else dumps(leaf).decode()
 
     def _leaf(self, value: object) -> Any:
-        """The JSON scalar for `value`, or `_NOT_A_LEAF` for a container.
+        """Return the JSON scalar for `value`, or `_NOT_A_LEAF` for a container.
 
-        Only the real type counts: `isinstance` would ask the object's `__class__`.
+        Decided by the real type: `isinstance` would read the object's `__class__`.
         """
-        kind = type(value)
-        if kind is str:
+        class_ = type(value)
+        if class_ is str:
             return self._string(value)  # type: ignore[arg-type]
-        if value is None or kind is bool or kind is float:
+        if value is None or class_ is bool or class_ is float:
             return value
-        if kind is dict or kind is list or kind is tuple:
+        if class_ is dict or class_ is list or class_ is tuple:
             return _NOT_A_LEAF
-        return self._builtin(value, kind)
+        return self._builtin(value, class_)
 
-    def _builtin(self, value: Any, kind: type) -> Any:
-        if issubclass(kind, Enum):
-            return _class_name(value)  # its value is a member again: these could go in a circle
-        if issubclass(kind, int):
+    def _builtin(self, value: Any, class_: type) -> Any:
+        if issubclass(class_, Enum):
+            return _class_name(value)  # its value is a member too, and members may form a cycle
+        if issubclass(class_, int):
             return self._integer(int.__add__(value, 0))
-        if issubclass(kind, str):
+        if issubclass(class_, str):
             return self._string(str.__str__(value))
-        if issubclass(kind, float):
+        if issubclass(class_, float):
             return float.__float__(value)
-        if _reader(kind, _MAPPINGS) or _reader(kind, _SEQUENCES):
-            return _NOT_A_LEAF if kind is not MappingProxyType or _wraps_dict(value) else _class_name(value)
-        if issubclass(kind, bytes | bytearray | memoryview):
+        if _reader(class_, _MAPPINGS) or _reader(class_, _SEQUENCES):
+            return _NOT_A_LEAF if class_ is not MappingProxyType or _wraps_dict(value) else _class_name(value)
+        if issubclass(class_, bytes | bytearray | memoryview):
             return self._string(_decoded(value, self._text + 1))
         try:
-            return self._string(_standard_text(value, kind) or _class_name(value))
+            return self._string(_standard_text(value, class_) or _class_name(value))
         except Exception:
-            # A subclass or a foreign tzinfo misbehaves.
+            # A subclass or a custom tzinfo raises.
             return _class_name(value)
 
     def _integer(self, number: int) -> int | str:
         if -(2**63) <= number < 2**64:
             return number
         bits = number.bit_length()
-        # Decimal text takes quadratic time.
+        # Conversion to decimal takes quadratic time.
         return str(number) if bits <= _MAX_INT_BITS else f"<int of {bits} bits>"
 
     def _string(self, text: str) -> str:
@@ -293,14 +300,14 @@ class _Repair:
 
 
 def _member_value(value: object) -> object:
-    """The value of an Enum's member, as the encoder would write it; anything else as it is."""
+    """Return the value of an Enum's member, as the encoder would write it; anything else unchanged."""
     return _ENUM_STATE.__get__(value).get("_value_") if issubclass(type(value), Enum) else value
 
 
-def _reader(kind: type, readers: dict[type, _Reader]) -> _Reader | None:
-    # Compared one by one: looking `kind` up would call a metaclass's `__hash__`.
+def _reader(class_: type, readers: dict[type, _Reader]) -> _Reader | None:
+    # Compared one by one: a lookup of the class would call its metaclass's `__hash__`.
     for base, read in readers.items():
-        if issubclass(kind, base):
+        if issubclass(class_, base):
             return read
     return None
 
@@ -317,8 +324,8 @@ def _decoded(value: bytes | bytearray | memoryview, limit: int) -> str:
         return _class_name(value)
 
 
-def _standard_text(value: Any, kind: type) -> str | None:
-    if issubclass(kind, datetime):
+def _standard_text(value: Any, class_: type) -> str | None:
+    if issubclass(class_, datetime):
         try:
             return datetime.isoformat(value)
         except Exception:
@@ -331,15 +338,15 @@ def _standard_text(value: Any, kind: type) -> str | None:
         (UUID, UUID.__str__),
         (PurePath, PurePath.__str__),
     ):
-        if issubclass(kind, base):
+        if issubclass(class_, base):
             return text(value)
     return None
 
 
 def _class_name(value: object) -> str:
-    kind = type(value)
-    # Read past the metaclass, which may answer with anything, slowly.
-    module, name = _MODULE.__get__(kind), _QUALNAME.__get__(kind)
+    class_ = type(value)
+    # Read through `type`: a metaclass may return anything, slowly.
+    module, name = _MODULE.__get__(class_), _QUALNAME.__get__(class_)
     if type(module) is not str:
         module = "?"
     return clean_text(f"<{module[:200]}.{name[:200]}>")
