@@ -1,7 +1,7 @@
-"""Strict framing: from hostile bytes to headers and payloads.
+"""Strict parsing of the framing of envelopes: from untrusted bytes to headers and payloads.
 
-Owns the grammar of envelopes and what counts as a header; never looks into payloads. Time is linear in
-the input; memory is one copy of the payloads plus the headers, which are bounded in length and number.
+Owns the grammar of envelopes and of their headers; never reads payloads. Time is linear in the input; memory
+is one copy of the payloads plus the headers, which are limited in length and number.
 
 Threads: pure functions.
 
@@ -19,13 +19,13 @@ from transport_kit.runtime.errors import InvalidEnvelope
 __all__ = ["MAX_HEADER_BYTES", "MAX_ITEMS", "parse_envelope"]
 
 MAX_HEADER_BYTES: Final = 1024 * 1024
-# Python needs some twenty bytes for one byte of tiny JSON values: the sum is bounded too.
+# Python needs about twenty bytes of memory per byte of tiny JSON values, so the sum is limited too.
 MAX_HEADERS_BYTES: Final = 8 * MAX_HEADER_BYTES
 MAX_ITEMS: Final = 1000
 _MAX_LENGTH: Final = 2**32 - 1
 _NEWLINE: Final = 0x0A
 
-# Receivers read these into typed fields, where a second one is an error; elsewhere the last one counts.
+# Receivers read these into typed fields, where a repeated key is an error. Of other keys the last counts.
 _ENVELOPE_KEYS: Final = frozenset({"event_id", "dsn", "sdk", "sent_at", "trace"})
 _ITEM_KEYS: Final = frozenset(
     {"type", "length", "content_type", "filename", "attachment_type", "item_count", "platform", "meta_length"}
@@ -37,11 +37,11 @@ _Headers = dict[str, Any]
 def parse_envelope(
     data: bytes, *, max_items: int = MAX_ITEMS
 ) -> tuple[_Headers, list[tuple[_Headers, bytes]]]:
-    """The envelope's headers as received, and each item's headers and payload.
+    """Return the envelope's headers as received, and each item's headers and payload.
 
     Raises:
         InvalidEnvelope: `empty`, `envelope_header`, `item_header`, `truncated`, `unterminated` or
-            `too_many_items`, with the offset of the byte where the fault begins.
+            `too_many_items`, with the offset of the first wrong byte.
     """
     if not data:
         raise InvalidEnvelope("empty", 0, "no bytes")
@@ -51,14 +51,14 @@ def parse_envelope(
     while at < len(data):
         if len(items) == max_items:
             raise InvalidEnvelope("too_many_items", at, f"more than {max_items} items")
-        begin = at
-        item_headers, at = _header_line(data, begin, "item_header", _ITEM_KEYS)
-        room -= at - begin
+        start = at
+        item_headers, at = _header_line(data, start, "item_header", _ITEM_KEYS)
+        room -= at - start
         if room < 0:
             raise InvalidEnvelope(
-                "item_header", begin, f"headers of more than {MAX_HEADERS_BYTES} bytes in all"
+                "item_header", start, f"headers of more than {MAX_HEADERS_BYTES} bytes in all"
             )
-        end = _payload_end(data, at, _length(item_headers, begin))
+        end = _payload_end(data, at, _length(item_headers, start))
         items.append((item_headers, data[at:end]))
         at = end + 1
     return headers, items
@@ -69,7 +69,7 @@ def _payload_end(data: bytes, at: int, length: int | None) -> int:
     if length is None:
         newline = data.find(b"\n", at)
         return size if newline < 0 else newline
-    # `at` stands one past the end when the input ended with the item header itself.
+    # `at` is one past the end if the input ends with the item header.
     if length > max(size - at, 0):
         left = max(size - at, 0)
         raise InvalidEnvelope("truncated", min(at, size), f"{left} bytes left of a payload of {length}")
@@ -80,7 +80,7 @@ def _payload_end(data: bytes, at: int, length: int | None) -> int:
 
 
 def _header_line(data: bytes, at: int, reason: str, known: frozenset[str]) -> tuple[_Headers, int]:
-    """The JSON object on the line that begins at `at`, and where the next line begins."""
+    """Return the JSON object on the line that begins at `at`, and the offset of the next line."""
     newline = data.find(b"\n", at, at + MAX_HEADER_BYTES + 1)
     if newline < 0:
         newline = len(data)
@@ -97,22 +97,22 @@ def _header(line: bytes, known: frozenset[str]) -> _Headers:
         raise ValueError("not exactly one JSON object on its line, without padding")
     pairs: list[tuple[str, Any]] = []
 
-    def keep(found: list[tuple[str, Any]]) -> _Headers:
+    def record_pairs(object_pairs: list[tuple[str, Any]]) -> _Headers:
         nonlocal pairs
-        pairs = found  # the outermost object comes last
-        return dict(found)
+        pairs = object_pairs  # the last call is for the outermost object
+        return dict(object_pairs)
 
     try:
         text = line.decode("utf-8")
         check_depth(text)
         headers: _Headers = json.loads(
             text,
-            object_pairs_hook=keep,
+            object_pairs_hook=record_pairs,
             parse_constant=refuse_constant,
             parse_float=finite,
             parse_int=_integer,
         )
-        # What can't be written again is no header: lone surrogates, and nesting out of all proportion.
+        # Headers that can't be encoded again are refused: lone surrogates, and deep nesting.
         dumps(headers)
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
@@ -131,7 +131,7 @@ def _header(line: bytes, known: frozenset[str]) -> _Headers:
 
 
 def _integer(text: str) -> int | float:
-    """As Relay's reader does: beyond 64 bits a float, and -0 too."""
+    """Return an int, or a float beyond 64 bits and for -0, as Relay's parser does."""
     return -0.0 if text == "-0" else integer(text)
 
 
