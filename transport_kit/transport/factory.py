@@ -107,7 +107,7 @@ def _build(target: Target, options: TransportOptions, stop: str | None) -> Trans
     if target is None or (isinstance(target, str) and not target.strip()):
         return NullTransport(options)
     if isinstance(target, str):
-        return _over_http(HttpTransport, _parsed(target), options, stop)
+        return _over_http(HttpTransport, _parse_dsn(target), options, stop)
     if callable(target):
         return FunctionTransport(target, options)
     raise OptionsError("target", f"must be a DSN, a callable or a transport, not {type(target).__name__}")
@@ -167,12 +167,12 @@ def _spool_maker(dsn: Dsn, options: TransportOptions, path: str) -> Callable[[],
 def _dsn_of_environment() -> Dsn | None:
     text = os.environ.get(DSN_VARIABLE, "")
     try:
-        return _parsed(text) if text.strip() else None
+        return _parse_dsn(text) if text.strip() else None
     except InvalidDsn as error:
         raise InvalidDsn(error.reason, f"{error.hint} (environment {DSN_VARIABLE})") from None
 
 
-def _parsed(text: str) -> Dsn:
+def _parse_dsn(text: str) -> Dsn:
     dsn = Dsn.parse(text)
     if not dsn.key_looks_valid:
         log.warning("the DSN's key is not 32 hexadecimal digits; most servers refuse such a key")

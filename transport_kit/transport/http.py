@@ -254,10 +254,10 @@ class BaseHttpTransport(Transport):
         if sealed is not None:
             sealed = sealed.unpacked()
             if limits is not _NO_LIMITS:
-                kept, lost = sealed.filtered(lambda category: limits.is_limited(category, now))
-                if kept is None:
+                remaining, lost = sealed.filtered(lambda category: limits.is_limited(category, now))
+                if remaining is None:
                     return Outcome(LossReason.RATELIMIT_BACKOFF, answered=None)
-                sealed = kept
+                sealed = remaining
         report: Report = ()
         if state.worker.unreported and not limits.is_limited("internal", now):
             report = state.worker.take_report(alone=sealed is None)
