@@ -120,7 +120,7 @@ _QUALNAME: Final = vars(type)["__qualname__"]
 _MODULE: Final = vars(type)["__module__"]
 
 
-class _Open:
+class _OpenContainer:
     """A container that is being copied: the source, the copy, and the parents up to the root."""
 
     __slots__ = ("copy", "depth", "key", "parent", "read", "source")
@@ -176,7 +176,7 @@ class _Repair:
                 key = f"{name}#{repeats[name]}"
             copy[key] = self._copy(item, task, key)
 
-    def _members(self, task: _Open) -> tuple[list[Any], bool]:
+    def _members(self, task: _OpenContainer) -> tuple[list[Any], bool]:
         """Return a snapshot of the members within the limits, and True if it contains all of them."""
         room = min(self._nodes, MAX_BREADTH)
         for _ in range(_TRIES):
@@ -191,7 +191,7 @@ class _Repair:
             return members, complete
         raise SealError(self._path_of(task), "was changed by another thread while it was read")
 
-    def _path_of(self, task: _Open) -> str:
+    def _path_of(self, task: _OpenContainer) -> str:
         parts: list[str] = []
         node = task
         while node.parent is not None:
