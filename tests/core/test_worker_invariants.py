@@ -255,7 +255,7 @@ def test_2_a_capture_that_interrupts_the_last_look_for_work_finds_a_sender() -> 
     """Nothing waits, says the section; the capture that came inside it relies on its end."""
     deliver = Deliverer()
     with running(deliver) as worker:
-        plain = worker._delivery.needed_locked
+        plain = worker._dispatcher.needed_locked
         left: list[bool] = []
 
         def needed_locked() -> bool:
@@ -264,7 +264,7 @@ def test_2_a_capture_that_interrupts_the_last_look_for_work_finds_a_sender() -> 
                 left.append(worker.submit(SMALL))
             return needed
 
-        worker._delivery.needed_locked = needed_locked  # type: ignore[method-assign]
+        worker._dispatcher.needed_locked = needed_locked  # type: ignore[method-assign]
         worker.lose(LossReason.CLOSED, (("error", 1),))
         assert left == [True]
         assert deliver.wait_for(1)
@@ -650,7 +650,7 @@ def _shared_balance(worker: BackgroundWorker) -> None:
     with worker._lock.rlock:
         totals = worker._books.ledger.snapshot()
         hand = Counter[str]()
-        for claim in worker._delivery._in_hand.values():
+        for claim in worker._dispatcher._claims.values():
             hand.update(dict(claim.sealed.quantities))
     accounted(totals, hand)
 

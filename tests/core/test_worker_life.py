@@ -270,7 +270,7 @@ def test_nothing_is_left_of_ten_thousand_envelopes() -> None:
                 deliver.began.clear()
         assert worker.flush(SOON).ok
         assert worker.facts().queue[:3] == (0, 0, 0)
-        assert (worker._books.tickets, worker._delivery._in_hand, queue._claimed, queue._delayed) == (
+        assert (worker._books.tickets, worker._dispatcher._claims, queue._claimed, queue._delayed) == (
             [],
             {},
             {},

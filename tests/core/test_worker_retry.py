@@ -239,7 +239,7 @@ def test_whoever_waits_at_the_breaker_sleeps_until_something_changes() -> None:
     deliver = Deliverer(RETRY)
     options = quick(backoff_base=3000.0, backoff_max=3000.0)
     worker = BackgroundWorker(memory(options), deliver, options, draw=lambda: 0.5)
-    worker._delivery._gate = Noting(worker._lock.rlock)
+    worker._dispatcher._gate = Noting(worker._lock.rlock)
     try:
         worker.submit(event())
         assert until(lambda: pauses)

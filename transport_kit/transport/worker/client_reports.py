@@ -1,6 +1,6 @@
-"""Client reports: losses as the items that tell a server of them.
+"""Client reports: the items that report losses to the server.
 
-Owns their form and their bounds. What is reported, and when, is the ledger's and the worker's.
+Owns their format and bounds. The ledger counts the losses; the worker decides when to report them.
 
 Source: docs/protocol.md, section 6; quantities are 32 bits wide in Relay.
 """
@@ -17,15 +17,15 @@ from transport_kit.envelope.sealed import SealedItem
 
 __all__ = ["MAX_QUANTITY", "MAX_REPORTED", "report_items"]
 
-#: Losses in one client report item. One takes at most 100 bytes, as reasons and categories are known
-#: names: the item stays below the 4096 bytes that every server takes.
+#: Maximum number of losses in one item. A loss takes at most 100 bytes, as reasons and categories are known
+#: names, so an item stays below the 4096 bytes that every server accepts.
 MAX_REPORTED = 32
-#: The largest quantity that servers read; a report that holds a larger one is refused whole.
+#: The largest quantity that servers accept; they reject a whole report for a larger one.
 MAX_QUANTITY = 2**32 - 1
 
 
 def report_items(report: Report) -> Iterator[SealedItem]:
-    """Client report items, each below the size that servers take."""
+    """Yield the losses of `report` as client report items, each below the size that servers accept."""
     entries = [
         {"reason": reason, "category": category, "quantity": min(quantity, MAX_QUANTITY)}
         for reason, category, quantity in report

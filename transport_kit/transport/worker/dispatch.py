@@ -1,10 +1,10 @@
-"""Delivering: claims from the queue when the breaker allows, has each envelope delivered, settles it.
+"""The dispatcher: claims envelopes when the breaker permits, delivers them, and settles the results.
 
-Owns the breaker, and what is in the senders' hands. What is due and what it came to goes to the worker's
-books; how many threads do this is `senders.py`'s.
+Owns the breaker and the claims that senders are delivering. The counts and the report schedule are in
+`books.py`, the number of threads is decided in `senders.py`.
 
-Threads: `watch` and `perform` run on sender threads, `stranded` in a caller when there are none. Names
-that end in `_locked` want the lock.
+Threads: `watch` and `perform` run on sender threads; `stranded` runs in a caller when no thread can start.
+Methods whose names end in `_locked` are called while holding the worker's `StateLock`.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from transport_kit.transport.worker.senders import Senders
 
 __all__ = ["Dispatcher"]
 
-#: Seconds between two flushes that may bring a probe forward: flushing in a loop is no back door.
-HASTEN_EVERY = 1.0
-#: Seconds that a pause at the breaker takes at most, and one after a claim that failed.
+#: Minimum seconds between two early retries, so that calling flush in a loop does not bypass the back-off.
+EARLY_RETRY_INTERVAL = 1.0
+#: Maximum seconds of one wait at the breaker.
 LONGEST_PAUSE = 60.0
-#: Seconds between two looks after a shared queue while the breaker lets nothing through.
-LOOK_AFTER = 0.5
+#: Seconds between two claims of nothing from a shared queue while the breaker permits no attempt.
+SHARED_CLAIM_INTERVAL = 0.5
+#: Seconds to wait after a claim that raised.
 CLAIM_AGAIN = 1.0
 
 
 class _Report(enum.Enum):
-    """The task of a sender that has nothing to deliver but a client report."""
+    """The task of sending a client report without an envelope."""
 
     DUE = enum.auto()
 
@@ -46,17 +47,17 @@ _Task = Claim | _Report
 
 
 class Dispatcher:
-    """The work of a worker's senders.
+    """The work of a worker's senders: an implementation of `senders.Work`.
 
     Args:
-        queue: Where envelopes wait.
-        deliver: Called without any lock held. An exception is poison: the envelope is discarded as
-            `internal_sdk_error`, and the work goes on.
-        options: Bounds and times.
-        lock: Guards `books` and all that is kept here; and the queue, unless that is shared.
-        books: What became of what.
-        clock: Monotonic seconds; the queue's.
-        draw: From 0 up to but not including 1, for the jitter.
+        queue: The queue to claim from.
+        deliver: Called without any lock held. If it raises, the envelope is discarded as
+            `internal_sdk_error`, and the sender continues.
+        options: The worker's options.
+        lock: Guards `books`, this object's state, and the queue unless it is shared.
+        books: The worker's counts.
+        clock: Returns monotonic seconds; the same clock as the queue's.
+        draw: Returns a number in [0, 1) for the jitter.
     """
 
     def __init__(
@@ -78,24 +79,27 @@ class Dispatcher:
         self._draw = draw
         self._backoff = Backoff(options.backoff_base, options.backoff_max)
         self.senders: Senders[_Task] = Senders(lock, options.max_senders, self)
-        # Read and written only while holding the lock.
+        # Any thread reads and writes these four, but only while holding `lock`.
         self.breaker = CircuitBreaker(self._backoff)
-        self._gate = threading.Condition(lock.rlock)  # the breaker changed
-        self._in_hand: dict[int, Claim] = {}
-        self._last_hastened = float("-inf")
-        self._poisoned = False
+        # Notified when the breaker changes, when a caller wants an early retry, and when the worker closes.
+        self._gate = threading.Condition(lock.rlock)
+        # The claims being delivered, by id. A claim is settled by whichever thread removes it.
+        self._claims: dict[int, Claim] = {}
+        self._last_early_retry = float("-inf")
+        # True after the first exception was logged. Not guarded: a race costs one more log line.
+        self._failure_logged = False
 
     # -- looking for work ------------------------------------------------------------------------------
 
     def needed_locked(self) -> bool:
-        """Whether someone has to watch: envelopes wait, if only for another attempt, or a report is due."""
+        """Return True if a sender must watch: an envelope waits, even for a later retry, or a report does."""
         books = self._books
         if books.state is WorkerState.NEW or books.state is WorkerState.CLOSED:
             return False
         return self._queue.shared or books.report_wanted or self._queue.stats().waiting > 0
 
     def watch(self) -> _Task | None:
-        """Wait until an envelope or a report is due and may go; None when all is over."""
+        """Wait for an envelope or a report whose attempt may begin; return None once the worker is closed."""
         books = self._books
         while True:
             with self._lock.rlock:
@@ -105,10 +109,10 @@ class Dispatcher:
                 now = self._clock()
                 permitted = self.breaker.permits(now)
                 if not permitted:
-                    # A probe's outcome, a flush and the end notify; otherwise the next probe's time comes.
+                    # The end of the probe, a flush and `end_locked` notify the gate.
                     probing = self.breaker.state == "probing"
                     pause = LONGEST_PAUSE if probing else self.breaker.next_probe - now
-                    longest = LOOK_AFTER if self._queue.shared else LONGEST_PAUSE
+                    longest = SHARED_CLAIM_INTERVAL if self._queue.shared else LONGEST_PAUSE
                     self._gate.wait(min(max(pause, 0.001), longest))
                     if not self._queue.shared:
                         continue
@@ -117,7 +121,8 @@ class Dispatcher:
             try:
                 if due and self._queue.shared:
                     due = not self._leave_losses()
-                # Also while nothing may go: a shared queue keeps its bounds, and an election, in its claims.
+                # Also while the breaker is open: a shared queue enforces its bounds and runs its election
+                # inside `claim`.
                 claims = self._queue.claim(1 if permitted else 0, patience)
                 if self._queue.shared:
                     self._take_losses()
@@ -126,32 +131,32 @@ class Dispatcher:
                 self._pause(CLAIM_AGAIN)
                 continue
             for claim in claims:
-                if self._book(claim):
+                if self._begin(claim):
                     return claim
-            # A report rides on an envelope, and goes alone only when there is none.
-            if due and not claims and self._book_report():
+            # A report is attached to an envelope's request, and is sent alone only without one.
+            if due and not claims and self._begin_report():
                 return _Report.DUE
 
     def _leave_losses(self) -> bool:
-        """Leave what was lost here to whoever drains; False when that is this process."""
+        """Hand this process's losses to the process that drains; return False if that is this process."""
         with self._lock.rlock:
             self._books.transfers_in_progress += 1
             report = self._books.take_report(alone=True)
-        left = False
+        stored = False
         try:
-            left = self._queue.put_losses(report)
+            stored = self._queue.put_losses(report)
         finally:
             with self._lock.rlock:
-                self._moved_locked()
-                if left:
+                self._end_transfer_locked()
+                if stored:
                     self._books.end_report(self._clock())
                 else:
                     self._books.ledger.give_back(report)
                     self._books.report_wanted = True
-        return left
+        return stored
 
     def _take_losses(self) -> None:
-        """Report what a shared queue gave up, and what other processes lost."""
+        """Move the losses of a shared queue, and those other processes left in it, into the ledger."""
         with self._lock.rlock:
             if self._books.state is WorkerState.CLOSED:
                 return
@@ -161,11 +166,11 @@ class Dispatcher:
             report = self._queue.take_losses()
         finally:
             with self._lock.rlock:
-                self._moved_locked()
+                self._end_transfer_locked()
                 self._books.ledger.give_back(report)
 
     def request_report(self) -> None:
-        """Report what is known to be lost as soon as a sender can, unless the breaker is open."""
+        """Have the known losses reported as soon as a sender is free, if the breaker is closed."""
         if self._queue.shared:
             self._take_losses()
         with self._lock.rlock:
@@ -173,58 +178,58 @@ class Dispatcher:
             self._queue.wake()
         self.senders.leave()
 
-    def _moved_locked(self) -> None:
+    def _end_transfer_locked(self) -> None:
         self._books.transfers_in_progress -= 1
         self._books.settled.notify_all()
 
     def _pause(self, seconds: float) -> None:
-        """Wait, but not beyond the end."""
+        """Wait `seconds`, or until the gate is notified."""
         with self._lock.rlock:
             if self._books.state is not WorkerState.CLOSED:
                 self._gate.wait(seconds)
 
-    def _book(self, claim: Claim) -> bool:
-        """Take a claim in hand; False when its time is not now: the end, or the breaker, came between."""
+    def _begin(self, claim: Claim) -> bool:
+        """Begin an attempt; if the worker closed or the breaker opened, release the claim, return False."""
         with self._lock.rlock:
             if self._may_begin_locked():
-                self._in_hand[claim.id] = claim
+                self._claims[claim.id] = claim
                 if self._queue.shared:
                     self._books.ledger.claim(claim.sealed.quantities)
                 return True
         self._queue.release([claim])
         return False
 
-    def _book_report(self) -> bool:
+    def _begin_report(self) -> bool:
         with self._lock.rlock:
-            self._books.reporting = begins = self._may_begin_locked()
-            return begins
+            self._books.reporting = permitted = self._may_begin_locked()
+            return permitted
 
     def _may_begin_locked(self) -> bool:
-        """Whether an attempt may begin now; the breaker then knows of it."""
+        """Return True if an attempt may begin now, and record its beginning in the breaker."""
         now = self._clock()
         if self._books.state is WorkerState.CLOSED or not self.breaker.permits(now):
             return False
         self.breaker = self.breaker.began(now)
         return True
 
-    # -- doing it --------------------------------------------------------------------------------------
+    # -- delivery --------------------------------------------------------------------------------------
 
     def perform(self, task: _Task) -> None:
-        """Deliver one envelope or report, and settle it; raises nothing."""
+        """Deliver one envelope or report and settle it; never raises."""
         failure = self._perform(task, self._options.request_timeout)
-        if failure is not None and not self._poisoned:
-            self._poisoned = True
+        if failure is not None and not self._failure_logged:
+            self._failure_logged = True
             log.error(
                 "an envelope could not be delivered and was discarded: %s; further ones are only counted",
                 type(failure).__name__,
             )
 
-    def _perform(self, task: _Task, within: float) -> BaseException | None:
-        """What `deliver` raised, if it did."""
+    def _perform(self, task: _Task, timeout: float) -> BaseException | None:
+        """Deliver and settle one task within `timeout` seconds; return the exception of `deliver`, if any."""
         began = self._clock()
         failure = None
         try:
-            outcome = self._deliver(None if isinstance(task, _Report) else task.sealed, within)
+            outcome = self._deliver(None if isinstance(task, _Report) else task.sealed, timeout)
         except BaseException as error:
             failure = error
             outcome = Outcome(LossReason.INTERNAL_SDK_ERROR, answered=None)
@@ -232,7 +237,7 @@ class Dispatcher:
             with self._lock.rlock:
                 self._books.carried()
                 now = self._clock()
-                self._learn_locked(outcome, began, now)
+                self._update_breaker_locked(outcome, began, now)
                 self._books.end_report(now)
         else:
             self._settle(task, outcome, began)
@@ -240,28 +245,34 @@ class Dispatcher:
         return failure
 
     def stranded(self, deadline: float | None) -> None:
-        """Deliver in the caller until nothing waits, an attempt fails, or `deadline` is reached."""
+        """Deliver in the calling thread until nothing is due, the breaker opens, or `deadline` is reached.
+
+        Without a deadline, for `shutdown_timeout` seconds.
+
+        Raises:
+            BaseException: From `deliver`, if it is no `Exception` or comes from the app's signal handler.
+        """
         if self.senders.own:
-            return  # a sender that leaves, or a capture made by a delivery in the caller
+            return  # a sender that is ending, or a capture made by a delivery in the caller
         limit = self._clock() + self._options.shutdown_timeout
         if deadline is not None:
             limit = min(limit, deadline)
         self.senders.act(True)
         try:
-            while (left := limit - self._clock()) > 0 and self._books.state is not WorkerState.CLOSED:
-                task = self._next_here()
+            while (timeout := limit - self._clock()) > 0 and self._books.state is not WorkerState.CLOSED:
+                task = self._begin_next()
                 if task is None:
                     return
-                failure = self._perform(task, left)
+                failure = self._perform(task, timeout)
                 if failure is not None:
                     if not isinstance(failure, Exception):
-                        raise failure  # the caller's own: its interrupt, its exit
+                        raise failure  # KeyboardInterrupt or SystemExit of the calling thread
                     let_through(failure)
         finally:
             self.senders.act(False)
 
-    def _next_here(self) -> _Task | None:
-        """What may be delivered at once, booked; a report only when nothing else is."""
+    def _begin_next(self) -> _Task | None:
+        """Begin the next due task without waiting; a report only if no envelope is due."""
         with self._lock.rlock:
             now = self._clock()
             if not self.breaker.permits(now):
@@ -269,81 +280,90 @@ class Dispatcher:
             due = not self._queue.shared and self._books.report_due(now)
         claims = self._queue.claim(1, 0.0)
         if claims:
-            return claims[0] if self._book(claims[0]) else None
-        return _Report.DUE if due and self._book_report() else None
+            return claims[0] if self._begin(claims[0]) else None
+        return _Report.DUE if due and self._begin_report() else None
 
     # -- settling --------------------------------------------------------------------------------------
 
     def _settle(self, claim: Claim, outcome: Outcome, began: float) -> None:
-        """Book what a delivery came to. Does nothing for a claim that the end counted meanwhile."""
+        """Count the outcome of a delivery and return the claim to the queue, or end it.
+
+        Does nothing if the worker closed meanwhile and counted the claim.
+        """
         shared = self._queue.shared
-        returned: float | None = None
+        retry_at: float | None = None
         with self._lock.rlock:
             self._books.carried()
-            if self._in_hand.pop(claim.id, None) is None:
+            if self._claims.pop(claim.id, None) is None:
                 return
             now = self._clock()
-            self._learn_locked(outcome, began, now)
-            # A durable queue has bounds of its own, and an age is one of them.
-            kept = self._queue.durable or now - claim.put_at < self._options.retry_window
-            if outcome.again and kept:
+            self._update_breaker_locked(outcome, began, now)
+            # A durable queue enforces its own bounds, a maximum age among them.
+            retryable = self._queue.durable or now - claim.put_at < self._options.retry_window
+            if outcome.again and retryable:
                 delay = self._backoff.delay(claim.attempts + 1, self._draw())
-                returned = max(now + delay, outcome.not_before)
+                retry_at = max(now + delay, outcome.not_before)
                 if shared:
                     self._books.ledger.give_up_claim(claim.sealed.quantities)
             else:
                 self._books.settle(claim, outcome)
             if not shared:
-                self._return(claim, outcome, returned)
+                self._end_claim(claim, outcome, retry_at)
         if shared:
             try:
-                self._return(claim, outcome, returned)
+                self._end_claim(claim, outcome, retry_at)
             except Exception as error:
-                # Its lease ends, and it is delivered once more: the price of a queue that can't write.
+                # The lease expires and the envelope is delivered again: the queue could not write that it
+                # was settled.
                 log.error("an envelope could not be settled: %s", type(error).__name__)
 
-    def _return(self, claim: Claim, outcome: Outcome, returned: float | None) -> None:
-        if returned is not None:
-            self._queue.release([claim], returned)
+    def _end_claim(self, claim: Claim, outcome: Outcome, retry_at: float | None) -> None:
+        if retry_at is not None:
+            self._queue.release([claim], retry_at)
         elif outcome.reason is LossReason.INTERNAL_SDK_ERROR:
             self._queue.bury(claim, outcome.reason)
         else:
             self._queue.ack([claim])
 
-    def _learn_locked(self, outcome: Outcome, began: float, now: float) -> None:
-        """Tell the breaker, and whoever waits at it."""
+    def _update_breaker_locked(self, outcome: Outcome, began: float, now: float) -> None:
+        """Update the breaker with the outcome of an attempt, and wake the threads that wait at the gate."""
         before = self.breaker
         if outcome.answered:
             self.breaker = before.succeeded(now)
         elif outcome.answered is not None:
             self.breaker = before.failed(now, began=began, draw=self._draw(), not_before=outcome.not_before)
         elif before.probe_began is not None and began >= before.probe_began:
-            # No verdict. Only the probe's own end makes room for another: not that of an older attempt.
+            # The receiver was not asked. Only the end of the probe permits another one, not the end of an
+            # older attempt.
             self.breaker = before.gave_up(now)
         if before.state != "closed":
             self._gate.notify_all()
 
-    # -- for whoever waits, and for the end ------------------------------------------------------------
+    # -- flush and close -------------------------------------------------------------------------------
 
     def retry_now_locked(self) -> None:
-        """Someone waits: what waits for its next attempt, and the breaker's probe, may go now."""
+        """Permit the retries and the breaker's next probe now, at most once per `EARLY_RETRY_INTERVAL`."""
         now = self._clock()
-        hasten = now - self._last_hastened >= HASTEN_EVERY
-        if hasten:
-            self._last_hastened = now
+        early = now - self._last_early_retry >= EARLY_RETRY_INTERVAL
+        if early:
+            self._last_early_retry = now
             self.breaker = self.breaker.hastened(now)
-        self._queue.wake(hasten=hasten)
+        self._queue.wake(hasten=early)
         self._gate.notify_all()
 
     def end_locked(self, reason: LossReason) -> Iterable[Claim]:
-        """No more deliveries. What waits is counted; returns what a shared queue is to be given back."""
-        in_hand = tuple(self._in_hand.values())
-        self._in_hand.clear()
+        """End all deliveries, and count the envelopes left in memory as discarded for `reason`.
+
+        Returns:
+            The claims that were being delivered. The caller releases those of a shared queue.
+        """
+        claims = tuple(self._claims.values())
+        self._claims.clear()
         if self._queue.shared:
-            for claim in in_hand:
+            for claim in claims:
                 self._books.ledger.give_up_claim(claim.sealed.quantities)
         else:
             self._books.give_up(self._queue.close(), reason)
         self._gate.notify_all()
         self._books.settled.notify_all()
-        return in_hand
+        return claims

@@ -1,9 +1,9 @@
-"""Rate limits: which categories the receiver asked us to hold back, and until when.
+"""Rate limits: the data categories that the receiver refuses for now, and the time at which each limit ends.
 
-Owns the reading of `X-Sentry-Rate-Limits` and `Retry-After` and the table made of them. Does not drop
-anything and owns no clock but the default for HTTP dates: `now` is a parameter.
+Owns the parsing of `X-Sentry-Rate-Limits` and `Retry-After`, and the table of limits. Drops no items. Reads
+no clock except the system clock, by default, for HTTP dates: `now` is a parameter.
 
-Threads: a table never changes. One writer replaces it, any number of threads read it without a lock.
+Threads: a table never changes. One writer replaces it; any number of threads read it without a lock.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 __all__ = ["ALL", "KNOWN_CATEGORIES", "RateLimits", "retry_after_seconds"]
 
 ALL = "*"
-"""The table's key for a limit on every category, client reports and unknown items included."""
+"""The table's key for a limit on all categories, including client reports and items of no category."""
 
 KNOWN_CATEGORIES = frozenset(
     {
@@ -44,13 +44,12 @@ KNOWN_CATEGORIES = frozenset(
         "transaction",
     }
 )
-"""The data categories a limit may name; names are case-sensitive and others are ignored."""
+"""The data categories a limit may name, case-sensitive; other names are ignored."""
 
-_DEFAULT_PAUSE = 60.0  # seconds, where the receiver asked for a pause and did not say a usable length
-# From here on a length counts as overflown, hence as none, as it does for a receiver that reads its own
-# header into 64 bits.
+_DEFAULT_PAUSE = 60.0  # seconds of a limit without a readable length
+# A length of this many seconds or more is treated as 0: it overflows in receivers that use 64 bits.
 _OVERFLOW = 2.0**63
-# Stricter than float(), which takes underscores and the digits of every script.
+# Stricter than float(), which accepts underscores and the digits of every script.
 _NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|inf(?:inity)?)", re.I)
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _CLOCK = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
@@ -69,8 +68,8 @@ _DATES = tuple(
 class RateLimits:
     """The limits in force, by category.
 
-    `RateLimits()` limits nothing. Immutable: `updated` returns a table. Deadlines are monotonic seconds,
-    and the table holds at most one per known category and one for all, whatever a receiver sends.
+    `RateLimits()` contains no limit. Immutable: `updated` returns a new table. Deadlines are monotonic
+    seconds; a table contains at most one per known category and one for all, whatever a receiver sends.
 
     Source: docs/protocol.md, section 5; RFC 9110 section 10.2.3.
     """
@@ -80,49 +79,49 @@ class RateLimits:
     def updated(
         self, status: int, headers: Mapping[str, str], now: float, *, wall: float | None = None
     ) -> RateLimits:
-        """The table after a response; expired limits are left out, longer ones are never shortened.
+        """Return the table after a response, without expired limits. A limit is never shortened.
 
-        `X-Sentry-Rate-Limits` counts on any status and silences `Retry-After`. Without a readable one, a
-        429 limits all categories for `Retry-After`, or 60 s; a 503 does so if it has that header.
+        `X-Sentry-Rate-Limits` applies with any status and overrides `Retry-After`. Without a readable one, a
+        429 limits all categories for the time in `Retry-After`, or 60 s; a 503 does so only if it has that
+        header.
 
-        Never raises, whatever the headers hold.
+        Never raises, whatever the headers contain.
 
         Args:
             status: The response's HTTP status.
-            headers: The response's headers, in any case.
+            headers: The response's headers, names in any case.
             now: Monotonic seconds.
-            wall: Seconds since the epoch, against which a date in `Retry-After` is read; None asks the
-                system clock.
+            wall: Seconds since the epoch, subtracted from a date in `Retry-After`; None is the system clock.
         """
-        found = dict(self.active(now))
+        limits = dict(self.active(now))
         readable = False
         for category, seconds in _groups(_header(headers, "x-sentry-rate-limits") or ""):
             readable = True
             if category is not None:
-                _lengthen(found, category, now, seconds)
+                _extend(limits, category, now, seconds)
         if not readable and status in (429, 503):
-            asked = _header(headers, "retry-after")
-            if status == 429 or asked is not None:
-                pause = _pause(asked or "", time.time() if wall is None else wall)
-                _lengthen(found, ALL, now, _DEFAULT_PAUSE if pause is None else pause)
-        return self if found == self._until else RateLimits(found)
+            retry_after = _header(headers, "retry-after")
+            if status == 429 or retry_after is not None:
+                pause = _pause(retry_after or "", time.time() if wall is None else wall)
+                _extend(limits, ALL, now, _DEFAULT_PAUSE if pause is None else pause)
+        return self if limits == self._until else RateLimits(limits)
 
     def limited_until(self, category: str | None) -> float:
-        """When the limits on `category` end, in monotonic seconds; 0.0 without any.
+        """Return the monotonic second at which the limits on `category` end; 0.0 without a limit.
 
-        None stands for items of no category, which only a limit on all holds back.
+        Items of no category (None) are subject only to a limit on all categories.
         """
-        # Called for every item sent, so no more than two lookups.
-        everything = self._until.get(ALL, 0.0)
+        # Called for every item sent: at most two lookups.
+        general = self._until.get(ALL, 0.0)
         own = self._until.get(category, 0.0) if category is not None else 0.0
-        return own if own > everything else everything
+        return own if own > general else general
 
     def is_limited(self, category: str | None, now: float) -> bool:
-        """Whether `category` is held back at `now`, monotonic seconds; at its deadline it is free."""
+        """Return True if `category` is limited at `now`, in monotonic seconds; False from its deadline on."""
         return self.limited_until(category) > now
 
     def active(self, now: float) -> dict[str, float]:
-        """The deadlines after `now` by category, `ALL` standing for all; a copy, in monotonic seconds."""
+        """Return the deadlines after `now` by category or `ALL`, in monotonic seconds; a new dict."""
         return {category: until for category, until in self._until.items() if until > now}
 
     def __repr__(self) -> str:
@@ -133,26 +132,26 @@ class RateLimits:
 
 
 def retry_after_seconds(headers: Mapping[str, str], *, wall: float) -> float | None:
-    """The seconds that `Retry-After` asks for, rounded up: 0.0 for a past date or a negative number.
+    """Return the seconds in `Retry-After`, rounded up; 0.0 for a past date or a negative number.
 
-    None when the header is absent or can't be read. Never raises.
+    Returns None if the header is absent or can't be read. Never raises.
 
     Args:
-        headers: In any case.
-        wall: Seconds since the epoch, against which a date is read.
+        headers: Names in any case.
+        wall: Seconds since the epoch, subtracted from a date.
     """
     text = _header(headers, "retry-after")
     return None if text is None else _pause(text, wall)
 
 
-def _lengthen(found: dict[str, float], category: str, now: float, seconds: float) -> None:
+def _extend(limits: dict[str, float], category: str, now: float, seconds: float) -> None:
     if seconds > 0:
-        found[category] = max(now + seconds, found.get(category, 0.0))
+        limits[category] = max(now + seconds, limits.get(category, 0.0))
 
 
 def _header(headers: Mapping[str, str], name: str) -> str | None:
-    """The header's values, joined as RFC 9110 section 5.2 joins repeated lines; None when absent."""
-    # A mapping of foreign make may hold bytes or None; those are not headers to us.
+    """Return the header's values, joined by commas as in RFC 9110 section 5.2; None if absent."""
+    # A third party's mapping may contain bytes or None, which are ignored.
     pairs: Iterable[tuple[object, object]] = headers.items()
     values = [
         value
@@ -163,7 +162,7 @@ def _header(headers: Mapping[str, str], name: str) -> str | None:
 
 
 def _groups(text: str) -> Iterator[tuple[str | None, float]]:
-    """Category and seconds of every readable group; None for a group that limits nothing we know."""
+    """Yield category and seconds of each limit, and a category of None once per readable group."""
     for group in text.split(","):
         parts = group.split(":")
         seconds = _number(parts[0])
@@ -176,7 +175,7 @@ def _groups(text: str) -> Iterator[tuple[str | None, float]]:
         known = categories & KNOWN_CATEGORIES
         namespaces = _names(parts, 4)
         if namespaces and "custom" not in namespaces:
-            # The group concerns metrics made by the server's own products, which we never send.
+            # The group limits only metrics of namespaces that this library never sends.
             known -= {"metric_bucket"}
         yield None, seconds
         for category in known:
@@ -189,7 +188,7 @@ def _names(parts: list[str], index: int) -> set[str]:
 
 
 def _number(text: str) -> float | None:
-    """Seconds rounded up; what is negative, not finite or overflown asks for no pause. None: no number."""
+    """Return seconds, rounded up; 0.0 if negative, not finite or too large; None if not a number."""
     text = text.strip()
     if not _NUMBER.fullmatch(text):
         return None
@@ -206,7 +205,7 @@ def _pause(text: str, wall: float) -> float | None:
 
 
 def _date(text: str) -> float | None:
-    """Seconds since the epoch of an HTTP date; None when it is none, or no day of the calendar."""
+    """Return an HTTP date as seconds since the epoch; None if it has another form or no such day exists."""
     match = next(filter(None, (pattern.fullmatch(text) for pattern in _DATES)), None)
     if match is None or match["month"].lower() not in _MONTHS:
         return None

@@ -1,9 +1,9 @@
-"""When to try again: back-off and circuit breaker, as values.
+"""Back-off and circuit breaker, as immutable values.
 
-Owns two formulas and one small state machine. Owns no clock, no randomness and no thread: time and chance
-are parameters, so every history can be replayed in a test.
+Owns no clock, no random numbers and no thread: times and draws are parameters, so that a test can replay any
+sequence of events.
 
-Threads: instances never change. Whoever holds one replaces it under a lock of their own.
+Threads: instances never change. The `Dispatcher` replaces its breaker while holding its `StateLock`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ __all__ = ["Backoff", "CircuitBreaker"]
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Exponential back-off with full jitter: a delay anywhere between nothing and a doubling ceiling.
+    """Exponential back-off with full jitter: a delay between 0 and a ceiling that doubles per failure.
 
     Attributes:
-        base: Seconds; the ceiling of the first delay. More than 0.
-        cap: Seconds; the ceiling of all delays. Finite, and not less than `base`.
+        base: Ceiling of the first delay, in seconds; more than 0.
+        cap: Ceiling of all delays, in seconds; finite, and not less than `base`.
 
     Raises:
         ValueError: A value is out of these bounds.
@@ -35,31 +35,31 @@ class Backoff:
             raise ValueError("base must be more than 0, and cap finite and not less than base")
 
     def delay(self, attempt: int, draw: float) -> float:
-        """Seconds to wait after the failure numbered `attempt`, counted from 1.
+        """Return the seconds to wait after a failed attempt.
 
         Args:
-            attempt: At least 1; no number is too large.
-            draw: From 0 up to but not including 1, as `random.random` gives it.
+            attempt: The number of the attempt, from 1 without an upper bound.
+            draw: A random number in [0, 1).
         """
-        # The cap is halved rather than the base doubled: the first underflows to 0, the second overflows.
+        # Halving the cap underflows to 0 for a large `attempt`; doubling the base would overflow.
         capped = math.ldexp(self.cap, 1 - attempt) <= self.base
         return draw * (self.cap if capped else math.ldexp(self.base, attempt - 1))
 
 
 @dataclass(frozen=True, slots=True)
 class CircuitBreaker:
-    """Stops deliveries after a failure and lets one probe at a time find out whether they work again.
+    """A circuit breaker: stops deliveries after a failure, then permits one probe at a time.
 
-    Every method returns the breaker that follows. All times are monotonic seconds. What decides whether
-    an outcome counts is when its attempt *began*: eight attempts that were under way when the receiver
-    died are one failure, not eight.
+    Methods that change the state return a new breaker. All times are monotonic seconds. A failure counts
+    only if its attempt *began* after the breaker last opened or saw a success: eight attempts under way when
+    the receiver dies are one failure, not eight.
 
     Attributes:
-        backoff: How long the breaker stays open after each failure.
-        failures: Failures in a row that counted; 0 is closed.
-        since: When it last opened or last saw a success; an attempt from before it is old news.
-        next_probe: While open, the earliest moment of the next probe.
-        probe_began: When the probe that is out began; None when none is.
+        backoff: Delays before each probe.
+        failures: Counted failures in a row; 0 while the breaker is closed.
+        since: Time at which it last opened or saw a success. Failures of earlier attempts are not counted.
+        next_probe: While open, the earliest time of the next probe.
+        probe_began: Time at which the probe under way began; None without one.
     """
 
     backoff: Backoff
@@ -70,35 +70,35 @@ class CircuitBreaker:
 
     @property
     def state(self) -> Literal["closed", "open", "probing"]:
-        """`closed`: all may pass; `open`: none, or one probe; `probing`: one is out, all others wait."""
+        """`closed`: attempts are permitted; `open`: only a probe is; `probing`: a probe is under way."""
         if self.failures == 0:
             return "closed"
         return "open" if self.probe_began is None else "probing"
 
     def permits(self, now: float) -> bool:
-        """Whether an attempt may begin now. Whoever acts on it calls `began` under the same lock."""
+        """Return True if an attempt may begin now. The caller then calls `began` under the same lock."""
         return self.failures == 0 or (self.probe_began is None and now >= self.next_probe)
 
     def began(self, now: float) -> CircuitBreaker:
-        """An attempt that `permits` allowed begins; unless closed, it is the probe."""
+        """Return the breaker after an attempt began that `permits` allowed; while open, it is the probe."""
         return replace(self, probe_began=now) if self.state == "open" else self
 
     def succeeded(self, now: float) -> CircuitBreaker:
-        """Some attempt got an answer, whenever it began: deliveries work, and the breaker closes."""
+        """Return a closed breaker: an attempt, whenever it began, got an answer."""
         return CircuitBreaker(self.backoff, since=now)
 
     def failed(self, now: float, *, began: float, draw: float, not_before: float = 0.0) -> CircuitBreaker:
-        """An attempt failed in a way that says the receiver is not there.
+        """Return the breaker after an attempt failed because the receiver is unreachable or overloaded.
 
-        Closed, it opens; probing, the probe is over and the delay doubles. An attempt from before the
-        breaker last changed does neither.
+        A closed breaker opens; a probe ends, and the ceiling of the delay doubles. The failure of an attempt
+        that began before `since` has neither effect.
 
         Args:
-            now: When it failed.
-            began: When it began; for a probe no earlier than what `began` was told.
-            draw: From 0 up to but not including 1, for the jitter.
-            not_before: The earliest next probe if the receiver named one (`Retry-After`). It is honoured
-                while open even from an old attempt, and never brings the next probe forward.
+            now: Time of the failure.
+            began: Time at which the attempt began; for a probe not before the `now` given to `began`.
+            draw: A random number in [0, 1) for the jitter.
+            not_before: Earliest time of the next probe according to the receiver (`Retry-After`), or 0.0.
+                It counts while open even from an old attempt, and never makes the next probe earlier.
         """
         state = self.state
         if began < self.since or state == "open":
@@ -111,18 +111,18 @@ class CircuitBreaker:
             self.backoff,
             failures=failures,
             since=now if state == "closed" else self.since,
-            # The old value counts only if an old attempt's `not_before` moved it past this probe.
+            # The old value is larger only if an old attempt's `not_before` moved it beyond this probe.
             next_probe=max(pause_ends, not_before, self.next_probe),
         )
 
     def gave_up(self, now: float) -> CircuitBreaker:
-        """The probe that is out ended without a verdict (nothing to send, shutdown): another may begin."""
+        """Return the breaker after a probe ended without asking the receiver; another one may begin."""
         if self.probe_began is None:
             return self
         return replace(self, next_probe=max(now, self.next_probe), probe_began=None)
 
     def hastened(self, now: float) -> CircuitBreaker:
-        """The next probe may begin now, as someone waits for the outcome; no change while one is out."""
+        """Return a breaker whose next probe may begin now; no change while closed or probing."""
         if self.state != "open" or self.next_probe <= now:
             return self
         return replace(self, next_probe=now)

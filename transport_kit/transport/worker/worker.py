@@ -70,8 +70,8 @@ class BackgroundWorker:
         self._books = Books(self._lock, queue.shared, options, clock)
         if not queue.shared:
             self._lock.mend = self._mend_locked
-        self._delivery = Dispatcher(queue, deliver, options, self._lock, self._books, clock, draw)
-        self._senders = self._delivery.senders
+        self._dispatcher = Dispatcher(queue, deliver, options, self._lock, self._books, clock, draw)
+        self._senders = self._dispatcher.senders
         # Set when the process is ending: seconds of waiting that the end may still cost. From then on a
         # capture waits for its own delivery, as no thread may be left to do it later.
         self._end_left: float | None = None
@@ -179,7 +179,7 @@ class BackgroundWorker:
         self._books.give_up(given_up, self._end_reason if closed else LossReason.QUEUE_OVERFLOW)
         self._books.mend(held)
         if closed:
-            self._delivery.end_locked(self._end_reason)
+            self._dispatcher.end_locked(self._end_reason)
 
     def lose(self, reason: LossReason, quantities: Pairs) -> None:
         """Count what was lost before it was submitted."""
@@ -232,7 +232,7 @@ class BackgroundWorker:
 
     def want_report(self) -> None:
         """Report now what is known to be lost, unless the receiver does not answer; waits for nothing."""
-        self._delivery.request_report()
+        self._dispatcher.request_report()
 
     @property
     def reporting(self) -> bool:
@@ -267,7 +267,7 @@ class BackgroundWorker:
                 books.state = max(books.state, WorkerState.RUNNING)
                 books.report_wanted = books.unreported
                 books.tickets.append(ticket)
-                self._delivery.retry_now_locked()
+                self._dispatcher.retry_now_locked()
             self._wait(
                 deadline, lambda: ticket.remaining <= 0 and not (books.report_wanted or books.reporting)
             )
@@ -285,7 +285,7 @@ class BackgroundWorker:
             self._lock.run_deferred_locked()
             if self._books.state is WorkerState.NEW and self._held():
                 self._books.state = WorkerState.RUNNING  # a backlog from before: see that someone drains
-            self._delivery.retry_now_locked()
+            self._dispatcher.retry_now_locked()
         self._senders.leave(deadline)
         if until != "delivered":
             self._wait(deadline, lambda: not self._unstored())
@@ -368,7 +368,7 @@ class BackgroundWorker:
                 self._end_reason = reason
                 self._lock.whole = False
                 self._books.state = WorkerState.CLOSED
-                in_hand.extend(self._delivery.end_locked(reason))
+                in_hand.extend(self._dispatcher.end_locked(reason))
                 self._lock.whole = True
 
         # What was captured before is left aside before `end` is, and counts like the rest.
@@ -444,7 +444,7 @@ class BackgroundWorker:
                 self._books.state,
                 self._senders.count,
                 self._queue.stats(),
-                self._delivery.breaker,
+                self._dispatcher.breaker,
                 self._books.ledger.snapshot(),
                 self._books.last_drop,
             )
