@@ -15,7 +15,7 @@ import pytest
 from tests.core.connections_support import silent_listener
 from tests.timing import SOON
 from transport_kit.transport.wire import addresses
-from transport_kit.transport.wire.addresses import MOST, Address, Resolver, connect, interleaved
+from transport_kit.transport.wire.addresses import MAX_ADDRESSES, Address, Resolver, connect, interleaved
 
 V4, V6, TCP = socket.AF_INET, socket.AF_INET6, socket.SOCK_STREAM
 
@@ -152,7 +152,7 @@ def test_each_attempt_looks_up_anew_and_takes_at_most_so_many() -> None:
     answers = iter([answer("10.0.0.1"), answer(*(f"10.0.1.{n}" for n in range(100)))])
     resolver = Resolver("example.test", 7, lookup=lambda host, port: next(answers))
     assert [address.name[0] for address in resolver.addresses(SOON)] == ["10.0.0.1"]
-    assert len(resolver.addresses(SOON)) == MOST
+    assert len(resolver.addresses(SOON)) == MAX_ADDRESSES
 
 
 def test_a_resolver_that_is_silent_costs_the_timeout_and_no_more() -> None:

@@ -1,12 +1,12 @@
-"""Addresses of a host: resolved within a deadline, and raced until one is connected.
+"""Addresses of a host: resolution within a deadline, and concurrent connection attempts.
 
-Owns the way from a name to a connected TCP socket. `connections.py` adds proxies and TLS to it.
+Owns everything from a name to a connected TCP socket. `connections.py` adds proxies and TLS.
 
-The system's resolver has no timeout but its own, some ten seconds for each server that is silent. So it runs
-in a thread that is abandoned at the deadline; its answer, when it comes, serves the next attempt. Addresses
-are raced because a name may have a dead IPv6 address before a good IPv4 one.
+The system's resolver accepts no timeout; its own is about ten seconds per name server that does not answer.
+So it runs in a thread that is abandoned at the deadline; a late answer is used by the next attempt. Attempts
+are concurrent because a name may have an unreachable IPv6 address before a reachable IPv4 one.
 
-Threads: a `Resolver` may be used by any number of them. It has no lock that a fork could leave held: its
+Threads: a `Resolver` may be used by any number of threads. It has no lock that a fork could leave locked: its
 state is two references, each replaced in one step. A socket belongs to the caller.
 
 Source: RFC 8305 (Happy Eyeballs), sections 4 and 5.
@@ -25,10 +25,10 @@ from typing import Final, NamedTuple
 
 __all__ = ["Address", "connect", "interleaved", "Resolver"]
 
-#: Seconds between two attempts of one race, RFC 8305's "Connection Attempt Delay".
+#: Seconds between the starts of two attempts: RFC 8305's "Connection Attempt Delay".
 STAGGER: Final = 0.25
-#: Addresses of one name that are tried.
-MOST: Final = 16
+#: Maximum number of addresses of one name that are tried.
+MAX_ADDRESSES: Final = 16
 
 SocketOptions = Iterable[tuple[int, int, int]]
 #: Returns the results of `socket.getaddrinfo` for a TCP port.
@@ -49,14 +49,14 @@ def _getaddrinfo(host: str, port: int) -> Sequence[tuple[int, int, int, str, tup
 
 
 class _Query:
-    """One call of the resolver, in a thread of its own."""
+    """One call of the system's resolver, and its result once `answered` is set."""
 
-    __slots__ = ("answered", "error", "found", "pid")
+    __slots__ = ("addresses", "answered", "error", "pid")
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.answered = threading.Event()
-        self.found: list[Address] = []
+        self.addresses: list[Address] = []
         self.error: Exception | None = None
 
 
@@ -64,31 +64,31 @@ class Resolver:
     """Finds the addresses of one host.
 
     Args:
-        host: A name, or an address, for which nothing is asked.
+        host: A name, or an address, which needs no resolution.
         port: The TCP port.
-        lookup: Asks the system; None is `socket.getaddrinfo`.
+        lookup: Resolves a name; None is `socket.getaddrinfo`.
     """
 
     def __init__(self, host: str, port: int, *, lookup: Lookup | None = None) -> None:
         self._host = host
         self._port = port
         self._lookup = lookup or _getaddrinfo
-        # The addresses found last, and the one that was connected last before the others.
+        # The addresses of the last answer; the one connected last comes first.
         self._known: tuple[Address, ...] = ()
-        # The call under way. Several threads join it; in a forked child its thread does not exist.
+        # The query under way. Several threads may wait for it; in a forked child its thread does not exist.
         self._query: _Query | None = None
 
     def addresses(self, timeout: float) -> list[Address]:
-        """Return the host's addresses in the order in which to try them; at most `MOST`.
+        """Return the host's addresses in the order in which to try them; at most `MAX_ADDRESSES`.
 
-        Those found before stand in for an answer that takes too long, or that no thread can wait for.
+        If the answer takes too long, or no thread can be started, returns the addresses of the last answer.
 
         Args:
             timeout: Seconds.
 
         Raises:
             OSError: The resolver's error.
-            TimeoutError: No answer in time, and none before.
+            TimeoutError: There is no answer in time, and no earlier one.
         """
         if (address := _numeric(self._host, self._port)) is not None:
             return [address]
@@ -97,38 +97,38 @@ class Resolver:
             query = self._query = _Query()
             try:
                 threading.Thread(
-                    target=self._ask, args=(query,), name="transport-kit-resolver", daemon=True
+                    target=self._resolve, args=(query,), name="transport-kit-resolver", daemon=True
                 ).start()
             except RuntimeError:
-                # At the interpreter's end, or at the limit of threads. Only the first attempt of a process
-                # then depends on the resolver's own timeout.
+                # The interpreter is ending, or the system refuses a thread. Without an earlier answer, the
+                # call runs here, and only the resolver's own timeout applies.
                 if self._known:
                     self._query = None
                     return list(self._known)
-                self._ask(query)
+                self._resolve(query)
         if not query.answered.wait(max(0.0, timeout)):
             if self._known:
                 return list(self._known)
             raise TimeoutError(errno.ETIMEDOUT, "the name was not resolved in time")
         if query.error is not None:
             raise query.error
-        return query.found
+        return query.addresses
 
     def prefer(self, address: Address) -> None:
-        """Return `address`, which was connected, before the others where they must stand in for an answer."""
+        """Move `address`, which was connected, to the front of the addresses of the last answer."""
         self._known = (address, *(other for other in self._known if other != address))
 
-    def _ask(self, query: _Query) -> None:
+    def _resolve(self, query: _Query) -> None:
         try:
-            found = self._lookup(self._host, self._port)
-            query.found = interleaved(
-                Address(family, kind, protocol, name) for family, kind, protocol, _, name in found
-            )[:MOST]
-            if not query.found:
+            results = self._lookup(self._host, self._port)
+            query.addresses = interleaved(
+                Address(family, kind, protocol, name) for family, kind, protocol, _, name in results
+            )[:MAX_ADDRESSES]
+            if not query.addresses:
                 raise socket.gaierror(socket.EAI_NONAME, "the name has no address")
-            self._known = tuple(query.found)
+            self._known = tuple(query.addresses)
         except Exception as error:
-            # UnicodeError too: a label is too long for the resolver.
+            # Also UnicodeError: a label is too long for the codec.
             query.error = error if isinstance(error, OSError) else OSError(errno.EINVAL, str(error)[:100])
         finally:
             if self._query is query:
@@ -137,7 +137,7 @@ class Resolver:
 
 
 def interleaved(addresses: Iterable[Address]) -> list[Address]:
-    """Return the addresses with families taking turns, the first one's first, in their order otherwise."""
+    """Return the addresses with alternating families, beginning with the first address's family."""
     families: dict[int, list[Address]] = {}
     for address in addresses:
         members = families.setdefault(address.family, [])
@@ -156,18 +156,20 @@ def connect(
 ) -> tuple[socket.socket, Address]:
     """Connect to the first address that accepts.
 
-    An attempt begins every `STAGGER` seconds, or at once when one has failed; all go on until one succeeds.
+    A new attempt begins every `STAGGER` seconds, or immediately after one has failed. Earlier attempts
+    continue until one succeeds.
 
     Args:
         addresses: In the order in which to try them.
-        deadline: When to give up, in `clock`'s seconds.
-        options: Set on each socket before it connects, where the system knows them.
+        deadline: Time by which an attempt must succeed, in seconds of `clock`.
+        options: Arguments of `setsockopt`, applied to each socket before it connects.
+        clock: Returns monotonic seconds.
 
     Returns:
         A socket in blocking mode without a timeout, and its address.
 
     Raises:
-        OSError: The first attempt's error, when all failed.
+        OSError: All attempts failed; the error is that of the first one.
         TimeoutError: No attempt succeeded in time.
     """
     waiting = list(addresses)
@@ -225,10 +227,10 @@ def _attempt(address: Address, options: SocketOptions) -> socket.socket:
 
 
 def _numeric(host: str, port: int) -> Address | None:
-    """The address that `host` spells, or None for a name."""
+    """Return the address if `host` is an IP address, or None if it is a name."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        results = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
         return None
-    family, kind, protocol, _, name = found[0]
+    family, kind, protocol, _, name = results[0]
     return Address(family, kind, protocol, name)

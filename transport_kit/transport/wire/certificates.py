@@ -1,10 +1,10 @@
-"""Certificates: which authorities are trusted, what the client shows, and when either is read anew.
+"""Certificates: the trusted authorities, the client certificate, and their renewal on disk.
 
 Owns the order of the sources: the option `ca_certs`, then `SSL_CERT_FILE` and `SSL_CERT_DIR`, then
-`REQUESTS_CA_BUNDLE`, then certifi. Imports ssl at the first connection only.
+`REQUESTS_CA_BUNDLE`, then certifi. Imports ssl only at the first connection.
 
-Threads: a `Certificates` may be used by any number of them. Its contexts are in a dict that changes in single
-steps; two threads may read the same files at the same time, and one result is kept.
+Threads: a `Certificates` may be used by any number of threads. Its contexts are in a dict whose entries are
+replaced in one step; two threads may read the same files at the same time, and the last result is kept.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Certificates"]
 
-#: The variables that name authorities, in the order in which they are looked at, those of one row together.
+#: The variables that name authorities, by precedence; the variables of one row are used together.
 _VARIABLES: Final = (("SSL_CERT_FILE", "SSL_CERT_DIR"), ("REQUESTS_CA_BUNDLE",))
-#: Of a file: device, inode, size and time of change in ns; None where it is missing.
+#: For each file: device, inode, size and time of modification in ns; None if it is missing.
 _Stamp = tuple[tuple[int, int, int, int] | None, ...]
 
 
 class Certificates:
-    """Makes the TLS settings of connections from the options and the environment.
+    """The TLS contexts of connections, made from the options and the environment.
+
+    A file named by a variable that can't be read causes one warning, and the next source is used.
 
     Args:
-        options: `ca_certs`, `client_cert`, `client_key` and `trust_env`.
-        environ: The variables; read once.
-        make_context: Makes settings that trust nobody yet.
+        options: The options; `ca_certs`, `client_cert`, `client_key` and `trust_env` are used.
+        environ: The environment variables, read at construction.
+        make_context: Returns a context without trusted authorities.
 
     Raises:
-        OptionsError: A file that an option names can't be read. What a variable names and can't be read is
-            one warning, and the next source is used.
+        OptionsError: A file named by an option can't be read.
     """
 
     def __init__(
@@ -53,14 +54,14 @@ class Certificates:
             path = getattr(options, name)
             if path is not None and (problem := _unreadable(path)):
                 raise OptionsError(name, f"can't be read: {problem}")
-        # Absolute: a daemon changes its directory.
+        # Absolute, because a daemon changes its working directory.
         self._client_cert = options.client_cert and os.path.abspath(options.client_cert)
         self._client_key = options.client_key and os.path.abspath(options.client_key)
         if options.ca_certs is not None:
             self._source, self._authorities = "ca_certs", [os.path.abspath(options.ca_certs)]
         else:
             self._source, self._authorities = _of_environment(environ if options.trust_env else {})
-        # By whether they are for the server, or for a proxy, which never gets the client certificate.
+        # The context for the server (True), and the one for a proxy (False), without a client certificate.
         self._contexts: dict[bool, tuple[_Stamp, ssl.SSLContext]] = {}
 
     @property
@@ -69,13 +70,13 @@ class Certificates:
         return not self._authorities
 
     def context(self, *, server: bool) -> ssl.SSLContext:
-        """Return the TLS settings for the server, or for a proxy.
+        """Return the TLS context for the server, or the one for a proxy.
 
-        Made anew when a file has changed, as reading a bundle takes 10 to 30 ms. While files that have
-        changed can't be read, as in the middle of a renewal, the settings made last are returned.
+        Cached until a file changes, as reading a bundle takes 10 to 30 ms. While changed files can't be
+        loaded, as in the middle of a renewal, the previous context is returned.
 
         Raises:
-            ExchangeError: The files can't be used, and never could.
+            ExchangeError: The files can't be loaded, and there is no previous context.
         """
         stamp = tuple(map(_stamp, self._files(server)))
         known = self._contexts.get(server)
@@ -108,17 +109,17 @@ class Certificates:
                 source = "client_cert" if self._client_key is None else "client_cert, client_key"
                 context.load_cert_chain(self._client_cert, self._client_key, password=_no_password)
         except (OSError, ValueError) as error:
-            # Neither OpenSSL nor the system's error names the file.
+            # The error contains no file name.
             raise ExchangeError("tls", f"{source}: {describe(error)}") from None
         return context
 
 
 def _of_environment(environ: Mapping[str, str]) -> tuple[str, list[str]]:
-    """The name of the source, and its files and directories; empty for certifi."""
+    """Return the name of the source, and its files and directories; none for certifi."""
     for names in _VARIABLES:
         usable: dict[str, list[str]] = {}
         for name in names:
-            # OpenSSL takes several directories in one variable, but one file.
+            # OpenSSL accepts several directories in SSL_CERT_DIR, but one file in SSL_CERT_FILE.
             paths = environ.get(name, "").split(os.pathsep if name == "SSL_CERT_DIR" else "\0")
             problems = {path: _unreadable(path) for path in paths if path.strip()}
             for path, problem in problems.items():
@@ -132,7 +133,7 @@ def _of_environment(environ: Mapping[str, str]) -> tuple[str, list[str]]:
 
 
 def _unreadable(path: str) -> str | None:
-    """Why a file or directory can't be read; None if it can. The text holds no path."""
+    """Return the reason why a file or directory can't be read, without its path; None if it can be."""
     try:
         if os.path.isdir(path):
             os.scandir(path).close()
@@ -145,10 +146,10 @@ def _unreadable(path: str) -> str | None:
 
 def _stamp(path: str) -> tuple[int, int, int, int] | None:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _certifi() -> str:
@@ -158,5 +159,5 @@ def _certifi() -> str:
 
 
 def _no_password() -> str:
-    # Without this, OpenSSL asks on the terminal, and the sender hangs.
+    # Without it, OpenSSL prompts for a passphrase on the terminal, and the sender hangs.
     raise ValueError("the key is encrypted; give one without a passphrase")

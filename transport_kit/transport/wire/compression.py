@@ -1,7 +1,7 @@
-"""Content encodings: the body of a request, made smaller.
+"""Content encodings: compression of request bodies.
 
-Owns the choice of codec and its measured default level. A codec that is not installed fails when it is
-asked for, with the install line, and is never replaced by another one.
+Owns the choice of codec and its measured default level. A codec whose package is not installed raises an
+error with the install line when it is requested, and is never replaced by another one.
 
 Threads: the functions hold no state.
 """
@@ -18,29 +18,35 @@ from transport_kit.runtime.errors import MissingExtra, OptionsError
 
 __all__ = ["Codec", "codec"]
 
-#: zlib's window bits that make a gzip stream.
+#: zlib's `wbits` for a gzip stream.
 _GZIP = 31
-#: Below this many bytes compressing costs more than it saves.
+#: Below this many bytes, compression costs more than it saves.
 SMALLEST = 256
 
 
 class Codec(NamedTuple):
-    """A content encoding: its name on the wire (None for identity), and what makes it."""
+    """A content encoding.
+
+    Attributes:
+        encoding: The value of Content-Encoding; None for identity.
+        compress: Returns the encoded body.
+    """
 
     encoding: str | None
     compress: Callable[[bytes], bytes]
 
 
 def codec(name: str, level: int | None = None) -> Codec:
-    """The codec of that name.
+    """Return the codec called `name`.
 
     Args:
-        name: `gzip`, `isal` (gzip made by the package isal), `br`, `zstd` or `none`.
-        level: The codec's own; None takes the default: gzip 3, isal 1, br 4, zstd 3.
+        name: `gzip`, `isal` (gzip by the package isal), `br`, `zstd` or `none`.
+        level: The compression level, in the codec's own range; None is the default: gzip 3, isal 1, br 4,
+            zstd 3.
 
     Raises:
-        MissingExtra: Its package is not installed.
-        OptionsError: The level is not one of the codec's.
+        MissingExtra: The codec's package is not installed.
+        OptionsError: The level is out of the codec's range.
     """
     if name == "none":
         return Codec(None, bytes)
@@ -58,7 +64,7 @@ def codec(name: str, level: int | None = None) -> Codec:
         return Codec("gzip", lambda body: bytes(module.compress(body, level, _GZIP)))
     if name == "br":
         return Codec("br", lambda body: bytes(module.compress(body, quality=level)))
-    # A compressor object is not thread-safe, and making one is cheap beside what it does.
+    # A compressor object is not thread-safe, and creating one is cheap compared with compressing.
     return Codec("zstd", lambda body: bytes(module.ZstdCompressor(level=level).compress(body)))
 
 

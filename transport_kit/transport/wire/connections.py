@@ -1,12 +1,12 @@
-"""Connections to one server: opened by urllib3, kept between POSTs, used through `exchange`.
+"""A pool of connections to one server: opened with urllib3, kept between POSTs, used through `exchange`.
 
-Owns when a connection is opened, reused, dropped. The only file that imports urllib3, and it does so at
-the first POST: the import takes 120 ms, and gevent may patch sockets between construction and then.
-urllib3 speaks TLS and to proxies on a socket of `addresses.py`; it never sees a request.
+Owns when a connection is opened, reused and closed. The only module that imports urllib3, and only at the
+first POST: the import takes 120 ms, and gevent may patch sockets between construction and that POST. urllib3
+does TLS and the proxy protocols on a socket from `addresses.py`; it never handles a request.
 
-Threads: `post` and `close` may be called from any thread. There is no lock that a fork could leave held:
-idle connections are in a deque, whose append and pop are atomic, and a connection in use belongs to its
-caller alone. A forked child starts with none.
+Threads: `post` and `close` may be called from any thread. There is no lock that a fork could leave locked:
+idle connections are in a deque, whose `append` and `pop` are atomic, and only the thread that popped a
+connection uses it. A forked child starts without connections.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ if TYPE_CHECKING:
 __all__ = ["ConnectionPool"]
 
 _IDLE_SECONDS = 60.0
-# Bytes of a proxy's answer to CONNECT: http.client bounds each head of it, but not how many come.
-_LONGEST_PROXY_ANSWER = 128 * 1024
+# Maximum bytes of a proxy's answer to CONNECT: http.client bounds each head, but not the number of heads.
+_MAX_PROXY_ANSWER = 128 * 1024
 _PORTS = {"http": 80, "https": 443}
 _is_name = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _is_value = re.compile(r"[\t -~\x80-\xff]*").fullmatch
 _is_host = re.compile(r"[0-9A-Za-z._:~%-]+").fullmatch
 _is_path = re.compile(r"/[!-~]*").fullmatch
-# Ours to write: a second one from a caller would let two readers disagree about the request.
+# The pool writes these: with a duplicate from the caller, two servers could read the request differently.
 _RESERVED = frozenset({"connection", "content-length", "host", "transfer-encoding"})
 
 
@@ -69,7 +69,7 @@ class _Idle(NamedTuple):
 
 
 class _DialError(Exception):
-    """There is no connection to the first hop, the server or a proxy; the cause is the argument."""
+    """The TCP connection to the first hop, the server or a proxy, failed with `error`."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(error)
@@ -82,13 +82,14 @@ class ConnectionPool:
     Args:
         url: The origin, such as `https://sentry.example:8443`; a path is ignored.
         options: Timeouts, certificates and proxies.
-        environ: Where the variables of proxies and certificates are read, once; None is `os.environ`.
-        clock: Monotonic seconds.
+        environ: Environment variables for proxies and certificates, read at construction; None is
+            `os.environ`.
+        clock: Returns monotonic seconds.
 
     Raises:
-        ValueError: `url` is not an http(s) URL with a host.
-        OptionsError: The proxy, or a file of certificates, can't be used.
-        MissingExtra: A SOCKS proxy, and PySocks is not installed.
+        ValueError: `url` is not an http or https URL with a host.
+        OptionsError: The URL of the proxy is invalid, or a certificate file can't be read.
+        MissingExtra: The proxy is a SOCKS proxy, and PySocks is not installed.
     """
 
     def __init__(
@@ -120,14 +121,15 @@ class ConnectionPool:
         if self._proxy is not None and self._proxy.socks and importlib.util.find_spec("socks") is None:
             source = "environment" if options.proxy is None else "arguments"
             raise MissingExtra("proxy", "PySocks", "socks", source)
-        # Variables about TLS that no connection of this pool speaks are not worth a warning.
-        speaks_tls = self._scheme == "https" or (self._proxy is not None and self._proxy.scheme == "https")
-        self._certificates = Certificates(options, environ if speaks_tls else {}, _new_context)
+        # Without TLS the variables for certificates are not read, so that they cause no warning.
+        uses_tls = self._scheme == "https" or (self._proxy is not None and self._proxy.scheme == "https")
+        self._certificates = Certificates(options, environ if uses_tls else {}, _new_context)
         first_hop = (self._host, self._port) if self._proxy is None else (self._proxy.host, self._proxy.port)
         self._resolver = Resolver(*first_hop)
         self._fixed = self._fixed_lines()
-        # The last head built, without its Content-Length: nearly every POST has the same headers.
-        self._cached: tuple[tuple[str, tuple[tuple[str, str], ...]], bytes] | None = None
+        # The last request head without its Content-Length, and its key: most POSTs have the same headers.
+        # Any thread replaces it in one step, without a lock.
+        self._last_head: tuple[tuple[str, tuple[tuple[str, str], ...]], bytes] | None = None
         self._loaded = False
         self._idle: deque[_Idle] = deque()
         self._closed = False
@@ -138,17 +140,18 @@ class ConnectionPool:
     ) -> Response:
         """POST and return the complete answer, whatever its status.
 
-        A connection that turns out to be reset before any byte of an answer came was most likely closed
-        by the server while idle: the POST is repeated at once, on a fresh one, once.
+        A reused connection that is reset before the first byte of an answer was most likely closed by the
+        server while idle. The POST is then repeated once, immediately, on a new connection.
 
         Args:
-            path: Begins with a slash; ASCII; may hold a query.
+            path: Path and query; begins with a slash, ASCII.
             headers: Without Host, Content-Length, Connection and Transfer-Encoding.
-            timeout: Seconds for all of it, when less than `connect_timeout` and `request_timeout`.
+            body: The body as sent, encoded already.
+            timeout: Maximum seconds of the whole call; `connect_timeout` and `request_timeout` apply as well.
 
         Raises:
             ExchangeError: There is no usable answer.
-            ValueError: The path or a header would change the framing; nothing was sent.
+            ValueError: The path or a header is invalid or reserved; nothing was sent.
         """
         head = self._head(path, headers, len(body))
         latest = math.inf if timeout is None else self._clock() + timeout
@@ -159,12 +162,12 @@ class ConnectionPool:
         try:
             return self._post(head, body, latest)
         except OSError as error:
-            # Nothing that the peer did: the system refuses this process a descriptor, for an import, a
-            # resolver or a selector, and may grant it later.
+            # Not caused by the peer: the system refused a file descriptor for an import, a resolver or a
+            # selector, and may grant one later.
             raise ExchangeError("connect", describe(error)) from None
 
     def _post(self, head: bytes, body: bytes, latest: float) -> Response:
-        sock = self._reusable()
+        sock = self._take_idle()
         if sock is not None:
             try:
                 return self._exchange(sock, head, body, latest)
@@ -175,11 +178,11 @@ class ConnectionPool:
         return self._exchange(self._open(connecting), head, body, latest)
 
     def close(self) -> None:
-        """Close idle connections now, those in use at the end of their exchange. Repeatable."""
+        """Close idle connections now, and those in use at the end of their exchange. Idempotent."""
         self._closed = True
         self._close_idle()
 
-    # -- keeping -----------------------------------------------------------------------------------
+    # -- idle connections --------------------------------------------------------------------------
 
     def _exchange(self, sock: _Socket, head: bytes, body: bytes, latest: float) -> Response:
         keep = False
@@ -192,16 +195,16 @@ class ConnectionPool:
                 self._idle.append(_Idle(sock, self._clock()))
             else:
                 sock.close()
-            if self._closed:  # `close` may have looked just before
+            if self._closed:  # `close` may have emptied the deque just before the append
                 self._close_idle()
         return response
 
-    def _reusable(self) -> _Socket | None:
-        """The connection used last that is young and quiet; others met on the way are closed."""
+    def _take_idle(self) -> _Socket | None:
+        """Return the most recently used connection that can be reused; close the others found unusable."""
         now = self._clock()
         try:
             while now - self._idle[0].since > _IDLE_SECONDS:
-                self._idle.popleft().sock.close()  # or a younger one, if another thread was first
+                self._idle.popleft().sock.close()  # perhaps a newer one, if another thread popped first
             while True:
                 sock = self._idle.pop().sock
                 if _is_quiet(sock):
@@ -218,8 +221,8 @@ class ConnectionPool:
             pass
 
     def _forget(self) -> None:
-        # In a forked child these sockets are the parent's too: closing our descriptors leaves the
-        # connections alone, using them would mix two processes' requests.
+        # In a forked child. The parent uses the same connections: closing the child's descriptors does not
+        # end them, using them would mix the requests of two processes.
         self._close_idle()
         self._pid = os.getpid()
 
@@ -227,9 +230,9 @@ class ConnectionPool:
 
     def _head(self, path: str, headers: Mapping[str, str], length: int) -> bytes:
         key = (path, tuple(headers.items()))
-        cached = self._cached
+        cached = self._last_head
         if cached is None or cached[0] != key:
-            cached = self._cached = (key, self._build_head(path, key[1]))
+            cached = self._last_head = (key, self._build_head(path, key[1]))
         return cached[1] + b"Content-Length: %d\r\n\r\n" % length
 
     def _build_head(self, path: str, headers: tuple[tuple[str, str], ...]) -> bytes:
@@ -244,7 +247,7 @@ class ConnectionPool:
         return "\r\n".join([*lines, ""]).encode("latin-1")
 
     def _fixed_lines(self) -> list[str]:
-        """The header lines that are the same in every request."""
+        """Return the header lines that are the same in every request."""
         lines = [f"Host: {self._authority}"]
         if not self._options.keep_alive:
             lines.append("Connection: close")
@@ -259,7 +262,7 @@ class ConnectionPool:
 
     @property
     def _forwards(self) -> bool:
-        """Whether a proxy reads our requests, instead of passing bytes through."""
+        """True if a proxy forwards the requests, rather than tunnelling the bytes of a connection."""
         return self._proxy is not None and not self._proxy.socks and self._scheme == "http"
 
     def _proxy_headers(self) -> dict[str, str]:
@@ -272,9 +275,9 @@ class ConnectionPool:
     # -- opening -----------------------------------------------------------------------------------
 
     def _open(self, timeout: float) -> _Socket:
-        """A fresh connection, `timeout` seconds from now at the latest.
+        """Return a new connection within `timeout` seconds.
 
-        SOCKS alone is opened by its library: there the timeout holds for each step.
+        With a SOCKS proxy, PySocks opens it, and the timeout applies to each step.
         """
         self._load()
         import http.client
@@ -294,11 +297,11 @@ class ConnectionPool:
         except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
             if connection is not None:
                 connection.close()
-            # What urllib3 raises itself concerns the way to the first hop; TLS errors come as they are.
+            # urllib3's own exceptions concern the first hop; exceptions of TLS arrive unwrapped.
             first_hop = isinstance(error, urllib3.exceptions.HTTPError)
             if isinstance(error, TimeoutError | urllib3.exceptions.ConnectTimeoutError) and not isinstance(
                 error,
-                urllib3.exceptions.NewConnectionError,  # a subclass, for history's sake
+                urllib3.exceptions.NewConnectionError,  # a subclass for historical reasons
             ):
                 kind = "timeout"
             elif connection is None or (isinstance(error, ssl.SSLError) and self._is_past_proxy(connection)):
@@ -307,14 +310,14 @@ class ConnectionPool:
                 kind = "proxy"
             else:
                 kind = "connect" if first_hop or self._scheme == "http" else "tls"
-            # Not chained: the library's errors hold the connection, and that the proxy's password.
+            # Not chained: urllib3's errors refer to the connection, which contains the proxy's password.
             raise ExchangeError(kind, describe(error.__cause__ or error)) from None
         sock = connection.sock
         connection.sock = None
         return sock
 
     def _load(self) -> None:
-        """Import all that our connections need, before any of it is used, and undivided by a fork."""
+        """Import everything a connection needs, before its first use; no fork can happen meanwhile."""
         if self._loaded:
             return
         with fork_guard:
@@ -328,33 +331,33 @@ class ConnectionPool:
             if self._certificates.bundled and (self._scheme == "https" or self._proxy is not None):
                 import certifi
 
-                certifi.where()  # has imports of its own
-            "name".encode("idna")  # as resolving a name does
+                certifi.where()  # imports more modules
+            "name".encode("idna")  # imports the codec that the resolver uses
         self._loaded = True
 
     def _is_past_proxy(self, connection: HTTPConnection) -> bool:
         if self._proxy is None or self._proxy.socks:
-            return True  # no proxy that speaks TLS itself
+            return True  # there is no proxy with TLS of its own
         answer: Any = connection.response_class
         return isinstance(answer, _ProxyAnswer) and answer.begun
 
     def _connection(self, timeout: float) -> HTTPConnection:
-        """urllib3's connection for our route, not yet connected."""
+        """Return urllib3's connection to the server, through the proxy if there is one, not connected yet."""
         proxy = self._proxy
         if proxy is not None and proxy.socks:
             return self._socks_connection(proxy, timeout)
         deadline = self._clock() + timeout
         connection = self._http_connection(proxy, timeout)
-        # Where urllib3 asks for the socket, and would try one address after the other.
+        # urllib3 calls this to open the socket; its own method tries the addresses one after another.
         connection._new_conn = lambda: self._dial(deadline)  # type: ignore[method-assign]
         return connection
 
     def _dial(self, deadline: float) -> socket.socket:
-        """A socket that is connected to the first hop; its timeout is what is left of the deadline."""
+        """Return a socket connected to the first hop; its timeout is the time left until the deadline."""
         try:
-            found = self._resolver.addresses(deadline - self._clock())
+            addresses = self._resolver.addresses(deadline - self._clock())
             options = _socket_options(self._options.keep_alive)
-            sock, address = connect(found, deadline, options, clock=self._clock)
+            sock, address = connect(addresses, deadline, options, clock=self._clock)
         except OSError as error:
             raise _DialError(error) from None
         self._resolver.prefer(address)
@@ -371,13 +374,13 @@ class ConnectionPool:
         if proxy is None:
             cls = HTTPSConnection if secure else HTTPConnection
             return cls(self._host, self._port, **common, **secure)
-        behind_tls: dict[str, Any] = {}
+        secure_proxy: dict[str, Any] = {}
         if proxy.scheme == "https":
-            behind_tls["ssl_context"] = self._certificates.context(server=False)
+            secure_proxy["ssl_context"] = self._certificates.context(server=False)
         if not secure:
-            cls = HTTPSConnection if behind_tls else HTTPConnection
-            return cls(proxy.host, proxy.port, **common, **behind_tls)
-        return self._tunnel(proxy, {**common, **secure}, behind_tls.get("ssl_context"))
+            cls = HTTPSConnection if secure_proxy else HTTPConnection
+            return cls(proxy.host, proxy.port, **common, **secure_proxy)
+        return self._tunnel(proxy, {**common, **secure}, secure_proxy.get("ssl_context"))
 
     def _tunnel(
         self, proxy: Proxy, arguments: dict[str, Any], proxy_context: ssl.SSLContext | None
@@ -428,18 +431,18 @@ def _new_context() -> ssl.SSLContext:
 
 
 class _ProxyAnswer(io.RawIOBase):
-    """Reads a proxy's answer to CONNECT for http.client, within a deadline that a drip can't stretch.
+    """Reads a proxy's answer to CONNECT for http.client, within one deadline for all of its bytes.
 
-    Stands for the response class, and for the socket that one would be made of.
+    It replaces both the connection's response class and the socket that the class reads from.
 
     Attributes:
-        begun: Whether a byte of the answer came. What fails in TLS later is the server's.
+        begun: True once a byte of the answer was read. A TLS error after that comes from the server.
     """
 
     def __init__(self, deadline: float, clock: Callable[[], float]) -> None:
         self._deadline = deadline
         self._clock = clock
-        self._room = _LONGEST_PROXY_ANSWER
+        self._room = _MAX_PROXY_ANSWER
         self.begun = False
 
     def __call__(self, sock: socket.socket, method: str | None = None) -> http.client.HTTPResponse:
@@ -469,7 +472,7 @@ class _ProxyAnswer(io.RawIOBase):
 
 
 def _is_quiet(sock: _Socket) -> bool:
-    """Whether nothing came on an idle connection: neither its end nor bytes nobody asked for."""
+    """Return True if an idle connection has nothing to read: neither its end nor unexpected bytes."""
     try:
         sock.settimeout(0)
         sock.recv(1)

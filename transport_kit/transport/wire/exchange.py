@@ -1,15 +1,15 @@
-"""One HTTP/1.1 exchange on an open socket: write a POST, read the whole answer.
+"""One HTTP/1.1 exchange on an open socket: writes a POST and reads the whole answer.
 
-Owns the bytes on the wire and nothing else: opening, choosing and keeping connections is
-`connections.py`. Written for one measured reason: a client library spends 130 to 400 µs of CPU on a
-10 kB POST, a write and a read spend 17.
+Owns the bytes on the wire; `connections.py` opens, chooses and keeps connections. It replaces an HTTP client
+library because of its cost: a library takes 130 to 400 µs of CPU for a 10 kB POST, one write and one read
+take 17.
 
-Strict, because an answer is hostile input: what is not exactly HTTP/1.x framing is an error, every
-part is bounded, and the deadline holds for the whole exchange, however slowly bytes drip. One exception: a
-complete head with a 2xx, after the whole request was sent, is an answer however bent the rest is, as the
-server has the envelope; it costs the connection.
+Strict, because an answer is untrusted input: anything but exact HTTP/1.x framing is an error, every part is
+bounded, and one deadline applies to the whole exchange, however slowly its bytes arrive. One exception: a
+complete head with a 2xx, after the whole request was sent, is an answer even if the rest is malformed, as the
+server has accepted the envelope. Its connection is not reused.
 
-Threads: `exchange` keeps no state; a socket belongs to one caller at a time.
+Threads: `exchange` keeps no state; only one thread at a time may use a socket.
 
 Source: RFC 9112 sections 2 to 9 (framing, smuggling), RFC 9110 section 15.2 (interim answers).
 """
@@ -36,22 +36,22 @@ _MAX_INTERIM = 8
 _KEPT_BODY = 64 * 1024
 _MAX_BODY = 1024 * 1024
 _MAX_CHUNK_LINE = 4096
-# What a chunk counts beyond its data, so that a body of tiny chunks stays bounded in work as well.
+# Bytes added to the size of each chunk's data, so that the number of tiny chunks is bounded as well.
 _CHUNK_COST = 64
 _RECV = 16 * 1024
-# Up to here head and body go out in one write; beyond it, the copy costs more than a second write.
+# Bodies up to this size are written together with the head; above it, the copy costs more than a write.
 _JOINED = 64 * 1024
 _CONTROLS = bytes(code for code in (*range(32), 127) if code != 9)
 _is_token = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _success_line = re.compile(rb"HTTP/1\.[01] (2[0-9][0-9])(?: [^\r\n]*)?(?:\r?\n|\Z)").match
 _chunk_line = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t -~\x80-\xff]*)?").fullmatch
-# By name, because importing ssl costs 20 ms and only a TLS socket can raise these.
+# Exceptions of ssl by name, because importing ssl takes 20 ms and only a TLS socket raises them.
 _TLS_WOULD_BLOCK = frozenset({"SSLWantReadError", "SSLWantWriteError"})
 _TLS_ENDED = frozenset({"SSLEOFError", "SSLZeroReturnError"})
 
 
 class Stream(Protocol):
-    """What an exchange needs of a socket; `socket`, `SSLSocket` and TLS inside TLS have it."""
+    """The methods an exchange needs: those of `socket`, `SSLSocket` and urllib3's TLS inside TLS."""
 
     def settimeout(self, value: float | None, /) -> None: ...
     def send(self, data: bytes | memoryview, /) -> int: ...
@@ -65,11 +65,11 @@ class Response:
 
     Attributes:
         status: From 200 to 599.
-        headers: Lower-case names; repeats joined by a comma and a space.
-        body: Without chunked framing, not decoded otherwise; at most 64 KiB of it.
-        reusable: Whether the connection may carry another exchange.
+        headers: By name in lower case; repeated headers are joined by a comma and a space.
+        body: The first 64 KiB, without chunked framing, not decoded otherwise.
+        reusable: True if the connection may be used for another exchange.
 
-    A 2xx whose framing is bent has the headers that can be read and no body, and is not reusable.
+    A 2xx with malformed framing has its readable headers and no body, and is not reusable.
     """
 
     status: int
@@ -82,17 +82,17 @@ class ExchangeError(TransportKitError):
     """There is no usable answer.
 
     Attributes:
-        kind: `connect`, `tls` or `proxy` while opening; `timeout`; `reset` when the peer ended the
-            connection before the answer was complete; `protocol` when its bytes are not HTTP.
-        detail: A class name and a short text; never a header's value, a body, or a URL's user.
-        body_sent: The whole body was handed to the connection: the server may have acted on it.
-        answered: At least one byte of an answer came.
+        kind: `connect`, `tls` or `proxy` while opening; `timeout`; `reset` if the peer ended the connection
+            before the answer was complete; `protocol` if the answer is not valid HTTP.
+        detail: A class name and a short text; never contains a header's value, a body or a URL's user.
+        body_sent: True if the whole body was written, so that the server may have acted on it.
+        answered: True if at least one byte of an answer was read.
     """
 
     def __init__(
         self, kind: ExchangeErrorKind, detail: str, body_sent: bool = False, answered: bool = False
     ) -> None:
-        super().__init__(kind, detail, body_sent, answered)  # these args rebuild it when unpickled
+        super().__init__(kind, detail, body_sent, answered)  # pickle rebuilds the error from these
         self.kind = kind
         self.detail = detail
         self.body_sent = body_sent
@@ -103,7 +103,7 @@ class ExchangeError(TransportKitError):
 
 
 def describe(error: BaseException) -> str:
-    """The class and the short text of a socket's or library's error, printable and bounded."""
+    """Return the class and the text of an error, printable and bounded in length."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
     text = "".join(c for c in text[:160] if c.isprintable())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -117,46 +117,48 @@ def exchange(
     deadline: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> Response:
-    """Write `head` and `body`, read the whole answer.
+    """Write `head` and `body`, and read the whole answer.
 
-    An answer that comes while the body is still being sent (a 413) ends the sending and is returned.
+    An answer that arrives while the body is being sent (such as a 413) ends the sending and is returned.
 
     Args:
-        sock: Connected. Its timeout is changed.
-        head: Request line and headers with the empty line that ends them. The request must not be a
-            HEAD, and its Content-Length must be the length of `body`.
-        deadline: When to give up, in `clock`'s seconds.
+        sock: A connected socket. Its timeout is changed.
+        head: Request line and headers, including the final empty line. The method must not be HEAD, and
+            Content-Length must be the length of `body`.
+        body: The body.
+        deadline: Time by which the exchange must be complete, in seconds of `clock`.
+        clock: Returns monotonic seconds.
 
     Raises:
-        ExchangeError: Of kind `timeout`, `reset`, `protocol`, or `tls` for an alert of the peer's.
+        ExchangeError: Its kind is `timeout`, `reset`, `protocol`, or `tls` for an alert from the peer.
     """
-    run = _Exchange(sock, deadline, clock)
-    broken: ExchangeError | None = None
+    state = _Exchange(sock, deadline, clock)
+    send_error: ExchangeError | None = None
     try:
-        run.send(head, body)
+        state.send(head, body)
     except ExchangeError as error:
         if error.kind != "reset":
             raise
-        broken = error  # a server that refuses a body may close at once: its answer can be there
+        send_error = error  # a server that refuses a body may answer and close: the answer may be readable
     try:
-        return run.answer()
+        return state.read_answer()
     except ExchangeError as error:
-        if broken is None:
+        if send_error is None:
             raise
-        raise ExchangeError("reset", broken.detail, answered=error.answered) from None
+        raise ExchangeError("reset", send_error.detail, answered=error.answered) from None
 
 
 class _Exchange:
-    """One exchange under way: the bytes that came and are not used yet, and how far it got."""
+    """The state of one exchange: the bytes received and not parsed yet, and its progress."""
 
     __slots__ = (
         "_answered",
-        "_bent",
         "_body_sent",
         "_buffer",
         "_clock",
         "_deadline",
         "_interims",
+        "_malformed",
         "_searched",
         "_sock",
     )
@@ -166,18 +168,19 @@ class _Exchange:
         self._deadline = deadline
         self._clock = clock
         self._buffer = bytearray()
-        # How far the buffer was searched for the end of a head.
+        # Number of bytes of the buffer that contain no end of a head.
         self._searched = 0
+        # Number of interim answers so far.
         self._interims = 0
-        # The head of a 2xx is not HTTP to the letter.
-        self._bent = False
+        # True if the head of a 2xx violates HTTP/1.x.
+        self._malformed = False
         self._body_sent = False
         self._answered = False
 
-    # -- out ---------------------------------------------------------------------------------------
+    # -- sending -----------------------------------------------------------------------------------
 
     def send(self, head: bytes, body: bytes) -> None:
-        """Send all, or less when an answer is there already."""
+        """Send head and body; stop early if the server answers meanwhile."""
         parts = [head + body] if len(body) <= _JOINED else [head, body]
         sent = self._write(parts[0])
         if len(parts) > 1 or sent < len(parts[0]):
@@ -187,9 +190,9 @@ class _Exchange:
         self._body_sent = True
 
     def _send_watching(self, parts: list[bytes]) -> bool:
-        """Send while looking for an early answer; False when one came.
+        """Send while reading; return False if the server answered before the end.
 
-        Waits for both directions, because a server that has answered may never read again.
+        Waits for both directions, because a server that has answered may never read the rest.
         """
         with selectors.DefaultSelector() as selector:
             selector.register(self._sock.fileno(), selectors.EVENT_READ | selectors.EVENT_WRITE)
@@ -199,7 +202,7 @@ class _Exchange:
                     ready = 0
                     for _, events in selector.select(self._remaining()):
                         ready |= events
-                    if ready & selectors.EVENT_READ and self._final_answer_begun():
+                    if ready & selectors.EVENT_READ and self._read_final_answer_start():
                         return False
                     if ready & selectors.EVENT_WRITE:
                         view = view[self._write(view[:_JOINED]) :]
@@ -212,33 +215,34 @@ class _Exchange:
         except OSError as error:
             self._fail(error)
 
-    def _final_answer_begun(self) -> bool:
+    def _read_final_answer_start(self) -> bool:
+        """Read what arrived; return True once a final answer, not an interim one, has begun."""
         try:
             self._sock.settimeout(0)
             data = self._sock.recv(_RECV)
         except OSError as error:
             if would_block(error):
-                return False  # bytes of TLS itself, or a part of a record
+                return False  # messages of TLS itself, or an incomplete record
             self._fail(error)
         if not data:
             self._raise("reset", "the connection was closed while the body was being sent")
         self._buffer += data
         self._answered = True
-        while self._is_interim() and (block := self._whole_head()) is not None:
-            self._skip_interim(self._parse(block)[1])
+        while self._is_interim() and (block := self._take_head()) is not None:
+            self._count_interim(self._parse(block)[1])
         return len(self._buffer) > 9 and not self._is_interim()
 
     def _is_interim(self) -> bool:
         """True if the buffer begins with an answer whose status is 1xx."""
         return self._buffer.startswith(b"HTTP/1.") and self._buffer[8:10] == b" 1"
 
-    # -- in ----------------------------------------------------------------------------------------
+    # -- receiving ---------------------------------------------------------------------------------
 
-    def answer(self) -> Response:
-        """Read the answer, interim ones skipped, to its end or to the limits."""
+    def read_answer(self) -> Response:
+        """Read the final answer, after any interim ones, to its end or to the bounds."""
         persistent, status, headers = self._head()
         while status < 200:
-            self._skip_interim(status)
+            self._count_interim(status)
             persistent, status, headers = self._head()
         try:
             body, complete = self._body(status, headers)
@@ -250,25 +254,25 @@ class _Exchange:
         if connection is not None:
             words = {word.strip() for word in connection.lower().split(",")}
             persistent = "close" not in words and (persistent or "keep-alive" in words)
-        reusable = persistent and complete and self._body_sent and not self._buffer and not self._bent
+        reusable = persistent and complete and self._body_sent and not self._buffer and not self._malformed
         return Response(status, headers, body, reusable)
 
     def _head(self) -> tuple[bool, int, dict[str, str]]:
-        """The next head: whether HTTP/1.1, the status, the headers."""
-        while (block := self._whole_head()) is None:
+        """Read the next head; return True for HTTP/1.1, the status and the headers."""
+        while (block := self._take_head()) is None:
             self._fill()
         try:
             return self._parse(block)
         except ExchangeError:
-            # The server has it: a repeat because of a bent header would be a duplicate.
+            # The server accepted the envelope: a retry because of a malformed header would be a duplicate.
             match = _success_line(block) if self._body_sent else None
             if match is None:
                 raise
-            self._bent = True
+            self._malformed = True
             return True, int(match[1]), _readable_headers(block)
 
-    def _whole_head(self) -> bytes | None:
-        """Take a head that came whole out of the buffer, without the empty line; None while it is not."""
+    def _take_head(self) -> bytes | None:
+        """Remove a complete head from the buffer; return it without the empty line, or None if incomplete."""
         buffer = self._buffer
         end, size = buffer.find(b"\r\n\r\n", self._searched), 4
         if (bare := buffer.find(b"\n\n", self._searched, end if end >= 0 else len(buffer))) >= 0:
@@ -280,13 +284,13 @@ class _Exchange:
                 self._raise("protocol", "the answer is not HTTP/1.x")
             self._searched = max(0, len(buffer) - 3)
             return None
-        # The newline of a bare end stays, for it to be refused.
+        # Lines that end in LF alone keep their last newline, so that `_parse` refuses the head.
         block = bytes(buffer[: end + 1 if size == 2 else end])
         del buffer[: end + size]
         self._searched = 0
         return block
 
-    def _skip_interim(self, status: int) -> None:
+    def _count_interim(self, status: int) -> None:
         if status == 101:
             self._raise("protocol", "the server switched protocols unasked")
         self._interims += 1
@@ -310,7 +314,7 @@ class _Exchange:
         headers: dict[str, str] = {}
         for line in lines[1:]:
             name, colon, value = line.partition(":")
-            # A folded line begins with a blank, so it fails here too.
+            # A folded line begins with a blank, so it is refused here too.
             if not colon or not _is_token(name):
                 self._raise("protocol", "bad header line")
             name = name.lower()
@@ -319,25 +323,25 @@ class _Exchange:
         return version == "HTTP/1.1 ", int(code), headers
 
     def _body(self, status: int, headers: dict[str, str]) -> tuple[bytes, bool]:
-        """The part of the body that is kept, and whether all of it was read."""
+        """Read the body; return its first 64 KiB, and True if all of it was read."""
         if status in (204, 304):
             return b"", True
         length = headers.get("content-length")
         coding = headers.get("transfer-encoding")
         if coding is not None:
-            # Both at once, or any other coding, is how answers are smuggled.
+            # Both headers at once, or any other coding, is a means of response smuggling.
             if length is not None or coding.lower() != "chunked":
                 self._raise("protocol", "bad Transfer-Encoding")
             return self._chunked_body()
-        kept = bytearray()
+        body = bytearray()
         if length is None:
-            while len(kept) < _KEPT_BODY and (self._buffer or self._receive()):
-                self._take(min(len(self._buffer), _KEPT_BODY - len(kept)), kept)
-            return bytes(kept), False
+            while len(body) < _KEPT_BODY and (self._buffer or self._receive()):
+                self._move(min(len(self._buffer), _KEPT_BODY - len(body)), body)
+            return bytes(body), False
         size = self._content_length(length)
         complete = size <= _MAX_BODY
-        self._take(size if complete else _KEPT_BODY, kept)
-        return bytes(kept), complete
+        self._move(size if complete else _KEPT_BODY, body)
+        return bytes(body), complete
 
     def _content_length(self, text: str) -> int:
         values = {value.strip(" \t") for value in text.split(",")}
@@ -347,7 +351,7 @@ class _Exchange:
         return int(value)
 
     def _chunked_body(self) -> tuple[bytes, bool]:
-        kept = bytearray()
+        body = bytearray()
         cost = 0
         while True:
             match = _chunk_line(self._line(_MAX_CHUNK_LINE))
@@ -358,30 +362,30 @@ class _Exchange:
                 break
             cost += size + _CHUNK_COST
             if cost > _MAX_BODY:
-                self._take(min(size, _KEPT_BODY - len(kept)), kept)
-                return bytes(kept), False
-            self._take(size, kept)
-            self._line(0)  # the end of the chunk's data: an empty line, or an error
+                self._move(min(size, _KEPT_BODY - len(body)), body)
+                return bytes(body), False
+            self._move(size, body)
+            self._line(0)  # the CRLF after the chunk's data
         room = _MAX_HEAD
         while line := self._line(room):
             name, colon, _ = line.decode("latin-1").partition(":")
             if not colon or not _is_token(name) or len(line.translate(None, _CONTROLS)) != len(line):
                 self._raise("protocol", "bad trailer line")
             room -= len(line)
-        return bytes(kept), True
+        return bytes(body), True
 
-    def _take(self, count: int, kept: bytearray) -> None:
-        """Use up exactly `count` bytes; the first 64 KiB of the body are kept."""
+    def _move(self, count: int, body: bytearray) -> None:
+        """Read exactly `count` bytes and append them to `body`, except those beyond its first 64 KiB."""
         while count > 0:
             if not self._buffer:
                 self._fill()
             part = self._buffer[:count]
             del self._buffer[:count]
             count -= len(part)
-            kept += part[: max(0, _KEPT_BODY - len(kept))]
+            body += part[: max(0, _KEPT_BODY - len(body))]
 
     def _line(self, limit: int) -> bytes:
-        """The next line of at most `limit` bytes, without its CRLF."""
+        """Read the next line of at most `limit` bytes; return it without its CRLF."""
         searched = 0
         while (end := self._buffer.find(b"\r\n", searched, limit + 2)) < 0:
             if len(self._buffer) >= limit + 2:
@@ -393,18 +397,18 @@ class _Exchange:
         return line
 
     def _fill(self) -> None:
-        """Receive more; the end of the connection is an error."""
+        """Receive more bytes; raise an error at the end of the connection."""
         if not self._receive():
             self._raise("reset", "the connection was closed before the answer was complete")
 
     def _receive(self) -> bool:
-        """Receive more; False at the end of the connection."""
+        """Receive more bytes; return False at the end of the connection."""
         try:
             if isinstance(self._sock, socket.socket):
                 self._sock.settimeout(self._remaining())
                 data = self._sock.recv(_RECV)
             else:
-                data = self._receive_in_steps()
+                data = self._receive_unblocked()
         except OSError as error:
             self._fail(error)
         if data:
@@ -412,9 +416,11 @@ class _Exchange:
             self._buffer += data
         return bool(data)
 
-    def _receive_in_steps(self) -> bytes:
-        """As `recv` with a timeout, for TLS inside TLS, where a timeout only holds for each part of a
-        record and a drip could stretch it without end."""
+    def _receive_unblocked(self) -> bytes:
+        """Receive bytes within the deadline from a stream whose timeout applies to each part of a TLS record.
+
+        TLS inside TLS is such a stream: with its own timeout, a slow server could delay `recv` forever.
+        """
         self._sock.settimeout(0)
         with selectors.DefaultSelector() as selector:
             selector.register(self._sock.fileno(), selectors.EVENT_READ)
@@ -444,7 +450,7 @@ class _Exchange:
 
 
 def _readable_headers(block: bytes) -> dict[str, str]:
-    """The header lines of a bent head that are as they should be; a continued line has its first part."""
+    """Return the valid header lines of a malformed head, without the continuations of folded lines."""
     headers: dict[str, str] = {}
     for line in block.splitlines()[1:_MAX_FIELDS]:
         name, colon, value = line.decode("latin-1").partition(":")
@@ -455,5 +461,5 @@ def _readable_headers(block: bytes) -> dict[str, str]:
 
 
 def would_block(error: OSError) -> bool:
-    """Whether a call on a non-blocking socket only found nothing to do."""
+    """Return True if `error` only means that a non-blocking socket is not ready."""
     return isinstance(error, BlockingIOError) or type(error).__name__ in _TLS_WOULD_BLOCK

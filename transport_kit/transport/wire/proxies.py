@@ -1,11 +1,12 @@
-"""Which proxy a URL goes through, if any: a pure decision over options and environment.
+"""Proxies: the choice of a proxy for a URL, from options and environment variables.
 
-Owns reading proxy URLs, the `*_PROXY` variables and `no_proxy`. Opens nothing: `connections.py` does.
+Owns the parsing of proxy URLs, of the `*_PROXY` variables and of `no_proxy`. `connections.py` opens the
+connections.
 
-Threads: pure functions and frozen values.
+Threads: pure functions and immutable values.
 
 Source: requests `utils.should_bypass_proxies` and urllib `proxy_bypass_environment` for no_proxy,
-except that a suffix counts only at a dot; CVE-2016-5385 for REQUEST_METHOD.
+except that a suffix matches only at a dot; CVE-2016-5385 for REQUEST_METHOD.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """Where a proxy listens and how it is spoken to.
+    """The address of a proxy, its protocol and its credentials.
 
     Attributes:
-        scheme: `http`, `https`, `socks5` (names resolved here) or `socks5h` (by the proxy).
-        host: Lower case, no brackets.
-        port: Given or the scheme's default.
-        username: Decoded; None when the URL has none.
-        password: Decoded; None when the URL has none.
+        scheme: `http`, `https`, `socks5` (names are resolved locally) or `socks5h` (by the proxy).
+        host: In lower case, without brackets.
+        port: The URL's port, or the scheme's default.
+        username: Percent-decoded; None if the URL has none.
+        password: Percent-decoded; None if the URL has none.
     """
 
     scheme: str
@@ -44,12 +45,12 @@ class Proxy:
 
     @property
     def socks(self) -> bool:
-        """Whether it speaks SOCKS rather than HTTP."""
+        """True for a SOCKS proxy, False for an HTTP proxy."""
         return self.scheme.startswith("socks")
 
     @property
     def authorization(self) -> str | None:
-        """The value of Proxy-Authorization for the URL's user, or None without one."""
+        """The value of Proxy-Authorization for the URL's user; None without a user."""
         if self.username is None:
             return None
         pair = f"{self.username}:{self.password or ''}".encode()
@@ -57,10 +58,10 @@ class Proxy:
 
 
 def parse_proxy(url: str) -> Proxy:
-    """Read a proxy URL; without a scheme it is http.
+    """Parse a proxy URL; the default scheme is http.
 
     Raises:
-        ValueError: Says what is wrong without quoting the URL, which may hold a password.
+        ValueError: The URL is invalid. The message does not quote it, as it may contain a password.
     """
     url = url.strip()
     if any(ord(c) < 33 or ord(c) == 127 for c in url):
@@ -95,17 +96,19 @@ def choose_proxy(
     trust_env: bool,
     environ: Mapping[str, str],
 ) -> Proxy | None:
-    """The proxy for connections to `host`, or None to connect directly.
-
-    A given `proxy` leaves all proxy variables unread, NO_PROXY too. A given `no_proxy` replaces NO_PROXY.
+    """Return the proxy for connections to `host`, or None to connect directly.
 
     Args:
-        scheme: `http` or `https`, of the server.
-        host: No brackets.
-        trust_env: Whether `environ` is read at all.
+        scheme: The server's scheme, `http` or `https`.
+        host: The server's host, without brackets.
+        port: The server's port.
+        proxy: The URL of a proxy. If given, no variable is read, not even NO_PROXY.
+        no_proxy: The hosts to connect to directly. If given, it replaces NO_PROXY.
+        trust_env: Read the proxy variables from `environ`.
+        environ: The environment variables.
 
     Raises:
-        OptionsError: The option or the variable that decides can't be used; names it.
+        OptionsError: The URL of the proxy is invalid. The error names the option or the variable.
     """
     source = "arguments"
     if proxy is None and trust_env:
@@ -121,7 +124,7 @@ def choose_proxy(
 
 
 def _from_environment(scheme: str, environ: Mapping[str, str]) -> tuple[str, str | None]:
-    """The variable that decides and its value; an empty one says nothing."""
+    """Return the first proxy variable that is not empty, as a source and its value."""
     for name in (f"{scheme}_proxy", "all_proxy"):
         key, value = _variable(name, environ)
         # Under CGI a request's header `Proxy:` arrives as HTTP_PROXY.
@@ -131,18 +134,19 @@ def _from_environment(scheme: str, environ: Mapping[str, str]) -> tuple[str, str
 
 
 def _variable(name: str, environ: Mapping[str, str]) -> tuple[str, str | None]:
-    """A variable in lower case, even when empty, before the same in upper case."""
+    """Return the variable's key and value; the lower-case key, even if empty, precedes the upper-case one."""
     key = name if name in environ else name.upper()
     value = environ.get(key, "").strip()
     return key, value or None
 
 
 def bypasses(host: str, port: int, no_proxy: str) -> bool:
-    """Whether `no_proxy` says to reach `host` directly.
+    """Return True if `no_proxy` lists `host`.
 
-    Entries are separated by commas; blanks and case don't matter; what can't be read matches nothing.
-    `*` is every host; `example.com` and `.example.com` are that host and all below it; an IP address or
-    a network such as `10.0.0.0/8` or `fd00::/8` is compared as such; `:port` narrows an entry.
+    Entries are separated by commas; blanks and case are ignored, and an invalid entry matches nothing.
+    `*` matches every host; `example.com` and `.example.com` match that host and its subdomains; an IP
+    address matches itself, a network such as `10.0.0.0/8` or `fd00::/8` its addresses. `:port` restricts an
+    entry to that port.
     """
     host = host.lower().rstrip(".")
     address = _address(host)
@@ -150,8 +154,8 @@ def bypasses(host: str, port: int, no_proxy: str) -> bool:
         entry = "".join(entry.split())
         if entry == "*":
             return True
-        name, wanted = _split_port(entry)
-        if not name or wanted not in (None, port):
+        name, entry_port = _split_port(entry)
+        if not name or entry_port not in (None, port):
             continue
         if address is not None:
             if _covers(name, address):
@@ -164,7 +168,7 @@ def bypasses(host: str, port: int, no_proxy: str) -> bool:
 
 
 def _split_port(entry: str) -> tuple[str, int | None]:
-    """An entry's host and port; the host is empty when the port is none."""
+    """Return an entry's host, and its port or None; the host is empty if the port is invalid."""
     if entry.startswith("["):
         name, bracket, rest = entry[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
