@@ -4,8 +4,8 @@ A capture can begin anywhere: in a signal handler, in `__del__` during a garbage
 handler. If it begins on a thread that is inside a critical section, waiting for the lock would be a deadlock.
 Such a capture appends its work to `deferred`, which is run when the lock is released.
 
-Assumes: `threading.RLock` is the C one (or gevent's), whose `with` acquires and records the owner in one
-step, so no signal handler can run between the two. Critical sections are short and do no I/O.
+Assumes: `threading.RLock` is the C implementation (or gevent's), whose `with` acquires the lock and records
+the owner in one step, so that no signal handler can run in between. Critical sections are short, without I/O.
 
 A signal handler may also *raise* (a task's time limit, KeyboardInterrupt), and so end a section at any point.
 CPython checks for signals at calls, at the entry of functions and at backward jumps only. Two rules follow,
@@ -45,7 +45,7 @@ class StateLock:
     some thread that holds the lock, exactly once, in the order of the calls.
     """
 
-    __slots__ = ("deferred", "held", "mend", "rlock", "whole")
+    __slots__ = ("consistent", "deferred", "held", "mend", "rlock")
 
     def __init__(self) -> None:
         self.rlock = threading.RLock()
@@ -82,7 +82,7 @@ class StateLock:
     def mend_locked(self) -> None:
         """Complete an interrupted change. The caller has just acquired the lock."""
         self.mend()
-        self.whole = True
+        self.consistent = True
 
 
 def _nothing() -> None:

@@ -1,4 +1,4 @@
-"""When an envelope leaves: the worker, its threads, retries, rate limits, and the accounts of every item.
+"""The background worker: its threads, retries, rate limits, and the ledger of every item.
 
-Owns no connection: what delivers is a function.
+Owns no connection: it calls a function that delivers an envelope.
 """

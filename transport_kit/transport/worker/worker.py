@@ -1,8 +1,8 @@
-"""The worker: takes envelopes in, waits for their delivery, and ends.
+"""The background worker: accepts envelopes, waits for their delivery, and closes.
 
-Owns the life of a queue (new, running, draining, closed), and the lock that guards it. Its books are in
-`books.py`, delivering is `dispatch.py`'s, the threads are `senders.py`'s. Knows nothing about HTTP
-(`http.py`) nor about any web framework (`integrations/`): what delivers is a function.
+Owns the states of a worker (new, running, draining, closed) and the `StateLock` that guards it. The counts
+are in `books.py`, delivery is in `dispatch.py`, the threads are in `senders.py`. Knows nothing about HTTP
+(`http.py`) or any web framework (`integrations/`): it calls a function that delivers an envelope.
 
 Threads: every public method may be called from any thread, from a signal handler and from `__del__`.
 """
@@ -33,21 +33,21 @@ from transport_kit.transport.worker.outcome import (
 
 __all__ = ["BackgroundWorker"]
 
-#: Seconds after which whoever waits looks around all the same: for what was left aside while it went to
-#: wait, and for a sender that died.
+#: Maximum seconds of one wait on a condition. Then the waiting thread checks for actions deferred while it
+#: began to wait, and for a sender that died.
 PULSE = 0.1
 
 
 class BackgroundWorker:
-    """Delivers what is submitted, on threads that the first submission starts.
+    """Delivers envelopes on threads that the first submission starts.
 
     Args:
-        queue: Where envelopes wait.
-        deliver: Called on a sender thread, without any lock held. An exception is poison: the envelope
-            is discarded as `internal_sdk_error`, and the worker goes on.
+        queue: The queue of the envelopes.
+        deliver: Called on a sender thread, without any lock held. If it raises, the envelope is discarded as
+            `internal_sdk_error`, and the worker continues.
         options: Bounds and times.
-        clock: Monotonic seconds; the queue's.
-        draw: From 0 up to but not including 1, for the jitter.
+        clock: Returns monotonic seconds; the same clock as the queue's.
+        draw: Returns a number in [0, 1) for the jitter.
     """
 
     def __init__(
@@ -63,45 +63,46 @@ class BackgroundWorker:
         self._shared = queue.shared
         self._options = options
         self._clock = clock
-        # One lock: the books, the breaker, and a queue that is not shared, are read and written only
-        # while holding it. Deliveries, and what a shared queue does, happen without it. Each critical
-        # section is followed by `_senders.leave()`, so that what interrupted it is taken in and seen to.
+        # One `StateLock`: any thread reads and writes the books, the breaker, and a queue that is not shared,
+        # but only while holding it. Deliveries and all calls of a shared queue happen without it. Each
+        # critical section is followed by `_senders.leave()`, which runs the actions deferred during it.
         self._lock = StateLock() if queue.shared else queue.lock
         self._books = Books(self._lock, queue.shared, options, clock)
         if not queue.shared:
             self._lock.mend = self._mend_locked
         self._dispatcher = Dispatcher(queue, deliver, options, self._lock, self._books, clock, draw)
         self._senders = self._dispatcher.senders
-        # Set when the process is ending: seconds of waiting that the end may still cost. From then on a
-        # capture waits for its own delivery, as no thread may be left to do it later.
-        self._end_left: float | None = None
-        # While what was left aside is taken in: the queue's last id before.
-        self._admitting: int | None = None
-        # What is left at the end is counted under it; set before the state becomes CLOSED.
+        # While the process is ending: the seconds that all further waits may take together; None before.
+        # A capture then waits for its own delivery, as no thread may be left to deliver later.
+        self._end_budget: float | None = None
+        # The queue's last id before the put of a deferred envelope; None otherwise. Guarded by `_lock`.
+        self._last_id_before_put: int | None = None
+        # The reason for which envelopes left at the end are discarded. Written, while holding `_lock`, before
+        # the state becomes CLOSED.
         self._end_reason = LossReason.CLOSED
 
     # -- submitting ------------------------------------------------------------------------------------
 
     @property
     def on_own_thread(self) -> bool:
-        """Whether the calling thread is delivering: it must neither capture nor wait."""
+        """True if the calling thread is delivering: it must neither capture nor wait."""
         return self._senders.own
 
     @property
     def can_wait(self) -> bool:
-        """Whether the calling thread may wait: not in an interrupted critical section, nor on a sender."""
+        """True if the calling thread may wait: it is no sender and not inside a critical section."""
         return not (self._lock.held() or self._senders.own)
 
     @property
     def closing(self) -> bool:
-        """Whether captures are refused; may be asked without the lock, as it never becomes false again."""
+        """True if captures are refused. Read without the lock, as it never becomes False again."""
         return self._books.state >= WorkerState.DRAINING
 
     def submit(self, sealed: SealedEnvelope) -> bool:
-        """Take an envelope; True when accepted. Never raises for a full queue, never waits for a delivery.
+        """Return True if the envelope was accepted. Never raises for a full queue.
 
-        Three exceptions to the latter, each with `shutdown_timeout` as its end: no thread can start, or
-        the process is ending (`end`), so the caller delivers or waits; a shared queue's `put` does I/O.
+        Waits for a delivery only if no thread can start or the process is ending (`end`), and then no longer
+        than `shutdown_timeout`. The `put` of a shared queue does I/O.
         """
         if self._senders.own:
             self.lose(LossReason.REENTRANT, sealed.quantities)
@@ -110,19 +111,19 @@ class BackgroundWorker:
         if self._shared:
             return self._submit_shared(sealed)
         if self._lock.held():
-            return self._submit_aside(sealed)
+            return self._submit_deferred(sealed)
         try:
             with self._lock.rlock:
                 accepted = self._admit_locked(sealed)
         finally:
-            # Also when a signal handler raised: what it left behind may need a sender.
+            # Also if a signal handler raised: a put envelope needs a sender.
             self._senders.leave()
-        if self._end_left is not None:
-            self._wait_at_end(self._end_left)
+        if self._end_budget is not None:
+            self._flush_at_end(self._end_budget)
         return accepted
 
-    def _submit_aside(self, sealed: SealedEnvelope) -> bool:
-        """This thread is inside a critical section, and was interrupted: the section's end takes it in."""
+    def _submit_deferred(self, sealed: SealedEnvelope) -> bool:
+        """Accept an envelope on a thread that is inside a critical section; it is put after the section."""
         if self.closing:
             self.lose(LossReason.CLOSED, sealed.quantities)
             return False
@@ -130,7 +131,7 @@ class BackgroundWorker:
         if stats.waiting + stats.claimed + len(self._lock.deferred) >= stats.max_items:
             self.lose(LossReason.QUEUE_OVERFLOW, sealed.quantities)
             return False
-        self._lock.defer(lambda: self._admit_aside_locked(sealed))
+        self._lock.defer(lambda: self._admit_deferred_locked(sealed))
         return True
 
     def _submit_shared(self, sealed: SealedEnvelope) -> bool:
@@ -149,35 +150,35 @@ class BackgroundWorker:
 
     def _admit_locked(self, sealed: SealedEnvelope) -> bool:
         lock = self._lock
-        if not lock.whole:
+        if not lock.consistent:
             lock.mend_locked()
         if self._books.state >= WorkerState.DRAINING:
             self._books.lose(LossReason.CLOSED, sealed.quantities)
             return False
-        lock.whole = False
+        lock.consistent = False
         put = self._queue.put(sealed)
         self._books.count_put(sealed.quantities, put)
-        lock.whole = True
+        lock.consistent = True
         return put.accepted
 
-    def _admit_aside_locked(self, sealed: SealedEnvelope) -> None:
-        self._admitting = self._queue.stats().last_id
+    def _admit_deferred_locked(self, sealed: SealedEnvelope) -> None:
+        self._last_id_before_put = self._queue.stats().last_id
         self._admit_locked(sealed)
-        self._admitting = None
+        self._last_id_before_put = None
 
     def _mend_locked(self) -> None:
-        """Complete what a signal handler that raised left half done."""
-        if self._admitting is not None:
-            taken_in = self._queue.stats().last_id > self._admitting
-            aside = self._lock.deferred
-            # One step: it is not to be taken in again.
-            self._admitting = None
-            if taken_in:
-                del aside[0]
+        """Complete a critical section that a signal handler ended by raising."""
+        if self._last_id_before_put is not None:
+            was_put = self._queue.stats().last_id > self._last_id_before_put
+            actions = self._lock.deferred
+            # One step, so that the envelope is not put again.
+            self._last_id_before_put = None
+            if was_put:
+                del actions[0]
         closed = self._books.state is WorkerState.CLOSED
-        held, given_up = self._queue.mend()
+        pending, given_up = self._queue.mend()
         self._books.give_up(given_up, self._end_reason if closed else LossReason.QUEUE_OVERFLOW)
-        self._books.mend(held)
+        self._books.mend(pending)
         if closed:
             self._dispatcher.end_locked(self._end_reason)
 
@@ -186,20 +187,20 @@ class BackgroundWorker:
         self._locked(lambda: self._books.lose(reason, quantities))
 
     def _locked(self, action: Callable[[], object]) -> None:
-        """Run `action` under the lock: now, or when this thread's interrupted critical section ends."""
+        """Run `action` while holding the lock: now, or after the critical section this thread is in."""
         if self._lock.held():
             self._lock.defer(action)
             return
         with self._lock.rlock:
-            if not self._lock.whole:
+            if not self._lock.consistent:
                 self._lock.mend_locked()
             action()
         self._senders.leave()
 
     def start(self) -> None:
-        """Begin delivering now: a durable queue may hold a backlog from before. No-op unless NEW."""
+        """Start a sender if the state is NEW: a durable queue may contain envelopes of an earlier process."""
         if self._lock.held():
-            return  # interrupted inside a critical section: the first capture starts it
+            return  # inside a critical section no thread is started; the first capture does it
         with self._lock.rlock:
             new = self._books.state is WorkerState.NEW
             if new:
@@ -208,45 +209,49 @@ class BackgroundWorker:
             self._senders.start()
         self._senders.leave()
 
-    # -- client reports, for what delivers -------------------------------------------------------------
+    # -- client reports --------------------------------------------------------------------------------
 
     @property
     def unreported(self) -> bool:
-        """Whether there are losses to report; a look without the lock."""
+        """True if there are losses to report. Read without the lock."""
         return self._books.unreported
 
     def take_report(self, *, alone: bool) -> Report:
-        """The losses to tell the receiver now; empty when a report went out recently.
+        """Return the losses for the request that the calling thread sends; empty after a recent report.
 
         Args:
-            alone: Whether nothing else is sent, which only happens when a report is due.
+            alone: True for a request without an envelope, which is sent only when a report is due.
         """
         with self._lock.rlock:
-            taken = self._books.attach_report(alone=alone)
+            report = self._books.attach_report(alone=alone)
         self._senders.leave()
-        return taken
+        return report
 
     def give_back(self, report: Report) -> None:
-        """The request that carried `report` got no final answer."""
+        """Count the losses of `report` as unreported again: its request got no final answer."""
         self._locked(lambda: self._books.give_back(report))
 
     def want_report(self) -> None:
-        """Report now what is known to be lost, unless the receiver does not answer; waits for nothing."""
+        """Have the known losses reported as soon as possible, if the breaker is closed. Does not wait."""
         self._dispatcher.request_report()
 
     @property
     def reporting(self) -> bool:
-        """Whether a report is wanted now, or under way, or what it would tell; a look without the lock."""
+        """True if a report is requested or under way, or losses are in transfer. Read without the lock."""
         books = self._books
         return books.report_wanted or books.reporting or books.transfers_in_progress > 0
 
     # -- waiting ---------------------------------------------------------------------------------------
 
     def flush(self, timeout: float, until: str = "settled") -> FlushReport:
-        """Wait up to `timeout` seconds for all that was accepted before the call.
+        """Wait up to `timeout` seconds for the envelopes accepted before the call.
 
-        From a sender thread, and from a thread interrupted inside a critical section, it returns at once:
-        waiting there would wait for itself.
+        Returns immediately on a sender thread and on a thread inside a critical section: each would wait for
+        itself.
+
+        Args:
+            timeout: Seconds.
+            until: `settled`, or `delivered`, which differs for a shared queue: there `settled` means stored.
         """
         deadline = self._clock() + timeout
         if not self.can_wait:
@@ -276,48 +281,51 @@ class BackgroundWorker:
                 if ticket in books.tickets:
                     books.tickets.remove(ticket)
             self._senders.leave(deadline)
-        left = max(ticket.remaining, 0)
-        return FlushReport(not left, ticket.delivered, ticket.discarded, pending=left)
+        remaining = max(ticket.remaining, 0)
+        return FlushReport(not remaining, ticket.delivered, ticket.discarded, pending=remaining)
 
     def _flush_shared(self, deadline: float, until: str) -> FlushReport:
-        """In a shared queue stored is settled; `delivered` waits for whoever drains it."""
+        """Wait until all envelopes are stored, or with `delivered` until the shared queue is empty."""
         with self._lock.rlock:
             self._lock.run_deferred_locked()
-            if self._books.state is WorkerState.NEW and self._held():
-                self._books.state = WorkerState.RUNNING  # a backlog from before: see that someone drains
+            if self._books.state is WorkerState.NEW and self._queued():
+                self._books.state = WorkerState.RUNNING  # a sender must claim an earlier process's backlog
             self._dispatcher.retry_now_locked()
         self._senders.leave(deadline)
         if until != "delivered":
             self._wait(deadline, lambda: not self._unstored())
-            left = self._unstored()
-            return FlushReport(not left, stored=max(0, self._held() - left), pending=left)
-        self._wait(deadline, lambda: self._held() == 0)
-        left = self._held()
-        return FlushReport(not left, stored=left, pending=left)
+            unstored = self._unstored()
+            return FlushReport(not unstored, stored=max(0, self._queued() - unstored), pending=unstored)
+        self._wait(deadline, lambda: self._queued() == 0)
+        queued = self._queued()
+        return FlushReport(not queued, stored=queued, pending=queued)
 
     def _wait(self, deadline: float, done: Callable[[], bool]) -> None:
-        """Wait until `deadline`, the end, or until `done` says so, which is asked under the lock."""
+        """Wait until `deadline`, or until the worker is closed or `done` returns True.
+
+        `done` is called while holding the lock.
+        """
         while True:
             self._senders.leave(deadline)
             try:
                 with self._lock.rlock:
                     self._lock.run_deferred_locked()
-                    left = deadline - self._clock()
-                    if left <= 0 or self._books.state is WorkerState.CLOSED or done() or sys.is_finalizing():
-                        return  # while the interpreter is finalized there is nobody to wait for
-                    if not self._books.settled.wait(min(left, PULSE)):
-                        self._queue.wake()  # the watcher was between its look at what is wanted and its claim
+                    rest = deadline - self._clock()
+                    if rest <= 0 or self._books.state is WorkerState.CLOSED or done() or sys.is_finalizing():
+                        return  # while the interpreter is finalized, no other thread runs
+                    if not self._books.settled.wait(min(rest, PULSE)):
+                        self._queue.wake()  # the watcher may have checked for a report before the request
             except RuntimeError as error:
-                let_through(error)  # see lock.py
+                let_through(error)  # see "Limits" in runtime/lock.py
                 raise
 
-    # -- ending ----------------------------------------------------------------------------------------
+    # -- closing ---------------------------------------------------------------------------------------
 
     def close(self, timeout: float) -> FlushReport:
-        """Refuse submissions, wait up to `timeout` seconds for what is left, then end. Idempotent.
+        """Refuse submissions, wait up to `timeout` seconds for pending envelopes, then close. Idempotent.
 
-        The first call decides when the end comes; one that comes meanwhile waits for it, as long as its
-        own `timeout` allows.
+        The first call closes the worker after its `timeout` at the latest. A concurrent call waits for that,
+        up to its own `timeout`.
         """
         if self._books.state is WorkerState.CLOSED:
             return FlushReport(True)
@@ -339,52 +347,52 @@ class BackgroundWorker:
         return report
 
     def end(self, seconds: float) -> int:
-        """The process ends: wait up to `seconds` for what waits; how many envelopes are left behind.
+        """Flush at the end of the process; return the number of envelopes that will be lost.
 
-        Captures are still taken, each delivered before its call returns. All these waits, and those of
-        further calls, share the seconds of the first call.
+        Later captures are accepted, and each call waits for its delivery. All these waits, and those of
+        further calls, share the `seconds` of the first call.
         """
-        if self._end_left is None:
-            self._end_left = seconds
+        if self._end_budget is None:
+            self._end_budget = seconds
         if self._books.state is not WorkerState.CLOSED:
-            self._wait_at_end(self._end_left)
-        # What is stored is not left behind; what could only be held in memory is.
+            self._flush_at_end(self._end_budget)
+        # Envelopes stored by a durable queue are not lost; those it holds only in memory are.
         return self._unstored() if self._queue.durable else self.pending
 
-    def _wait_at_end(self, left: float) -> None:
+    def _flush_at_end(self, budget: float) -> None:
         began = self._clock()
-        self.flush(left)
-        self._end_left = max(0.0, left - (self._clock() - began))
+        self.flush(budget)
+        self._end_budget = max(0.0, budget - (self._clock() - began))
 
     def kill(self) -> None:
-        """End now; what is left is counted. An attempt under way may still arrive, and is not counted so."""
+        """Close now, and count pending envelopes as discarded, even if an attempt under way succeeds."""
         self._finish(LossReason.KILLED)
 
     def _finish(self, reason: LossReason) -> None:
-        in_hand: list[Claim] = []
+        claims: list[Claim] = []
 
         def end() -> None:
             if self._books.state is not WorkerState.CLOSED:
                 self._end_reason = reason
-                self._lock.whole = False
+                self._lock.consistent = False
                 self._books.state = WorkerState.CLOSED
-                in_hand.extend(self._dispatcher.end_locked(reason))
-                self._lock.whole = True
+                claims.extend(self._dispatcher.end_locked(reason))
+                self._lock.consistent = True
 
-        # What was captured before is left aside before `end` is, and counts like the rest.
+        # Envelopes that were deferred before `end` are put first, and are counted like the others.
         self._lock.run_deferred()
         self._locked(end)
         if self._shared:
-            self._leave_queue(in_hand, reason)
+            self._close_shared(claims, reason)
 
-    def _leave_queue(self, in_hand: list[Claim], reason: LossReason) -> None:
-        """Give back what a shared queue keeps, end the claims from it, and count what it can't keep."""
-        left: list[Claim] = []
+    def _close_shared(self, claims: list[Claim], reason: LossReason) -> None:
+        """Release the claims from a shared queue, close it, and count the envelopes it could not store."""
+        unstored: list[Claim] = []
         steps: tuple[Callable[[], object], ...] = (
-            lambda: self._queue.release(in_hand),
+            lambda: self._queue.release(claims),
             self._queue.wake,
             self._leave_losses,
-            lambda: left.extend(self._queue.close()),
+            lambda: unstored.extend(self._queue.close()),
         )
         for step in steps:
             try:
@@ -392,53 +400,53 @@ class BackgroundWorker:
             except Exception as error:
                 let_through(error)
                 log.error("a queue could not be left in order: %s", type(error).__name__)
-        if left:
-            self._locked(lambda: self._books.forget_stored(left, reason))
+        if unstored:
+            self._locked(lambda: self._books.forget_stored(unstored, reason))
 
     def _leave_losses(self) -> None:
-        """Counts that were not reported go to whoever drains next."""
+        """Put the unreported losses into the shared queue, for the process that drains next."""
         may_wait = self.can_wait
         deadline = self._clock() + PULSE
         with self._lock.rlock:
-            while self._books.transfers_in_progress and may_wait and (left := deadline - self._clock()) > 0:
-                self._books.settled.wait(left)
+            while self._books.transfers_in_progress and may_wait and (rest := deadline - self._clock()) > 0:
+                self._books.settled.wait(rest)
             report = self._books.take_untold()
         if report and not self._queue.put_losses(report, ending=True):
             self.give_back(report)
 
-    # -- saying ----------------------------------------------------------------------------------------
+    # -- snapshots -------------------------------------------------------------------------------------
 
     def is_alive(self) -> bool:
-        """Whether a sender thread lives."""
+        """Return True if there is a sender thread."""
         return self._senders.count > 0
 
     def full(self) -> bool:
-        """Whether the next put has to sacrifice something."""
+        """Return True if the next put has to evict an envelope."""
         stats = self._queue.stats()
         self._senders.leave(float("-inf"))
         return stats.waiting + stats.claimed >= stats.max_items or stats.size >= stats.max_bytes
 
     @property
     def pending(self) -> int:
-        """Envelopes accepted and not settled, those left aside included."""
-        pending = self._held() + len(self._lock.deferred)
-        # A snapshot does not deliver, even when no thread can.
+        """The number of envelopes accepted and not settled, deferred ones included."""
+        pending = self._queued() + len(self._lock.deferred)
+        # A deadline in the past, so that a snapshot never delivers, even if no thread can.
         self._senders.leave(float("-inf"))
         return pending
 
-    def _held(self) -> int:
+    def _queued(self) -> int:
         stats = self._queue.stats()
         return stats.waiting + stats.claimed
 
     def _unstored(self) -> int:
-        """Envelopes that a durable queue could not write yet, and holds in memory meanwhile."""
+        """Return the number of envelopes that a durable queue holds in memory until it can write them."""
         return int(self._queue.describe().get("in_memory", 0))
 
     def facts(self) -> WorkerFacts:
-        """A snapshot in which ledger and queue belong together; no I/O."""
-        inside = self._lock.held()
+        """Return a snapshot in which ledger and queue are consistent. Does no I/O."""
+        reentrant = self._lock.held()
         with self._lock.rlock:
-            if not inside:
+            if not reentrant:
                 self._lock.run_deferred_locked()
             facts = WorkerFacts(
                 self._books.state,
