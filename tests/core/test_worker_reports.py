@@ -117,7 +117,7 @@ def test_a_report_that_goes_alone_is_a_probe_like_any_other(monkeypatch: pytest.
         worker.lose(LossReason.BEFORE_SEND, ONE_LOST)
         assert worker.flush(SOON).ok
         assert worker.facts().breaker.state == "open"
-        monkeypatch.setattr(dispatch, "HASTEN_EVERY", 0.0)
+        monkeypatch.setattr(dispatch, "EARLY_RETRY_INTERVAL", 0.0)
         assert worker.flush(SOON).ok
         assert worker.facts().breaker.state == "closed"
         assert reporting.alone == [True, True]

@@ -183,8 +183,8 @@ def test_a_worker_ends_at_once_although_a_claim_failed(monkeypatch: pytest.Monke
 
 def test_a_flush_brings_the_next_attempt_forward_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """Someone waits, so it is worth a try; in a loop it would be a back door around the back-off."""
-    assert dispatch.HASTEN_EVERY == 1.0
-    monkeypatch.setattr(dispatch, "HASTEN_EVERY", SOON)
+    assert dispatch.EARLY_RETRY_INTERVAL == 1.0
+    monkeypatch.setattr(dispatch, "EARLY_RETRY_INTERVAL", SOON)
     options = quick(backoff_base=3000.0, backoff_max=3000.0, max_senders=2)
     deliver = Deliverer(RETRY, RETRY, RETRY)
     with running(deliver, options) as worker:
@@ -195,7 +195,7 @@ def test_a_flush_brings_the_next_attempt_forward_once_a_second(monkeypatch: pyte
             assert worker.flush(0.02).pending == 1
         assert deliver.wait_done(2)
         assert len(deliver.began) == 2
-        monkeypatch.setattr(dispatch, "HASTEN_EVERY", 0.0)
+        monkeypatch.setattr(dispatch, "EARLY_RETRY_INTERVAL", 0.0)
         worker.flush(0.02)
         assert deliver.wait_done(3)
         assert flushed(worker) == (1, 0)

@@ -1,11 +1,11 @@
-"""Recognizes exceptions that a signal handler of the app raised while this library's code ran.
+"""Exceptions raised by the app's signal handlers while code of this library runs.
 
-An `except Exception` around this library's work, or around a callback of the app, is for exceptions of that
-work. But signal handlers raise on the main thread at any point: Celery's soft time limit, a server's worker
-timeout and the like. So each such `except` block begins with `let_through`, which raises them again.
+Such exceptions belong to the app: Celery's soft time limit, a server's worker timeout and the like are raised
+by signal handlers at any point of the main thread. An `except Exception` clause around the library's own
+work, or around a callback of the app, must not suppress them; it begins with a call of `let_through`.
 
-Limits: an exception that another thread sets with CPython's `PyThreadState_SetAsyncExc` can't be recognized,
-and counts as a failure of the code that it interrupts.
+Limits: an exception set from another thread with CPython's `PyThreadState_SetAsyncExc` can't be recognised,
+and is treated as an error of the interrupted code.
 
 Threads: functions only.
 """
@@ -17,7 +17,7 @@ from types import FrameType, TracebackType
 
 __all__ = ["let_through"]
 
-# Descriptors of the base class: an exception of the app may redefine these attributes so that they raise.
+# The descriptors of BaseException, because a subclass may define attributes of these names that raise.
 _traceback_of: Callable[[BaseException], TracebackType | None]
 _traceback_of = BaseException.__dict__["__traceback__"].__get__
 _context_of: Callable[[BaseException], BaseException | None]
@@ -26,29 +26,34 @@ _VARARGS = 0x04  # CO_VARARGS of the `inspect` module, which is slow to import
 
 
 def let_through(error: BaseException) -> None:
-    """Raise the exception of a signal handler again, if `error` is one or has one as its context.
+    """Raise the signal handler's exception if `error` is one or was raised while handling one.
+
+    Otherwise returns.
 
     Args:
-        error: The exception that the caller has caught.
+        error: The exception caught by the caller.
+
+    Raises:
+        BaseException: The exception that the signal handler raised.
     """
-    exception: BaseException | None = error
+    candidate: BaseException | None = error
     frames: set[FrameType] = set()
-    visited: set[int] = set()
-    while exception is not None and id(exception) not in visited:  # contexts may form a circle
-        visited.add(id(exception))
-        trace = _traceback_of(exception)
-        if exception is not error and (trace is None or trace.tb_frame not in frames):
-            return  # the app was handling this context when it called the library
+    seen: set[int] = set()
+    while candidate is not None and id(candidate) not in seen:  # contexts may form a circle
+        seen.add(id(candidate))
+        trace = _traceback_of(candidate)
+        if candidate is not error and (trace is None or trace.tb_frame not in frames):
+            return  # the app was already handling this exception when it called the library
         while trace is not None:
             frames.add(trace.tb_frame)
             if _is_handler(trace):
-                raise exception
+                raise candidate
             trace = trace.tb_next
-        exception = _context_of(exception)
+        candidate = _context_of(candidate)
 
 
 def _is_handler(trace: TracebackType) -> bool:
-    """Return True for a signal handler's frame: its arguments include the frame that it interrupted."""
+    """Return True if the frame is a signal handler's: one of its arguments is the frame it interrupted."""
     frame = trace.tb_frame
     caller = frame.f_back
     if caller is None or (frame.f_code.co_argcount < 2 and not frame.f_code.co_flags & _VARARGS):
