@@ -1,7 +1,7 @@
-"""Reporting: turns what goes wrong in an app into events, and hands them to a transport.
+"""Reporting: turns errors, requests, logs and jobs of an app into events and passes them to a transport.
 
-Owns what an event says and what it leaves out. Knows no framework (integrations hand over a
-`RequestInfo`), no envelope and no HTTP.
+Owns the content of an event and what is left out of it. Knows no framework (integrations pass a
+`RequestInfo`) and no HTTP.
 """
 
 from transport_kit.reporting.log_buffer import is_own_logger

@@ -1,11 +1,11 @@
 """Exceptions: an exception, its causes and its group's members as the protocol's values.
 
-Owns the order, the ids and the texts. Reads what links exceptions through `BaseException`'s own C getters,
-so that a property of a subclass never runs. The one piece of the app's code it calls is `__str__`, once an
-exception, guarded, and no more of them after they took too long in all.
+Owns the order, the ids and the texts. Reads causes, contexts and members through `BaseException`'s own C
+getters, so that a property of a subclass never runs. The only app code it calls is `__str__`: once per
+exception, guarded, and not again after the calls of one capture have used up their time.
 
-Source: the protocol's exception interface: oldest first, the raised one last with id 0, ids counting up
-towards the first; a member's or a cause's `parent_id` is the exception it hangs on.
+Source: the protocol's exception interface: oldest first, the raised exception last with id 0, ids rising
+towards the first; the `parent_id` of a cause or member is the id of the exception that refers to it.
 
 Threads: stateless.
 """
@@ -37,9 +37,9 @@ from transport_kit.runtime.log import log
 __all__ = ["exception_values", "traceback_of"]
 
 _MAX_EXCEPTIONS: Final = 50
-#: Frames of one exception; the receiver keeps the first 50 and the last 200.
+#: Frames of one exception; the server keeps the first 50 and the last 200.
 _MAX_FRAMES: Final = 250
-#: Frames of all exceptions of an event, and how many each may have when those are used up.
+#: Frames of all exceptions of an event, and the frames that each may still have once those are used up.
 _ALL_FRAMES: Final = 500
 _FEWEST_FRAMES: Final = 5
 _ALL_VARS_BYTES: Final = 256 * 1024
@@ -47,12 +47,12 @@ _VALUE_LENGTH: Final = 8192
 _NOTES_LENGTH: Final = 2048
 _NAME_LENGTH: Final = 256
 _MAX_NOTES: Final = 50
-#: For the arguments of an exception.
+#: Limits of an exception's arguments.
 _ARGUMENTS: Final = Limits(text=512, breadth=10, depth=3, hides=is_sensitive)
 _WALKED: Final = (int, float, list, tuple, dict, set, frozenset)
-#: Modules whose values have short texts that cost nothing to make.
+#: Modules whose values are cheap to render and render short.
 _PLAIN_MODULES: Final = frozenset({"datetime", "decimal", "fractions", "ipaddress", "pathlib", "uuid"})
-# Seconds that the app's `__str__` methods may take in all; one that is slow can't be stopped, the next can.
+# Seconds for all `__str__` calls of one capture. A slow call can't be interrupted; the next one is skipped.
 _TEXT_SECONDS: Final = 0.02
 
 _PLAIN_TEXT: Final[object] = BaseException.__str__
@@ -76,7 +76,7 @@ _T = TypeVar("_T")
 
 @dataclass(slots=True)
 class _Link:
-    """One exception and where it hangs; its id is its place in the walk."""
+    """One exception and its parent's id. Its own id is its position in the walk."""
 
     error: BaseException
     parent: int | None
@@ -92,11 +92,13 @@ def exception_values(
     handled: bool,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[dict[str, Any]]:
-    """`exception.values` of an event.
+    """Return `exception.values` of an event.
 
     Args:
+        error: The raised exception.
+        frames: Reads the tracebacks.
         mechanism: How the raised exception was caught; the others are `chained`.
-        handled: Whether the app went on.
+        handled: True if the app handled it and continued.
         clock: Monotonic seconds.
     """
     texts = _Texts(clock)
@@ -112,17 +114,17 @@ def exception_values(
         module = module_of(cls)
         if module is not None and module != "builtins":
             value["module"] = module
-        how: dict[str, Any] = {
+        mechanism_value: dict[str, Any] = {
             "type": mechanism if link.parent is None else "chained",
             "handled": handled,
             "exception_id": number,
         }
         if link.parent is not None:
-            how["parent_id"] = link.parent
-            how["source"] = link.source
+            mechanism_value["parent_id"] = link.parent
+            mechanism_value["source"] = link.source
         if link.group:
-            how["is_exception_group"] = True
-        value["mechanism"] = how
+            mechanism_value["is_exception_group"] = True
+        value["mechanism"] = mechanism_value
         limit = max(_FEWEST_FRAMES, min(_MAX_FRAMES, frames_left))
         stack: list[dict[str, Any]] = _part([], frames.frames, traceback_of(link.error), limit, room)
         frames_left -= len(stack)
@@ -135,43 +137,43 @@ def exception_values(
     return values
 
 
-def _part(instead: _T, make: Callable[..., _T], *arguments: Any) -> _T:
-    """What `make` makes; when it fails `instead`, for what failed may have been the scrubbing."""
+def _part(fallback: _T, make: Callable[..., _T], *arguments: Any) -> _T:
+    """Return `make(*arguments)`, or `fallback` if it raises: unscrubbed data must not get out that way."""
     try:
         return make(*arguments)
     except RecursionError:
-        raise  # a layer further out has more room
+        raise  # a caller further out has more stack left
     except Exception as problem:
         let_through(problem)
         log.error("a part of an exception could not be told: %s", type(problem).__name__)
-        return instead
+        return fallback
 
 
 def _walk(error: BaseException) -> list[_Link]:
-    """The raised exception first, then depth first its cause or context and its members; each once."""
+    """Return the raised exception, then, depth first, its cause or context and its members; each once."""
     links: list[_Link] = []
     seen: set[int] = set()
-    waiting: list[tuple[BaseException, int | None, str | None]] = [(error, None, None)]
-    while waiting and len(links) < _MAX_EXCEPTIONS:
-        found, parent, source = waiting.pop()
-        if id(found) in seen:
-            continue  # a cycle, or one exception reached on two ways
-        seen.add(id(found))
+    pending: list[tuple[BaseException, int | None, str | None]] = [(error, None, None)]
+    while pending and len(links) < _MAX_EXCEPTIONS:
+        current, parent, source = pending.pop()
+        if id(current) in seen:
+            continue  # a cycle, or an exception that two others refer to
+        seen.add(id(current))
         number = len(links)
-        members = _members(found)[:_MAX_EXCEPTIONS] if issubclass(type(found), BaseExceptionGroup) else ()
-        links.append(_Link(found, parent, source, bool(members)))
+        members = _members(current)[:_MAX_EXCEPTIONS] if issubclass(type(current), BaseExceptionGroup) else ()
+        links.append(_Link(current, parent, source, bool(members)))
         if members:
             places = range(len(members) - 1, -1, -1)
-            waiting.extend((members[place], number, f"exceptions[{place}]") for place in places)
-        suppresses = _suppresses(found)
-        before = _cause(found) if suppresses else _context(found)
-        if before is not None:
-            waiting.append((before, number, "__cause__" if suppresses else "__context__"))
+            pending.extend((members[place], number, f"exceptions[{place}]") for place in places)
+        suppresses = _suppresses(current)
+        predecessor = _cause(current) if suppresses else _context(current)
+        if predecessor is not None:
+            pending.append((predecessor, number, "__cause__" if suppresses else "__context__"))
     return links
 
 
 def _faulty_source(error: BaseException, frames: FrameReader) -> list[dict[str, Any]]:
-    """The place a SyntaxError speaks of, as a frame; from the error alone, for no file is read for it."""
+    """Return the place that a SyntaxError names, as a frame; reads its attributes and no file."""
     filename, line, text = (
         SyntaxError.__dict__[name].__get__(error) for name in ("filename", "lineno", "text")
     )
@@ -191,10 +193,10 @@ def _faulty_source(error: BaseException, frames: FrameReader) -> list[dict[str, 
 
 
 class _Texts:
-    """The texts of one capture's exceptions, within one allowance of time. Not shared between threads.
+    """Renders the exceptions of one capture within one time budget. Not shared between threads.
 
-    `__str__` is called for exceptions, and for a lone argument whose class has one of its own; other
-    arguments are walked, and never asked: a `__repr__` may read a database.
+    Calls `__str__` of exceptions, and of a single argument whose class defines it. Other arguments are
+    rendered by the bounded walk without running their code: a `__repr__` may query a database.
     """
 
     __slots__ = ("_clock", "_left")
@@ -204,7 +206,7 @@ class _Texts:
         self._left = _TEXT_SECONDS
 
     def value(self, error: BaseException) -> str:
-        """What the exception says, its notes below, without what looks like a secret."""
+        """Return the exception's text followed by its notes, with secrets filtered."""
         notes = _notes(error)
         text = clean(self._text(error, 0))
         return cut(scrub_text(cut(text, _VALUE_LENGTH - len(notes)) + notes), _VALUE_LENGTH)
@@ -212,24 +214,24 @@ class _Texts:
     def _text(self, error: BaseException, depth: int) -> str:
         try:
             cls: Any = type(error)
-            described_by: object = cls.__str__
+            str_method: object = cls.__str__
         except Exception as problem:
             let_through(problem)
             return f"<unprintable {class_name(type(error))}>"
-        if described_by is not _PLAIN_TEXT and described_by is not _KEY_TEXT:
+        if str_method is not _PLAIN_TEXT and str_method is not _KEY_TEXT:
             return self._call(str, error)
         args = _args(error)
         if len(args) == 1:
-            return self._argument(args[0], depth, quoted=described_by is _KEY_TEXT)
+            return self._argument(args[0], depth, quoted=str_method is _KEY_TEXT)
         if not args:
             return ""
-        shown = [self._argument(arg, depth, quoted=True) for arg in args[: _ARGUMENTS.breadth]]
+        parts = [self._argument(arg, depth, quoted=True) for arg in args[: _ARGUMENTS.breadth]]
         if len(args) == 2 and _is_secrets_name(args[0]):
-            shown[1] = repr(FILTERED)
-        return f"({', '.join(shown)})"
+            parts[1] = repr(FILTERED)
+        return f"({', '.join(parts)})"
 
     def _argument(self, argument: Any, depth: int, *, quoted: bool) -> str:
-        """An argument as `str` of the exception would show it; `quoted` is how `repr` would."""
+        """Return an argument as `str(error)` would show it; with `quoted`, as its `repr`."""
         cls = type(argument)
         if issubclass(cls, str):
             return repr(cut(argument, _ARGUMENTS.text)) if quoted else cut(argument, _VALUE_LENGTH)
@@ -249,20 +251,20 @@ class _Texts:
     def _call(self, render: Callable[[Any], str], value: object) -> str:
         if self._left <= 0:
             return f"<{class_name(type(value))}>"
-        began = self._clock()
+        started = self._clock()
         try:
             return cut(render(value), _VALUE_LENGTH)
         except KeyboardInterrupt:
-            raise  # the user's, not the value's
+            raise  # Ctrl-C by the user, no fault of the value
         except BaseException as error:
             let_through(error)
             return f"<unprintable {class_name(type(value))}>"
         finally:
-            self._left -= self._clock() - began
+            self._left -= self._clock() - started
 
 
 def _is_secrets_name(argument: object) -> bool:
-    """Whether it is a name, and no sentence, that hides what comes after it."""
+    """Return True if the argument is a name (no sentence) that marks the next argument as a secret."""
     return (
         type(argument) is str
         and len(argument) <= _NAME_LENGTH
@@ -273,15 +275,15 @@ def _is_secrets_name(argument: object) -> bool:
 
 def _has_own_text(cls: type) -> bool:
     try:
-        described_by: object = cls.__str__
-        return described_by is not object.__str__
+        str_method: object = cls.__str__
+        return str_method is not object.__str__
     except Exception as error:
         let_through(error)
         return False
 
 
 def _notes(error: BaseException) -> str:
-    """What `add_note` added, each on lines of its own; read from the instance, where `add_note` puts it."""
+    """Return the exception's notes (`add_note`), one per line, read from its instance dict."""
     notes = dict.get(_dict_of(error), "__notes__")
     if type(notes) is not list:
         return ""

@@ -1,14 +1,14 @@
 """Frames: a traceback as the protocol's stack frames, oldest call first.
 
-Owns what a frame says (place, source lines, whether it is the app's own, variables) and the caches that
-make it cheap. What is the same each time a line of code fails is kept per code object and line; the
-variables are read each time, through `bounded.py`.
+Owns the content of a frame (place, source lines, in-app flag, variables) and the caches that make it cheap.
+Everything but the variables is cached per code object and line; the variables are read each time, through
+`bounded.py`.
 
-Reads source only through `linecache` (a file, or what the module's loader says), regular files of a
-bounded size only, and never raises for a file that is gone, moved, huge or badly encoded.
+Reads source only through `linecache` (a regular file of bounded size, or the module's loader), and never
+raises for a file that is gone, moved, huge or badly encoded.
 
-Threads: any number may use one `FrameReader`. Its caches are dicts changed in single steps; two threads
-that miss at once do the same work twice.
+Threads: any number may use one `FrameReader`. Its caches are dicts changed in atomic steps; two threads that
+miss at the same time do the same work twice.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from transport_kit.runtime.interrupts import let_through
 
 __all__ = ["FrameReader"]
 
-#: Bytes of JSON that the variables of one frame may take.
+#: Bytes of JSON for the variables of one frame.
 VARS_BYTES: Final = 2048
 _CONTEXT_LINES: Final = 5
 _LINE_LENGTH: Final = 256
@@ -43,7 +43,7 @@ _CACHED_NAMES: Final = 4096
 _STDLIB: Final = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 _INSTALLED: Final = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _OURS: Final = ("transport_kit", "transport_kit_starlette", "transport_kit_django", "transport_kit_flask")
-# Python 3.13 hands out a proxy instead of a dict for a function's variables.
+# Python 3.13 returns a proxy instead of a dict for a function's variables.
 _LOCALS_PROXY: Final[type] = type((lambda: sys._getframe().f_locals)())
 _LANGUAGE: Final = (ModuleType, FunctionType, type)
 
@@ -52,9 +52,9 @@ class FrameReader:
     """Reads tracebacks into frames.
 
     Args:
-        include: Module prefixes that are the app's own; wins over `exclude` and over where a file lies.
-        exclude: Module prefixes that are not.
-        send_pii: Whether variables named like client addresses keep their values.
+        include: Module prefixes of the app's own code; wins over `exclude` and over the file's location.
+        exclude: Module prefixes of other code.
+        send_pii: True to keep the values of variables that are named like client addresses.
     """
 
     def __init__(self, include: tuple[str, ...], exclude: tuple[str, ...], *, send_pii: bool) -> None:
@@ -62,18 +62,19 @@ class FrameReader:
         self._exclude = (*exclude, *_OURS)
         self._hides = is_sensitive if send_pii else is_private
         self._limits = Limits(text=512, breadth=10, depth=3, hides=self._hides)
-        # Variable name -> what `_cost` said.
+        # Variable name -> result of `_cost`.
         self._costs: dict[str, int] = {}
-        # (id of code, line) -> (code, module, frame without variables, whether it is ours). The entry holds
-        # the code object, so its id can't be another's; the module is compared, because one code may run in
-        # two of them.
+        # (id of code, line) -> (code, module, frame without variables, True for this library's code). The
+        # entry holds the code object, so that its id can't be reused; the module is compared because one code
+        # object may run in two modules.
         self._known: dict[tuple[int, int], tuple[CodeType, Any, dict[str, Any], bool]] = {}
 
     def frames(self, trace: TracebackType | None, limit: int, room: Room) -> list[dict[str, Any]]:
-        """At most `limit` frames, oldest first: the first fifth and the last four of what there is.
+        """Return at most `limit` frames, oldest first.
 
-        Begins where the app was entered: this library's own frames before that are left out. Variables are
-        read from the failing frame outwards, while `room` lasts, each frame's within its own 2 KiB.
+        Of a longer traceback, the outermost frames make up a fifth of `limit` and the innermost ones the
+        rest. This library's own frames at the outer end are left out. Variables are read from the failing
+        frame outwards while `room` lasts, at most 2 KiB per frame.
         """
         while trace is not None and trace.tb_next is not None and self._is_ours(trace.tb_frame):
             trace = trace.tb_next
@@ -95,34 +96,34 @@ class FrameReader:
         return type(module) is str and _begins(module, _OURS)
 
     def _frame(self, step: TracebackType, room: Room, share: Room) -> dict[str, Any]:
-        """One frame; `share` is where its part of the room is counted."""
+        """Return one frame. `share` is a `Room` to reuse for the frame's part of `room`."""
         frame = step.tb_frame
-        fixed, own = self._place(frame, step.tb_lineno or 0)
+        result, ours = self._place(frame, step.tb_lineno or 0)
         left = room.left
-        if not own and left > 2 * MINIMUM:
-            given = share.left = left if left < VARS_BYTES else VARS_BYTES
+        if not ours and left > 2 * MINIMUM:
+            allowance = share.left = left if left < VARS_BYTES else VARS_BYTES
             variables = self._variables(frame, share)
-            room.left = left - given + share.left
+            room.left = left - allowance + share.left
             if variables:
-                fixed["vars"] = variables
-        return fixed
+                result["vars"] = variables
+        return result
 
-    # -- what is the same each time --------------------------------------------------------------------
+    # -- cached parts ----------------------------------------------------------------------------------
 
     def _place(self, frame: FrameType, line: int) -> tuple[dict[str, Any], bool]:
-        """The frame without variables, the caller's own copy; and whether it is one of this library."""
+        """Return a copy of the frame without variables, and True if it is this library's code."""
         code = frame.f_code
         module = dict.get(frame.f_globals, "__name__")
         key = (id(code), line)
-        known = self._known.get(key)
-        if known is None or known[0] is not code or known[1] is not module:
+        entry = self._known.get(key)
+        if entry is None or entry[0] is not code or entry[1] is not module:
             name = clean(cut(module, _PATH_LENGTH)) if type(module) is str else None
             ours = name is not None and _begins(name, _OURS)
-            known = (code, module, self._describe(frame, code, name, line), ours)
+            entry = (code, module, self._describe(frame, code, name, line), ours)
             if len(self._known) >= _CACHED_LINES:
                 self._known.clear()
-            self._known[key] = known
-        return known[2].copy(), known[3]
+            self._known[key] = entry
+        return entry[2].copy(), entry[3]
 
     def _describe(self, frame: FrameType, code: CodeType, module: str | None, line: int) -> dict[str, Any]:
         path = _absolute(code.co_filename)
@@ -139,17 +140,17 @@ class FrameReader:
             lines = _source(code.co_filename, frame.f_globals)
             if line <= len(lines):
                 first = max(0, line - 1 - _CONTEXT_LINES)
-                # Tuples: copies of this frame share them, and nobody can change them.
+                # Tuples, because all copies of this frame share them.
                 result["pre_context"] = tuple(_line(text) for text in lines[first : line - 1])
                 result["context_line"] = _line(lines[line - 1])
                 result["post_context"] = tuple(_line(text) for text in lines[line : line + _CONTEXT_LINES])
         return result
 
     def in_app(self, path: str, module: str | None) -> bool:
-        """Whether code is the app's own: by module prefix, then by where its file lies.
+        """Return True for the app's own code, judged by module prefix, then by the file's location.
 
-        The standard library, installed packages and generated code without a file are not; all other code
-        is, wherever the process was started.
+        The standard library, installed packages and generated code without a file are not the app's own; all
+        other code is, whatever the working directory.
         """
         if module is not None:
             if _begins(module, self._include):
@@ -160,33 +161,33 @@ class FrameReader:
             return False
         return module == "__main__" or not path.startswith("<")
 
-    # -- what is read each time ------------------------------------------------------------------------
+    # -- variables -------------------------------------------------------------------------------------
 
     def _variables(self, frame: FrameType, room: Room) -> dict[str, Any]:
-        held: Any = frame.f_locals
-        kind = type(held)
+        namespace: Any = frame.f_locals
+        cls = type(namespace)
         items: Iterable[tuple[Any, Any]] = (
             # dict.copy of a subclass runs none of its code (the namespace of a class body may be one).
-            dict.copy(held).items()
-            if kind is dict or issubclass(kind, dict)
-            else held.items()
-            if kind is _LOCALS_PROXY
+            dict.copy(namespace).items()
+            if cls is dict or issubclass(cls, dict)
+            else namespace.items()
+            if cls is _LOCALS_PROXY
             else ()
         )
-        top_level = held is frame.f_globals
+        top_level = namespace is frame.f_globals
         limits = self._limits
         costs = self._costs
         result: dict[str, Any] = {}
         room.left -= 2
         for name, value in items:
             if type(name) is not str:
-                continue  # a module's dict may hold anything, and hashing it would run its code
+                continue  # a module's dict may have any keys, and hashing one would run its code
             try:
                 cost = costs[name]
             except KeyError:
                 cost = self._cost(name)
             if cost == 0 or (top_level and issubclass(type(value), _LANGUAGE)):
-                continue  # at the top level, imports and definitions say what the source says already
+                continue  # imports and definitions at the top level only repeat the source
             left = room.left - (cost if cost > 0 else -cost)
             if left < MINIMUM or len(result) >= _MAX_VARIABLES:
                 break
@@ -195,8 +196,11 @@ class FrameReader:
         return result
 
     def _cost(self, name: str) -> int:
-        """Bytes that a variable's name takes with its quotes and signs; with the marker, and negative, when
-        its value is hidden; 0 when it is not to be shown (the compiler's, or of a length nobody writes)."""
+        """Return the JSON bytes of a variable's name with quotes, colon and comma.
+
+        Negative, and including the marker, for a name whose value is hidden. 0 for a name that is left out:
+        one made by the compiler, or an overlong one.
+        """
         if name.startswith((".", "__")) or len(name) > _NAME_LENGTH:
             return 0
         # A character takes at most six bytes of JSON.
@@ -223,10 +227,10 @@ def _absolute(filename: str) -> str:
 
 
 def _relative(path: str, module: str | None) -> str:
-    """The path from its import root: as many parts as the module's name has, when they agree with it.
+    """Return the path relative to its import root: its last parts, if they match the module's name.
 
-    `shop.cart` in `/srv/app/shop/cart.py` gives `shop/cart.py`. What has no such name (a script, a
-    renamed module) is taken relative to the longest entry of `sys.path` above it.
+    `shop.cart` in `/srv/app/shop/cart.py` gives `shop/cart.py`. If they don't match (a script, a renamed
+    module), the path is taken relative to the longest entry of `sys.path` above it.
     """
     if path.startswith("<"):
         return path
@@ -235,9 +239,9 @@ def _relative(path: str, module: str | None) -> str:
         parts = path.split(os.sep)
         if parts[-1] in ("__init__.py", "__main__.py") and expected[-1] != parts[-1][:-3]:
             expected.append(parts[-1][:-3])
-        found = parts[-len(expected) :]
-        if [*found[:-1], found[-1].partition(".")[0]] == expected:
-            return "/".join(found)
+        tail = parts[-len(expected) :]
+        if [*tail[:-1], tail[-1].partition(".")[0]] == expected:
+            return "/".join(tail)
     roots = [root for root in list(sys.path) if type(root) is str and root and path.startswith(_folder(root))]
     root = _folder(max(roots, key=len)) if roots else os.path.dirname(path) + os.sep
     return path[len(root) :].replace(os.sep, "/")
@@ -248,14 +252,14 @@ def _folder(root: str) -> str:
 
 
 def _source(filename: str, namespace: dict[str, Any]) -> list[str]:
-    """All lines of a source; empty when there is none to be had without risk."""
+    """Return all lines of a source; empty if it can't be read safely."""
     try:
         if filename not in linecache.cache and not _readable(filename):
             return []
         return linecache.getlines(filename, namespace)
     except Exception as error:
         let_through(error)
-        return []  # a loader of the app's, or a file that changed its nature since: no source, no harm
+        return []  # a failing loader of the app, or a file replaced meanwhile; the frame goes without source
 
 
 def _readable(filename: str) -> bool:
@@ -263,7 +267,7 @@ def _readable(filename: str) -> bool:
         status = os.stat(filename)
     except (OSError, ValueError):
         return True  # not a file: the module's loader may have the text
-    # Opening a pipe or a terminal waits for a writer; a huge file takes the memory the app needs.
+    # Opening a pipe or a terminal would block; a huge file would take the app's memory.
     return stat.S_ISREG(status.st_mode) and status.st_size <= _MAX_SOURCE_BYTES
 
 

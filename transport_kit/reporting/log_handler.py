@@ -1,9 +1,9 @@
-"""Logs: what the app logs, as log items, breadcrumbs and events.
+"""Log handler: turns records of `logging` into log items, breadcrumbs and events.
 
-Owns the `logging` handler and the form of a log item; `log_buffer.py` batches them. Records of this library's
-own loggers and threads are skipped by all three ways.
+Owns the handler and the form of a log item; `log_buffer.py` batches them. Records of this library's own
+loggers and threads are skipped.
 
-Threads: any. Unlike other handlers it holds no lock while it emits: it calls hooks of the app.
+Threads: any. Unlike other handlers it holds no lock while it emits, because it calls the app's hooks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _VALUE: Final = Limits(text=1024, breadth=20, depth=3, hides=is_sensitive)
 _VALUE_BYTES: Final = 2048
 _MAX_EXTRA: Final = 50
 _NAME_LENGTH: Final = 64
-#: What every record has; the rest was given as `extra`.
+#: Attributes of every record; all others come from `extra`.
 _USUAL: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 # Name and the lowest severity number of each level, highest first.
 _LEVELS: Final = (
@@ -44,15 +44,16 @@ _EVENT_LEVELS: Final = {"warn": "warning", "trace": "debug"}
 
 
 class TransportHandler(logging.Handler):
-    """Hands the records of `logging` to a reporter: `logging.getLogger().addHandler(TransportHandler(r))`.
+    """Passes the records of `logging` to a reporter: `logging.getLogger().addHandler(TransportHandler(r))`.
 
     Args:
         reporter: A reporter; or a function that returns the current one, such as `lambda: kit.reporter`.
-        level: Records below are not looked at.
-        log_level: From here on records become log items; None turns that off.
-        breadcrumb_level: From here on records become breadcrumbs of the running work; None turns that off.
-        event_level: From here on records become events too, with the exception they carry, if it was not
-            captured before; None, the default, turns that off.
+        level: Records below it are ignored.
+        log_level: Records of this level or above become log items; None turns that off.
+        breadcrumb_level: Records of this level or above become breadcrumbs of the running unit of work; None
+            turns that off.
+        event_level: Records of this level or above become events, with their exception if it was not captured
+            before; None, the default, turns that off.
     """
 
     def __init__(
@@ -72,14 +73,14 @@ class TransportHandler(logging.Handler):
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Emit the record unless a filter refuses it; without the handler's lock."""
-        kept: Any = self.filter(record)
-        if kept:
+        result: Any = self.filter(record)
+        if result:
             # Python 3.12's filters may return another record.
-            self.emit(kept if isinstance(kept, logging.LogRecord) else record)
-        return bool(kept)
+            self.emit(result if isinstance(result, logging.LogRecord) else record)
+        return bool(result)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Make of a record what it is to be. Never raises."""
+        """Send the record as log item, event and breadcrumb, as its level demands. Never raises."""
         reporter: Reporter | None = None
         try:
             if is_own_logger(record.name) or str(record.threadName).startswith(_THREAD_NAME):
@@ -98,23 +99,23 @@ class TransportHandler(logging.Handler):
             if wanted[1]:
                 _capture(record, text, shown, reporter)
             if wanted[2]:
-                # After the event, which is not to find itself among its breadcrumbs.
+                # After the event, so that the event's breadcrumbs don't contain the event itself.
                 level = _EVENT_LEVELS.get(_level(record.levelno)[0], _level(record.levelno)[0])
                 Scope.current().add_breadcrumb(text, category=record.name, level=level, type="log")
         except Exception as problem:
             let_through(problem)
-            # `handleError` would print to stderr, and the record was the app's, not ours.
+            # Not by `handleError`, which prints to stderr: the failure is ours, not the app's.
             if reporter is not None:
                 reporter.pipeline.failed(problem, "log_item")
 
 
 def _message(record: logging.LogRecord) -> str:
-    """The record's text; a parameter that is named like a secret is filtered before it is part of it."""
+    """Return the record's text; parameters that are named like a secret are filtered before formatting."""
     try:
-        named = record.args
-        if isinstance(named, dict) and any(is_sensitive(str(name)) for name in named):
-            shown = {key: FILTERED if is_sensitive(str(key)) else value for key, value in named.items()}
-            return str(record.msg) % shown
+        args = record.args
+        if isinstance(args, dict) and any(is_sensitive(str(name)) for name in args):
+            safe_args = {key: FILTERED if is_sensitive(str(key)) else value for key, value in args.items()}
+            return str(record.msg) % safe_args
         return str(record.getMessage())
     except Exception as error:
         let_through(error)
@@ -142,8 +143,8 @@ def _log(record: logging.LogRecord, text: str, shown: str, reporter: Reporter) -
         attributes["message.template"] = _attribute(_value(record.msg))
         pairs = parameters.items() if isinstance(parameters, dict) else enumerate(parameters)
         for name, value in list(pairs)[:_MAX_EXTRA]:
-            told = FILTERED if is_private(str(name)) else _parameter(value, text, shown)
-            attributes[f"message.parameter.{tidy(name, _NAME_LENGTH)}"] = _attribute(told)
+            parameter = FILTERED if is_private(str(name)) else _parameter(value, text, shown)
+            attributes[f"message.parameter.{tidy(name, _NAME_LENGTH)}"] = _attribute(parameter)
     for name, value in list(vars(record).items()):
         if name not in _USUAL and len(attributes) < 2 * _MAX_EXTRA:
             attributes[tidy(name, _NAME_LENGTH)] = _attribute(FILTERED if is_private(name) else _value(value))
@@ -163,18 +164,20 @@ def _value(value: object) -> object:
 
 
 def _parameter(value: object, text: str, shown: str) -> object:
-    """A parameter of a message; one that scrubbing the text took out was a secret by its place in it, as in
-    `"password=%s"`."""
-    told = _value(value)
+    """Return a parameter of a message, or the marker if scrubbing removed it from the text.
+
+    Such a parameter is a secret by its place in the text, as in `"password=%s"`.
+    """
+    result = _value(value)
     if shown != text:
-        said = str(told)
-        if shown.count(said) < max(1, text.count(said)):
+        rendered = str(result)
+        if shown.count(rendered) < max(1, text.count(rendered)):
             return FILTERED
-    return told
+    return result
 
 
 def _attribute(value: object) -> Log:
-    """A value with its type; what has none of the four types is written as text."""
+    """Return a value with its type; a value of none of the four types becomes text."""
     cls = type(value)
     if cls is bool:
         return {"value": value, "type": "boolean"}
@@ -187,15 +190,15 @@ def _attribute(value: object) -> Log:
 
 def _capture(record: logging.LogRecord, text: str, shown: str, reporter: Reporter) -> None:
     level = _level(record.levelno)[0]
-    said: Log = {"formatted": shown}
+    logentry: Log = {"formatted": shown}
     if record.args and isinstance(record.msg, str):
-        said["message"] = scrub_text(tidy(record.msg, _BODY_LENGTH))
+        logentry["message"] = scrub_text(tidy(record.msg, _BODY_LENGTH))
         if isinstance(record.args, tuple):
-            said["params"] = [_parameter(value, text, shown) for value in record.args[:_MAX_EXTRA]]
-    facts: Log = {"logger": tidy(tag_value(record.name), _NAME_LENGTH), "logentry": said}
-    given = {name: value for name, value in vars(record).items() if name not in _USUAL}
-    if given:
-        facts["extra"] = bounded(given, Room(8 * _VALUE_BYTES), _VALUE)
+            logentry["params"] = [_parameter(value, text, shown) for value in record.args[:_MAX_EXTRA]]
+    facts: Log = {"logger": tidy(tag_value(record.name), _NAME_LENGTH), "logentry": logentry}
+    extra = {name: value for name, value in vars(record).items() if name not in _USUAL}
+    if extra:
+        facts["extra"] = bounded(extra, Room(8 * _VALUE_BYTES), _VALUE)
     level = _EVENT_LEVELS.get(level, level)
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
     if error is not None:
