@@ -13,7 +13,8 @@ import pytest
 
 from transport_kit.envelope import encoder
 from transport_kit.reporting import Scope, new_scope
-from transport_kit.reporting.scope import enter_scope, leave_scope, mark_captured, take_mark_back
+from transport_kit.reporting.captured_once import mark_captured, take_mark_back
+from transport_kit.reporting.scope import enter_scope, leave_scope
 from transport_kit.reporting.unit_of_work import Unit
 
 

@@ -1,12 +1,12 @@
-"""Check-ins: that a scheduled job began, and how it ended.
+"""Monitors: check-ins that report start and outcome of scheduled jobs.
 
-Owns the monitor, as a context manager and as a decorator, and the form of a check-in.
+Owns the monitor, a context manager and decorator, and the form of a check-in.
 
-Source: the protocol's check-ins: `in_progress` at the beginning, `ok` or `error` with the duration at the
-end, under one id; the schedule travels along, so that the server knows the monitor without a click.
+Source: the protocol's check-ins: `in_progress` at the start, `ok` or `error` with the duration at the end,
+under one id. The schedule is sent along, so that the server can create the monitor by itself.
 
-Threads: one monitor may be used by several threads and tasks at once: a run that was begun in a context is
-ended in it, whatever others have begun meanwhile.
+Threads: one monitor may be used by several threads and tasks at once; leaving it ends the run that was begun
+in the same context.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _TIMEZONE = re.compile(r"[A-Za-z0-9_+\-/]{1,64}")
 _ALIASES: Final = frozenset({"@yearly", "@annually", "@monthly", "@weekly", "@daily", "@hourly"})
 _UNITS: Final = frozenset({"year", "month", "week", "day", "hour", "minute"})
 
-#: Id and beginning of a run.
+#: Id of a run, and its start in monotonic seconds.
 _Run = tuple[str, float]
-# The runs of all monitors that were begun in this context and the ones around it, innermost last.
+# The running runs of all monitors begun in this context or a surrounding one, innermost last.
 _begun: ContextVar[tuple[_Run, ...]] = ContextVar("transport_kit_runs", default=())
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -52,8 +52,9 @@ class _Reporter(Protocol):
 class Monitor:
     """Reports each run of a job; made by `Reporter.monitor`.
 
-    `with monitor:` or `async with monitor:` around a run, or `@monitor` above a function, plain or async.
-    An exception that escapes is reported, and raised on; the run has failed. Nothing of it raises.
+    Use `with monitor:` or `async with monitor:` around a run, or `@monitor` above a function, plain or async.
+    An exception that escapes is captured and propagates; the run counts as failed. The monitor itself never
+    raises.
     """
 
     def __init__(
@@ -69,37 +70,37 @@ class Monitor:
         if not self._slug:
             log.error("a monitor needs a slug; without one its check-ins are refused")
         self._config = dict(config)
-        # All that have not ended. Changed in single steps.
+        # Runs that have not ended, in all contexts. Changed in atomic steps.
         self._runs: list[_Run] = []
 
     def __call__(self, function: _Function) -> _Function:
-        """The function, each call of it reported as a run.
+        """Return the function wrapped so that each call is reported as a run.
 
-        A generator function is left as it is, and the log says so: its call does nothing yet, and would be
-        told as a run that went well. Use `with` inside of it.
+        A generator function is returned unchanged, with an error in the log: calling it runs nothing yet and
+        would be reported as a success. Use `with` inside of it.
         """
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             log.error("a monitor can't decorate a generator function; its runs are not reported")
             return function
-        # An object with an async `__call__` is as good as an async function.
-        call = getattr(function, "__call__", None)  # noqa: B004 - looked at, not for whether it is there
+        # An object with an async `__call__` counts as an async function.
+        call = getattr(function, "__call__", None)  # noqa: B004 - the method itself is inspected
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
 
             @functools.wraps(function)
             async def awaited(*args: Any, **kwargs: Any) -> Any:
-                with self._again():
+                with self._copy():
                     return await function(*args, **kwargs)
 
             return cast(_Function, awaited)
 
         @functools.wraps(function)
         def called(*args: Any, **kwargs: Any) -> Any:
-            with self._again():
+            with self._copy():
                 return function(*args, **kwargs)
 
         return cast(_Function, called)
 
-    def _again(self) -> Monitor:
+    def _copy(self) -> Monitor:
         return Monitor(self._pipeline, self._capture, self._slug, self._config)
 
     def __enter__(self) -> Self:
@@ -112,20 +113,20 @@ class Monitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        here = _begun.get()
-        # Left in another context than it was entered in (by a callback): the newest is the likeliest.
-        found = [run for run in here if run in self._runs] or self._runs.copy()
+        begun = _begun.get()
+        # Left in another context than it was entered in (by a callback): take the newest run.
+        candidates = [run for run in begun if run in self._runs] or self._runs.copy()
         try:
-            run = found[-1]
+            run = candidates[-1]
             self._runs.remove(run)
         except (IndexError, ValueError):
-            return  # none was begun, or another thread has ended it
-        _begun.set(tuple(other for other in here if other is not run))
+            return  # no run was begun, or another thread ended it
+        _begun.set(tuple(other for other in begun if other is not run))
         duration = time.monotonic() - run[1]
         if isinstance(error, Exception):
             self._capture(error, mechanism="auto.monitor", handled=False)
-        done = error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
-        self._send(run[0], "ok" if done else "error", duration)
+        succeeded = error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
+        self._send(run[0], "ok" if succeeded else "error", duration)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -156,14 +157,14 @@ class Monitor:
 
 
 def monitor_config(schedule: object, *, timezone: object, **numbers: object) -> dict[str, Any]:
-    """A monitor's settings as servers take them; empty without a schedule.
+    """Return a monitor's settings in the form that servers accept; empty without a schedule.
 
-    What they would not take is left out, and said in the log: a wrong setting must not stop the job.
+    Invalid settings are left out and logged: they must not stop the job.
     """
-    known = None if schedule is None else _schedule(schedule)
-    if known is None:
+    known_schedule = None if schedule is None else _schedule(schedule)
+    if known_schedule is None:
         return {}
-    config: dict[str, Any] = {"schedule": known}
+    config: dict[str, Any] = {"schedule": known_schedule}
     if type(timezone) is str and _TIMEZONE.fullmatch(timezone):
         config["timezone"] = timezone
     elif timezone is not None:
@@ -177,7 +178,7 @@ def monitor_config(schedule: object, *, timezone: object, **numbers: object) -> 
 
 
 def _schedule(schedule: object) -> dict[str, Any] | None:
-    """`"0 3 * * *"`, `"@daily"`, or a number and a unit such as `(10, "minute")`."""
+    """Return the protocol's form of `"0 3 * * *"`, `"@daily"` or `(10, "minute")`; None if it is invalid."""
     if type(schedule) is str and (schedule.strip() in _ALIASES or len(schedule.split()) == 5):
         return {"type": "crontab", "value": schedule.strip()}
     if isinstance(schedule, tuple) and len(schedule) == 2:

@@ -1,12 +1,12 @@
-"""Pipeline: what every event goes through between being built and being handed to the transport.
+"""Pipeline: completes every event after it is built and passes it to the transport.
 
-Owns the facts that all events share, the order of completion (scope, event processors, `before_send`,
-sampling), what is counted when one of them drops an event, and the promise that nothing of it raises.
+Owns the facts that all events share, the order of the steps (scope, event processors, `before_send`,
+sampling) and the counting of events that a step drops. Nothing in it raises.
 
 Source of the order: the protocol's client pipeline.
 
-Threads: every method may be called from any thread, and from inside itself once (a signal handler, a
-`__del__`, a hook that reports); deeper calls are refused and counted. No lock is held.
+Threads: every method may be called from any thread, and re-entered once (by a signal handler, a `__del__`, a
+hook that reports); deeper calls are refused and counted. No lock is held.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from transport_kit.runtime.interrupts import let_through
 from transport_kit.runtime.log import log
 from transport_kit.transport.base import Transport
 
-__all__ = ["Event", "event_id_of", "Pipeline", "set_name", "usable_release"]
+__all__ = ["Event", "Pipeline", "set_name", "usable_release", "valid_event_id"]
 
 _SOURCES: Final = frozenset({"custom", "url", "route", "view", "component", "task"})
 _MAX_NESTING: Final = 2
@@ -42,11 +42,11 @@ _HEX = re.compile(r"[0-9a-fA-F]+")
 _NOT_IN_A_RELEASE = re.compile(r"[\n\r\t\f\v/\\]")
 _DIST = re.compile(r"[A-Za-z0-9_.\-]+")
 _NO_ERROR: Final = frozenset({"debug", "info", "warning"})
-#: Containers within each other that a copy for a hook follows.
+#: Nested containers that a copy for a hook follows.
 _COPY_DEPTH: Final = 64
-#: Containers that it copies; one of our own making has fewer.
-_MOST_COPIES: Final = 50_000
-#: How an item's type is counted.
+#: Containers that such a copy may hold; events built by this library have fewer.
+_MAX_COPIES: Final = 50_000
+#: Data category of an item's type.
 _CATEGORIES: Final = {"event": "error", "transaction": "transaction", "feedback": "feedback"}
 
 Event = dict[str, Any]
@@ -58,9 +58,9 @@ class Pipeline:
 
     Args:
         transport: Takes the envelopes. Not owned.
-        options: What events say and leave out.
-        tracing: What the trace of an event is made with.
-        draw: A number in [0, 1) for each event, for `sample_rate`.
+        options: Control the content of events, hooks and sampling.
+        tracing: Makes the trace context of an event.
+        draw: Returns a random number in [0, 1), for `sample_rate`.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class Pipeline:
         self.transport = transport
         self.options = options
         self.tracing = tracing
-        # Of our own: the app may have seeded the shared one, and count on its sequence.
+        # Not the shared generator: the app may have seeded it and rely on its sequence.
         self._draw = draw or random.SystemRandom().random
-        # How deep this thread (or greenlet, when patched before) is in captures of this reporter.
+        # Depth of nested captures on this thread (or greenlet, if `threading` was patched before).
         self._nesting = threading.local()
         self.fixed: Event = _fixed_facts(options)
         self._blank: Event = {"event_id": "", "timestamp": 0.0, "level": "", **self.fixed}
@@ -83,7 +83,7 @@ class Pipeline:
     # -- building --------------------------------------------------------------------------------------
 
     def event(self, level: object) -> Event:
-        """What every event says."""
+        """Return a new event with the facts that all events share."""
         event = self._blank.copy()
         event["event_id"] = new_uuid()
         event["timestamp"] = time.time()
@@ -92,7 +92,7 @@ class Pipeline:
         event["sdk"] = runtime_facts.sdk()
         return event
 
-    def _described(self, request: RequestInfo) -> Event:
+    def _request_of(self, request: RequestInfo) -> Event:
         try:
             return request_interface(
                 request,
@@ -101,7 +101,7 @@ class Pipeline:
             )
         except Exception as problem:
             let_through(problem)
-            # Fields of other types than they should have: the exception is worth more than its request.
+            # Fields of wrong types. The event is sent without its request.
             log.warning("a request could not be described: %s", type(problem).__name__)
             return {}
 
@@ -117,15 +117,18 @@ class Pipeline:
         request: RequestInfo | None = None,
         undo: Callable[[], None] | None = None,
     ) -> str | None:
-        """Build, complete and send, whatever goes wrong; the event's id when accepted.
+        """Build, complete and send an event. Never raises.
 
         Args:
-            build: Makes the event; None when there is nothing to report.
+            build: Returns the event; None if there is nothing to report.
             hint: For the hooks.
             kind: `event`, `transaction` or `feedback`.
-            attachments: Sent with it; lost, and counted, with it.
-            request: The request it was made in; None takes the running one.
-            undo: Called when something failed on the way, and no event came of it.
+            attachments: Sent with the event; dropped and counted with it.
+            request: The request of the event; None takes the running one.
+            undo: Called if a failure kept the event from being sent.
+
+        Returns:
+            The event's id if the transport accepted it; None otherwise.
         """
         try:
             depth: int = getattr(self._nesting, "depth", 0)
@@ -161,8 +164,8 @@ class Pipeline:
         scope = Scope.current()
         files += scope.attachments if kind != "transaction" else ()
         self._complete(event, scope, kind, request)
-        kept = self._processed(event, hint, scope, kind, files)
-        if kept is None:
+        processed = self._call_hooks(event, hint, scope, kind, files)
+        if processed is None:
             return None
         if kind == "event":
             if event["level"] not in _NO_ERROR:
@@ -171,17 +174,17 @@ class Pipeline:
             if rate < 1.0 and self._draw() >= rate:
                 self._lose(LossReason.SAMPLE_RATE, kind, files)
                 return None
-        envelope = Envelope({"event_id": kept["event_id"], "sdk": runtime_facts.sdk()})
-        trace = self.tracing.sampling_context(scope.unit, kept)
+        envelope = Envelope({"event_id": processed["event_id"], "sdk": runtime_facts.sdk()})
+        trace = self.tracing.sampling_context(scope.unit, processed)
         if trace:
             envelope.headers["trace"] = trace
-        envelope.add_item(Item.received({"type": kind}, kept))
+        envelope.add_item(Item.received({"type": kind}, processed))
         for file in files:
             envelope.add_item(file)
-        return kept["event_id"] if self.transport.capture_envelope(envelope) else None
+        return processed["event_id"] if self.transport.capture_envelope(envelope) else None
 
     def _complete(self, event: Event, scope: Scope, kind: str, request: RequestInfo | None) -> None:
-        """Add what the scope and its unit know; the event's own values win."""
+        """Add the facts of the scope and its unit of work; the event's own values win."""
         unit = scope.unit
         address: dict[str, Any] = {}
         if kind != "feedback":
@@ -189,8 +192,8 @@ class Pipeline:
                 set_name(event, *name)
             info = request or unit.request()
             if info is not None:
-                if "request" not in event and (found := self._described(info)):
-                    event["request"] = found
+                if "request" not in event and (interface := self._request_of(info)):
+                    event["request"] = interface
                 if self.options.send_default_pii and usable_ip(info.remote_addr):
                     address = {"ip_address": info.remote_addr}
         scope.apply(event)
@@ -204,7 +207,7 @@ class Pipeline:
             if trace is None:
                 contexts["trace"] = trace_facts(unit, self.tracing)
             elif kind == "event" and not _is_trace(trace):
-                # Of the app's own making, and servers would null it.
+                # Made by the app, and servers would discard it.
                 own = trace if type(trace) is dict else {}
                 contexts["trace"] = {**own, **trace_facts(unit, self.tracing)}
         if kind == "event" and event.get("breadcrumbs") is None and self.options.max_breadcrumbs:
@@ -212,26 +215,26 @@ class Pipeline:
             if crumbs:
                 event["breadcrumbs"] = {"values": crumbs}
 
-    def _processed(
+    def _call_hooks(
         self, event: Event, hint: Mapping[str, Any], scope: Scope, kind: str, files: tuple[Item, ...]
     ) -> Event | None:
-        """The event as the app's hooks leave it; None, and counted, when one drops it."""
+        """Return the event as changed by the app's hooks; None if one drops it, which is counted."""
         hooks: list[tuple[LossReason, str, _Hook]] = []
         if kind != "feedback":
             hooks = [(LossReason.EVENT_PROCESSOR, "an event processor", hook) for hook in scope.processors]
         if kind == "event" and self.options.before_send is not None:
             hooks.append((LossReason.BEFORE_SEND, "before_send", self.options.before_send))
         for reason, name, hook in hooks:
-            kept = _call_hook(name, hook, event, hint)
-            if kept is None:
+            result = _call_hook(name, hook, event, hint)
+            if result is None:
                 self._lose(reason, kind, files, event)
                 return None
-            if kept is not event:
-                event = kept
-                event["event_id"] = event_id_of(event.get("event_id"))
+            if result is not event:
+                event = result
+                event["event_id"] = valid_event_id(event.get("event_id"))
         return event
 
-    # -- losing ----------------------------------------------------------------------------------------
+    # -- losses ----------------------------------------------------------------------------------------
 
     def _lose(self, reason: LossReason, kind: str, files: Iterable[Item], event: Event | None = None) -> None:
         if kind == "transaction":
@@ -245,46 +248,46 @@ class Pipeline:
             self.transport.record_lost_event(reason, item=file)
 
     def failed(self, problem: Exception, category: str | None) -> None:
-        """Count what could not be made, and say so in one line; the problem's text may hold secrets."""
+        """Count and log an event lost to a failure. Logs the error's type only: its text may hold secrets."""
         try:
             self.transport.record_lost_event(LossReason.INTERNAL_SDK_ERROR, category)
             log.error("an event could not be made: %s", type(problem).__name__)
         except Exception as problem:
             let_through(problem)
-            # at the end of the stack or of the memory there is nothing left to do it with
+            # Out of stack or memory: not even counting is possible.
 
 
 def _call_hook(name: str, hook: _Hook, event: Event, hint: Mapping[str, Any]) -> Event | None:
-    # The hook gets a copy, for parts of the event are shared with the scope and with caches. A hook that
-    # fails drops the event: it may be what takes out things that must not leave the app.
+    # The hook gets a copy, because parts of the event are shared with the scope and with caches. A failing
+    # hook drops the event: it may have been there to remove data that must not leave the app.
     try:
-        kept: Any = hook(_copy(event, _COPY_DEPTH, [_MOST_COPIES]), dict(hint))
+        result: Any = hook(_copy(event, _COPY_DEPTH, [_MAX_COPIES]), dict(hint))
     except Exception as problem:
         let_through(problem)
         log.error("%s failed, the event is dropped: %s", name, type(problem).__name__)
         return None
-    if kept is None or isinstance(kept, dict):
-        return kept
-    log.error("%s must return an event or None, not %s; the event is dropped", name, type(kept).__name__)
+    if result is None or isinstance(result, dict):
+        return result
+    log.error("%s must return an event or None, not %s; the event is dropped", name, type(result).__name__)
     return None
 
 
 def _files(attachments: Iterable[Item]) -> tuple[Item, ...]:
-    """The attachments that are ones: what the caller got wrong must not cost the event."""
+    """Return the valid attachments. Invalid ones are logged and left out; the event is sent anyway."""
     try:
-        given: tuple[Any, ...] = tuple(attachments)
+        items: tuple[Any, ...] = tuple(attachments)
     except Exception as problem:
         let_through(problem)
         log.error("attachments can't be read: %s", type(problem).__name__)
         return ()
-    files = tuple(item for item in given if issubclass(type(item), Item))
-    if len(files) < len(given):
-        log.error("an attachment must be made by `attachment`; %s left out", len(given) - len(files))
+    files = tuple(item for item in items if issubclass(type(item), Item))
+    if len(files) < len(items):
+        log.error("an attachment must be made by `attachment`; %s left out", len(items) - len(files))
     return files
 
 
 def _is_trace(context: object) -> bool:
-    """Whether a context says a trace as servers take it; one that the app made up may not."""
+    """Return True if `context` is a trace context that servers accept."""
     return type(context) is dict and all(
         type(value) is str and len(value) == length and _HEX.fullmatch(value) is not None and value.strip("0")
         for value, length in ((context.get("trace_id"), 32), (context.get("span_id"), 16))
@@ -292,19 +295,19 @@ def _is_trace(context: object) -> bool:
 
 
 def set_name(event: Event, name: object, source: object) -> None:
-    """What ran, and where its name comes from; an unknown source becomes `custom`."""
+    """Set the event's transaction name and the name's source; an unknown source becomes `custom`."""
     event["transaction"] = tidy(name, _NAME_LENGTH)
     event["transaction_info"] = {"source": source if type(source) is str and source in _SOURCES else "custom"}
 
 
-def event_id_of(value: object) -> str:
-    """The id as 32 lower-case hex digits; a new one when it isn't a UUID, as a server would do unasked."""
+def valid_event_id(value: object) -> str:
+    """Return the id as 32 lower-case hex digits; a new one if `value` is no UUID."""
     text = str.lower(str.replace(value, "-", "")) if issubclass(type(value), str) else ""  # type: ignore[arg-type]
     return text if _EVENT_ID.fullmatch(text) else new_uuid()
 
 
 def _fixed_facts(options: ReporterOptions) -> Event:
-    """What is the same in all events, without what a server would null."""
+    """Return the facts that are the same in all events, without values that a server would discard."""
     facts: Event = {"platform": "python"}
     for name, value, limit in (
         ("release", options.release, 200),
@@ -326,12 +329,12 @@ def _fixed_facts(options: ReporterOptions) -> Event:
 
 
 def usable_release(release: str | None) -> str | None:
-    """The release that was found, unless a server would null it."""
+    """Return the detected release; None if a server would discard it."""
     return None if release is None or _unusable("release", release, 200) else release
 
 
 def _unusable(name: str, value: str, limit: int) -> str | None:
-    """Why a server would null this value; None when it takes it."""
+    """Return the reason why a server would discard this value; None if it accepts it."""
     if len(value) > limit:
         return f"has more than {limit} characters"
     if name == "dist":
@@ -350,10 +353,13 @@ def _unusable(name: str, value: str, limit: int) -> str | None:
 
 
 def _copy(value: Any, depth: int, left: list[int]) -> Any:
-    """Plain dicts and lists copied, tuples as lists, everything else shared; past `depth` shared too.
+    """Return a copy of plain dicts, lists and tuples (as lists), `depth` levels deep; shares everything else.
 
     Args:
-        left: How many containers may still be copied, as its one element: what holds itself twice has no end.
+        value: The value to copy.
+        depth: Levels still to copy.
+        left: One element: the number of containers that may still be copied. A container that holds itself
+            twice would otherwise never end.
     """
     if depth and left[0] > 0:
         kind = type(value)

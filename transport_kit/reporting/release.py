@@ -1,10 +1,10 @@
-"""Release: which version of the app this is, when nobody says.
+"""Release: detects the version of the app if the options name none.
 
-Owns where it is looked for, in this order: the environment that platforms set, the git checkout, the
-project's own metadata. Runs no program; reads a few small files, once, when a reporter is built. The search
-upwards ends below the folders of `GIT_CEILING_DIRECTORIES`, as git's own does.
+Looks, in this order, at the environment variables that platforms set, the git checkout and the project's own
+metadata. Runs no program; reads a few small files, once, when a reporter is built. The search upwards ends
+below the folders of `GIT_CEILING_DIRECTORIES`, as git's own does.
 
-Threads: any; two that ask at once look twice.
+Threads: any; nothing is shared.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _MAX_PARENTS: Final = 30
 
 
 def detected_release(environ: Mapping[str, str] | None = None, folder: Path | None = None) -> str | None:
-    """The release, or None when nothing tells.
+    """Return the release, or None if none is found.
 
     Args:
         environ: None reads `os.environ`.
-        folder: Where the search for a checkout and a `pyproject.toml` begins, and goes upwards from; None
-            is the working directory.
+        folder: Start of the upward search for a checkout and a `pyproject.toml`; None is the working
+            directory.
     """
     variables = os.environ if environ is None else environ
     for name in VARIABLES:
@@ -53,31 +53,31 @@ def detected_release(environ: Mapping[str, str] | None = None, folder: Path | No
         return None  # the working directory is gone
     listed = variables.get("GIT_CEILING_DIRECTORIES", "").split(os.pathsep)
     ceilings = {Path(os.path.realpath(path)) for path in listed if os.path.isabs(path)}
-    # The folder that the search begins in is looked into even where it is listed.
+    # The start folder is searched even if it is listed.
     above = takewhile(lambda folder: folder not in ceilings, begin.parents)
     folders = [begin, *above][:_MAX_PARENTS]
     return _first(_commit, folders) or _first(_version, folders)
 
 
-def _first(look: Callable[[Path], str | None], folders: list[Path]) -> str | None:
+def _first(read: Callable[[Path], str | None], folders: list[Path]) -> str | None:
     for folder in folders:
         try:
-            found = look(folder)
+            release = read(folder)
         except (OSError, ValueError):
-            continue  # unreadable, or not what its name says
-        if found:
-            return found
+            continue  # unreadable, or not in the expected format
+        if release:
+            return release
     return None
 
 
 def _commit(folder: Path) -> str | None:
-    """The commit that is checked out in `folder`."""
+    """Return the commit that is checked out in `folder`; None if it is no checkout."""
     git = folder / ".git"
-    if git.is_file():  # a worktree or a submodule: a line that says where
-        said = _text(git).strip()
-        if not said.startswith("gitdir:"):
+    if git.is_file():  # a worktree or a submodule: one line with the path
+        pointer = _text(git).strip()
+        if not pointer.startswith("gitdir:"):
             return None
-        git = folder / said.removeprefix("gitdir:").strip()
+        git = folder / pointer.removeprefix("gitdir:").strip()
     head = _text(git / "HEAD").strip()
     if _COMMIT.fullmatch(head):
         return head
@@ -99,8 +99,8 @@ def _commit(folder: Path) -> str | None:
 
 
 def _version(folder: Path) -> str | None:
-    """`name@version` of the project whose `pyproject.toml` lies in `folder`."""
-    # Imported here: 20 ms that only an app without a release and without a repository needs.
+    """Return `name@version` of the project whose `pyproject.toml` lies in `folder`."""
+    # Imported here: takes 20 ms, which only an app without a release and a repository should pay.
     import tomllib
     from importlib import metadata
 

@@ -1,10 +1,11 @@
-"""Reporter: what the app and the integrations call.
+"""Reporter: the methods that the app and the integrations call.
 
-Owns the public methods and how each kind of event is begun. What all events go through is `pipeline.py`;
-the parts are `exceptions.py`, `frames.py`, `request_info.py`, `scope.py`, `spans.py` and `runtime_facts.py`.
+Owns the public methods and the first form of each kind of event. `pipeline.py` completes all events; their
+parts come from `exceptions.py`, `frames.py`, `request_info.py`, `scope.py`, `tracing/` and
+`runtime_facts.py`.
 
-Threads: every method may be called from any thread. No method raises, none waits for a lock, none does
-I/O but read source lines.
+Threads: every method may be called from any thread. No method raises, waits for a lock, or does I/O other
+than reading source lines.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from typing import Any, Final
 from transport_kit.config.options import ReporterOptions
 from transport_kit.envelope.item import Item
 from transport_kit.reporting import runtime_facts
+from transport_kit.reporting.captured_once import mark_captured, take_mark_back
 from transport_kit.reporting.exceptions import exception_values, traceback_of
 from transport_kit.reporting.frames import FrameReader
 from transport_kit.reporting.log_buffer import LogBuffer, is_own_logger
 from transport_kit.reporting.monitors import Monitor, monitor_config
-from transport_kit.reporting.pipeline import Event, Pipeline, event_id_of, set_name, usable_release
+from transport_kit.reporting.pipeline import Event, Pipeline, set_name, usable_release, valid_event_id
 from transport_kit.reporting.release import detected_release
 from transport_kit.reporting.request_info import RequestInfo
-from transport_kit.reporting.scope import Scope, known_level, mark_captured, new_scope, take_mark_back
+from transport_kit.reporting.scope import Scope, known_level, new_scope
 from transport_kit.reporting.served_request import Callbacks, ServedRequest
 from transport_kit.reporting.sessions import Sessions
 from transport_kit.reporting.tracing.propagation import Tracing
@@ -42,7 +44,7 @@ _MESSAGE_LENGTH: Final = 8192
 _FEEDBACK_LENGTH: Final = 4096
 _NAME_LENGTH: Final = 200
 _MECHANISM_LENGTH: Final = 128
-#: Calls within each other that a capture and a transport make, with a reserve.
+#: Depth of nested calls of a capture including the transport, with a reserve.
 _FRAMES_NEEDED: Final = 100
 
 
@@ -52,7 +54,7 @@ class Reporter:
     Holds no lock while it calls the app's code; one may be shared by all threads.
 
     Args:
-        transport: Takes the envelopes. Not owned: closing it is the caller's.
+        transport: Takes the envelopes. Not owned: the caller closes it.
         options: None takes the defaults.
     """
 
@@ -65,29 +67,29 @@ class Reporter:
         if self.options.release is None and self.options.detect_release:
             self.options = dataclasses.replace(self.options, release=usable_release(detected_release()))
         self.tracing = Tracing(self.options, transport.dsn)
-        # What a `ServedRequest` works with, beside the methods.
+        # Used by `ServedRequest`, beside the methods.
         self.sampler = Sampler(transport, self.options)
         self.pipeline = Pipeline(transport, self.options, self.tracing)
-        said = self.pipeline.fixed
+        fixed = self.pipeline.fixed
         self.sessions: Sessions | None = None
-        if self.options.auto_session_tracking and "release" in said:
-            attributes: dict[str, str] = {"release": said["release"]}
-            if "environment" in said:
-                attributes["environment"] = said["environment"]
+        if self.options.auto_session_tracking and "release" in fixed:
+            attributes: dict[str, str] = {"release": fixed["release"]}
+            if "environment" in fixed:
+                attributes["environment"] = fixed["environment"]
             self.sessions = Sessions(transport, attributes)
-        #: Batches log items; what a `TransportHandler` adds to.
+        #: Batches log items; `TransportHandler` adds to it.
         self.logs = LogBuffer(transport)
         #: Attributes of every log item.
         self.log_attributes = {
-            f"sentry.{name}": {"value": said[name], "type": "string"}
+            f"sentry.{name}": {"value": fixed[name], "type": "string"}
             for name in ("environment", "release")
-            if name in said
+            if name in fixed
         }
         sdk = runtime_facts.sdk()
         self.log_attributes["sentry.sdk.name"] = {"value": sdk["name"], "type": "string"}
         self.log_attributes["sentry.sdk.version"] = {"value": sdk["version"], "type": "string"}
-        if "server_name" in said:
-            self.log_attributes["server.address"] = {"value": said["server_name"], "type": "string"}
+        if "server_name" in fixed:
+            self.log_attributes["server.address"] = {"value": fixed["server_name"], "type": "string"}
 
     # -- around the app's work -------------------------------------------------------------------------
 
@@ -102,26 +104,26 @@ class Reporter:
         op: str = "http.server",
         mechanism: str = "generic",
     ) -> ServedRequest:
-        """Something that is served, or a task: `with reporter.request(…) as served:`.
+        """Return a context manager around a request or a task: `with reporter.request(…) as served:`.
 
-        What `Kit.serve` is for an integration with requests, from functions.
+        Like `Kit.serve`, with functions instead of a `RequestFacts`.
 
-        Gives the request a fresh scope, continues the caller's trace, runs a transaction when the request
-        is sampled, records the session's outcome, and reports the exception that escapes. Costs a few
-        microseconds when nothing happens: the callbacks are called only when an event or a transaction is
-        made, possibly several times, on the thread that makes it. They must not do I/O; what they raise is
-        logged, and the event goes without.
+        Gives the request a fresh scope, continues the caller's trace, runs a transaction if the request is
+        sampled, records the session's outcome, and captures an exception that escapes. Costs a few
+        microseconds if nothing happens: the callbacks are called only when an event or a transaction is made,
+        possibly several times, on the thread that makes it. They must not do I/O; an exception they raise is
+        logged, and the event is sent without their value.
 
         Args:
             describe: The request as plain values.
-            named: `(name, source)` of what runs: the path and `url` before routing, the route and `route`
-                (or the view and `view`) once it is known. Asked anew each time.
-            header: The value of a request header by its lower-case name; None when it isn't there.
-            user: Who the user is, only if already loaded. Sent with `send_default_pii` only.
-            expected: Says of an escaped exception whether it is none to report (a client that went away, a
-                404). None reports every `Exception`; other `BaseException`s never are.
-            op: `http.server`, `websocket.server`, `queue.task`, …. Only what a server does for a client
-                counts as a session.
+            named: Returns `(name, source)`: the path and `url` before routing, the route and `route` (or the
+                view and `view`) once it is known. Called anew each time.
+            header: Returns the value of a request header by its lower-case name; None if it is absent.
+            user: Returns the user, only if already loaded. Sent with `send_default_pii` only.
+            expected: Returns True for an escaped exception that is not to be captured (a disconnected client,
+                a 404). None captures every `Exception`; other `BaseException`s are never captured.
+            op: `http.server`, `websocket.server`, `queue.task`, …. Only operations that end in `.server`
+                count as sessions.
             mechanism: How exceptions are caught, such as `auto.http.flask`.
         """
         facts = Callbacks(named, describe, header, user, expected)
@@ -137,14 +139,17 @@ class Reporter:
     ) -> ServedRequest:
         """Measure a job that is no request: `with reporter.transaction("nightly import"):`.
 
-        A fresh scope, a trace, a transaction when sampled; an exception that escapes is reported and
-        raised on. Not counted as a session.
+        Gives it a fresh scope, a trace, and a transaction if sampled. An exception that escapes is captured
+        and propagates. Not counted as a session.
 
         Args:
-            headers: `sentry-trace` and `baggage` as they came with the job, to continue its caller's trace.
+            name: The transaction's name.
+            op: The kind of work.
+            source: Where the name comes from: `custom`, `url`, `route`, `view`, `component` or `task`.
+            headers: `sentry-trace` and `baggage` received with the job, to continue its caller's trace.
         """
-        given = {str(key).lower(): value for key, value in (headers or {}).items()}
-        facts = Callbacks(lambda: (name, source), header=given.get)
+        lowered = {str(key).lower(): value for key, value in (headers or {}).items()}
+        facts = Callbacks(lambda: (name, source), header=lowered.get)
         return ServedRequest(self, facts, tidy(op, _MECHANISM_LENGTH), "generic")
 
     def monitor(
@@ -158,17 +163,17 @@ class Reporter:
         failure_issue_threshold: int | None = None,
         recovery_threshold: int | None = None,
     ) -> Monitor:
-        """Tell the server that a scheduled job ran: around a block, or as a decorator, plain or async.
+        """Report the runs of a scheduled job: around a block, or as a decorator, plain or async.
 
         Args:
             slug: The monitor's name at the server.
-            schedule: `"0 3 * * *"`, `"@daily"` or `(10, "minute")`: the server makes or changes the monitor.
-                None leaves it as it is there; then the other settings are not sent.
-            timezone: Of a crontab schedule, such as `Europe/Vienna`.
-            checkin_margin: Minutes that a run may begin late.
+            schedule: `"0 3 * * *"`, `"@daily"` or `(10, "minute")`: the server creates or updates the
+                monitor. None leaves the server's monitor unchanged; then the other settings are not sent.
+            timezone: Time zone of a crontab schedule, such as `Europe/Vienna`.
+            checkin_margin: Minutes by which a run may start late.
             max_runtime: Minutes that a run may take.
-            failure_issue_threshold: Failures in a row before there is an issue.
-            recovery_threshold: Successes in a row before it is resolved.
+            failure_issue_threshold: Consecutive failures that open an issue.
+            recovery_threshold: Consecutive successes that resolve it.
         """
         config = monitor_config(
             schedule,
@@ -181,10 +186,10 @@ class Reporter:
         return Monitor(self.pipeline, self.capture_exception, slug, config)
 
     def span(self, op: str, description: str = "") -> Span:
-        """Measure a piece of the running transaction: `with reporter.span("db", "SELECT …") as span:`.
+        """Measure a part of the running transaction: `with reporter.span("db", "SELECT …") as span:`.
 
-        Spans within each other nest, also across `await`. In work that is not sampled the span measures
-        nothing, and costs nearly nothing.
+        Spans nest, also across `await`. In a unit of work that is not sampled the span measures nothing and
+        costs nearly nothing.
         """
         parent = running_span(Scope.current().unit)
         if parent is None or parent.transaction is None:
@@ -192,16 +197,16 @@ class Reporter:
         return parent.transaction.child(parent, op, description)
 
     def scope(self) -> new_scope:
-        """A scope for a block: `with reporter.scope() as scope:`; what is set in it stays in it."""
+        """Return a scope for a block: `with reporter.scope() as scope:`; changes to it end with the block."""
         return new_scope()
 
     def outgoing_headers(self, url: str | None = None, *, baggage: str = "") -> dict[str, str]:
-        """Headers for a request to another service, so that it continues this trace.
+        """Return headers for a request to another service, so that it continues this trace.
 
         Args:
-            url: Where the request goes; empty headers for one that is not among
-                `trace_propagation_targets`, and for the server that events go to.
-            baggage: The `baggage` that the request has already; its other entries are kept.
+            url: The request's URL. No headers for one that is not among `trace_propagation_targets`, and for
+                the server that receives the events.
+            baggage: The request's present `baggage`; entries of other vendors are kept.
         """
         try:
             unit = Scope.current().unit
@@ -228,14 +233,15 @@ class Reporter:
         hint: Mapping[str, Any] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> str | None:
-        """Report an exception, its causes and its group's members; never raises.
+        """Report an exception, its causes and its group's members. Never raises.
 
         Args:
-            error: None takes the one being handled.
-            mechanism: `generic` for calls by hand; integrations name themselves.
-            handled: Whether the app goes on.
-            request: The request it happened in; None takes the running one.
-            transaction: What ran, such as a route; at most 200 characters. None takes what is running.
+            error: None takes the exception being handled.
+            mechanism: `generic` for calls by the app; integrations use their own name.
+            handled: True if the app handled it and continues.
+            request: The request in which it was raised; None takes the running one.
+            transaction: Name of the running work, such as a route; at most 200 characters. None takes the
+                name of the current unit of work.
             transaction_source: `custom`, `url`, `route`, `view`, `component` or `task`.
             level: `fatal`, `error`, `warning`, `info` or `debug`.
             attachments: Made by `attachment`; sent with this event.
@@ -243,23 +249,27 @@ class Reporter:
             facts: Further fields of the event.
 
         Returns:
-            The event's id when the transport accepted it. None when it did not, when there is no
-            exception, and when this exception was captured before in the current scope.
+            The event's id if the transport accepted it. None if it did not, if there is no exception, and if
+            this exception was captured before in the current scope.
         """
-        told: dict[str, Any] = dict(hint) if hint else {}
+        full_hint: dict[str, Any] = dict(hint) if hint else {}
         marked: list[BaseException] = []
 
         def build() -> Event | None:
-            found = sys.exc_info()[1] if error is None else error
-            if found is None or not issubclass(type(found), BaseException) or not mark_captured(found):
+            captured = sys.exc_info()[1] if error is None else error
+            if (
+                captured is None
+                or not issubclass(type(captured), BaseException)
+                or not mark_captured(captured)
+            ):
                 return None
-            marked.append(found)
-            if issubclass(type(found), RecursionError):
+            marked.append(captured)
+            if issubclass(type(captured), RecursionError):
                 _need_stack(_FRAMES_NEEDED)
             event = self.pipeline.event(level)
             event["exception"] = {
                 "values": exception_values(
-                    found,
+                    captured,
                     self._frames,
                     mechanism=tidy(mechanism, _MECHANISM_LENGTH) or "generic",
                     handled=bool(handled),
@@ -268,19 +278,19 @@ class Reporter:
             event.update(facts or {})
             if transaction:
                 set_name(event, transaction, transaction_source)
-            told["exc_info"] = (type(found), found, traceback_of(found))
+            full_hint["exc_info"] = (type(captured), captured, traceback_of(captured))
             return event
 
         def undo() -> None:
             if marked:
                 take_mark_back(marked[0])
 
-        return self.pipeline.capture(build, told, attachments=attachments, request=request, undo=undo)
+        return self.pipeline.capture(build, full_hint, attachments=attachments, request=request, undo=undo)
 
     def capture_message(
         self, text: str, level: str = "info", *, attachments: Iterable[Item] = ()
     ) -> str | None:
-        """Report a text of at most 8192 characters; returns the event's id when accepted. Never raises."""
+        """Report a text, cut to 8192 characters; return the event's id if it was accepted. Never raises."""
 
         def build() -> Event:
             event = self.pipeline.event(level)
@@ -296,17 +306,17 @@ class Reporter:
         *,
         attachments: Iterable[Item] = (),
     ) -> str | None:
-        """Report an event of your own making; what it doesn't say is filled in. Never raises.
+        """Report an event built by the caller; missing fields are filled in. Never raises.
 
         Args:
-            event: Not changed. An `event_id` that is not a UUID is replaced. A `transaction` event passes
-                without `before_send`.
+            event: Not changed. An `event_id` that is not a UUID is replaced. A `transaction` event skips
+                `before_send`.
             hint: For the hooks.
             attachments: Made by `attachment`; sent with this event.
 
         Returns:
-            The id sent, when the transport accepted it. None otherwise, and for a record of this library's
-            own logger.
+            The event's id if the transport accepted it. None otherwise, and for an event whose `logger` is
+            one of this library's own.
         """
 
         def build() -> Event | None:
@@ -316,7 +326,7 @@ class Reporter:
             level = own.get("level", "error")
             contexts = own.get("contexts")
             built = self.pipeline.event(level) | own
-            built["event_id"] = event_id_of(own.get("event_id"))
+            built["event_id"] = valid_event_id(own.get("event_id"))
             built["level"] = known_level(level)
             if isinstance(contexts, Mapping):
                 built["contexts"] = {**runtime_facts.contexts(), **contexts}
@@ -334,24 +344,30 @@ class Reporter:
         associated_event_id: str | None = None,
         attachments: Iterable[Item] = (),
     ) -> str | None:
-        """Send what a user of the app wrote, at most 4096 characters; its id when accepted. Never raises.
+        """Send feedback written by a user of the app; return its id if it was accepted. Never raises.
 
-        Hooks and sampling don't see it: somebody took the time to write.
+        Hooks and sampling don't apply to feedback.
 
         Args:
-            associated_event_id: What `capture_exception` returned for the error that the user saw.
+            message: The user's text, cut to 4096 characters.
+            name: The user's name.
+            email: The user's address.
+            url: The page that the user was on.
+            associated_event_id: Id of the event that the feedback is about, as `capture_exception` returned
+                it.
+            attachments: Made by `attachment`; sent with the feedback.
         """
 
         def build() -> Event:
-            said: dict[str, str] = {"message": tidy(message, _FEEDBACK_LENGTH)}
+            feedback: dict[str, str] = {"message": tidy(message, _FEEDBACK_LENGTH)}
             for key, value in (("name", name), ("contact_email", email), ("url", url)):
                 if value is not None:
-                    said[key] = tidy(value, _NAME_LENGTH)
+                    feedback[key] = tidy(value, _NAME_LENGTH)
             if associated_event_id is not None:
-                said["associated_event_id"] = event_id_of(associated_event_id)
+                feedback["associated_event_id"] = valid_event_id(associated_event_id)
             event = self.pipeline.event("info")
             event["timestamp"] = time.time()
-            event["contexts"] = {**event["contexts"], "feedback": said}
+            event["contexts"] = {**event["contexts"], "feedback": feedback}
             return event
 
         return self.pipeline.capture(build, {}, kind="feedback", attachments=attachments)
@@ -365,7 +381,7 @@ class Reporter:
         type: str = "default",
         data: Mapping[str, object] | None = None,
     ) -> None:
-        """Leave a breadcrumb in the running work; see `Scope.add_breadcrumb`. Never raises."""
+        """Add a breadcrumb to the running unit of work; see `Scope.add_breadcrumb`. Never raises."""
         try:
             Scope.current().add_breadcrumb(message, category=category, level=level, type=type, data=data)
         except Exception as problem:
@@ -374,6 +390,6 @@ class Reporter:
 
 
 def _need_stack(frames: int) -> None:
-    """Fail where the stack has no room for so many calls: what is half done there is refused, and lost."""
+    """Raise RecursionError if the stack has no room for `frames` more calls, before any work is half done."""
     if frames:
         _need_stack(frames - 1)

@@ -1,7 +1,7 @@
-"""Request: what an event says about the HTTP request it was made in.
+"""Request info: the HTTP request of an event.
 
 Owns `RequestInfo`, the plain value that integrations fill in, and its scrubbed form. Holds no framework
-object, reads no stream, and looks nothing up.
+object and reads no stream.
 
 Source: the protocol's request interface and its PII rules. Without `send_default_pii` no cookie, no client
 address and no body is sent; a sensitive header, cookie or parameter keeps its name and loses its value in
@@ -39,14 +39,14 @@ _MAX_HEADERS: Final = 100
 _MAX_HEADER: Final = 1024
 _MAX_COOKIES: Final = 50
 _MAX_BODY: Final = 8 * 1024
-#: Bytes of a body that is sent, by `max_request_body_size`; a body of nothing is never there.
+#: Largest body in bytes that is sent, by `max_request_body_size`.
 _BODIES: Final = {"never": -1, "small": 1000, "medium": 10_000, "always": 1 << 64}
 _METHOD = re.compile(r"[A-Za-z]{1,32}")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-#: How a header's value is shown: with its secrets filtered, not at all, not without PII, cookie by cookie.
+#: Rules for a header's value: secrets filtered, always hidden, hidden without PII, filtered per cookie.
 _SCRUBBED, _SECRET, _PERSONAL, _COOKIES = range(4)
 _REMEMBERED_LENGTH: Final = 64
-#: Characters and number of the header values that are known to hold no secret.
+#: Length and number of the cached header values that hold no secret.
 _HARMLESS_LENGTH: Final = 256
 _MAX_HARMLESS: Final = 1024
 _BODY: Final = Limits(text=2048, breadth=50, depth=5, hides=is_sensitive)
@@ -61,7 +61,7 @@ class RequestInfo:
         url: Absolute, without query.
         query_string: Without the question mark.
         headers: Names and values in the order received; names in any case.
-        cookies: None leaves it to the `Cookie` header.
+        cookies: None if only the `Cookie` header has them.
         data: The body, parsed or as text, if it had already been read; None otherwise.
         env: `SERVER_NAME` and `SERVER_PORT`; other names are not sent.
         remote_addr: The client's address as the server saw it.
@@ -88,7 +88,7 @@ class RequestInfo:
         env: Mapping[str, str] | None = None,
         remote_addr: str | None = None,
     ) -> None:
-        # All at once: what dataclasses generate for a frozen class takes three times as long, per request.
+        # One update: the `__init__` that dataclasses generate for a frozen class takes three times as long.
         self.__dict__.update(
             method=method,
             url=url,
@@ -102,11 +102,11 @@ class RequestInfo:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, Any], *, url: str, data: object | None = None) -> Self:
-        """What a WSGI environ, or Django's `META`, says of a request; nothing in it is read but text.
+        """Make it from a WSGI environ or Django's `META`; reads only text from it, no stream.
 
         Args:
-            environ: As PEP 3333 has it.
-            url: Absolute, without query: which of its names for the host a site goes by is its own choice.
+            environ: As defined by PEP 3333.
+            url: Absolute, without query. A parameter, because the choice of the host name is the site's.
             data: The body, if it had already been read.
         """
         headers = []
@@ -127,7 +127,7 @@ class RequestInfo:
         )
 
 
-# Key of an environ -> the header it holds; empty for one that is none. Changed in single steps.
+# Key of an environ -> name of its header; empty for a key that is no header. Changed in atomic steps.
 _header_names: dict[str, str] = {}
 
 
@@ -138,7 +138,7 @@ def _header_name(key: str) -> str:
     elif key.startswith("HTTP_") and key not in ("HTTP_CONTENT_TYPE", "HTTP_CONTENT_LENGTH"):
         name = key[5:]
     name = name.replace("_", "-").title()
-    # A client chooses the names of its headers: they must not fill the memory.
+    # Clients choose the names of headers, so the cache is bounded.
     if len(key) <= _REMEMBERED_LENGTH:
         if len(_header_names) >= _MAX_HARMLESS:
             _header_names.clear()
@@ -147,9 +147,11 @@ def _header_name(key: str) -> str:
 
 
 def request_interface(info: RequestInfo, *, send_pii: bool, bodies: str = "medium") -> dict[str, Any]:
-    """The `request` of an event: scrubbed, bounded, and without what the options leave out.
+    """Return the `request` of an event: scrubbed, bounded, and without the parts that the options exclude.
 
     Args:
+        info: The request.
+        send_pii: `send_default_pii`.
         bodies: `max_request_body_size`.
     """
     result: dict[str, Any] = {}
@@ -181,13 +183,15 @@ def request_interface(info: RequestInfo, *, send_pii: bool, bodies: str = "mediu
 
 def _headers(headers: tuple[tuple[str, str], ...], send_pii: bool) -> dict[str, str]:
     result: dict[str, str] = {}
-    for given, value in headers[:_MAX_HEADERS]:
-        name, kind = _rule(given) if len(given) <= _REMEMBERED_LENGTH else _rule_of(given)
-        if kind == _SCRUBBED or (kind == _PERSONAL and send_pii):
+    for received_name, value in headers[:_MAX_HEADERS]:
+        name, rule = (
+            _rule(received_name) if len(received_name) <= _REMEMBERED_LENGTH else _rule_of(received_name)
+        )
+        if rule == _SCRUBBED or (rule == _PERSONAL and send_pii):
             shown = _harmless.get(value)
             if shown is None:
                 shown = _scrubbed_value(value)
-        elif kind == _COOKIES and send_pii:
+        elif rule == _COOKIES and send_pii:
             shown = scrub_text(scrub_cookies(tidy(value, _MAX_HEADER)))
         else:
             shown = FILTERED
@@ -196,9 +200,9 @@ def _headers(headers: tuple[tuple[str, str], ...], send_pii: bool) -> dict[str, 
     return result
 
 
-def _rule_of(given: str) -> tuple[str, int]:
-    """A header's name as it is written, and how its value is shown."""
-    name = tidy(given, _MAX_URL)
+def _rule_of(received_name: str) -> tuple[str, int]:
+    """Return a header's name as it is sent, and the rule for its value."""
+    name = tidy(received_name, _MAX_URL)
     if name.lower() == "cookie":
         return name, _COOKIES
     return name, _SECRET if is_sensitive(name) else _PERSONAL if is_personal(name) else _SCRUBBED
@@ -206,8 +210,8 @@ def _rule_of(given: str) -> tuple[str, int]:
 
 _rule = lru_cache(maxsize=4096)(_rule_of)
 
-# Values that scrubbing left as they were: what most clients send with each request is the same few texts.
-# Secrets never get in. Changed in single steps.
+# Header values that scrubbing does not change: most clients send the same few values with each request. Never
+# holds a secret. Changed in atomic steps.
 _harmless: dict[str, str] = {}
 
 
@@ -229,10 +233,12 @@ def _cookies(cookies: Mapping[str, str]) -> dict[str, str]:
 
 
 def _length(info: RequestInfo) -> int:
-    """Bytes of the body: as its header says, and not less than what was read of it."""
-    said = next((value for name, value in info.headers if name.lower() == "content-length"), "")
-    read = len(info.data) if isinstance(info.data, str | bytes) else 0
-    return max(int(said) if said.isdecimal() and said.isascii() and len(said) < 20 else 0, read)
+    """Return the bytes of the body: the declared length, and not less than the available data."""
+    declared = next((value for name, value in info.headers if name.lower() == "content-length"), "")
+    available = len(info.data) if isinstance(info.data, str | bytes) else 0
+    return max(
+        int(declared) if declared.isdecimal() and declared.isascii() and len(declared) < 20 else 0, available
+    )
 
 
 def _body(info: RequestInfo) -> Any:
@@ -245,13 +251,13 @@ def _body(info: RequestInfo) -> Any:
 
 
 def _parsed(text: str, info: RequestInfo) -> object:
-    """A body's text in the form in which names can be seen, so that values can be filtered by name."""
-    kind = next((value.lower() for name, value in info.headers if name.lower() == "content-type"), "")
-    if "json" in kind and len(text) <= _MAX_BODY:
+    """Return a body's text parsed by its content type, so that values can be filtered by name."""
+    content_type = next((value.lower() for name, value in info.headers if name.lower() == "content-type"), "")
+    if "json" in content_type and len(text) <= _MAX_BODY:
         try:
             return loads(text)
         except ValueError:
             return text
-    if "form-urlencoded" in kind:
+    if "form-urlencoded" in content_type:
         return scrub_query(text[:_MAX_BODY], send_pii=True)
     return text

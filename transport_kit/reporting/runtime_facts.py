@@ -1,8 +1,8 @@
-"""Machine: what an event says about the process it was made in.
+"""Runtime facts: the Python runtime, operating system, host and SDK of an event.
 
-Owns the runtime, operating system, host and SDK facts. Each is asked once; none costs I/O.
+Each is read once; none costs I/O.
 
-Threads: stateless but for caches that any thread may fill.
+Threads: stateless except for caches that any thread may fill.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def _system() -> dict[str, str]:
 
 
 def contexts() -> dict[str, dict[str, str]]:
-    """`contexts.runtime` and `contexts.os`; the caller's own copy."""
+    """Return a new dict with `contexts.runtime` and `contexts.os`."""
     return {"runtime": _runtime().copy(), "os": _system().copy()}
 
 
 def sdk() -> dict[str, str]:
-    """The `sdk` of an event; the caller's own copy."""
+    """Return a new dict with the `sdk` of an event."""
     return {"name": SDK_NAME, "version": VERSION}
 
 
 def host_name() -> str:
-    """This host's name as the kernel knows it; empty when it has none."""
+    """Return the kernel's name of this host; empty if it has none."""
     return platform.node()

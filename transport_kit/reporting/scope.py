@@ -1,10 +1,10 @@
-"""Scope: what is known about the unit of work that runs, and which exceptions it has reported.
+"""Scope: user, tags, contexts and more of the running unit of work.
 
-Owns the context variable, and the mark that says "captured". A scope is one request, task or job; it
-begins with what the surrounding one holds, and changes to it stay in it. Outside of any there is one
-scope for the process.
+Owns the context variable of the current scope. A scope belongs to one request, task, job or block; it starts
+as a copy of the surrounding scope, and changes to it stay in it. Outside of all of them there is one scope
+for the process.
 
-Threads: a scope may be read and changed from any thread; each reading takes a copy in one step.
+Threads: a scope may be read and changed from any thread; each read takes a copy in one atomic step.
 """
 
 from __future__ import annotations
@@ -38,17 +38,14 @@ __all__ = [
     "enter_scope",
     "known_level",
     "leave_scope",
-    "mark_captured",
     "new_scope",
     "Processor",
     "Scope",
-    "take_mark_back",
     "usable_ip",
     "user_facts",
 ]
 
-_MARK: Final = "__transport_kit_captured__"
-#: Text, elements and depth of a value in `extra` or `user`; the protocol's limits per value and in all.
+#: Limits of a value in `extra` or `user`; then the protocol's bytes per value and in total.
 _EXTRA: Final = Limits(text=8192, breadth=100, depth=6)
 _EXTRA_BYTES: Final = 16 * 1024
 _EXTRA_TOTAL: Final = 256 * 1024
@@ -70,19 +67,15 @@ _LEVELS: Final = {name: name for name in ("fatal", "error", "warning", "info", "
     "log": "info",
 }
 
-#: Takes an event and its hint; returns the event to go on with, or None to drop it.
+#: Takes an event and its hint; returns the event to send, or None to drop it.
 Processor: TypeAlias = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any] | None]
-
-# The C getter of every exception's instance dict: a class that overrides `__dict__` or `__setattr__` has
-# no say, and a class with `__slots__` has one nevertheless.
-_dict_of: Callable[[BaseException], dict[str, Any]] = BaseException.__dict__["__dict__"].__get__
 
 
 class Scope:
-    """User, tags, extra, contexts, level and fingerprint of what is captured in one context.
+    """User, tags, extra, contexts, level and fingerprint of events captured in one context.
 
     Attributes:
-        unit: The work it belongs to; the surrounding scope's, unless it began one.
+        unit: Its unit of work; the surrounding scope's, unless this scope began a new one.
     """
 
     __slots__ = (
@@ -102,8 +95,8 @@ class Scope:
 
     def __init__(self, parent: Scope | None = None, unit: Unit | None = None) -> None:
         self._id: str | None = None
-        # Kept for `id` only, and not without end: a task that starts its own successor, in a scope of its
-        # own, would make a chain that holds all of them.
+        # For `id` only. Cut at `_MAX_DEPTH`: a task that starts its successor within a scope of its own would
+        # otherwise keep an endless chain of scopes alive.
         self._depth: int = 0 if parent is None else (parent._depth + 1) % _MAX_DEPTH
         self._parent = parent if self._depth else None
         if parent is None:
@@ -111,7 +104,7 @@ class Scope:
             self._tags: dict[str, str] = {}
             self._extra: dict[str, Any] = {}
             self._contexts: dict[str, dict[str, Any]] = {}
-            # Replaced, never changed in place, so that scopes may share them.
+            # The following are replaced, never changed in place, so that scopes may share them.
             self._user: dict[str, Any] | None = None
             self._level: str | None = None
             self._fingerprint: tuple[str, ...] = ()
@@ -119,7 +112,7 @@ class Scope:
             self._attachments: tuple[Item, ...] = ()
         else:
             self.unit = unit or parent.unit
-            # Most scopes are in one that has nothing set, and a literal is cheaper than a copy.
+            # Most parents have nothing set, and a literal is cheaper than a copy.
             self._tags = parent._tags.copy() if parent._tags else {}
             self._extra = parent._extra.copy() if parent._extra else {}
             self._contexts = parent._contexts.copy() if parent._contexts else {}
@@ -131,41 +124,41 @@ class Scope:
 
     @property
     def id(self) -> str:
-        """Names this scope; begins with the surrounding scope's id and a slash."""
+        """Identifies this scope; starts with the surrounding scope's id and a slash."""
         if self._id is None:
-            # Made when asked for: most requests capture nothing.
+            # Made on first use: most requests capture nothing.
             own = random_bytes(8).hex()
             self._id = own if self._parent is None else f"{self._parent.id}/{own}"
         return self._id
 
     @staticmethod
     def current() -> Scope:
-        """The scope of the running context; the process's own when there is none."""
+        """Return the scope of the running context; outside of all scopes, the process's."""
         return _current.get()
 
     def set_tag(self, key: str, value: object) -> None:
-        """Tag what is captured from here on; at most 200 characters each, 100 tags. An empty value clears."""
+        """Set a tag for later captures; at most 100 tags of 200 characters. An empty value removes it."""
         name, text = tag_key(key), tag_value(value)
         if not text:
-            self._tags.pop(name, None)  # servers take none
+            self._tags.pop(name, None)  # servers accept no empty value
         elif name and (name in self._tags or len(self._tags) < _MAX_TAGS):
             self._tags[name] = text
 
     def set_extra(self, key: str, value: object) -> None:
-        """Add a value as it is now: a later change to it is not seen. At most 16 KiB of JSON."""
+        """Add a copy of a value, cut to 16 KiB of JSON; later changes to the value have no effect."""
         name = cut(as_text(key), TAG_LENGTH)
         if name in self._extra or len(self._extra) < _MAX_EXTRA:
             self._extra[name] = bounded(value, Room(_EXTRA_BYTES), _EXTRA)
 
     def set_user(self, user: Mapping[str, object] | None) -> None:
-        """Say who the user is (`id`, `username`, `email`, `ip_address`, or keys of your own); None clears.
+        """Set the user (`id`, `username`, `email`, `ip_address`, or other keys); None removes it.
 
-        What is set by hand is sent, whatever `send_default_pii` says.
+        A user set this way is sent even without `send_default_pii`.
         """
         self._user = user_facts(user)
 
     def set_context(self, name: str, values: Mapping[str, object] | None) -> None:
-        """Add a section of facts under `contexts`, as they are now; None removes it. At most 8 KiB each."""
+        """Add a copy of `values` under `contexts`, cut to 8 KiB; None removes the section."""
         key = cut(as_text(name), TAG_LENGTH)
         facts = _items_of(values)
         if facts is None:
@@ -174,23 +167,23 @@ class Scope:
             self._contexts[key] = bounded(facts, Room(_CONTEXT_BYTES), _EXTRA)
 
     def set_level(self, level: str | None) -> None:
-        """The level of what is captured from here on, whatever the capture says; None clears."""
+        """Set the level of later captures, which overrides their own; None removes it."""
         self._level = level if level is None else known_level(level)
 
     def set_fingerprint(self, fingerprint: Iterable[str] | None) -> None:
-        """How servers group what is captured: texts, `{{ default }}` is their own way; None clears."""
+        """Set the texts that servers group events by (`{{ default }}`: their own grouping); None removes them."""
         try:
-            given = () if fingerprint is None or isinstance(fingerprint, str) else fingerprint
-            parts = list(islice(given, _MAX_FINGERPRINT))
+            texts = () if fingerprint is None or isinstance(fingerprint, str) else fingerprint
+            parts = list(islice(texts, _MAX_FINGERPRINT))
         except Exception as error:
             let_through(error)
-            parts = []  # it can't be iterated over
+            parts = []  # not iterable, or failing
         self._fingerprint = tuple(tidy(part, TAG_LENGTH) for part in parts)
 
     def add_event_processor(self, processor: Processor) -> None:
-        """Have `processor(event, hint)` change each event captured from here on; its None drops the event.
+        """Call `processor(event, hint)` for each later event; it returns the event, or None to drop it.
 
-        Runs before `before_send`, the one added first is called first.
+        Processors run before `before_send`, in the order in which they were added.
         """
         if callable(processor):
             self._processors = (*self._processors, processor)
@@ -203,11 +196,11 @@ class Scope:
         content_type: str | None = None,
         attachment_type: str | None = None,
     ) -> None:
-        """Send a file with each event captured from here on; at most 30, as servers take no more.
+        """Send a file with each later event; at most 30, as servers accept no more.
 
         Args:
-            payload: Bytes, text, or a path (`pathlib.Path`), read when an event is captured.
-            filename: As servers show it.
+            payload: Bytes, text, or a path (`pathlib.Path`) that is read when an event is captured.
+            filename: The name that servers show.
         """
         if len(self._attachments) < _MAX_ATTACHMENTS:
             item = attachment(payload, filename, content_type, attachment_type)
@@ -222,9 +215,9 @@ class Scope:
         type: str = "default",
         data: Mapping[str, object] | None = None,
     ) -> None:
-        """Leave a breadcrumb in the current unit of work: the last 100 go with the next event.
+        """Add a breadcrumb to the current unit of work; its last 100 are sent with the next event.
 
-        Secrets in `data`, by their names, and in `message`, by what they look like, are filtered.
+        Secrets are filtered: in `data` by name, in `message` by form.
         """
         crumb: dict[str, Any] = {"type": cut(as_text(type), _CATEGORY_LENGTH), "level": known_level(level)}
         if category := as_text(category):
@@ -238,7 +231,7 @@ class Scope:
 
     @property
     def attachments(self) -> tuple[Item, ...]:
-        """The files that go with each event."""
+        """The files that are sent with each event."""
         return self._attachments
 
     @property
@@ -247,11 +240,11 @@ class Scope:
         return self._processors
 
     def user(self) -> dict[str, Any] | None:
-        """Who the user is, as set; the caller's own copy."""
+        """Return a copy of the user that was set."""
         return None if self._user is None else self._user.copy()
 
     def apply(self, event: dict[str, Any]) -> None:
-        """Add to an event what it doesn't say itself; the event's own values win."""
+        """Add the scope's values to an event; the event's own values win, except the level."""
         if self._user and event.get("user") is None:
             event["user"] = self.user()
         _merge(event, "tags", self._tags)
@@ -269,15 +262,15 @@ class Scope:
         return {name: bounded(values, Room(_CONTEXT_BYTES), _EXTRA) for name, values in contexts}
 
     def _within_total(self) -> dict[str, Any]:
-        left, kept = _EXTRA_TOTAL, {}
+        bytes_left, result = _EXTRA_TOTAL, {}
         for name, value in list(self._extra.items()):
-            room = Room(min(left, _EXTRA_BYTES))
+            room = Room(min(bytes_left, _EXTRA_BYTES))
             if room.left < 2 * TAG_LENGTH:
                 break
-            before = room.left
-            kept[name] = bounded(value, room, _EXTRA)
-            left -= before - room.left + len(name)
-        return kept
+            offered = room.left
+            result[name] = bounded(value, room, _EXTRA)
+            bytes_left -= offered - room.left + len(name)
+        return result
 
 
 def _merge(event: dict[str, Any], field: str, values: dict[str, Any]) -> None:
@@ -291,7 +284,7 @@ def _merge(event: dict[str, Any], field: str, values: dict[str, Any]) -> None:
 def attachment(
     payload: object, filename: str, content_type: str | None = None, attachment_type: str | None = None
 ) -> Item:
-    """A file as an item of an envelope."""
+    """Return a file as an item of an envelope."""
     return Item(
         payload,
         type="attachment",
@@ -302,12 +295,12 @@ def attachment(
 
 
 def known_level(level: object) -> str:
-    """The level as servers know it; `error` when they don't."""
+    """Return the level under the name that servers know; `error` for an unknown level."""
     return _LEVELS.get(str.lower(level), "error") if issubclass(type(level), str) else "error"  # type: ignore[arg-type]
 
 
 def _items_of(value: object) -> dict[Any, Any] | None:
-    """A mapping's items; None for what is no mapping, and for one that fails when it is read."""
+    """Return a mapping's items; None for any other value, and for a mapping that raises when read."""
     try:
         return dict(value) if isinstance(value, Mapping) else None
     except Exception as error:
@@ -316,7 +309,7 @@ def _items_of(value: object) -> dict[Any, Any] | None:
 
 
 def user_facts(user: object) -> dict[str, Any] | None:
-    """A user as servers take one; None for what is no mapping."""
+    """Return a user in the form that servers accept; None for a value that is no mapping."""
     facts = _items_of(user)
     if facts is None:
         return None
@@ -334,26 +327,26 @@ def user_facts(user: object) -> dict[str, Any] | None:
 
 
 def usable_ip(address: object) -> bool:
-    """Whether a server takes this as a user's address."""
+    """Return True if servers accept this as a user's address."""
     if type(address) is not str:
         return False
     try:
-        # Without the zone that Python allows behind a link-local one.
+        # Python accepts a zone after a link-local address; servers don't.
         return address == "{{auto}}" or "%" not in str(ipaddress.ip_address(address))
     except ValueError:
         return False
 
 
-# Everything outside of a unit of work; made at import, so that its id is the same on all threads.
+# The scope outside of all units of work; made at import, so that all threads share it.
 _PROCESS: Final = Scope()
 _current: ContextVar[Scope] = ContextVar("transport_kit_scope", default=_PROCESS)
 
 
 def enter_scope(unit: Unit | None = None) -> tuple[Scope, Token[Scope]]:
-    """Begin a fresh scope, of a unit of its own when one is given; what `leave_scope` takes comes with it."""
+    """Enter a new scope, of a new unit of work if one is given; return it and a token to leave it."""
     parent = _current.get()
     if unit is not None:
-        # A request that was finished in another context left its scope behind in this one.
+        # A request that was finished in another context left its scope in this one.
         while parent.unit.finished and parent._parent is not None:
             parent = parent._parent
     scope = Scope(parent, unit)
@@ -361,19 +354,19 @@ def enter_scope(unit: Unit | None = None) -> tuple[Scope, Token[Scope]]:
 
 
 def leave_scope(token: Token[Scope] | None) -> None:
-    """End the scope that `enter_scope` began; None, or a second time from elsewhere, does nothing."""
+    """Leave the scope that `enter_scope` entered. Does nothing for None or in another context."""
     if token is None:
         return
     try:
         _current.reset(token)
     except ValueError:
-        # Left in another context than it was entered in (an async generator closed by the event loop):
-        # that context never had this scope, and there is nothing to take back.
+        # Left in another context than it was entered in (an async generator closed by the event loop): that
+        # context never had this scope, so there is nothing to reset.
         pass
 
 
 class new_scope:  # noqa: N801 - used as a function: `with new_scope() as scope:`
-    """A fresh scope for the block: it begins as a copy of the surrounding one, and ends with the block."""
+    """A scope for a `with` block: starts as a copy of the surrounding scope and ends with the block."""
 
     __slots__ = ("_token",)
 
@@ -388,23 +381,3 @@ class new_scope:  # noqa: N801 - used as a function: `with new_scope() as scope:
     ) -> None:
         token, self._token = self._token, None
         leave_scope(token)
-
-
-def mark_captured(error: BaseException) -> bool:
-    """Mark the exception as captured in the current scope; False when it was, here or further in.
-
-    The mark is plain text in the exception's own dict: it pickles, it holds nothing alive, and the same
-    object raised in a later request counts again because that request's scope has another id.
-    """
-    scope = _current.get().id
-    attributes = _dict_of(error)
-    mark = dict.get(attributes, _MARK)
-    if type(mark) is str and (mark == scope or mark.startswith(scope + "/")):
-        return False
-    dict.__setitem__(attributes, _MARK, scope)
-    return True
-
-
-def take_mark_back(error: BaseException) -> None:
-    """Undo `mark_captured`: no event came of it, and a layer further out may have better luck."""
-    dict.pop(_dict_of(error), _MARK, None)

@@ -1,8 +1,6 @@
-"""Unit: one piece of work that the app does (a request, a task, a job), and what happened in it so far.
+"""Unit of work: a request, a task or a job, with its breadcrumbs, trace, transaction and outcome.
 
-Owns the ring of breadcrumbs, the trace, the running transaction and whether an error was reported.
-Scopes within each other share their unit. `served_request.py` has the unit that integrations begin and
-finish.
+Nested scopes share their unit. The unit that integrations begin and finish is in `served_request.py`.
 
 Threads: a unit is shared by all threads and tasks that run in its context. Each change is one atomic step.
 """
@@ -21,7 +19,7 @@ from transport_kit.reporting.tracing.trace import Trace
 
 __all__ = ["MAX_BREADCRUMBS", "Unit"]
 
-#: Breadcrumbs that a unit keeps; the oldest goes first.
+#: Breadcrumbs that a unit keeps; the oldest is dropped first.
 MAX_BREADCRUMBS: Final = 100
 
 _VARIABLES: Final = {"sentry-trace": "SENTRY_TRACE", "baggage": "SENTRY_BAGGAGE"}
@@ -30,13 +28,13 @@ Breadcrumb = dict[str, Any]
 
 
 class Unit:
-    """The work outside of any request: what a script, a shell or a thread of its own does.
+    """The unit of work outside of requests, such as a script, a shell or a background thread.
 
     Attributes:
-        errored: Whether an event of level `error` or `fatal` was captured in it; of requests only.
-        crashed: Whether an exception escaped from it.
-        finished: Whether it has ended; what still runs in its context outlives it.
-        transaction: The transaction that runs; None when it is not sampled, or has ended.
+        errored: True if an event of level `error` or `fatal` was captured in it; requests only.
+        crashed: True if an exception escaped from it.
+        finished: True after its end; tasks and threads started in its context may still run.
+        transaction: The running transaction; None if it is not sampled or has ended.
     """
 
     __slots__ = ("__weakref__", "_breadcrumbs", "_settled", "crashed", "errored", "finished", "transaction")
@@ -46,13 +44,13 @@ class Unit:
         self.crashed = False
         self.finished = False
         self.transaction: Transaction | None = None
-        # At most one item; `setdefault` on a dict is atomic, so that all threads see one trace.
+        # At most one item, set by `dict.setdefault`, which is atomic: all threads see the same trace.
         self._settled: dict[str, Trace] = {}
-        # Made with the first breadcrumb: most requests leave none.
+        # Made with the first breadcrumb: most requests have none.
         self._breadcrumbs: deque[Breadcrumb] | None = None
 
     def add_breadcrumb(self, breadcrumb: Breadcrumb) -> None:
-        """Keep a breadcrumb, already bounded; sets its `timestamp` when it has none."""
+        """Add a breadcrumb, already bounded; sets its `timestamp` if it has none."""
         ring = self._breadcrumbs
         if ring is None:
             ring = self._breadcrumbs = deque(maxlen=MAX_BREADCRUMBS)
@@ -60,34 +58,34 @@ class Unit:
         ring.append(breadcrumb)
 
     def breadcrumbs(self) -> list[Breadcrumb]:
-        """The breadcrumbs, oldest first; the caller's own copies."""
+        """Return copies of the breadcrumbs, oldest first."""
         ring = self._breadcrumbs
         return [] if ring is None else [crumb.copy() for crumb in ring.copy()]
 
     def note_error(self) -> None:
-        """An event of level `error` or `fatal` was captured. A process has no outcome that this would be."""
+        """Record that an event of level `error` or `fatal` was captured. Does nothing outside of requests."""
 
     @property
     def trace(self) -> Trace | None:
-        """The trace it takes part in; None until somebody asks for it."""
+        """The unit's trace; None until `settle_trace`."""
         return self._settled.get("trace")
 
     def settle_trace(self, trace: Trace) -> Trace:
-        """Take part in this trace, or in the one that was settled before; the one it is."""
+        """Set the unit's trace unless it has one; return the unit's trace."""
         return self._settled.setdefault("trace", trace)
 
     def header(self, name: str) -> str | None:
-        """What the caller sent with the work; for a process by the environment."""
+        """Return a trace header that the caller sent; for a process, from its environment."""
         return os.environ.get(_VARIABLES.get(name, ""))
 
     def request(self) -> RequestInfo | None:
-        """The request being served, described anew; None when there is none."""
+        """Return a new description of the request being served; None if there is none."""
         return None
 
     def name(self) -> tuple[str, str] | None:
-        """What runs, and where the name comes from (`url`, `route`, …); None when it has no name."""
+        """Return the unit's name and the name's source (`url`, `route`, …); None if it has no name."""
         return None
 
     def user(self) -> Mapping[str, object] | None:
-        """Who the integration says the user is, looked up without I/O; None when nobody knows."""
+        """Return the user as the integration knows it, without I/O; None if unknown."""
         return None
