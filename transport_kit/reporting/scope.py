@@ -171,7 +171,10 @@ class Scope:
         self._level = level if level is None else known_level(level)
 
     def set_fingerprint(self, fingerprint: Iterable[str] | None) -> None:
-        """Set the texts that servers group events by (`{{ default }}`: their own grouping); None removes them."""
+        """Set the texts by which servers group events; None removes them.
+
+        `{{ default }}` stands for the server's own grouping.
+        """
         try:
             texts = () if fingerprint is None or isinstance(fingerprint, str) else fingerprint
             parts = list(islice(texts, _MAX_FINGERPRINT))

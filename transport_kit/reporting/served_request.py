@@ -1,10 +1,10 @@
-"""Serving: what an integration begins with each request and finishes with its end.
+"""Served request: the unit of work that an integration begins and finishes around each request.
 
-Owns the order of things around a request: a fresh scope, the trace, the transaction, the exception that
-escapes, the session's outcome. Calls the integration back only when something is to be told, so that a
-request in which nothing happens pays for a scope and little more.
+Owns the order of the steps: a fresh scope, the trace, the transaction, the exception that escapes, the
+session's outcome. Calls the integration back only if an event or transaction is made, so that any other
+request costs little more than a scope.
 
-Threads: begun and finished on any thread, also different ones; finished once.
+Threads: begun and finished on any thread, also on different ones; finished once.
 """
 
 from __future__ import annotations
@@ -29,59 +29,61 @@ from transport_kit.runtime.log import log
 
 __all__ = ["Callbacks", "Reports", "RequestFacts", "ServedRequest"]
 
-#: What is lost with a transaction that is not begun: itself, and its one span.
+#: Counted as lost for a transaction that is not sampled: the transaction and its root span.
 _UNSAMPLED: Final = Item({"spans": []}, type="transaction")
 
 _T = TypeVar("_T")
 
 
 class RequestFacts:
-    """What an integration knows of a request; a subclass says how.
+    """Describes a request to the reporter; each integration has a subclass.
 
-    Made for each request, so it holds references and answers when it is asked: possibly never, possibly
-    several times, on the thread that makes an event. No answer may do I/O; what it raises is logged, and the
-    event goes without.
+    Made for each request, so it holds references and computes nothing in advance. Methods are called possibly
+    never, possibly several times, on the thread that makes an event. They must not do I/O; an exception they
+    raise is logged, and the event is sent without the value.
     """
 
     __slots__ = ()
 
     def named(self) -> tuple[str, str]:
-        """`(name, source)` of what runs: the path and `url` before routing, the route and `route` (or the
-        view and `view`) once it is known."""
+        """Return `(name, source)`.
+
+        That is the path and `url` before routing, the route and `route` (or the view and `view`) after it.
+        """
         raise NotImplementedError
 
     def describe(self) -> RequestInfo | None:
-        """The request as plain values."""
+        """Return the request as plain values."""
         return None
 
     def header(self, name: str) -> str | None:
-        """The value of a request header by its lower-case name; None when it isn't there."""
+        """Return the value of a request header by its lower-case name; None if it is absent."""
         return None
 
     def user(self) -> Mapping[str, object] | None:
-        """Who the user is, only if already loaded. Sent with `send_default_pii` only."""
+        """Return the user, only if already loaded. Sent with `send_default_pii` only."""
         return None
 
     @staticmethod
     def user_in(held: Mapping[str, object]) -> dict[str, str] | None:
-        """`id`, `username` and `email` in the own dict of a user's object, where they are text or a number.
+        """Return `id`, `username` and `email` from the instance dict of a user object, if text or integer.
 
-        Not by `getattr`: a property, or an expired attribute of a model, would ask a database.
+        Not by `getattr`: a property, or an expired attribute of a model, would query a database.
         """
-        found = {
+        facts = {
             name: str(held[name])
             for name in ("id", "username", "email")
             if isinstance(held.get(name), str | int)
         }
-        return found or None
+        return facts or None
 
     def is_expected(self, error: BaseException) -> bool:
-        """Whether an exception that escaped is none to report: a client that went away, a 404."""
+        """Return True for an escaped exception that is not to be captured: a disconnected client, a 404."""
         return False
 
 
 class Callbacks(RequestFacts):
-    """The same from functions; `Reporter.request` says what each is."""
+    """`RequestFacts` made of functions; see the arguments of `Reporter.request`."""
 
     __slots__ = ("_describe", "_expected", "_header", "_named", "_user")
 
@@ -116,7 +118,7 @@ class Callbacks(RequestFacts):
 
 
 class Reports(Protocol):
-    """What this room needs of a `Reporter`."""
+    """The part of `Reporter` that `ServedRequest` uses."""
 
     pipeline: Pipeline
     sampler: Sampler
@@ -133,10 +135,10 @@ class ServedRequest(Unit):
 
     Attributes:
         scope: The fresh scope of this request, from `begin` to `finish`.
-        status: The response's HTTP status, set by the integration before `finish`; None when unknown.
+        status: The response's HTTP status, set by the integration before `finish`; None if unknown.
     """
 
-    # What most requests never need has no value until it is needed.
+    # Attributes that most requests never need are set on first use.
     __slots__ = (
         "_captures",
         "_facts",
@@ -167,10 +169,10 @@ class ServedRequest(Unit):
         # None before `begin` and after `finish`.
         self._token: Token[Scope] | None = None
 
-    # -- what integrations call ------------------------------------------------------------------------
+    # -- begin, capture, finish ------------------------------------------------------------------------
 
     def begin(self) -> Self:
-        """Enter a fresh scope, in the calling context."""
+        """Enter a fresh scope in the calling context, and begin a transaction if the request is sampled."""
         reporter = self._reporter
         if reporter.sessions is not None:
             self._started = time.time()
@@ -184,13 +186,13 @@ class ServedRequest(Unit):
         return self
 
     def finish(self, error: BaseException | None = None) -> None:
-        """End the request: report what escaped from it, record its outcome, leave the scope.
+        """End the request: capture the exception that escaped, record the outcome, leave the scope.
 
-        Idempotent. To be called after the response was handed over, where the framework allows it.
+        Idempotent. To be called after the response was sent, where the framework allows it.
 
         Args:
-            error: The exception that escaped from the app. Captured when it is an `Exception` that
-                `is_expected` doesn't know and that was not captured before.
+            error: The exception that escaped from the app. Captured if it is an `Exception` for which
+                `is_expected` returns False, and if it was not captured before.
         """
         token, self._token = self._token, None
         if token is None:
@@ -210,18 +212,19 @@ class ServedRequest(Unit):
         finally:
             self.finished = True
             leave_scope(token)
-            # The scope knows its unit: without this, request and body would wait for the collector.
+            # The scope refers to its unit; this breaks the cycle, so that request and body are freed at once.
             del self.scope
 
     def capture(self, error: BaseException, *, handled: bool = False) -> str | None:
         """Report an exception of this request, such as one that the framework turned into a response.
 
         Args:
-            handled: Whether the app dealt with it; otherwise the session has crashed, and with
-                `capture_errors` off it is not reported.
+            error: The exception.
+            handled: True if the app handled it. Otherwise the session counts as crashed, and without
+                `capture_errors` the exception is not captured.
 
         Returns:
-            The event's id when accepted; None otherwise, and when it was captured before.
+            The event's id if it was accepted; None otherwise, and if the exception was captured before.
         """
         if not handled:
             if not self._captures:
@@ -241,14 +244,14 @@ class ServedRequest(Unit):
 
     def _begin_transaction(self) -> None:
         trace = self._reporter.pipeline.tracing.trace_of(self)
-        why_not = self._reporter.sampler.decide(trace, self._sampling_facts)
-        if why_not is None:
+        reason = self._reporter.sampler.decide(trace, self._sampling_facts)
+        if reason is None:
             self.transaction = Transaction(trace, self._op, self._mechanism)
         else:
-            self._reporter.pipeline.transport.record_lost_event(why_not, item=_UNSAMPLED)
+            self._reporter.pipeline.transport.record_lost_event(reason, item=_UNSAMPLED)
 
     def _sampling_facts(self) -> dict[str, Any]:
-        """What a `traces_sampler` is told."""
+        """Return the argument of `traces_sampler`."""
         name, source = self.name() or ("", "custom")
         trace = self._reporter.pipeline.tracing.trace_of(self)
         return {
@@ -273,7 +276,7 @@ class ServedRequest(Unit):
                 LossReason.BUFFER_OVERFLOW, "span", quantity=transaction.dropped
             )
 
-        # Settled: the route can't change any more, and more than one part of the envelope names it.
+        # Fixed here: the route can't change any more, and several parts of the envelope contain it.
         name = self._final_name = self.name()
 
         def build() -> Event:
@@ -283,10 +286,10 @@ class ServedRequest(Unit):
             return event
 
         self._reporter.pipeline.capture(build, {}, kind="transaction")
-        # From here on nothing is measured any more; what runs on keeps the trace.
+        # Spans begun from here on measure nothing; tasks that still run keep the trace.
         self.transaction = None
 
-    # -- what events ask -------------------------------------------------------------------------------
+    # -- facts for events ------------------------------------------------------------------------------
 
     def note_error(self) -> None:
         """See `Unit.note_error`."""
@@ -299,18 +302,18 @@ class ServedRequest(Unit):
 
     def request(self) -> RequestInfo | None:
         """See `Unit.request`."""
-        found = _call_integration(self._facts.describe, "request")
-        return found if isinstance(found, RequestInfo) else None
+        info = _call_integration(self._facts.describe, "request")
+        return info if isinstance(info, RequestInfo) else None
 
     def name(self) -> tuple[str, str] | None:
         """See `Unit.name`."""
-        return getattr(self, "_final_name", None) or _call_integration(self._told_name, "name")
+        return getattr(self, "_final_name", None) or _call_integration(self._current_name, "name")
 
     def user(self) -> Mapping[str, object] | None:
         """See `Unit.user`."""
         return _call_integration(self._facts.user, "user")
 
-    def _told_name(self) -> tuple[str, str]:
+    def _current_name(self) -> tuple[str, str]:
         name, source = self._facts.named()
         return str(name), str(source)
 
@@ -324,7 +327,7 @@ class ServedRequest(Unit):
 
 
 def _call_integration(callback: Callable[[], _T], what: str) -> _T | None:
-    """What an integration says; None when it fails: the event is worth more than its request."""
+    """Return `callback()`; None if it raises, which is logged: the event is sent anyway."""
     try:
         return callback()
     except Exception as problem:

@@ -1,14 +1,13 @@
-"""Sessions: how many requests of each minute went well, and how many did not.
+"""Sessions: counts of request outcomes per minute.
 
-Owns the aggregates of one release in one process. A request costs an append; counting is done when there
-is something to send, or when the tally has grown long.
+Owns the aggregates of one release in one process. A request costs one append; outcomes are summed before
+sending, or when the tally has grown long.
 
-Source: the protocol's session aggregates: grouped by the minute in which they began; `crashed` when an
-exception escaped, `errored` when an error was reported, `exited` otherwise. Nothing is sent without a
-release.
+Source: the protocol's session aggregates: grouped by the minute in which they began; `crashed` if an
+exception escaped, `errored` if an error was captured, `exited` otherwise. Nothing is sent without a release.
 
-Threads: `record` may be called from any thread and waits for none. One thread at a time counts. In a
-forked child the tally is empty: what the parent recorded, the parent sends.
+Threads: `record` may be called from any thread and never blocks. One thread at a time sums. A forked child
+starts with an empty tally; the parent sends what it recorded before the fork.
 """
 
 from __future__ import annotations
@@ -30,20 +29,20 @@ __all__ = ["OUTCOMES", "Sessions"]
 #: Seconds between two envelopes.
 SEND_EVERY: Final = 60.0
 OUTCOMES: Final = ("exited", "errored", "crashed")
-#: Outcomes kept one by one before they are counted: a few tens of kilobytes.
+#: Outcomes held one by one before they are summed: a few tens of kilobytes.
 _TALLY: Final = 1000
-#: Aggregates of one item, as servers take them.
+#: Aggregates that servers accept in one item.
 _MAX_BUCKETS: Final = 100
-#: Seconds a flush waits for another thread that counts.
+#: Seconds that a flush waits for another thread that is summing.
 _PATIENCE: Final = 0.5
 
 
 class Sessions:
-    """Counts the outcomes of requests, and sends them.
+    """Counts the outcomes of requests and sends the sums.
 
     Args:
-        transport: Takes the envelopes; its flush sends what is there.
-        attributes: `release`, and `environment` when there is one.
+        transport: Takes the envelopes; its flush sends the sums at once.
+        attributes: `release`, and `environment` if there is one.
         seconds: Between two envelopes.
     """
 
@@ -51,10 +50,10 @@ class Sessions:
         self._transport = transport
         self._attributes = attributes
         self._pid = os.getpid()
-        # Minute and outcome as one number; appending and popping are atomic.
+        # Minute and outcome as one number. `append` and `popleft` are atomic.
         self._tally: deque[int] = deque()
-        # Guarded by `_counting`, which is only ever tried for, or waited for with a deadline: a signal
-        # handler may flush while this thread holds it.
+        # Guarded by `_counting`. The lock is only acquired without blocking or with a timeout, because a
+        # signal handler may flush while this thread holds it.
         self._counts: Counter[int] = Counter()
         self._counting = threading.Lock()
         self._ticker = Ticker(self.send, seconds, "transport-kit-sessions")
@@ -78,11 +77,11 @@ class Sessions:
                 self._counting.release()
 
     def send(self) -> None:
-        """Capture what was counted so far."""
+        """Capture the sums so far."""
         if self._pid != os.getpid():
             self._renew()
         if not self._counting.acquire(timeout=_PATIENCE):
-            return  # the one who counts arms the ticker again with the next request
+            return  # another thread is summing; the next request arms the ticker again
         try:
             self._count()
             counts, self._counts = self._counts, Counter()
@@ -105,15 +104,18 @@ class Sessions:
         pop: Callable[[], int] = self._tally.popleft
         counts = self._counts
         try:
-            # No more than is there now: requests go on meanwhile.
+            # Bounded by the length now, because other threads keep appending.
             for _ in range(len(self._tally)):
                 counts[pop()] += 1
         except IndexError:
             pass
 
     def _renew(self) -> None:
-        """In a forked child. Its first request may come on several threads at once: each makes a new
-        tally, and one of them may lose a request's outcome."""
+        """Start afresh in a forked child.
+
+        If its first requests arrive on several threads at once, each makes a new tally, and an outcome may be
+        lost.
+        """
         self._counting = threading.Lock()
         self._counts = Counter()
         self._tally = deque()

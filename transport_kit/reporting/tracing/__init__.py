@@ -1,1 +1,1 @@
-"""Traces: their ids, how they are continued and handed on, spans, and sampling."""
+"""Tracing: trace ids, propagation headers, spans, transactions and sampling."""

@@ -1,12 +1,12 @@
-"""Traces: how they travel in `sentry-trace`, `baggage` and `traceparent`, and what events say of theirs.
+"""Propagation: traces in the headers `sentry-trace`, `baggage` and `traceparent`, and in events.
 
-Owns parsing and writing of the three headers and what is in the dynamic sampling context (DSC). What arrives
-is hostile: bounded, and never an error.
+Owns parsing and writing of the three headers and the content of the dynamic sampling context (DSC). Received
+headers are untrusted: they are bounded, and invalid ones raise nothing.
 
-Source: the protocol's trace headers, section 9. The DSC is frozen when it arrives from outside, and when
-it first leaves this process; from then on all copies are the same.
+Source: docs/protocol.md, section 9. The DSC is frozen when it arrives from outside, and when it first leaves
+this process; from then on all copies are the same.
 
-Threads: stateless but for options that never change; a trace itself is `trace.py`.
+Threads: stateless except for options that never change; the trace itself is in `trace.py`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ _TRACEPARENT = re.compile(
 )
 _PREFIX: Final = "sentry-"
 _MAX_BAGGAGE: Final = 8192
-#: Bytes of JSON. Servers refuse an envelope whose header has more than 8 KiB, and other things are in it.
+#: Bytes of JSON. Servers refuse an envelope with a header above 8 KiB, and the header holds more than the
+#: DSC.
 _MAX_DSC: Final = 4000
 _MAX_MEMBERS: Final = 64
 _MAX_VALUE: Final = 1024
-#: What a baggage value may hold unescaped, beyond letters, digits and `_.-~` (RFC 6265's cookie octets).
+#: Characters unescaped in a baggage value, beyond letters, digits and `_.-~` (RFC 6265's cookie octets).
 _UNESCAPED: Final = "!#$&'()*+/:<=>?@[]^`{|}"
 _NO_TRACE: Final = "0" * 32
 _NO_SPAN: Final = "0" * 16
@@ -47,11 +48,11 @@ Header = Callable[[str], str | None]
 
 
 class Tracing:
-    """How one reporter continues traces and hands them on.
+    """Continues the traces of callers and propagates them to other services, for one reporter.
 
     Args:
-        options: `release`, `environment`, and how strictly a trace is continued.
-        dsn: Whose key and organisation the DSC names; None leaves them out.
+        options: `release`, `environment`, and the rules for continuing and propagating traces.
+        dsn: Its key and organisation go into the DSC; None leaves them out.
     """
 
     def __init__(self, options: ReporterOptions, dsn: Dsn | None) -> None:
@@ -70,59 +71,59 @@ class Tracing:
             if value:
                 self._fixed[name] = tidy(value, 200)
 
-    # -- in --------------------------------------------------------------------------------------------
+    # -- incoming --------------------------------------------------------------------------------------
 
     def trace_of(self, unit: Unit) -> Trace:
-        """The trace of a unit of work, continued from its caller or begun when first asked for."""
-        return unit.trace or unit.settle_trace(self._continued(unit.header))
+        """Return a unit's trace; on first use, continue the caller's trace or begin a new one."""
+        return unit.trace or unit.settle_trace(self._continue_trace(unit.header))
 
-    def _continued(self, header: Header) -> Trace:
+    def _continue_trace(self, header: Header) -> Trace:
         try:
-            return self._parsed(header)
+            return self._parse_trace(header)
         except Exception as error:
             let_through(error)
-            return Trace()  # the integration's own failure: a new trace is better than none
+            return Trace()  # `header` of the integration failed
 
-    def _parsed(self, header: Header) -> Trace:
+    def _parse_trace(self, header: Header) -> Trace:
         text = header("sentry-trace")
-        found = None if text is None else _SENTRY_TRACE.fullmatch(text)
-        if found is not None:
-            trace_id, span_id, flag = found.group(1).lower(), found.group(2).lower(), found.group(3)
+        match = None if text is None else _SENTRY_TRACE.fullmatch(text)
+        if match is not None:
+            trace_id, span_id, flag = match.group(1).lower(), match.group(2).lower(), match.group(3)
             sampled = None if flag is None else flag == "1"
-            # Without baggage the head of the trace speaks another dialect: there is nothing we may add.
-            frozen: dict[str, str] | None = sentry_members(header("baggage") or "")
+            # Without baggage, another kind of SDK began the trace; its DSC stays empty.
+            dsc: dict[str, str] | None = sentry_members(header("baggage") or "")
         elif self.options.propagate_traceparent and (text := header("traceparent")) is not None:
-            found = _TRACEPARENT.fullmatch(text)
-            if found is None or found.group(1) == "ff":
+            match = _TRACEPARENT.fullmatch(text)
+            if match is None or match.group(1) == "ff":
                 return Trace()
-            trace_id, span_id = found.group(2), found.group(3)
-            sampled = bool(int(found.group(4), 16) & 1)
-            frozen = sentry_members(header("baggage") or "") or None
+            trace_id, span_id = match.group(2), match.group(3)
+            sampled = bool(int(match.group(4), 16) & 1)
+            dsc = sentry_members(header("baggage") or "") or None
         else:
             return Trace()
-        if trace_id == _NO_TRACE or span_id == _NO_SPAN or self._is_foreign(frozen or {}):
+        if trace_id == _NO_TRACE or span_id == _NO_SPAN or self._is_foreign(dsc or {}):
             return Trace()
-        return Trace(trace_id, span_id, sampled, frozen)
+        return Trace(trace_id, span_id, sampled, dsc)
 
     def _is_foreign(self, dsc: Mapping[str, str]) -> bool:
-        """Whether the trace belongs to another organisation, or might while `strict` is asked for."""
-        theirs = dsc.get("org_id")
-        if theirs and self._org_id:
-            return theirs != self._org_id
-        return self.options.strict_trace_continuation and theirs != self._org_id
+        """Return True if the trace is of another organisation, or, in strict mode, may be of another."""
+        org_id = dsc.get("org_id")
+        if org_id and self._org_id:
+            return org_id != self._org_id
+        return self.options.strict_trace_continuation and org_id != self._org_id
 
-    # -- out -------------------------------------------------------------------------------------------
+    # -- outgoing --------------------------------------------------------------------------------------
 
     def sampling_context(self, unit: Unit, event: Mapping[str, Any]) -> dict[str, str]:
-        """The envelope header `trace` of an event; empty when it belongs to another trace than its unit's."""
+        """Return the envelope header `trace` of an event; empty if the event's trace is not its unit's."""
         trace = self.trace_of(unit)
         contexts = event.get("contexts")
-        told = contexts.get("trace") if isinstance(contexts, dict) else None
-        if not isinstance(told, dict) or told.get("trace_id") != trace.trace_id:
+        context = contexts.get("trace") if isinstance(contexts, dict) else None
+        if not isinstance(context, dict) or context.get("trace_id") != trace.trace_id:
             return {}
-        return dict(trace.frozen(self._key, lambda: self._made(trace, unit)))
+        return dict(trace.frozen(self._key, lambda: self._new_dsc(trace, unit)))
 
-    def _made(self, trace: Trace, unit: Unit) -> dict[str, str]:
+    def _new_dsc(self, trace: Trace, unit: Unit) -> dict[str, str]:
         dsc = {"trace_id": trace.trace_id, "sample_rand": f"{trace.sample_rand:.6f}", **self._fixed}
         if trace.sample_rate is not None:
             dsc["sample_rate"] = _rate_text(trace.sample_rate)
@@ -136,11 +137,13 @@ class Tracing:
     def outgoing_headers(
         self, unit: Unit, span_id: str | None, url: str | None, baggage: str
     ) -> dict[str, str]:
-        """What a request to `url` carries so that its receiver continues the trace.
+        """Return the headers by which the receiver of a request to `url` continues the trace.
 
         Args:
-            span_id: The calling span; None for the unit's own.
-            baggage: The request's `baggage` so far; entries of other vendors are kept.
+            unit: The unit of work that sends the request.
+            span_id: The calling span; None takes the unit's own.
+            url: The request's URL. None sends the headers in any case.
+            baggage: The request's present `baggage`; entries of other vendors are kept.
         """
         if url is not None and not self._is_target(url):
             return {}
@@ -150,7 +153,7 @@ class Tracing:
             flag = "01" if trace.sampled else "00"
             headers["traceparent"] = f"00-{trace.trace_id}-{span_id or trace.span_id}-{flag}"
         members = [part for part in baggage.split(",") if part.strip() and not _is_ours(part)]
-        dsc = trace.frozen(self._key, lambda: self._made(trace, unit))
+        dsc = trace.frozen(self._key, lambda: self._new_dsc(trace, unit))
         members += [f"{_PREFIX}{quote(name)}={quote(value, safe=_UNESCAPED)}" for name, value in dsc.items()]
         if members:
             headers["baggage"] = ",".join(members)
@@ -162,7 +165,7 @@ class Tracing:
         except ValueError:
             return False
         if host is not None and host == self._host:
-            return False  # the server that we report to
+            return False  # the server that receives the events
         targets = self.options.trace_propagation_targets
         return targets is None or any(
             target in url if isinstance(target, str) else target.search(url) is not None for target in targets
@@ -170,17 +173,17 @@ class Tracing:
 
 
 def sentry_members(baggage: str) -> dict[str, str]:
-    """The DSC that a `baggage` header carries; what can't be read, or is too much, is left out."""
+    """Return the DSC of a `baggage` header; unreadable and excess members are left out."""
     members: dict[str, str] = {}
-    left = _MAX_DSC
+    bytes_left = _MAX_DSC
     for part in baggage[:_MAX_BAGGAGE].split(",")[:_MAX_MEMBERS]:
         name, sign, value = part.partition(";")[0].strip().partition("=")
         name = name.strip()
         if sign and name.startswith(_PREFIX) and len(name) > len(_PREFIX):
             name = clean(unquote(name[len(_PREFIX) :]))
             value = clean(cut(unquote(value.strip()), _MAX_VALUE))
-            left -= len(dumps_text(name)) + len(dumps_text(value)) + 3
-            if left < 0:
+            bytes_left -= len(dumps_text(name)) + len(dumps_text(value)) + 3
+            if bytes_left < 0:
                 break
             members[name] = value
     return members
@@ -196,7 +199,7 @@ def _rate_text(rate: float) -> str:
 
 
 def trace_facts(unit: Unit, tracing: Tracing) -> Mapping[str, Any]:
-    """`contexts.trace` of what is captured now."""
+    """Return `contexts.trace` for an event captured now."""
     trace = tracing.trace_of(unit)
     span = running_span(unit)
     if span is not None:

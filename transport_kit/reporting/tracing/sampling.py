@@ -1,12 +1,11 @@
-"""Sampling: whether a unit of work becomes a transaction, and less of them while the queue is filling.
+"""Sampling: decides which units of work become transactions, and takes fewer while the queue fills.
 
-Owns the order of decisions (sampler, caller's decision, rate) and backpressure: looked at every 10 s at
-most, a queue that is over half full halves the rate of new traces, up to ten times; one that has drained
-takes a step back up.
+Owns the order of decisions (sampler, caller's decision, rate) and backpressure: checked at most every 10 s, a
+queue over half full halves the rate of new traces, up to ten times; otherwise one halving is undone.
 
 Source: the protocol's sampling and backpressure rules.
 
-Threads: any. The level of backpressure is one number; two threads that look at once take one step each.
+Threads: any. The level of backpressure is one number; two threads that check at once take one step each.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ from transport_kit.transport.base import Transport
 
 __all__ = ["Sampler"]
 
-#: Seconds between two looks at the queue.
+#: Seconds between two checks of the queue.
 LOOK_EVERY: Final = 10.0
-_MOST_HALVINGS: Final = 10
+_MAX_HALVINGS: Final = 10
 
 Context = dict[str, Any]
 
 
 class Sampler:
-    """Decides for each unit of work.
+    """Makes the sampling decision of each unit of work.
 
     Args:
-        transport: Whose queue is looked at.
+        transport: Its queue is checked for backpressure.
         options: `traces_sampler`, `traces_sample_rate`.
         clock: Monotonic seconds.
     """
@@ -48,16 +47,20 @@ class Sampler:
         self._rate = options.traces_sample_rate
         self._clock = clock
         self._halvings = 0
-        self._look_at = clock() + LOOK_EVERY
+        self._next_check = clock() + LOOK_EVERY
         self._warned = False
-        #: Whether there is anything to decide: without a rate and a sampler nothing is traced.
+        #: False without a rate and a sampler: then nothing is traced.
         self.enabled = self._sampler is not None or self._rate is not None
 
     def decide(self, trace: Trace, context: Callable[[], Context]) -> LossReason | None:
-        """Settle `trace.sampled` and `trace.sample_rate`; why it is not sampled, None when it is.
+        """Set `trace.sampled` and `trace.sample_rate`.
 
         Args:
-            context: What a `traces_sampler` is told: name, source, op, parent_sampled, request.
+            trace: The trace of the unit of work.
+            context: Returns the argument of `traces_sampler`: name, source, op, parent_sampled, request.
+
+        Returns:
+            None if it is sampled, else the reason.
         """
         rate: float | None = None
         if self._sampler is not None:
@@ -93,24 +96,24 @@ class Sampler:
         return 0.0
 
     def _warn_once(self, message: str, what: str) -> None:
-        if not self._warned:  # once: it would be said with each request
+        if not self._warned:  # once: it would be logged with each request
             self._warned = True
             log.error(message, what)
 
     def halvings(self) -> int:
-        """How many times the rate is halved now."""
+        """Return the number of times that the rate is halved now; checks the queue if a check is due."""
         now = self._clock()
-        if now >= self._look_at:
-            self._look_at = now + LOOK_EVERY
+        if now >= self._next_check:
+            self._next_check = now + LOOK_EVERY
             if self._is_filling():
-                self._halvings = min(self._halvings + 1, _MOST_HALVINGS)
+                self._halvings = min(self._halvings + 1, _MAX_HALVINGS)
             elif self._halvings:
                 self._halvings -= 1
         return self._halvings
 
     def _is_filling(self) -> bool:
         health = self._transport.health()
-        held = health.waiting + health.claimed
+        count = health.waiting + health.claimed
         return (
-            held * 2 > health.queue_capacity > 0 or health.queue_bytes * 2 > health.queue_bytes_capacity > 0
+            count * 2 > health.queue_capacity > 0 or health.queue_bytes * 2 > health.queue_bytes_capacity > 0
         )

@@ -1,10 +1,10 @@
-"""Spans: what took how long within one unit of work, and the transaction that holds them.
+"""Spans: timed operations within one unit of work, and the transaction that holds them.
 
-Owns the running span (a context variable), times, nesting and what a transaction's payload says. When a
-transaction is begun at all is `sampling.py`; sending it is the pipeline's.
+Owns the running span (a context variable), times, nesting and the payload of a transaction. `sampling.py`
+decides whether a transaction is begun; the pipeline sends it.
 
-Threads: a span is changed by whoever runs it. Spans of several tasks and threads may end in any order;
-each is added to its transaction in one atomic step.
+Threads: a span is changed only by the task or thread that runs it. Spans of several tasks and threads may end
+in any order; each is added to its transaction in one atomic step.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _running: ContextVar[Span | None] = ContextVar("transport_kit_span", default=Non
 
 
 def status_of(http: int) -> str:
-    """A span's status for an HTTP response's."""
+    """Return the span status for an HTTP status."""
     known = _BY_HTTP.get(http)
     if known is not None:
         return known
@@ -77,15 +77,15 @@ def status_of(http: int) -> str:
 
 
 class Span:
-    """A piece of work with a beginning and an end: `with reporter.span("db", "SELECT …") as span:`.
+    """A timed operation: `with reporter.span("db", "SELECT …") as span:`.
 
-    What is said of it after its transaction has ended is lost.
+    Changes after the end of its transaction are lost.
 
     Attributes:
         span_id: 16 hex digits.
-        parent_span_id: The span it runs in.
-        op: What kind of work, such as `db` or `http.client`.
-        description: What it does, without values that identify people.
+        parent_span_id: Id of the span it runs in.
+        op: Kind of work, such as `db` or `http.client`.
+        description: Details of the work, without values that identify people.
     """
 
     __slots__ = (
@@ -110,7 +110,7 @@ class Span:
         op: str,
         description: str,
     ) -> None:
-        # None in a span of a unit that is not sampled: it measures nothing.
+        # None if the unit of work is not sampled; the span then measures nothing.
         self.transaction = transaction
         self.span_id = span_id
         self.parent_span_id = parent_span_id
@@ -124,21 +124,21 @@ class Span:
         self._token: Token[Span | None] | None = None
 
     def set_status(self, status: str) -> None:
-        """`ok`, `not_found`, `internal_error`, …; what servers don't know is `unknown_error`."""
+        """Set the status (`ok`, `not_found`, `internal_error`, …); an unknown one becomes `unknown_error`."""
         self._status = status if type(status) is str and status in _STATUSES else "unknown_error"
 
     def set_http_status(self, status: int) -> None:
-        """The status of an HTTP response, its number under `http.response.status_code`."""
+        """Set the status for an HTTP response, and its number as `http.response.status_code`."""
         if not issubclass(type(status), int):
             self._status = "unknown_error"
             return
         self._status = status_of(status)
         if self.transaction is not None:
-            known = {"http.response.status_code": int(status)}
-            self._data = {**self._data, **known} if self._data else known
+            facts = {"http.response.status_code": int(status)}
+            self._data = {**self._data, **facts} if self._data else facts
 
     def set_data(self, key: str, value: object) -> None:
-        """Add a fact as it is now; secrets are filtered by its key. At most 50, of 4 KiB each."""
+        """Add a copy of a value; secrets are filtered by key. At most 50 values of 4 KiB."""
         if self.transaction is None:
             return
         data = self._data
@@ -149,7 +149,7 @@ class Span:
             data[name] = bounded({name: value}, Room(_DATA_BYTES), _DATA).get(name)
 
     def set_tag(self, key: str, value: object) -> None:
-        """Add a tag that can be searched for; at most 50, of 200 characters."""
+        """Add a searchable tag; at most 50 tags of 200 characters."""
         if self.transaction is None:
             return
         tags = self._tags
@@ -160,7 +160,7 @@ class Span:
             tags[name] = text
 
     def finish(self, error: BaseException | None = None) -> None:
-        """End it; with an error and no status of its own the status is the error's. Idempotent."""
+        """End the span; an error sets the status if none was set. Idempotent."""
         transaction = self.transaction
         if self._ended is not None or transaction is None:
             return
@@ -182,11 +182,11 @@ class Span:
             try:
                 _running.reset(token)
             except ValueError:
-                pass  # left in another context, which never had it
+                pass  # left in another context, which never had this span
         self.finish(error)
 
     def context(self, trace_id: str) -> dict[str, Any]:
-        """`contexts.trace` of what happens in it."""
+        """Return `contexts.trace` for events captured in this span."""
         facts: dict[str, Any] = {"trace_id": trace_id, "span_id": self.span_id}
         if self.parent_span_id is not None:
             facts["parent_span_id"] = self.parent_span_id
@@ -196,7 +196,7 @@ class Span:
         return facts
 
     def payload(self, transaction: Transaction, ended: float) -> dict[str, Any]:
-        """The span as its transaction holds it."""
+        """Return the span's entry in its transaction's payload."""
         facts = self.context(transaction.trace.trace_id)
         facts["start_timestamp"] = transaction.wall(self._began)
         facts["timestamp"] = transaction.wall(ended if self._ended is None else self._ended)
@@ -211,11 +211,12 @@ class Span:
 
 
 class Transaction(Span):
-    """The span of a whole unit of work; made only when the unit is sampled.
+    """The root span of a unit of work; made only if the unit is sampled.
 
     Attributes:
         trace: The trace it belongs to.
-        dropped: Spans that found no room.
+        origin: The mechanism that began it.
+        dropped: Number of spans left out: above the limit, or ended too late.
     """
 
     __slots__ = ("_spans", "_wall", "dropped", "origin", "trace")
@@ -225,21 +226,21 @@ class Transaction(Span):
         self.trace = trace
         self.origin = origin
         self.dropped = 0
-        # The wall clock is read once: it may jump, and a span that ends before it began is refused.
+        # The wall clock is read once: it may jump, and servers refuse a span that ends before it begins.
         self._wall = time.time() - self._began
         self._spans: list[Span] = []
 
     def wall(self, moment: float) -> float:
-        """Seconds since the epoch of a moment on the performance clock."""
+        """Convert a reading of `time.perf_counter` to seconds since the epoch."""
         # Microseconds; `round` takes five times as long.
         return int((self._wall + moment) * 1e6 + 0.5) / 1e6
 
     def child(self, parent: Span, op: str, description: str) -> Span:
-        """A span begun now, below `parent`."""
+        """Return a new span below `parent`, begun now."""
         return Span(self, parent.span_id, new_span_id(), op, description)
 
     def add(self, span: Span) -> None:
-        """Keep a span that has ended."""
+        """Add a span that has ended."""
         if span is self:
             return
         if self._ended is None and len(self._spans) < MAX_SPANS:
@@ -248,7 +249,7 @@ class Transaction(Span):
             self.dropped += 1
 
     def describe(self, event: dict[str, Any]) -> None:
-        """Add to an event with `contexts` what only a transaction's says; `finish` was called before."""
+        """Add the transaction's fields to an event that has `contexts`. Call `finish` first."""
         ended = self._began if self._ended is None else self._ended
         trace = self.context(self.trace.trace_id)
         trace["origin"] = self.origin
@@ -273,10 +274,10 @@ class _Unit(Protocol):
 
 
 def running_span(unit: _Unit) -> Span | None:
-    """The innermost span that runs in this context; None when the unit is not sampled, or has ended."""
+    """Return the innermost span running in this context; None if the unit is not sampled or has ended."""
     root = unit.transaction
     if root is None:
         return None
     span = _running.get()
-    # A span of another unit: this unit was begun within that one, as by a test client.
+    # The running span may be of another unit that this one was begun in, as by a test client.
     return span if span is not None and span.transaction is root else root

@@ -1,1 +1,1 @@
-"""Values of the app as small pieces of JSON, without secrets and without running the app's code."""
+"""Values: the app's objects as bounded JSON, without secrets and without running the app's code."""

@@ -1,12 +1,12 @@
-"""Values: any object of the app as a small piece of JSON, without running the app's code; and tags.
+"""Bounded values: any object of the app as a small piece of JSON, without running the app's code; and tags.
 
-Owns the bounded walk, and the form of tags. Only exact facts of built-in types are read, through the types'
-own C functions, so that no `__repr__`, `__str__`, `__len__`, `__iter__`, `__class__` or `__getattr__` of the
-app runs; any other object is `<module.Class>`, with its fields when its class declares them (`objects.py`).
-Every walk has a depth, a breadth, a text length and a number of bytes.
+Owns the bounded walk and the form of tags. Reads only built-in types, through their own C functions, so that
+no `__repr__`, `__str__`, `__len__`, `__iter__`, `__class__` or `__getattr__` of the app runs. Any other
+object becomes `<module.Class>`, with its fields if its class declares them (`objects.py`). Every walk is
+limited in depth, breadth, text length and bytes.
 
-Threads: stateless but for caches that any thread may fill. Containers that other threads change meanwhile
-are read in one step each.
+Threads: stateless except for caches that any thread may fill. A container that other threads may change is
+copied in one atomic step.
 """
 
 from __future__ import annotations
@@ -47,34 +47,34 @@ __all__ = [
     "tidy",
 ]
 
-#: Bytes of JSON that any scalar fits in; a walk writes a value only while this much room is left.
+#: Bytes of JSON that any scalar fits in; a walk writes a value only while this many bytes are left.
 MINIMUM: Final = 24
-#: Bytes of JSON that any number within `_LEAST` and `_MOST` fits in.
+#: Bytes of JSON that any number within `_MIN_INTEGER` and `_MAX_INTEGER` fits in.
 _NUMBER: Final = 20
-_BARELY: Final = MINIMUM - _NUMBER
-#: Elements of a dict that is copied whole.
+_BESIDE_NUMBER: Final = MINIMUM - _NUMBER
+#: Largest dict, in elements, that is copied whole.
 _SMALL: Final = 100
 _KEY_LENGTH: Final = 64
 _CACHED_KEYS: Final = 4096
-# What every JSON reader takes as a number without loss of digits is within these.
-_LEAST: Final = -(1 << 63)
-_MOST: Final = (1 << 63) - 1
-# Past a limit by this much a text is still scrubbed, so that a cut never hides the `@` that ends a password.
+# Every JSON reader accepts integers within these bounds.
+_MIN_INTEGER: Final = -(1 << 63)
+_MAX_INTEGER: Final = (1 << 63) - 1
+# Characters past the limit that are still scrubbed, so that a cut never hides the `@` that ends a password.
 _LOOKAHEAD: Final = 512
 _NAME_LENGTH: Final = 200
-#: Under which an object with fields says its class.
+#: Key of the class name in an object with fields.
 _CLASS_KEY: Final = "<class>"
 
 _module: Callable[[type], Any] = type.__dict__["__module__"].__get__
 _qualname: Callable[[type], str] = type.__dict__["__qualname__"].__get__
 
-#: Characters of a key, and of a value.
+#: Characters of a tag's key, and of its value.
 TAG_LENGTH: Final = 200
 _NOT_IN_TAG_KEY = re.compile(r"[^A-Za-z0-9_.:\-]")
 
 
 class Room:
-    """Bytes of JSON that may still be written. One walk owns it; not shared between threads."""
+    """Number of bytes of JSON that may still be written. Owned by one walk; not shared between threads."""
 
     __slots__ = ("left",)
 
@@ -84,16 +84,16 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much of a value is kept.
+    """The size limits of a walk.
 
     Attributes:
         text: Characters of a string.
         breadth: Elements of a container.
-        depth: Containers within each other.
-        hides: Says for a key whether its value is left out; None keeps all, and leaves text unscrubbed.
-        costs: Key -> bytes that it takes with its signs and a number; for one whose value is hidden the bytes
-            that both take, negative. Only keys that are written as they are. Changed in single steps; two
-            threads that miss do the same work twice.
+        depth: Nested containers.
+        hides: Returns True for a key whose value is hidden; None hides nothing and leaves text unscrubbed.
+        costs: Cache. Key -> bytes of JSON of the key, its punctuation and a number; for a hidden value, the
+            negated bytes of key and marker. Only keys that are written unchanged. Changed in atomic steps;
+            two threads that miss do the same work twice.
     """
 
     text: int
@@ -104,7 +104,7 @@ class Limits:
 
 
 _SEQUENCES: Final = (list, tuple, set, frozenset)
-# Id of a class -> a weak reference to it, its name, how its fields are read, whether it may have a shape.
+# Id of a class -> weak reference to it, its name, its plan, result of `may_have_shape`.
 _classes: dict[int, tuple[weakref.ref[type], str, Plan | None, bool]] = {}
 _KEYS: Final = Limits(text=_KEY_LENGTH, breadth=0, depth=0)
 _TEXTS: Final = Limits(text=2048, breadth=100, depth=6)
@@ -112,7 +112,7 @@ _TEXT_BYTES: Final = 2048
 
 
 def cut(text: str, limit: int) -> str:
-    """At most `limit` characters of a string as an exact `str`; a shortened one ends in `...`."""
+    """Return at most `limit` characters of a string as an exact `str`; a shortened text ends in `...`."""
     if type(text) is str and len(text) <= limit:
         return text
     if str.__len__(text) <= limit:
@@ -121,14 +121,14 @@ def cut(text: str, limit: int) -> str:
 
 
 def clean(text: str) -> str:
-    """The text with lone surrogates written as escapes: what JSON and UTF-8 can carry."""
+    """Return the text with lone surrogates as escapes, so that JSON and UTF-8 can encode it."""
     if text.isascii():
         return text
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def tidy(text: object, limit: int) -> str:
-    """At most `limit` characters of a text that JSON can carry; what is no text is told as in a walk."""
+    """Return at most `limit` characters of encodable text; other values are rendered by `as_text`."""
     exact = text if type(text) is str else as_text(text)
     if len(exact) <= limit and exact.isascii():
         return exact
@@ -136,15 +136,14 @@ def tidy(text: object, limit: int) -> str:
 
 
 def as_text(value: object) -> str:
-    """A value that ought to be text as an exact `str`, without running its code: a number's digits, an
-    object's class."""
+    """Return a value as an exact `str` without running its code; an object becomes its class name."""
     if issubclass(type(value), str):
         return str.__getitem__(value, slice(None))  # type: ignore[index]
     return str(bounded(value, Room(_TEXT_BYTES), _TEXTS))
 
 
 def module_of(cls: type) -> str | None:
-    """The module a class says it comes from; None when that is not text."""
+    """Return the `__module__` of a class; None if it is missing or no text."""
     try:
         module = _module(cls)
     except AttributeError:
@@ -153,19 +152,19 @@ def module_of(cls: type) -> str | None:
 
 
 def qualname_of(cls: type) -> str:
-    """A class's qualified name, whatever its metaclass does."""
+    """Return a class's qualified name without running its metaclass's code."""
     return clean(cut(_qualname(cls), _NAME_LENGTH))
 
 
 def class_name(cls: type) -> str:
-    """`module.Class` of a class."""
+    """Return `module.Class` for a class."""
     return f"{module_of(cls) or '?'}.{qualname_of(cls)}"
 
 
 def bounded(value: Any, room: Room, limits: Limits, depth: int = 0) -> Any:
-    """The value as JSON takes it, within `room` and `limits`.
+    """Return the value as JSON-compatible data within `room` and `limits`.
 
-    The caller sees to it that `room.left` is at least `MINIMUM`; it never becomes negative.
+    The caller ensures that `room.left` is at least `MINIMUM`; it never becomes negative.
     """
     cls = type(value)
     if cls is str:
@@ -181,16 +180,16 @@ def bounded(value: Any, room: Room, limits: Limits, depth: int = 0) -> Any:
                 return _sequence(value, list, room, limits, depth)
             if cls is dict or issubclass(cls, dict):
                 return _mapping(value, room, limits, depth)
-            for kind in _SEQUENCES:
-                if issubclass(cls, kind):
-                    if kind is tuple and cls is not tuple:
+            for base in _SEQUENCES:
+                if issubclass(cls, base):
+                    if base is tuple and cls is not tuple:
                         names = names_of(cls)
                         if names and len(names) == tuple.__len__(value):
                             named = dict(zip(names, tuple.__iter__(value), strict=True))
                             return _mapping(named, room, limits, depth)
-                    return _sequence(value, kind, room, limits, depth)
+                    return _sequence(value, base, room, limits, depth)
         except RuntimeError:
-            # A set or dict changed between two of our steps: its class says more than half of it.
+            # Another thread changed the set or dict during the copy: render its class only.
             pass
     if issubclass(cls, float):
         return _float(float.__float__(value), room)
@@ -202,14 +201,15 @@ def bounded(value: Any, room: Room, limits: Limits, depth: int = 0) -> Any:
 
 
 def _object(value: Any, cls: type, room: Room, limits: Limits, depth: int) -> Any:
-    # By id, for a class's own hash is its metaclass's code; the reference says whether it still is that one.
-    known = _classes.get(id(cls))
-    if known is None or known[0]() is not cls:
-        known = (weakref.ref(cls), f"<{class_name(cls)}>", plan_of(cls), may_have_shape(cls))
+    # Cached by id, because hashing a class may run its metaclass's code. The weak reference detects a reused
+    # id.
+    entry = _classes.get(id(cls))
+    if entry is None or entry[0]() is not cls:
+        entry = (weakref.ref(cls), f"<{class_name(cls)}>", plan_of(cls), may_have_shape(cls))
         if len(_classes) >= _CACHED_KEYS:
             _classes.clear()
-        _classes[id(cls)] = known
-    _, name, plan, shaped = known
+        _classes[id(cls)] = entry
+    _, name, plan, shaped = entry
     if plan is not None and depth < limits.depth and room.left > len(name) + 2 * MINIMUM:
         return _mapping({_CLASS_KEY: name, **fields_of(value, cls, plan)}, room, limits, depth)
     shape = shape_of(value, cls) if shaped else None
@@ -235,14 +235,14 @@ def _text(text: str, room: Room, limits: Limits) -> str:
 
 
 def _plain(text: str, room: Room) -> str:
-    """The text, cut to the room there is."""
+    """Return the text, cut to the room that is left."""
     try:
         cost = len(dumps_text(text))
     except TypeError:
         text = clean(text)
         cost = len(dumps_text(text))
     if cost > room.left:
-        # A character takes up to six bytes of JSON (an escaped control character); plain ASCII takes one.
+        # A character takes up to six bytes of JSON (an escaped control character), plain ASCII one.
         widest = 1 if cost == len(text) + 2 else 6
         text = cut(text, max(3, (room.left - 2) // widest))
         cost = len(dumps_text(text))
@@ -251,11 +251,11 @@ def _plain(text: str, room: Room) -> str:
 
 
 def _integer(value: int, room: Room) -> int | str:
-    if _LEAST <= value <= _MOST:
+    if _MIN_INTEGER <= value <= _MAX_INTEGER:
         room.left -= 20
         return value
     bits = value.bit_length()
-    # Decimal text of a huge integer takes quadratic time, and Python refuses it past 4300 digits.
+    # The decimal text of a huge integer takes quadratic time, and Python refuses more than 4300 digits.
     return _plain(str(value) if bits <= 1024 else f"<int of {bits} bits>", room)
 
 
@@ -266,22 +266,23 @@ def _float(value: float, room: Room) -> float | str:
     return value
 
 
-def _sequence(value: Any, kind: Any, room: Room, limits: Limits, depth: int) -> list[Any]:
-    length = kind.__len__(value)
+def _sequence(value: Any, base: Any, room: Room, limits: Limits, depth: int) -> list[Any]:
+    length = base.__len__(value)
     breadth = limits.breadth
-    # Taken in one step: other threads may change the container meanwhile.
-    elements = value[:breadth] if type(value) is list else list(islice(kind.__iter__(value), breadth))
+    # Copied in one atomic step: other threads may change the container.
+    elements = value[:breadth] if type(value) is list else list(islice(base.__iter__(value), breadth))
     if length == 2 == len(elements) and type(elements[0]) is str and _hides(elements[0], limits):
         elements[1] = FILTERED  # a header or form field as a pair
-    # Room for a number each is taken at once, and given back where something else stands.
+    # Reserve room for a number per element; `_render_elements` corrects it for other elements.
     left = room.left - 2
     count = (left - MINIMUM) // (_NUMBER + 1)
     if count < len(elements):
         del elements[max(count, 0) :]
     left -= len(elements) * (_NUMBER + 1)
     for element in elements:
-        # The commonest here rather than in `bounded`: a call costs more than all else. Within a billion, and
-        # with two signs, for that is what the interpreter compares quickly.
+        # The most common case is handled here, as a call of `bounded` costs more than the rest of the loop.
+        # Bounds of a billion in two separate comparisons, because the interpreter compares small integers
+        # fastest.
         if type(element) is not int or element > 1_000_000_000 or element < -1_000_000_000:
             left = _render_elements(elements, left, room, limits, depth)
             break
@@ -294,7 +295,10 @@ def _sequence(value: Any, kind: Any, room: Room, limits: Limits, depth: int) -> 
 
 
 def _render_elements(elements: list[Any], left: int, room: Room, limits: Limits, depth: int) -> int:
-    """Replaces each element by what is told of it; what is left of the room, in which each has a number's."""
+    """Replace each element by its bounded form; return the bytes left.
+
+    `left` already excludes the room of a number for each element.
+    """
     for place, element in enumerate(elements):
         if type(element) is int and element < 1_000_000_000 and element > -1_000_000_000:
             continue
@@ -304,15 +308,20 @@ def _render_elements(elements: list[Any], left: int, room: Room, limits: Limits,
             del elements[place:]
             break
         room.left = left
-        elements[place] = told = bounded(element, room, limits, depth + 1)
+        elements[place] = rendered = bounded(element, room, limits, depth + 1)
         left = room.left
-        if type(told) is str and told[:2] == "--" and place + 1 < len(elements) and _hides(told, limits):
-            elements[place + 1] = FILTERED  # a flag's value, as a command's arguments are kept
+        if (
+            type(rendered) is str
+            and rendered[:2] == "--"
+            and place + 1 < len(elements)
+            and _hides(rendered, limits)
+        ):
+            elements[place + 1] = FILTERED  # the value after a flag, as in a command's arguments
     return left
 
 
 def _hides(name: str, limits: Limits) -> bool:
-    # Searching more than a name takes the time of the whole walk.
+    # Searching a text longer than any name would dominate the time of the walk.
     return limits.hides is not None and len(name) <= _NAME_LENGTH and limits.hides(name)
 
 
@@ -320,9 +329,9 @@ def _mapping(value: dict[Any, Any], room: Room, limits: Limits, depth: int) -> d
     result: dict[str, Any] = {}
     costs = limits.costs
     breadth = limits.breadth
-    left = room.left - 2  # the room, kept here between the calls that change it
+    left = room.left - 2  # local copy of `room.left`, written back before each call that changes it
     length = dict.__len__(value)
-    # Taken in one step: other threads may change the dict meanwhile. Copying a small one is the quickest.
+    # Copied in one atomic step: other threads may change the dict. A small dict is fastest to copy whole.
     members = dict.copy(value).items() if length <= _SMALL else list(islice(dict.items(value), breadth))
     for name, element in islice(members, breadth):
         try:
@@ -333,7 +342,7 @@ def _mapping(value: dict[Any, Any], room: Room, limits: Limits, depth: int) -> d
             name, cost = _known_key(name, limits)
         if cost > 0:
             left -= cost  # of the key, and of a number
-            if left < _BARELY:
+            if left < _BESIDE_NUMBER:
                 left += cost
                 break
             if type(element) is int and element < 1_000_000_000 and element > -1_000_000_000:
@@ -357,7 +366,7 @@ def _mapping(value: dict[Any, Any], room: Room, limits: Limits, depth: int) -> d
 
 
 def _known_key(name: Any, limits: Limits) -> tuple[str, int]:
-    """A key as it is written, and what `limits.costs` says of it."""
+    """Return a key as it is written, and its entry in `limits.costs`."""
     key = clean(cut(name, _KEY_LENGTH)) if type(name) is str else clean(_key(name))
     hides, costs = limits.hides, limits.costs
     cost = costs.get(key)
@@ -380,10 +389,10 @@ def _key(name: Any) -> str:
 
 
 def tag_key(key: object) -> str:
-    """A tag's key as servers take it: spaces become `-`, other characters outside the set `_`."""
+    """Return a tag's key in the form that servers accept: spaces become `-`, other invalid characters `_`."""
     return _NOT_IN_TAG_KEY.sub("_", cut(as_text(key), TAG_LENGTH).strip().replace(" ", "-"))
 
 
 def tag_value(value: object) -> str:
-    """A tag's value as servers take it: one line of text."""
+    """Return a tag's value in the form that servers accept: one line of text."""
     return cut(" ".join(as_text(value).splitlines()), TAG_LENGTH)

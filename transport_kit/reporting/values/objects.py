@@ -1,12 +1,12 @@
-"""Objects: what can be told of an instance without running a line of the app's code.
+"""Objects: reads the fields of instances without running the app's code.
 
-Owns how fields of dataclasses, attrs classes, Pydantic models and namedtuples are read, and how arrays and
-tables are told by their shape. All other objects (Django's lazy texts and querysets, Werkzeug's locals,
-anything with a `__getattr__`) are told by their class alone, which asks them nothing.
+Reads the fields of dataclasses, attrs classes, Pydantic models and namedtuples, and the shape of arrays and
+tables. Of all other objects (Django's lazy texts and querysets, Werkzeug's locals, anything with a
+`__getattr__`) only the class is read.
 
 Fields are read from instance dicts and slots through the interpreter's own C descriptors; a property,
-`__getattr__` or `__class__` of the app never runs. Fields declared with `repr=False` are left out: their
-author doesn't want them shown.
+`__getattr__` or `__class__` of the app never runs. Fields declared with `repr=False` are left out, as their
+author wants them hidden.
 
 Threads: stateless.
 """
@@ -29,20 +29,21 @@ _module: Callable[[type], Any] = type.__dict__["__module__"].__get__
 _mro: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
 _namespace: Callable[[type], MappingProxyType[str, Any]] = type.__dict__["__dict__"].__get__
 
-#: The fields of a class, and where in its method resolution order the slot of each is; -1 for the instance
-#: dict. Not the slots themselves: they hold their class, and what is remembered must not keep it alive.
+#: Each field of a class with the position, in the method resolution order, of the class that has its slot; -1
+#: for the instance dict. Not the slots themselves: they refer to their class, and the cache must not keep it
+#: alive.
 Plan = tuple[tuple[str, int], ...]
 
 
 def fields_of(value: object, cls: type, plan: Plan) -> dict[str, Any]:
-    """The fields of an instance, those that are set."""
+    """Return the fields of an instance that are set."""
     bases = _mro(cls)
-    held = _dict_of(value, cls)
+    attributes = _dict_of(value, cls)
     fields: dict[str, Any] = {}
     for name, place in plan:
         if place < 0:
-            if name in held:
-                fields[name] = held[name]
+            if name in attributes:
+                fields[name] = attributes[name]
             continue
         slot = _namespace(bases[place]).get(name) if place < len(bases) else None
         if type(slot) is MemberDescriptorType:
@@ -54,7 +55,7 @@ def fields_of(value: object, cls: type, plan: Plan) -> dict[str, Any]:
 
 
 def plan_of(cls: type) -> Plan | None:
-    """How instances of a dataclass, an attrs class or a Pydantic model are read; None for any other class."""
+    """Return the plan for reading a dataclass, attrs class or Pydantic model; None for any other class."""
     names = _declared(cls)
     if names is None:
         return None
@@ -68,7 +69,7 @@ def plan_of(cls: type) -> Plan | None:
 
 
 def names_of(cls: type) -> tuple[str, ...]:
-    """The names of a namedtuple's elements, in order; none for any other tuple."""
+    """Return the names of a namedtuple's elements, in order; empty for any other tuple."""
     for base in _mro(cls):
         names = _namespace(base).get("_fields")
         if type(names) is tuple and all(type(name) is str for name in names):
@@ -77,20 +78,20 @@ def names_of(cls: type) -> tuple[str, ...]:
 
 
 def _declared(cls: type) -> list[str] | None:
-    """Names of the fields that are to be shown, in order; None for a class of another kind."""
+    """Return the names of the fields to show, in order; None for a class of another kind."""
     for base in _mro(cls):
         space = _namespace(base)
-        for marker, listed in (
+        for marker, names_in in (
             ("__dataclass_fields__", _of_mapping),
             ("__attrs_attrs__", _of_tuple),
             ("__pydantic_fields__", _of_mapping),
         ):
             if marker in space:
                 try:
-                    names = listed(space[marker])
+                    names = names_in(space[marker])
                 except Exception as error:
                     let_through(error)
-                    return None  # a class that only pretends
+                    return None  # the marker attribute has another meaning in this class
                 return [name for name in names if type(name) is str and len(name) <= _NAME_LENGTH]
     return None
 
@@ -107,22 +108,22 @@ def _dict_of(value: object, cls: type) -> dict[str, Any]:
     for base in _mro(cls):
         descriptor = _namespace(base).get("__dict__")
         if type(descriptor) is GetSetDescriptorType:
-            held = descriptor.__get__(value, cls)
-            return dict(dict.items(held)) if issubclass(type(held), dict) else {}
+            attributes = descriptor.__get__(value, cls)
+            return dict(dict.items(attributes)) if issubclass(type(attributes), dict) else {}
     return {}
 
 
 def may_have_shape(cls: type) -> bool:
-    """Whether `shape_of` is worth a call."""
+    """Return True if `shape_of` may return a shape for instances of this class."""
     try:
         module = _module(cls)
     except AttributeError:
-        return False  # somebody deleted it
+        return False  # deleted by the app
     return type(module) is str and module.startswith(("numpy", "pandas"))
 
 
 def shape_of(value: Any, cls: type) -> str | None:
-    """`shape (3, 4) of float64` for an array or table of NumPy or pandas; None for any other object."""
+    """Return `shape (3, 4) of float64` for an array or table of NumPy or pandas; None for other objects."""
     try:
         numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
         if numpy is not None and cls is numpy.ndarray:
@@ -132,5 +133,5 @@ def shape_of(value: Any, cls: type) -> str | None:
             return f"shape {value.shape}"
     except Exception as error:
         let_through(error)
-        return None  # half-imported, or half-built
+        return None  # a module or object that is not fully initialised
     return None
