@@ -1,7 +1,6 @@
-"""Celery: `connect(kit)` reports tasks that fail, and delivers before a worker's process ends.
+"""Celery: `connect(kit)` reports failing tasks, and flushes before a worker's process ends.
 
-Owns the receivers of Celery's signals for one kit. The one module that imports Celery; nothing else here
-imports it.
+Owns the receivers of Celery's signals for one kit. The only module that imports Celery.
 
 Threads: Celery sends its signals on the thread (process, greenlet) that runs the task; several tasks may
 run at once.
@@ -23,12 +22,14 @@ _MECHANISM: Final = "auto.queue.celery"
 
 
 def connect(kit: Kit) -> None:
-    """Report through this kit what goes wrong in tasks; call it where the Celery app is made.
+    """Report failing tasks through this kit. Call it where the Celery app is made.
 
-    - Each task gets a scope of its own, and its name as the transaction's. A task that fails is captured
-      once; one of its `throws`, a retry, and what it ignores or rejects are not.
-    - A prefork worker's process delivers what waits before it ends, up to `shutdown_timeout`. Other pools
-      end with the worker, which needs no hook.
+    - Each task gets its own scope, and its name becomes the transaction name. The exception of a failing task
+    is
+      captured once; exceptions of its `throws`, `Retry`, `Ignore` and `Reject` are not.
+    - A process of a prefork worker delivers its queue before it ends, for at most `shutdown_timeout` seconds.
+    Other
+      pools end with the worker, which needs no hook.
 
     Connecting another kit replaces the first.
     """
@@ -45,7 +46,7 @@ def connect(kit: Kit) -> None:
 
 
 class _Tasks:
-    """The tasks of one process that run now."""
+    """The running tasks of one process."""
 
     def __init__(self, kit: Kit) -> None:
         self._kit = kit
@@ -69,7 +70,7 @@ class _Tasks:
         if served is not None:
             served.capture(exception)
         else:
-            # The worker says it of a process that was killed, for one that ran out of time.
+            # Sent by the worker's main process, for a task process that was killed or timed out.
             facts = Callbacks(lambda: (sender.name, "task"))
             self._kit.capture_unhandled(exception, mechanism=_MECHANISM, facts=facts)
 

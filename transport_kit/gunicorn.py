@@ -1,11 +1,10 @@
-"""Server hooks; in gunicorn.conf.py `from transport_kit.gunicorn import post_fork, worker_exit`.
+"""Gunicorn hooks: in gunicorn.conf.py, `from transport_kit.gunicorn import post_fork, worker_exit`.
 
-Owns the translation. Most deployments need neither: a transport in a worker begins with the first capture,
-and ends with the process by itself. `post_fork` begins delivering at once, which a durable queue with a
-backlog wants; `worker_exit` ends the transports while gunicorn still waits, which a worker that leaves by
-`os._exit` in a hook of its own needs.
+Most deployments need neither: a worker's transport starts with the first capture and is closed at the end of
+the process. `post_fork` starts delivery at once, for a durable queue with a backlog. `worker_exit` closes the
+transports while gunicorn still waits, for a worker whose own hook calls `os._exit`.
 
-Knows gunicorn's hooks and not its package, so that importing this costs nothing.
+Does not import gunicorn.
 
 Threads: the worker's main thread, before and after it serves.
 """
@@ -18,10 +17,10 @@ __all__ = ["post_fork", "worker_exit"]
 
 
 def post_fork(server: object, worker: object) -> None:
-    """gunicorn's hook in a worker that was just forked: start what was preloaded.
+    """Start the preloaded transports in a worker that was just forked.
 
-    Not in workers of gevent and eventlet: they patch `threading` later, and a thread that began before
-    would hold up all others. There the first capture starts it.
+    Does nothing in workers of gevent and eventlet: they patch `threading` later, and a thread started before
+    that would block all greenlets. There the first capture starts the transport.
     """
     if any(base.__module__.endswith(("geventlet", "ggevent")) for base in type(worker).__mro__):
         return
@@ -29,5 +28,5 @@ def post_fork(server: object, worker: object) -> None:
 
 
 def worker_exit(server: object, worker: object) -> None:
-    """gunicorn's hook in a worker that is about to end: deliver what waits, up to `shutdown_timeout`."""
+    """Close the transports of a worker that is about to end, within `shutdown_timeout` seconds."""
     process.end_all()

@@ -1,11 +1,11 @@
-"""RQ: workers that report jobs that fail, and deliver before a job's process ends.
+"""RQ: worker classes that report failing jobs, and flush before a job's process ends.
 
 `rq worker --worker-class transport_kit.rq.Worker`, with `TRANSPORT_KIT_DSN` in the environment. RQ forks a
-process per job and ends it by `os._exit`, which no hook of Python's sees.
+process per job and ends it by `os._exit`, which skips all exit hooks of Python.
 
-Owns what happens around one job. The one module that imports RQ; nothing else here imports it.
+Owns the steps around one job. The only module that imports RQ.
 
-Threads: the one that runs the jobs.
+Threads: the thread that runs the jobs.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ _MECHANISM: Final = "auto.queue.rq"
 
 
 class ReportingMixin(_Base):
-    """Put it before any class of RQ worker: `class MyWorker(ReportingMixin, rq.Worker): kit = my_kit`.
+    """Mixin for any RQ worker class: `class MyWorker(ReportingMixin, rq.Worker): kit = my_kit`.
 
-    Each job gets a scope of its own, and its function's name as the transaction's. A job that fails is
-    captured once, before RQ's own handlers. What waits is delivered after the job, up to
-    `shutdown_timeout`: before the end of the job's process, or before the next job.
+    Each job gets its own scope, and its function's name becomes the transaction name. The exception of a
+    failing job is captured once, before RQ's own handlers run. The queue is flushed after each job, for at
+    most `shutdown_timeout` seconds: before the job's process ends, or before the next job.
 
     Attributes:
-        kit: Whose transport and reporter. None makes one of the environment, with the first job.
+        kit: The kit to report to. None makes one from the environment, with the first job.
     """
 
     kit: ClassVar[Kit | None] = None
 
     def perform_job(self, job: Job, queue: Queue) -> bool:
-        """RQ's, in the process of the job."""
+        """RQ's hook that runs a job, in the job's process."""
         kit = self._own_kit()
         kit.start()
         try:
@@ -55,7 +55,7 @@ class ReportingMixin(_Base):
             kit.transport.flush()
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
-        """RQ's, with what a job raised."""
+        """RQ's hook for the exception of a job."""
         unit = Scope.current().unit
         if isinstance(unit, ServedRequest):
             unit.capture(exc_info[1])
@@ -80,5 +80,5 @@ def _name(job: Job) -> str:
     try:
         return str(job.func_name)
     except Exception:
-        # The job can't be read, which is what its event will say.
+        # The job can't be deserialised; the exception of that is captured.
         return "<unreadable job>"

@@ -1,10 +1,10 @@
-"""`flush_after` and `report_uncaught`: for what has no request, and whose process may be gone right after.
+"""`flush_after` and `report_uncaught`: for functions and scripts whose process may end right after them.
 
-Owns the order around one call: a unit of its own, the exception that escapes, the flush; for handlers of
-serverless platforms (AWS Lambda freezes the process when the handler returns), for targets of
-`multiprocessing`, and for the `main` of a script. And the hook that sees the exception a process ends with.
+Owns the steps around one call (a unit of work, capturing the exception that escapes, the flush): for handlers
+of serverless platforms (AWS Lambda freezes the process when the handler returns), targets of
+`multiprocessing` and the `main` of a script. Also owns the hook for the exception that ends a process.
 
-Threads: the decorated function may be called from any, also several at once. The hook runs on the main
+Threads: the decorated function may be called from any thread, also concurrently. The hook runs on the main
 thread.
 """
 
@@ -32,23 +32,22 @@ _MECHANISM: Final = "auto.function"
 
 
 def flush_after(kit: Kit, *, timeout: float | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a function or a coroutine function: what escapes is captured, and all is delivered, before
-    the call returns.
+    """Decorate a function or coroutine function to capture its exception and flush before the call returns.
 
         @flush_after(kit)
         def handler(event, context): ...
 
-    The exception goes on unchanged; with `capture_errors` off it is not captured. The transport stays open,
-    as the platform may call again: a process that is thawed finds its connections closed, and opens new
-    ones. When nothing waits, nothing is waited for.
+    The exception propagates unchanged; without `capture_errors` it is not captured. The transport stays open,
+    because the platform may call again; a thawed process replaces the connections that were closed meanwhile.
+    An empty queue adds no wait.
 
     Args:
-        kit: Whose reporter and transport; `Kit({}, source="environment")` reads `TRANSPORT_KIT_*`.
-        timeout: Seconds to wait for deliveries; None means `shutdown_timeout`. Leave room for it in the
-            platform's own limit.
+        kit: The kit to report to; `Kit({}, source="environment")` reads `TRANSPORT_KIT_*`.
+        timeout: Seconds to wait for deliveries; None means `shutdown_timeout`. The platform's own time limit
+            must include it.
 
     Raises:
-        TypeError: The function is a generator: its call returns before anything has run.
+        TypeError: The function is a generator function: calling it runs nothing yet.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -82,14 +81,14 @@ def flush_after(kit: Kit, *, timeout: float | None = None) -> Callable[[Callable
 
 
 def _name(function: Callable[..., Any]) -> str:
-    """As it was written; an object that can be called, such as a `partial`, goes by its class."""
-    named: Any = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
+    """Return the function's qualified name; for another callable, such as a `partial`, that of its class."""
+    subject: Any = function if hasattr(function, "__qualname__") else type(function)
+    return f"{subject.__module__}.{subject.__qualname__}"
 
 
 class _Script(RequestFacts):
     def named(self) -> tuple[str, str]:
-        # No argument: it may be a password.
+        # Without arguments: one may be a password.
         return os.path.basename(sys.argv[0]) or "python", "task"
 
 
@@ -99,18 +98,19 @@ _SCRIPT: Final = _Script()
 def report_uncaught(
     kit: Kit | Callable[[], Kit], facts: RequestFacts = _SCRIPT, *, mechanism: str = "auto.process"
 ) -> None:
-    """Report the exception that ends this process; the end of the process delivers it.
+    """Report the exception that ends this process; it is delivered at the end of the process.
 
-    Puts a hook before the `sys.excepthook` that is there, which goes on as it would have. Nothing is
-    reported at an interactive prompt, where each typing error comes this way; nor with `capture_errors`
-    off, nor what was captured before. For exceptions of other threads see `threading.excepthook`.
+    Sets a `sys.excepthook` that then calls the previous one. Reports nothing at an interactive prompt, where
+    the hook runs for each typing error; nothing without `capture_errors`; and no exception that was captured
+    before. For exceptions of other threads see `threading.excepthook`.
 
     Args:
-        kit: Or a function that is asked for it when there is something to report.
-        facts: The name of what runs, and which exceptions are none to report; by default the script's name.
-        mechanism: How events say that they were caught here.
+        kit: The kit, or a function that returns it, called for each report.
+        facts: Names the running work and decides which exceptions are not captured; by default the script's
+            name.
+        mechanism: The mechanism in the events.
     """
-    before = sys.excepthook
+    previous_hook = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         try:
@@ -119,7 +119,7 @@ def report_uncaught(
                 current.capture_unhandled(error, mechanism=mechanism, facts=facts)
         except Exception as problem:
             log.error("the end of the process was not reported: %s", type(problem).__name__)
-        before(kind, error, trace)
+        previous_hook(kind, error, trace)
 
     sys.excepthook = hook
 

@@ -1,4 +1,4 @@
-"""The Django app: connects what must be connected once. Starts no thread, and makes no transport."""
+"""The Django app config: connects signals, checks and a hook. Starts no thread and makes no transport."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class TransportKitConfig(AppConfig):
     verbose_name = "transport-kit"
 
     def ready(self) -> None:
-        """Connect signals, checks and a hook. The transport is made by the middleware, or when first used."""
+        """Connect signals, checks and a hook. The middleware, or the first use, makes the transport."""
         facts.connect()
         setting_changed.connect(on_setting_changed, dispatch_uid="transport_kit")
         checks.register(check_setting)
         checks.register(check_site)
-        # What ends a management command has no signal.
+        # Django has no signal for an exception that ends a management command.
         report_uncaught(get_kit, facts.Command(), mechanism="auto.command.django")

@@ -1,10 +1,9 @@
-"""`with_lifespan`: around the ASGI application, so that the transport ends before the server does.
+"""`with_lifespan`: wraps the ASGI application, so that the transport is closed before the server ends.
 
-Owns the lifespan, which Django refuses, and the end of requests whose response is a
-`StreamingHttpResponse`: its body is made after all middleware, and Django has no signal for what goes wrong
-there.
+Owns the lifespan, which Django does not support, and the end of requests with a `StreamingHttpResponse`: its
+body is generated after all middleware, and Django has no signal for exceptions there.
 
-Threads: the event loop's. Closing waits on a thread of its own.
+Threads: the event loop's thread. Closing waits on another thread.
 """
 
 from __future__ import annotations
@@ -16,33 +15,35 @@ from typing import Any
 from transport_kit import ServedRequest
 from transport_kit_django.conf import get_kit
 from transport_kit_django.facts import MECHANISM, Outside
-from transport_kit_django.middleware import HANDED_OVER
+from transport_kit_django.middleware import OPEN_REQUESTS
 
 __all__ = ["was_used", "with_lifespan"]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-# Loose on purpose: frameworks, servers and stubs differ in how they write these types.
+# Deliberately loose: frameworks, servers and stubs declare these types differently.
 ASGIApplication = Callable[[Any, Any, Any], Awaitable[None]]
 
 _used = False
 
 
 def was_used() -> bool:
-    """Whether an application of this process was wrapped; for the system check."""
+    """Return True if an application of this process was wrapped; for the system check."""
     return _used
 
 
 def with_lifespan(application: ASGIApplication) -> ASGIApplication:
-    """Give the site a life: `application = with_lifespan(get_asgi_application())`.
+    """Add a lifespan to the site: `application = with_lifespan(get_asgi_application())`.
 
-    - The transport starts with the server, and is closed before the server learns that shutdown is
-      complete. Without this, uvicorn ends several workers with no hook, and what waits in memory is lost.
-    - An exception that ends a streaming body, or that escapes from Django itself, is captured and goes on
-      unchanged. A client that went away is not an error.
+    - The transport starts with the server, and is closed before the server learns that shutdown is complete.
+    Without
+      this, uvicorn ends its workers without any hook, and the queue in memory is lost.
+    - An exception that ends a streaming body, or that escapes from Django itself, is captured and propagates
+    unchanged.
+      A disconnected client is not an error.
 
-    The lifespan ends here: what is inside need not know it, and is not asked.
+    Lifespan messages are not passed on to the wrapped application.
     """
     global _used
     _used = True
@@ -71,29 +72,29 @@ async def _live(receive: Receive, send: Send) -> None:
 async def _serve(
     application: ASGIApplication, scope: MutableMapping[str, Any], receive: Receive, send: Send
 ) -> None:
-    handed_over: list[tuple[ServedRequest, Context]] = []
-    scope[HANDED_OVER] = handed_over
-    gone: list[OSError] = []
+    open_requests: list[tuple[ServedRequest, Context]] = []
+    scope[OPEN_REQUESTS] = open_requests
+    send_errors: list[OSError] = []
 
-    async def noting(message: Message) -> None:
+    async def watched_send(message: Message) -> None:
         try:
             await send(message)
-        except OSError as error:  # the server's way to say that the client went away
-            gone.append(error)
+        except OSError as error:  # raised by the server if the client has disconnected
+            send_errors.append(error)
             raise
 
     try:
-        await application(scope, receive, noting)
+        await application(scope, receive, watched_send)
     except BaseException as error:
-        _end(handed_over, None if error in gone else error)
-        if error not in gone:
+        _end(open_requests, None if error in send_errors else error)
+        if error not in send_errors:
             facts = Outside(scope.get("path", ""))
             get_kit().capture_unhandled(error, mechanism=MECHANISM, facts=facts)
         raise
-    _end(handed_over, None)
+    _end(open_requests, None)
 
 
-def _end(handed_over: list[tuple[ServedRequest, Context]], error: BaseException | None) -> None:
-    for served, context in handed_over:
-        # In the context it ran in, so that the event gets what the app said about the request.
+def _end(open_requests: list[tuple[ServedRequest, Context]], error: BaseException | None) -> None:
+    for served, context in open_requests:
+        # In the request's context, so that the event gets the scope that the app has set.
         context.run(served.finish, error)

@@ -1,6 +1,6 @@
-"""System checks: what `manage.py check` says about the setting, and about where things stand in the site.
+"""System checks: problems of the setting and of the site's set-up, for `manage.py check`.
 
-Owns the ids. What a value may be is the options' own to say; here each problem gets its id and a hint.
+Owns the ids and hints. The options validate the values.
 
 | id | about |
 | --- | --- |
@@ -56,39 +56,39 @@ _SUGGESTION = re.compile(r"did you mean (\w+)\?")
 
 
 def check_setting(**_: Any) -> list[checks.CheckMessage]:
-    """Whether the setting can be used: E001 to E006."""
-    given = values()
-    if not isinstance(given, Mapping):
+    """Check that the setting can be used: E001 to E006."""
+    setting = values()
+    if not isinstance(setting, Mapping):
         return [
             checks.Error(
-                f"{SETTING} must be a dict, not {type(given).__name__}.",
+                f"{SETTING} must be a dict, not {type(setting).__name__}.",
                 hint=f'Write {SETTING} = {{"DSN": "https://<key>@<host>/<project>"}}.',
                 id="transport_kit.E001",
             )
         ]
-    found = [*_keys(given), *_dsn(given), *_options(given)]
-    return found or [*_transport()]
+    problems = [*_keys(setting), *_dsn(setting), *_options(setting)]
+    return problems or [*_transport()]
 
 
 def check_site(**_: Any) -> list[checks.CheckMessage]:
-    """Whether everything stands where it should: W001 to W007."""
-    found = values()
-    given = found if isinstance(found, Mapping) else {}
+    """Check the set-up of the site: W001 to W007."""
+    setting_value = values()
+    setting = setting_value if isinstance(setting_value, Mapping) else {}
     return [
         *_middleware(),
-        *_urls(given),
+        *_urls(setting),
         *_personal_data(),
-        *_spool(given),
-        *_asgi(given),
-        *_path(given),
+        *_spool(setting),
+        *_asgi(setting),
+        *_path(setting),
     ]
 
 
 # -- the setting ---------------------------------------------------------------------------------------
 
 
-def _keys(given: Mapping[Any, Any]) -> Iterator[checks.CheckMessage]:
-    for key in given:
+def _keys(setting: Mapping[Any, Any]) -> Iterator[checks.CheckMessage]:
+    for key in setting:
         if not isinstance(key, str) or not key.isupper():
             yield checks.Error(
                 f"{SETTING}: the key {key!r} is not text in capitals.",
@@ -97,8 +97,8 @@ def _keys(given: Mapping[Any, Any]) -> Iterator[checks.CheckMessage]:
             )
 
 
-def _dsn(given: Mapping[Any, Any]) -> Iterator[checks.CheckMessage]:
-    value, where, check_id = given.get("DSN"), f"{SETTING}['DSN']", "transport_kit.E004"
+def _dsn(setting: Mapping[Any, Any]) -> Iterator[checks.CheckMessage]:
+    value, where, check_id = setting.get("DSN"), f"{SETTING}['DSN']", "transport_kit.E004"
     if value is None:
         value, where, check_id = os.environ.get(_DSN_VARIABLE), _DSN_VARIABLE, "transport_kit.E005"
     if value is None or isinstance(value, Dsn | Transport) or callable(value):
@@ -113,25 +113,31 @@ def _dsn(given: Mapping[Any, Any]) -> Iterator[checks.CheckMessage]:
         yield checks.Error(f"{where} can't be used ({error.reason}).", hint=f"{error.hint}.", id=check_id)
 
 
-def _options(given: Mapping[Any, Any]) -> Iterator[checks.CheckMessage]:
-    """Every entry that can't be used: each time one is found it is left out, and the rest is tried again."""
-    left = {key.lower(): value for key, value in given.items() if isinstance(key, str) and key.isupper()}
-    left.pop("dsn", None)
+def _options(setting: Mapping[Any, Any]) -> Iterator[checks.CheckMessage]:
+    """Yield a problem for each invalid entry: an invalid one is removed, and the rest is tried again."""
+    remaining = {
+        key.lower(): value for key, value in setting.items() if isinstance(key, str) and key.isupper()
+    }
+    remaining.pop("dsn", None)
     environ = dict(os.environ)
     try:
-        IntegrationOptions.from_mapping({"strict": left.pop("strict", False)}, source=SOURCE)
+        IntegrationOptions.from_mapping({"strict": remaining.pop("strict", False)}, source=SOURCE)
     except OptionsError as error:
         yield _problem(error)
     while True:
         try:
-            # Delivers nowhere and starts nothing; strict, so that it raises where it would log.
-            Kit({**left, "dsn": "", "strict": True}, source=SOURCE, environ=environ)
+            # Delivers nowhere and starts nothing. Strict, so that it raises instead of logging.
+            Kit({**remaining, "dsn": "", "strict": True}, source=SOURCE, environ=environ)
             return
         except OptionsError as error:
             yield _problem(error)
-            places = (left, error.field), (environ, error.field), (environ, error.source.rpartition(" ")[2])
+            places = (
+                (remaining, error.field),
+                (environ, error.field),
+                (environ, error.source.rpartition(" ")[2]),
+            )
             if not any(place.pop(name, places) is not places for place, name in places):
-                return  # about a default, in view of another entry: there is nothing to leave out
+                return  # a default that conflicts with another entry: there is nothing to remove
 
 
 def _problem(error: OptionsError) -> checks.Error:
@@ -153,14 +159,14 @@ def _problem(error: OptionsError) -> checks.Error:
 
 
 def _transport() -> Iterator[checks.CheckMessage]:
-    """What only shows when the transport is made: a missing extra, files, a class of the user's own."""
+    """Yield problems that only occur when the transport is made: a missing extra, files, a custom class."""
     try:
         kit = get_kit()
         problem = kit.problem or next(iter(kit.option_problems), None)
     except TransportKitError as error:  # with STRICT
         problem = str(error)
     except Exception as error:
-        problem = type(error).__name__  # not ours: its text may hold anything
+        problem = type(error).__name__  # not our exception: its text may contain secrets
     if problem is not None:
         yield checks.Error("The transport can't be made as it is set.", hint=problem, id="transport_kit.E006")
 
@@ -186,19 +192,19 @@ def _middleware() -> Iterator[checks.CheckMessage]:
 
 def _is_ours(path: str) -> bool:
     try:
-        found = import_string(path)
+        middleware = import_string(path)
     except Exception:
-        return False  # Django itself says so when it loads the middleware
-    return isinstance(found, type) and issubclass(found, TransportMiddleware)
+        return False  # Django raises when it loads the middleware
+    return isinstance(middleware, type) and issubclass(middleware, TransportMiddleware)
 
 
-def _urls(given: Mapping[Any, Any]) -> Iterator[checks.CheckMessage]:
-    if given.get("PATH", "") is None or not getattr(settings, "ROOT_URLCONF", None):
+def _urls(setting: Mapping[Any, Any]) -> Iterator[checks.CheckMessage]:
+    if setting.get("PATH", "") is None or not getattr(settings, "ROOT_URLCONF", None):
         return
     try:
         included = _has_our_views(get_resolver())
     except Exception:
-        return  # a URLconf that can't be loaded: Django's own checks say so
+        return  # a URLconf that can't be loaded: Django's own checks report it
     if not included:
         yield checks.Warning(
             "transport_kit_django.urls are not included: live, ready, health and flush have no address.",
@@ -226,17 +232,17 @@ def _personal_data() -> Iterator[checks.CheckMessage]:
 
 def _sends_personal_data() -> bool:
     try:
-        return get_kit().reporter.options.send_default_pii  # the environment may say so too
+        return get_kit().reporter.options.send_default_pii  # the environment may set it too
     except Exception:
         return False  # with STRICT: nothing is sent
 
 
-def _queue(given: Mapping[Any, Any]) -> str:
-    return str(given.get("QUEUE") or os.environ.get(f"{_PREFIX}QUEUE") or "")
+def _queue(setting: Mapping[Any, Any]) -> str:
+    return str(setting.get("QUEUE") or os.environ.get(f"{_PREFIX}QUEUE") or "")
 
 
-def _spool(given: Mapping[Any, Any]) -> Iterator[checks.CheckMessage]:
-    queue = urlsplit(_queue(given))
+def _spool(setting: Mapping[Any, Any]) -> Iterator[checks.CheckMessage]:
+    queue = urlsplit(_queue(setting))
     if queue.scheme != "file":
         return
     spool = Path(unquote(queue.path)).resolve()
@@ -250,14 +256,14 @@ def _spool(given: Mapping[Any, Any]) -> Iterator[checks.CheckMessage]:
             )
 
 
-def _asgi(given: Mapping[Any, Any]) -> Iterator[checks.CheckMessage]:
+def _asgi(setting: Mapping[Any, Any]) -> Iterator[checks.CheckMessage]:
     application = getattr(settings, "ASGI_APPLICATION", None)
-    if not application or _queue(given):
+    if not application or _queue(setting):
         return
     try:
         import_string(application)
     except Exception:
-        return  # whoever serves it says so
+        return  # the server reports it
     if not asgi.was_used():
         yield checks.Warning(
             f"{application} is not wrapped in with_lifespan, and there is no spool.",
@@ -268,8 +274,8 @@ def _asgi(given: Mapping[Any, Any]) -> Iterator[checks.CheckMessage]:
         )
 
 
-def _path(given: Mapping[Any, Any]) -> Iterator[checks.CheckMessage]:
-    if given.get("PATH") is not None:
+def _path(setting: Mapping[Any, Any]) -> Iterator[checks.CheckMessage]:
+    if setting.get("PATH") is not None:
         yield checks.Warning(
             f"{SETTING}['PATH'] has no meaning: the URLconf says where the routes answer.",
             hint="Leave it out, or None to say that there shall be none.",

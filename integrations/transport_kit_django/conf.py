@@ -1,9 +1,9 @@
-"""The settings dict `TRANSPORT_KIT`, and the kit that is made of it: one per process, when first needed.
+"""Configuration: the settings dict `TRANSPORT_KIT`, and the kit made from it: one per process, on first use.
 
-Owns the kit. Whether the dict makes sense is `checks.py`'s to say before, and the kit's own at run time.
+Owns the kit. `checks.py` validates the dict in advance, the kit itself at run time.
 
-Threads: any. There is no lock, so that a fork can't inherit one: when two threads need the kit first, one
-of the two kits they make is forgotten before it has started anything.
+Threads: any. There is no lock, so that a forked child can't inherit a locked one: if two threads make the
+first kit at once, one of the two is dropped before it has started anything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["get_kit", "on_setting_changed", "SETTING", "SOURCE", "values"]
 
 #: The name of the setting.
 SETTING: Final = "TRANSPORT_KIT"
-#: The same for messages.
+#: Name of the source in messages.
 SOURCE: Final = f"settings.{SETTING}"
 
 # Holds one kit at most. `setdefault` and `pop` are atomic.
@@ -28,25 +28,25 @@ _kits: dict[str, Kit] = {}
 
 
 def get_kit() -> Kit:
-    """The kit of this process: its transport, its reporter, its options.
+    """Return the kit of this process, with its transport, reporter and options.
 
-    `get_kit().capture_exception()` reports what the app handles itself. Look it up for each use: tests that
-    override the setting get another one.
+    `get_kit().capture_exception()` reports an exception that the app handles itself. Call it for each use,
+    because a test that overrides the setting gets another kit.
 
     Raises:
-        TransportKitError: With `"STRICT": True` only: an option or the DSN can't be used.
+        TransportKitError: An option or the DSN can't be used; with `"STRICT": True` only.
     """
     kit = _kits.get("kit")
     return _kits.setdefault("kit", _make_kit()) if kit is None else kit
 
 
 def values() -> Any:
-    """What the setting holds; an empty dict without it, as the environment may say all."""
+    """Return the setting's value; an empty dict without it, as the environment may have all options."""
     return getattr(settings, SETTING, {})
 
 
 def on_setting_changed(*, setting: str, **_: object) -> None:
-    """Forget the kit when a test overrides the setting; what waits in it is counted, not waited for."""
+    """Close and drop the kit when a test overrides the setting; its queue is counted as lost."""
     if setting == SETTING:
         kit = _kits.pop("kit", None)
         if kit is not None:
@@ -55,12 +55,12 @@ def on_setting_changed(*, setting: str, **_: object) -> None:
 
 def _make_kit() -> Kit:
     if _is_reloader_parent():
-        # It serves nothing: it restarts the child that does, and that one reports.
+        # It serves no requests, but only restarts the child process, which has its own kit.
         return Kit({"dsn": ""}, environ={})
     return Kit(values(), source=SOURCE)
 
 
 def _is_reloader_parent() -> bool:
-    """Whether this process is the one of `runserver` that only watches another."""
+    """Return True in the process of `runserver` that only watches and restarts the serving process."""
     watches = sys.argv[1:2] == ["runserver"] and "--noreload" not in sys.argv
     return watches and os.environ.get("RUN_MAIN") != "true"

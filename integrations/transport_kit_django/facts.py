@@ -1,9 +1,9 @@
-"""What is captured of a request, and what is known about it without asking anyone.
+"""Facts: a Django request as plain values, computed on demand; and the receiver of Django's exception signal.
 
-Owns the receiver of `got_request_exception`, and the translation of an `HttpRequest` into plain values.
-Nothing here reads a stream, evaluates a lazy object or touches the database.
+Owns the receiver of `got_request_exception`, and the translation of an `HttpRequest` into plain values. Reads
+no stream, evaluates no lazy object and queries no database.
 
-Threads: whichever runs the request; under ASGI also a worker thread that runs in the request's context.
+Threads: the thread that runs the request; under ASGI also a worker thread that runs in the request's context.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from transport_kit_django.conf import get_kit
 
 __all__ = ["Command", "connect", "Facts", "MECHANISM", "Outside"]
 
-#: How events say that they were caught here.
+#: Mechanism of the events captured here.
 MECHANISM: Final = "auto.http.django"
 
 
 def connect() -> None:
-    """Listen to `got_request_exception`; once, however often it is called."""
+    """Connect to `got_request_exception`. Idempotent."""
     got_request_exception.connect(_on_exception, dispatch_uid="transport_kit")
 
 
 def _on_exception(*, request: HttpRequest | None = None, **_: object) -> None:
-    """An exception that Django makes a response of, or propagates: then each layer says so once more."""
-    # The facts are for what has no middleware of ours around it: there is none, or a layer outside of it
-    # raised this.
+    """Capture an exception that Django handles; one that propagates is signalled again by each layer."""
+    # The facts are used only outside of `TransportMiddleware`: if it is not installed, or if a layer around
+    # it raised the exception.
     facts = None if request is None else Facts(request)
     get_kit().capture_unhandled(sys.exc_info()[1], mechanism=MECHANISM, facts=facts)
 
 
 class Outside(RequestFacts):
-    """A request that failed outside of all middleware: its path."""
+    """The facts of a request that failed outside of all middleware: its path."""
 
     __slots__ = ("_path",)
 
@@ -51,29 +51,29 @@ class Outside(RequestFacts):
         self._path = path
 
     def named(self) -> tuple[str, str]:
-        """The path."""
+        """Return the path."""
         return self._path, "url"
 
 
 class Command(RequestFacts):
-    """The management command that this process runs."""
+    """The facts of the management command that this process runs."""
 
     __slots__ = ()
 
     def named(self) -> tuple[str, str]:
-        """The command; the script's name where there is none. No argument: it may be a password."""
+        """Return the command's or else the script's name, without arguments, as one may be a password."""
         script, *arguments = sys.argv or [""]
         if arguments and arguments[0] in get_commands():
             return arguments[0], "task"
         return os.path.basename(script) or "python", "task"
 
     def is_expected(self, error: BaseException) -> bool:
-        """Whether it is the command's own way to say that it can't; seen here with `--traceback` only."""
+        """Return True for a `CommandError`, which reports a usage problem. Raised with `--traceback` only."""
         return isinstance(error, CommandError)
 
 
 class Facts(RequestFacts):
-    """A request as the reporter asks for it; each answer is made when it is asked."""
+    """The facts of one request."""
 
     __slots__ = ("_request",)
 
@@ -81,19 +81,19 @@ class Facts(RequestFacts):
         self._request = request
 
     def named(self) -> tuple[str, str]:
-        """The route as the URLconf writes it; the path until Django has found one."""
+        """Return the route as in the URLconf; the path before routing."""
         match = self._request.resolver_match
         if match is None:
             return self._request.path, "url"
         return match.route or "/", "route"
 
     def header(self, name: str) -> str | None:
-        """A header by its lower-case name."""
+        """Return a header by its lower-case name; None if it is absent."""
         value: str | None = self._request.META.get("HTTP_" + name.upper().replace("-", "_"))
         return value
 
     def describe(self) -> RequestInfo:
-        """The request as plain values; the body only if the app has read it."""
+        """Return the request as plain values; the body only if the app has read it."""
         request = self._request
         meta = request.META
         return RequestInfo.from_environ(
@@ -103,11 +103,11 @@ class Facts(RequestFacts):
         )
 
     def user(self) -> Mapping[str, object] | None:
-        """Who is logged in, if somebody has looked already."""
+        """Return the logged-in user, if it is loaded already."""
         user = _loaded_user(vars(self._request))
         if user is None:
             return None
-        # The instance's own dict: a field that was deferred is a query away, and a property may be too.
+        # Read from the instance's dict: a deferred field, and possibly a property, would query the database.
         fields = vars(user)
         meta = getattr(type(user), "_meta", None)
         pk = getattr(getattr(meta, "pk", None), "attname", "id")
@@ -116,31 +116,31 @@ class Facts(RequestFacts):
             "username": getattr(type(user), "USERNAME_FIELD", "username"),
             "email": getattr(type(user), "EMAIL_FIELD", "email"),
         }
-        known = {key: fields[name] for key, name in names.items() if fields.get(name) is not None}
-        if "id" in known:
-            known["id"] = str(known["id"])
-        return known or None
+        result = {key: fields[name] for key, name in names.items() if fields.get(name) is not None}
+        if "id" in result:
+            result["id"] = str(result["id"])
+        return result or None
 
 
 def _host(meta: Mapping[str, Any]) -> str:
-    """The host as the client named it. `get_host` would refuse the very hosts that an event should show."""
+    """Return the host as the client sent it; `get_host` raises for invalid ones, which events should show."""
     if settings.USE_X_FORWARDED_HOST and meta.get("HTTP_X_FORWARDED_HOST"):
         return str(meta["HTTP_X_FORWARDED_HOST"])
     return str(meta.get("HTTP_HOST") or f"{meta.get('SERVER_NAME')}:{meta.get('SERVER_PORT')}")
 
 
-def _body(held: Mapping[str, Any]) -> object | None:
-    """What the app has read of the body, from the request's own dict: parsed if it is a form, else bytes."""
-    form = held.get("_post")
+def _body(attributes: Mapping[str, Any]) -> object | None:
+    """Return the body that the app has read, from the request's instance dict: a parsed form, else bytes."""
+    form = attributes.get("_post")
     if form:
-        return {name: found[0] if len(found) == 1 else found for name, found in form.lists()}
-    body: bytes | None = held.get("_body")
+        return {name: values[0] if len(values) == 1 else values for name, values in form.lists()}
+    body: bytes | None = attributes.get("_body")
     return body or None
 
 
-def _loaded_user(held: Mapping[str, Any]) -> object | None:
-    """The user that `request.user` or `request.auser()` found, from the request's own dict."""
-    user = held.get("_cached_user") or held.get("_acached_user") or held.get("user")
+def _loaded_user(attributes: Mapping[str, Any]) -> object | None:
+    """Return the user that `request.user` or `request.auser()` has loaded, from the instance dict."""
+    user = attributes.get("_cached_user") or attributes.get("_acached_user") or attributes.get("user")
     if isinstance(user, LazyObject):
         user = vars(user)["_wrapped"]
     return None if user is empty or not hasattr(user, "__dict__") else user

@@ -2,9 +2,9 @@
 
     HealthCheckView.as_view(checks=[..., "transport_kit_django.health_check.Transport"])
 
-Owns the translation of a status. The facts, for those who may see them, are at our own health route.
+Owns the translation of a status. The details, for permitted clients, are at the kit's own health route.
 
-Threads: the event loop's; the snapshot takes no I/O.
+Threads: the event loop's thread; the snapshot needs no I/O.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ __all__ = ["Transport"]
 class Transport(HealthCheck):  # type: ignore[misc]  # the package has no types
     """Fails while nothing can be delivered without an intervention.
 
-    Says why only with `HEALTH_DETAILS` set to `always`, as the page may be anyone's to see.
+    Shows the reasons only with `HEALTH_DETAILS` set to `always`, as the page may be public.
 
     Args:
-        warnings: Whether `warn` is a failure too. django-health-check answers 500 for a warning, so leave
-            it off where the page decides about traffic: an outage of the error server is no reason to take
-            the site out of rotation.
+        warnings: True to fail for `warn` too. django-health-check answers 500 for a warning, so leave it off
+            if a load balancer uses the page: an outage of the error server is no reason to take the site out
+            of rotation.
     """
 
     warnings: bool = dataclasses.field(default=False, repr=False)

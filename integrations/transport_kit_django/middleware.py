@@ -1,9 +1,9 @@
-"""`TransportMiddleware`: one layer around all others, under WSGI and ASGI. It translates; the kit decides.
+"""`TransportMiddleware`: the outermost layer, under WSGI and ASGI. It translates between Django and the kit.
 
-Owns the moment a request begins and ends, and which requests are for our own routes. Reads no body, and
-touches no response.
+Answers the four routes and serves every other request in a unit of work. Reads no body and changes no
+response.
 
-Threads: sync on the request's thread, async on the event loop's; each request in a context of its own.
+Threads: sync on the request's thread, async on the event loop's thread; each request in its own context.
 """
 
 from __future__ import annotations
@@ -19,31 +19,34 @@ from transport_kit import LEAVES, ServedRequest
 from transport_kit_django.conf import get_kit
 from transport_kit_django.facts import MECHANISM, Facts, connect
 
-__all__ = ["HANDED_OVER", "TransportMiddleware"]
+__all__ = ["OPEN_REQUESTS", "TransportMiddleware"]
 
-#: Where the wrappers of `asgi.py` and `wsgi.py` leave a list, in the ASGI scope or the WSGI environ, that
-#: takes the request of a response whose body is still to come.
-HANDED_OVER: Final = "transport_kit.handed_over"
+#: Key of a list in the ASGI scope or WSGI environ, set by the wrappers of `asgi.py` and `wsgi.py`. The
+#: middleware appends the request of a streaming response, which ends with its body.
+OPEN_REQUESTS: Final = "transport_kit.open_requests"
 
 
 class TransportMiddleware:
-    """Delivers what goes wrong in a Django site, and says how that goes. The first of `MIDDLEWARE`.
+    """Captures and delivers errors of a Django site, and serves the health routes. The first of `MIDDLEWARE`.
 
-    - Requests for our four routes are answered here, before host checks, redirects, login, CSRF, sessions
-      and database transactions: whoever probes has no session, and a database may be down.
-    - Every other request gets a scope of its own. What Django makes a 500 of is captured once, with the
-      route as transaction name.
-    - Responses go out as they came.
+    - Requests for the four routes are answered here, before host checks, redirects, login, CSRF, sessions and
+    database
+      transactions: probes have no session, and the database may be down.
+    - Every other request gets its own scope. An exception that Django turns into a 500 is captured once, with
+    the route
+      as transaction name.
+    - Responses are passed on unchanged.
 
     Raises:
-        TransportKitError: With `"STRICT": True` only, when Django loads the middleware.
+        TransportKitError: An invalid configuration, with `"STRICT": True` only, when Django loads the
+            middleware.
     """
 
     sync_capable = True
     async_capable = True
 
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
-        # Not at the top: the views ask the settings, which may be loading while this package is imported.
+        # Imported here: the views read the settings, which may be loading while this package is imported.
         from transport_kit_django import views
 
         self.get_response = get_response
@@ -63,12 +66,12 @@ class TransportMiddleware:
                 return self._views.response(get_kit().answer(leaf, **self._views.question(request)))
         served = get_kit().serve(Facts(request), mechanism=MECHANISM)
         try:
-            answered: HttpResponse = self.get_response(request)
+            response: HttpResponse = self.get_response(request)
         except BaseException as error:
             served.finish(error)
             raise
-        _end(served, request, answered)
-        return answered
+        _end(served, request, response)
+        return response
 
     async def _acall(self, request: HttpRequest) -> HttpResponse:
         if request.path_info.endswith(LEAVES):
@@ -77,22 +80,23 @@ class TransportMiddleware:
                 return self._views.response(await get_kit().aanswer(leaf, **self._views.question(request)))
         served = get_kit().serve(Facts(request), mechanism=MECHANISM)
         try:
-            answered: HttpResponse = await self.get_response(request)
+            response: HttpResponse = await self.get_response(request)
         except BaseException as error:
             served.finish(error)
             raise
-        _end(served, request, answered)
-        return answered
+        _end(served, request, response)
+        return response
 
 
 def _end(served: ServedRequest, request: HttpRequest, response: HttpResponse) -> None:
     served.status = response.status_code
     if response.streaming:
-        # The body is made after all middleware, still in this scope. Closing the response ends the request;
-        # the wrapper of `asgi.py` or `wsgi.py`, if there is one, ends it with the body, and sees it fail.
+        # The body is generated after all middleware, still in this scope. Closing the response ends the
+        # request. The wrapper of `asgi.py` or `wsgi.py`, if used, ends it with the body and captures an
+        # exception of the body.
         response._resource_closers.append(served.finish)  # type: ignore[attr-defined]
-        handed_over = getattr(request, "scope", request.META).get(HANDED_OVER)
-        if handed_over is not None:
-            handed_over.append((served, copy_context()))
+        open_requests = getattr(request, "scope", request.META).get(OPEN_REQUESTS)
+        if open_requests is not None:
+            open_requests.append((served, copy_context()))
         return
     served.finish()

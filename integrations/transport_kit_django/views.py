@@ -1,10 +1,10 @@
-"""The four routes as Django views: an answer of the kit becomes a response.
+"""Views: the four routes of the kit as Django views.
 
-Owns the translation, and which view is which route. The middleware answers them itself where it can; the
-views are what the URLconf names, and answer where there is no middleware.
+Owns the translation of the kit's answers into responses. The middleware answers these routes itself; the
+views give them an address in the URLconf, and answer if there is no middleware.
 
-Threads: any. A permitted flush blocks the thread it runs on, and no event loop: Django runs these views
-on a thread, and the middleware awaits.
+Threads: any. A permitted flush blocks its own thread but no event loop: Django runs these views on a thread,
+and the middleware awaits the flush.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ def _view(leaf: Leaf) -> View:
     view.__name__ = view.__qualname__ = leaf
     for alias in connections:
         view = transaction.non_atomic_requests(using=alias)(view)
-    made: View = csrf_exempt(login_not_required(view))
-    return made
+    exempt_view: View = csrf_exempt(login_not_required(view))
+    return exempt_view
 
 
-#: The four views, by themselves: a view that somebody wrapped is theirs, and its wrapper is respected.
+#: View -> its route. A view that the site has wrapped is not in it, so that the middleware leaves it alone.
 VIEWS: Final[dict[Any, Leaf]] = {_view(leaf): leaf for leaf in LEAVES}
 
 
 def own_leaf(request: HttpRequest) -> Leaf | None:
-    """Which of the four routes the request is for; None for any other."""
+    """Return which of the four routes the request is for; None for any other request."""
     try:
         return VIEWS.get(resolve(request.path_info, getattr(request, "urlconf", None)).func)
     except Exception:
-        # No such path, or a URLconf that fails: Django will find out in its own place and way.
+        # No such path, or a failing URLconf: Django handles either later.
         return None
 
 
 def question(request: HttpRequest) -> dict[str, Any]:
-    """What the kit wants to know of a request for a route; reads no body."""
+    """Return the arguments of `Kit.answer` for a request; reads no body."""
     meta = request.META
     return {
         "method": request.method,
@@ -62,8 +62,8 @@ def question(request: HttpRequest) -> dict[str, Any]:
 
 
 def response(answer: Answer) -> HttpResponse:
-    """The answer as Django sends it."""
-    made = HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))
-    # Django logs each 503 as an error, and mails it to ADMINS: once per probe, for as long as it lasts.
-    made._has_been_logged = True  # type: ignore[attr-defined]
-    return made
+    """Return the answer as a Django response."""
+    http_response = HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))
+    # Otherwise Django would log each 503 as an error and mail it to ADMINS, once per probe.
+    http_response._has_been_logged = True  # type: ignore[attr-defined]
+    return http_response

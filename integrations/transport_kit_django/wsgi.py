@@ -1,9 +1,9 @@
-"""`with_capture`: around the WSGI application, for what fails while a streaming body is being made.
+"""`with_capture`: wraps the WSGI application, to capture exceptions of streaming bodies.
 
-Owns the end of requests whose response is a `StreamingHttpResponse`: its body is made after all middleware,
-and Django has no signal for what goes wrong there.
+Owns the end of requests with a `StreamingHttpResponse`: its body is generated after all middleware, and
+Django has no signal for exceptions there.
 
-Threads: the request's. WSGI servers make the body on the thread that called the application.
+Threads: the request's thread, on which WSGI servers also iterate over the body.
 """
 
 from __future__ import annotations
@@ -17,44 +17,44 @@ from django.http import StreamingHttpResponse
 from transport_kit import ServedRequest
 from transport_kit_django.conf import get_kit
 from transport_kit_django.facts import MECHANISM, Outside
-from transport_kit_django.middleware import HANDED_OVER
+from transport_kit_django.middleware import OPEN_REQUESTS
 
 __all__ = ["with_capture"]
 
-# Loose on purpose: frameworks, servers and stubs differ in how they write these types.
+# Deliberately loose: frameworks, servers and stubs declare these types differently.
 WSGIApplication = Callable[[Any, Any], Iterable[bytes]]
 
 
 def with_capture(application: WSGIApplication) -> WSGIApplication:
-    """Capture what `TransportMiddleware` can't see: `application = with_capture(get_wsgi_application())`.
+    """Capture the errors that bypass the middleware: `application = with_capture(get_wsgi_application())`.
 
-    An exception that ends a streaming body, or that escapes from Django itself, is captured and goes on
-    unchanged. A body that the server sends as a file (`wsgi.file_wrapper`) stays one. Goes directly around
-    Django's application, inside of any other WSGI layer.
+    An exception that ends a streaming body, or that escapes from Django itself, is captured and propagates
+    unchanged. A body that the server sends as a file (`wsgi.file_wrapper`) stays one. Wrap Django's
+    application directly, inside of any other WSGI layer.
     """
 
     def captured(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        handed_over: list[tuple[ServedRequest, Context]] = []
-        environ[HANDED_OVER] = handed_over
+        open_requests: list[tuple[ServedRequest, Context]] = []
+        environ[OPEN_REQUESTS] = open_requests
         try:
             result = application(environ, start_response)
         except Exception as error:
-            for served, _ in handed_over:
+            for served, _ in open_requests:
                 served.finish(error)
             facts = Outside(environ.get("PATH_INFO", ""))
             get_kit().capture_unhandled(error, mechanism=MECHANISM, facts=facts)
             raise
-        if not handed_over:
+        if not open_requests:
             return result
-        # What the server sends as a file is none of Django's responses any more; closing it ends the request.
-        served, _ = handed_over.pop()
+        # A file that the server sends is no longer a Django response; closing it ends the request.
+        served, _ = open_requests.pop()
         return _Body(result, served) if isinstance(result, StreamingHttpResponse) else result
 
     return captured
 
 
 class _Body:
-    """A body on its way, and the request that it ends."""
+    """Passes on a streaming body, and ends the request with it."""
 
     def __init__(self, response: StreamingHttpResponse, served: ServedRequest) -> None:
         self._response = response

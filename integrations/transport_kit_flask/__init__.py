@@ -1,6 +1,6 @@
 """transport-kit for Flask.
 
-`TransportKit().init_app(app)`, with `TRANSPORT_KIT_DSN` in the app's config, is all that most apps need.
+Most apps only need `TransportKit().init_app(app)`, with `TRANSPORT_KIT_DSN` in the app's config.
 """
 
 from transport_kit_flask.extension import TransportKit, get_kit

@@ -1,9 +1,9 @@
-"""`flask transport ...`: the app's own settings tried from a shell.
+"""`flask transport ...`: commands that test delivery with the app's own settings.
 
-Owns the four commands and what they print. They run in a process of their own: what they say is true of
-the app's settings and of this machine, not of the queues of running servers.
+Owns the four commands and their output. They run in their own process, so they show the state of the app's
+settings and of this machine, not of the queues of running servers.
 
-Exit status: 0 when all is well, 1 when it is not, 2 when the call can't be used.
+Exit status: 0 for success, 1 for a failure, 2 for a usage error.
 
 Threads: main thread only.
 """
@@ -22,7 +22,7 @@ from transport_kit_flask.layer import get_kit
 
 __all__ = ["transport_group"]
 
-#: Seconds that somebody who waits at a terminal is given by default.
+#: Default `--timeout` in seconds.
 _PATIENCE: Final = 10.0
 
 transport_group = AppGroup("transport", help="See whether what the app reports is delivered.")
@@ -36,7 +36,7 @@ _timeout = click.option(
 
 
 class TestError(Exception):
-    """What `send-test` reports."""
+    """The exception that `send-test` reports."""
 
 
 @transport_group.command()
@@ -75,7 +75,7 @@ def send_test(timeout: float | None, as_json: bool) -> None:
         facts = kit.send_test(error, timeout or _PATIENCE)
     problem = facts["problem"]
     delivered = f"event {facts['event_id']} was delivered in {facts['seconds'] * 1000:.0f} ms"
-    _say(as_json, facts, delivered if problem is None else f"not delivered: {problem}")
+    _print(as_json, facts, delivered if problem is None else f"not delivered: {problem}")
     raise SystemExit(0 if problem is None else 1)
 
 
@@ -88,7 +88,7 @@ def flush(timeout: float | None, as_json: bool) -> None:
     kit.start()
     report = kit.transport.flush(timeout, until="delivered")
     facts = dataclasses.asdict(report)
-    _say(as_json, facts, ", ".join(f"{name} {value}" for name, value in facts.items() if name != "ok"))
+    _print(as_json, facts, ", ".join(f"{name} {value}" for name, value in facts.items() if name != "ok"))
     raise SystemExit(0 if report.ok else 1)
 
 
@@ -96,10 +96,10 @@ def flush(timeout: float | None, as_json: bool) -> None:
 @_as_json
 def health(as_json: bool) -> None:
     """Show the state of this process's transport: whether the app's settings can be used."""
-    found = get_kit().transport.health()
-    _say(as_json, found.as_health_json(), found.as_text())
-    raise SystemExit(1 if found.status == "fail" else 0)
+    snapshot = get_kit().transport.health()
+    _print(as_json, snapshot.as_health_json(), snapshot.as_text())
+    raise SystemExit(1 if snapshot.status == "fail" else 0)
 
 
-def _say(as_json: bool, facts: Mapping[str, Any], text: str) -> None:
+def _print(as_json: bool, facts: Mapping[str, Any], text: str) -> None:
     click.echo(json.dumps(facts, indent=2) if as_json else text)

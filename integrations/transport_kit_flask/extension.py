@@ -1,10 +1,10 @@
-"""`TransportKit`: the Flask extension. It translates; the kit decides.
+"""`TransportKit`: the Flask extension. It translates between Flask and the kit.
 
-Owns what `init_app` puts into an app: its kit, the WSGI layer, a hook, a signal's receiver, a blueprint
-and commands. All of it is held by the app, nothing by the extension, so one extension serves any number
-of apps, and an app that goes takes its part along.
+Owns the parts that `init_app` adds to an app: its kit, the WSGI layer, hooks, a signal's receiver, a
+blueprint and commands. The app holds all of them and the extension none, so that one extension serves any
+number of apps, and an app can be garbage-collected.
 
-Threads: `init_app` belongs to the app's set-up; everything else may be called from any thread.
+Threads: call `init_app` during the app's set-up; everything else may be called from any thread.
 """
 
 from __future__ import annotations
@@ -27,26 +27,28 @@ PREFIX: Final = "TRANSPORT_KIT_"
 
 
 class TransportKit:
-    """Delivers what goes wrong in Flask apps, and says how that goes.
+    """Captures and delivers errors of Flask apps, and serves the health routes.
 
-    `kit = TransportKit()`, then `kit.init_app(app)` for each app, once, after its config is complete. Reads
-    `TRANSPORT_KIT_DSN` and every option as `TRANSPORT_KIT_<NAME>` from `app.config`; what is not there,
-    from the environment. Apps with equal DSN and transport options share one transport.
+    `kit = TransportKit()`, then `kit.init_app(app)` once for each app, after its config is complete. Reads
+    `TRANSPORT_KIT_DSN` and every option as `TRANSPORT_KIT_<NAME>` from `app.config`, and missing ones from
+    the environment. Apps with equal DSN and transport options share one transport.
 
-    - An exception that Flask makes a 500 of, or lets through, is captured; one that an `errorhandler` for
-      its class, or for `Exception`, answers is not. One that breaks a streamed body is.
-    - `live`, `ready`, `health` and `flush` are answered under `TRANSPORT_KIT_PATH`, before the app's own
-      hooks, and before its session is opened.
-    - `flask transport check`, `send-test`, `flush` and `health`.
-    - The transport starts with the first request, and ends with the process.
+    - An exception that Flask turns into a 500, or propagates, is captured. One that an `errorhandler` for its
+    class,
+      or for `Exception`, handles is not. One that breaks a streamed body is.
+    - `live`, `ready`, `health` and `flush` are served under `TRANSPORT_KIT_PATH`, before the app's own hooks,
+    and
+      before its session is opened.
+    - Adds the commands `flask transport check`, `send-test`, `flush` and `health`.
+    - The transport starts with the first request and is closed at the end of the process.
 
     Args:
-        app: Calls `init_app` for it.
+        app: If given, `init_app` is called for it.
 
     Raises:
         RuntimeError: The app has been initialised before.
-        TransportKitError: With `TRANSPORT_KIT_STRICT` only; otherwise a configuration error is one line in
-            the log, and health says `fail`.
+        TransportKitError: An invalid configuration, with `TRANSPORT_KIT_STRICT` only; otherwise it is logged,
+            and the health status is `fail`.
     """
 
     def __init__(self, app: Flask | None = None) -> None:
@@ -54,7 +56,7 @@ class TransportKit:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Put everything into the app; see the class for what and for what is raised."""
+        """Add all parts to the app. Raises as described for the class."""
         if EXTENSION in app.extensions:
             raise RuntimeError(f"TransportKit.init_app was called for {app.name!r} before")
         values = {
@@ -65,13 +67,14 @@ class TransportKit:
         kit = Kit(values, source=f"app.config, names begin with {PREFIX}", shared=True)
         layer = Layer(kit, app.wsgi_app)
         if kit.options.path is not None:
-            # First, as Flask refuses this one, such as after the first request: then nothing is changed.
+            # First, because Flask may refuse it, such as after the first request; then nothing else is
+            # changed.
             app.register_blueprint(_blueprint(layer, kit.options.path))
         app.extensions[EXTENSION] = layer
-        app.wsgi_app = layer  # type: ignore[method-assign]  # what Flask's documentation says to do
-        # Weakly held by the signal, strongly by the app.
+        app.wsgi_app = layer  # type: ignore[method-assign]  # as Flask's documentation recommends
+        # The signal holds the receiver weakly, the app holds the layer.
         got_request_exception.connect(layer.on_exception, app)
-        # Before all others; and after all others, as Flask calls these in reverse.
+        # `before_request` runs first; `after_request` last, because Flask calls these in reverse.
         app.before_request_funcs.setdefault(None, []).insert(0, before_request)
         app.after_request_funcs.setdefault(None, []).insert(0, after_request)
         if transport_group.name not in app.cli.commands:
@@ -88,16 +91,15 @@ class TransportKit:
 
     @property
     def reporter(self) -> Reporter:
-        """The current app's reporter; raises as `transport` does."""
+        """The current app's reporter. Raises as `transport` does."""
         return get_kit().reporter
 
     def capture_exception(self, error: BaseException | None = None) -> str | None:
-        """Report an exception that the app handles itself, by default the one being handled.
+        """Report an exception that the app handles itself, by default the one being handled. Never raises.
 
         Returns:
-            The event's id when it was accepted. None when it was not, when there is no exception, when it
-            was captured before in the same request, and outside of an app that was initialised: that is
-            one line in the log. Never raises.
+            The event's id if it was accepted. None if it was not, if there is no exception, if it was
+            captured before in the same request, and outside of an initialised app, which is logged.
         """
         layer = current_app.extensions.get(EXTENSION) if has_app_context() else None
         if not isinstance(layer, Layer):
@@ -107,7 +109,7 @@ class TransportKit:
 
 
 def _blueprint(layer: Layer, path: str) -> Blueprint:
-    """The four routes by name, for `url_for` and `flask routes`; requests get their answer further out."""
+    """Return the four routes, for `url_for` and `flask routes`; the layer answers their requests."""
     blueprint = Blueprint("transport_kit", __name__, url_prefix=path, cli_group=None)
     for leaf in LEAVES:
         blueprint.add_url_rule(

@@ -1,9 +1,9 @@
-"""What is known of a Flask request without asking anyone; each answer is made when it is asked for.
+"""Facts: a Flask request as plain values, computed on demand.
 
 Owns the translation of an environ and a `Request` into plain values. Reads no stream, opens no session,
-asks no database and calls no method of the app's objects.
+queries no database and calls no method of the app's objects.
 
-Threads: one request's, on whichever thread asks.
+Threads: an instance belongs to one request; its methods run on the thread that makes an event.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Facts", "KEY"]
 
-#: Where the environ of a request holds its `Facts`, from the layer to the request's end.
+#: Key of a request's `Facts` in its environ, from the layer to the request's end.
 KEY: Final = "transport_kit.facts"
-#: Bytes of a body that are looked at; no event holds more.
+#: Bytes of a body that are read; no event contains more.
 _BODY_KEPT: Final = 8 * 1024 + 1
 _PORTS: Final = {"http": "80", "https": "443"}
 
 
 class Facts(RequestFacts):
-    """One request as the reporter asks for it.
+    """The facts of one request.
 
     Attributes:
-        environ: Of WSGI, as the layer got it.
-        request: Flask's, from when it has looked for the route to the end.
-        streams: Whether its body is made after Flask is done.
+        environ: The WSGI environ.
+        request: Flask's request, set after routing.
+        streams: True if the body is generated after Flask has returned the response.
     """
 
     __slots__ = ("environ", "request", "streams")
@@ -46,7 +46,7 @@ class Facts(RequestFacts):
         self.streams = False
 
     def named(self) -> tuple[str, str]:
-        """The mount's prefix and the route; the path until there is a route, and when none fits."""
+        """Return the mount's prefix and the route; the path before routing, and if no route matches."""
         rule = None if self.request is None else self.request.url_rule
         if rule is not None:
             prefix = self.environ.get("SCRIPT_NAME")
@@ -54,14 +54,14 @@ class Facts(RequestFacts):
         return _text(_path(self.environ)), "url"
 
     def header(self, name: str) -> str | None:
-        """A header by its lower-case name."""
+        """Return a header by its lower-case name; None if it is absent."""
         value: str | None = self.environ.get(f"HTTP_{name.upper().replace('-', '_')}")
         return value
 
     def describe(self) -> RequestInfo:
-        """The request as plain values; the body only as far as the app has read and kept it.
+        """Return the request as plain values; the body only if the app has read and cached it.
 
-        Not through `Request.url`, which refuses the very hosts that an event should show.
+        Not by `Request.url`, which raises for invalid hosts, which an event should show.
         """
         environ = self.environ
         scheme = environ.get("wsgi.url_scheme", "http")
@@ -74,11 +74,11 @@ class Facts(RequestFacts):
         )
 
     def user(self) -> Mapping[str, object] | None:
-        """The user that Flask-Login has loaded, as far as its attributes are in memory."""
+        """Return the user that Flask-Login has loaded, with the attributes that are in memory."""
         return self.user_in(getattr(g.get("_login_user"), "__dict__", {})) if has_app_context() else None
 
     def is_expected(self, error: BaseException) -> bool:
-        """Whether the exception only says that the client went away."""
+        """Return True if the exception means that the client disconnected."""
         return isinstance(error, ClientDisconnected)
 
 
@@ -87,7 +87,7 @@ def _path(environ: WSGIEnvironment) -> str:
 
 
 def _bytes(text: str) -> bytes:
-    """What a WSGI string stands for: each of its characters is a byte (PEP 3333)."""
+    """Return the bytes of a WSGI string, in which each character stands for a byte (PEP 3333)."""
     return text.encode("latin-1", "replace")
 
 
@@ -95,10 +95,10 @@ def _text(text: str) -> str:
     return _bytes(text).decode("utf-8", "replace")
 
 
-def _body(held: Mapping[str, Any]) -> object | None:
-    """What the app has read of the body, from the request's own dict: parsed if it is a form, else bytes."""
-    form = held.get("form")
+def _body(attributes: Mapping[str, Any]) -> object | None:
+    """Return the body that the app has read, from the request's instance dict: a parsed form, else bytes."""
+    form = attributes.get("form")
     if form:
-        return {name: found[0] if len(found) == 1 else found for name, found in form.lists()}
-    data: bytes | None = held.get("_cached_data")
+        return {name: values[0] if len(values) == 1 else values for name, values in form.lists()}
+    data: bytes | None = attributes.get("_cached_data")
     return data[:_BODY_KEPT] if data else None

@@ -1,8 +1,8 @@
-"""The layer around an app's WSGI callable: our routes, the beginning and the end of every other request.
+"""Layer: wraps an app's WSGI callable, answers the four routes, and reports on every other request.
 
 Owns the translation of WSGI and of Flask's hooks for one app. Reads no body and changes no response.
 
-Threads: runs on the server's threads. A permitted flush blocks the request that asked for it.
+Threads: runs on the server's threads. A permitted flush blocks its own request.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["after_request", "before_request", "EXTENSION", "get_kit", "Layer"]
 
-#: Where an app holds its layer, in `app.extensions`.
+#: Key of an app's layer in `app.extensions`.
 EXTENSION: Final = "transport_kit"
 _MECHANISM: Final = "auto.http.flask"
 
@@ -33,7 +33,7 @@ class Layer:
 
     Args:
         kit: The app's kit.
-        app: The WSGI callable further in.
+        app: The wrapped WSGI callable.
     """
 
     def __init__(self, kit: Kit, app: WSGIApplication) -> None:
@@ -50,40 +50,40 @@ class Layer:
         facts = environ[KEY] = Facts(environ)
         served = self.kit.serve(facts, mechanism=_MECHANISM)
         if served.transaction is not None:
-            start_response = _noting_status(start_response, served)
+            start_response = _record_status(start_response, served)
         try:
             body = self._app(environ, start_response)
         except BaseException as error:
             _end(served, facts, error)
             raise
-        # A middleware further in that is written as a generator has not even begun.
+        # An inner middleware that is a generator function has not even started to run.
         if facts.streams or type(body) is GeneratorType:
             return _Stream(body, self, served, facts)
         served.finish()
         environ.pop(KEY, None)
         return body
 
-    # -- for Flask -------------------------------------------------------------------------------------
+    # -- called by hooks and views ---------------------------------------------------------------------
 
     def respond(self, leaf: Leaf) -> Response:
-        """The answer to the current request, for a leaf."""
+        """Return the answer for a leaf to the current request."""
         answer = self._answer(leaf, request.environ)
         return Response(answer.body, answer.status, list(answer.headers))
 
     def on_exception(self, sender: Flask, *, exception: BaseException, **extra: object) -> None:
-        """Flask's signal `got_request_exception`: no error handler took this one."""
+        """Receive Flask's signal `got_request_exception`: no error handler handled the exception."""
         self.kit.capture_unhandled(exception, mechanism=_MECHANISM, facts=_current())
 
     def capture(self, error: BaseException | None) -> str | None:
         """Report an exception that the app handles itself."""
         return self.kit.capture_exception(error, facts=_current())
 
-    def closed_badly(self, error: Exception, facts: Facts) -> None:
-        """Report what went wrong when a body was closed, after the request had ended with its last chunk."""
+    def capture_close_error(self, error: Exception, facts: Facts) -> None:
+        """Report an exception of closing a body, after the request had ended with the last chunk."""
         if not facts.is_expected(error):
             self.kit.capture_unhandled(error, mechanism=_MECHANISM, facts=facts)
 
-    # -- inside ----------------------------------------------------------------------------------------
+    # -- routes ----------------------------------------------------------------------------------------
 
     def _answer(self, leaf: Leaf, environ: WSGIEnvironment) -> Answer:
         return self.kit.answer(
@@ -96,7 +96,7 @@ class Layer:
 
 
 class _Stream:
-    """Hands on a body that is yet to be made, and ends the request with it."""
+    """Passes on a streamed body, and ends the request with it."""
 
     __slots__ = ("_body", "_facts", "_layer", "_next", "_served")
 
@@ -115,8 +115,8 @@ class _Stream:
         try:
             return self._next()
         except StopIteration:
-            # Servers call `close` now; test clients often don't, and the next request is not to begin
-            # inside of this one.
+            # Servers call `close` now, but test clients often don't, and the next request must not begin
+            # within the scope of this one.
             self._end()
             raise
         except BaseException as error:
@@ -138,11 +138,11 @@ class _Stream:
         if served is not None:
             _end(served, self._facts, error)
         elif isinstance(error, Exception):
-            self._layer.closed_badly(error, self._facts)
+            self._layer.capture_close_error(error, self._facts)
 
 
 def get_kit(app: Flask | None = None) -> Kit:
-    """The kit of an app, by default the current one.
+    """Return the kit of an app, by default the current app.
 
     Raises:
         RuntimeError: There is no current app, or `init_app` was not called for it.
@@ -153,13 +153,13 @@ def get_kit(app: Flask | None = None) -> Kit:
     return layer.kit
 
 
-# Flask asks of each hook, with each request, whether it is async; of functions it learns that soonest.
+# Flask checks with each request whether a hook is async; for plain functions that check is fastest.
 
 
 def before_request() -> Response | None:
-    """Stands before the app's own hooks: keeps the request, whose route is known by now.
+    """Runs before the app's own hooks: stores the request, whose route is known now, in its facts.
 
-    Answers our routes where the layer was not passed, such as under a test that dispatches by hand.
+    Answers the four routes itself if the layer was bypassed, such as in a test that dispatches by hand.
     """
     current = request._get_current_object()  # type: ignore[attr-defined]
     facts = current.environ.get(KEY)
@@ -172,28 +172,28 @@ def before_request() -> Response | None:
 
 
 def after_request(response: Response) -> Response:
-    """Stands after the app's own hooks: keeps whether the body is yet to be made."""
-    # What a view returns is most often a list by now.
-    if type(response.response) is not list and response.is_streamed and _is_made_later(response):
+    """Runs after the app's own hooks: records whether the body is generated later."""
+    # Most responses are a list by now.
+    if type(response.response) is not list and response.is_streamed and _is_generated(response):
         facts = request.environ.get(KEY)
         if facts is not None:
             facts.streams = True
     return response
 
 
-def _noting_status(start_response: StartResponse, served: ServedRequest) -> StartResponse:
-    """`start_response`, telling a transaction what the client is told. Nothing else asks for it."""
+def _record_status(start_response: StartResponse, served: ServedRequest) -> StartResponse:
+    """Return a `start_response` that also sets the status of the transaction."""
 
-    def note(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
+    def record(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
         code = status[:3]
         served.status = int(code) if code.isdecimal() else None
         return start_response(status, headers, *exc_info)
 
-    return note
+    return record
 
 
 def _current() -> Facts | None:
-    """The current request, for when the layer was not passed; then nobody but us knows of it."""
+    """Return new facts of the current request, for a request that bypassed the layer; None without one."""
     if not has_request_context():
         return None
     current = request._get_current_object()  # type: ignore[attr-defined]
@@ -202,13 +202,16 @@ def _current() -> Facts | None:
 
 def _end(served: ServedRequest, facts: Facts, error: BaseException | None = None) -> None:
     served.finish(error)
-    # The facts know the environ: without this, both would wait for the collector.
+    # Facts and environ refer to each other; this breaks the cycle, so that both are freed at once.
     facts.environ.pop(KEY, None)
 
 
-def _is_made_later(response: Response) -> bool:
-    """Whether a streamed body can break: a file that the server sends by itself stays one, and the page of
-    an HTTP exception only looks streamed, as Werkzeug makes it by calling the exception as an app."""
+def _is_generated(response: Response) -> bool:
+    """Return True if the body is generated later and may raise.
+
+    False for a file that the server sends by itself, and for the page of an HTTP exception, which only looks
+    streamed because Werkzeug renders it by calling the exception as an app.
+    """
     if response.direct_passthrough:
         return False
     return type(response.response) is not ClosingIterator or response.content_length is None

@@ -1,6 +1,6 @@
 """transport-kit for Starlette, FastAPI and any other ASGI app.
 
-`app.add_middleware(TransportMiddleware, dsn=DSN)`, added last, is all that most apps need.
+Most apps only need `app.add_middleware(TransportMiddleware, dsn=DSN)`, added last.
 """
 
 from transport_kit_starlette.handlers import report_server_errors

@@ -1,9 +1,9 @@
-"""What is known of an ASGI request without asking anyone; each answer is made when it is asked for.
+"""Facts: an ASGI request as plain values, computed on demand.
 
-Owns the translation of a scope into plain values, and which exceptions only say that the client went away.
-Reads no body and calls no method of the app's objects; how a request is named is in `route_names.py`.
+Owns the translation of a scope into plain values, and the list of exceptions that mean a disconnected client.
+Reads no body and calls no method of the app's objects; `route_names.py` finds the route.
 
-Threads: one request's, on whichever thread asks.
+Threads: an instance belongs to one request; its methods run on the thread that makes an event.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ BODY_KEPT: Final = 8 * 1024 + 1
 
 
 class Facts(RequestFacts):
-    """One request as the reporter asks for it.
+    """The facts of one request.
 
     Args:
-        app: The app further in, whose routes name the request where the scope doesn't.
-        scope: The scope, whose `path` and `root_path` are kept as they are now: a Mount further in changes
-            them in this very dict.
-        send: The server's own.
-        tee: What keeps the beginning of the body; None when nothing does.
+        app: The wrapped app, whose routes name the request if the scope doesn't.
+        scope: The request's scope.
+        path: The scope's `path` before the app ran: an inner Mount changes it in the same dict.
+        root_path: The scope's `root_path` before the app ran.
+        send: The server's `send`.
+        tee: Records the beginning of the body; None if bodies are not sent.
     """
 
     __slots__ = ("_app", "_outer", "_path", "_root_path", "_scope", "_send", "_tee")
@@ -51,18 +52,18 @@ class Facts(RequestFacts):
         self._tee = tee
 
     def named(self) -> tuple[str, str]:
-        """The mount's prefix and the route; the path until there is a route, and when none fits."""
+        """Return the mount's prefix and the route; the path before routing, and if no route matches."""
         route = route_of(self._scope, self._path, self._root_path, (self._app, self._outer))
         if route:
             return self._root_path + route, "route"
         return self._whole_path(), "url"
 
     def header(self, name: str) -> str | None:
-        """A header by its lower-case name."""
+        """Return a header by its lower-case name; None if it is absent."""
         return header(self._scope, name.encode("latin-1"))
 
     def describe(self) -> RequestInfo:
-        """The request as plain values; the body only as far as the app has read it."""
+        """Return the request as plain values; the body only as far as the app has read it."""
         scope = self._scope
         server, client = scope.get("server"), scope.get("client")
         env = {}
@@ -82,26 +83,27 @@ class Facts(RequestFacts):
         )
 
     def user(self) -> Mapping[str, object] | None:
-        """The user that an authentication middleware has left in the scope, as far as it is in memory."""
+        """Return the user that an authentication middleware put into the scope, without loading anything."""
         user = self._scope.get("user")
         return self.user_in(user if isinstance(user, dict) else getattr(user, "__dict__", {}))
 
     def is_expected(self, error: BaseException) -> bool:
-        """Whether the exception only says that the client went away."""
+        """Return True if the exception means that the client disconnected."""
         if isinstance(error, ClientDisconnect | WebSocketDisconnect):
             return True
         if isinstance(error, BaseExceptionGroup):
             return all(self.is_expected(one) for one in error.exceptions)
-        # ASGI lets a server's `send` raise OSError then; an OSError from anywhere else is the app's own.
+        # ASGI allows a server's `send` to raise OSError then; an OSError from elsewhere is an error of the
+        # app.
         return isinstance(error, OSError) and _raised_by_send(self._send, error)
 
     def _whole_path(self) -> str:
-        """As the client knows it, whether or not the server put `root_path` in front."""
+        """Return the path that the client requested, whether or not the server prepends `root_path`."""
         return self._root_path + below(self._path, self._root_path)
 
 
 class Tee:
-    """Hands on what `receive` brings, and keeps the beginning of the body."""
+    """A `receive` that records the beginning of the body."""
 
     __slots__ = ("_receive", "body")
 
@@ -117,7 +119,7 @@ class Tee:
 
 
 def _raised_by_send(send: Send, error: BaseException) -> bool:
-    """Whether `send`, a function, a method or an object, is among the frames that the exception left."""
+    """Return True if `send` (a function, method or callable object) is in the exception's traceback."""
     codes = {
         getattr(function, "__code__", None)
         for function in (send, getattr(send, "__func__", None), type(send).__call__)

@@ -1,10 +1,10 @@
-"""An exception handler for those who want deliberate 5xx answers reported too.
+"""Handlers: an exception handler that also reports deliberate 5xx responses.
 
-Owns the reporting of an `HTTPException` that never escapes: the framework turns it into a response further in
-than any middleware. What the client gets is the other handler's.
+Owns the reporting of an `HTTPException`, which the framework turns into a response before any middleware can
+see it. The wrapped handler makes the response.
 
-Threads: runs on the event loop's thread; another handler that is no coroutine runs on a worker thread, as
-the framework would run it.
+Threads: runs on the event loop's thread; a wrapped handler that is no coroutine function runs on a worker
+thread, as the framework would run it.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ _MECHANISM: Final = "auto.http.starlette"
 
 
 async def _nothing(scope: object, receive: object, send: object) -> None:
-    """Stands for the app in the framework's own layer, of which only the answer is used."""
+    """An empty app for `ExceptionMiddleware`, of which only the handler is used."""
 
 
 def report_server_errors(
     handler: Callable[..., Any] | None = None,
 ) -> Callable[[Request, Exception], Awaitable[Response]]:
-    """An exception handler that reports an `HTTPException` of status 500 and above, as handled.
+    """Return an exception handler that reports an `HTTPException` of status 500 and above, as handled.
 
     `app.add_exception_handler(HTTPException, report_server_errors())`, with Starlette's own `HTTPException`,
-    which is FastAPI's base. It is reported once, to the kit of the `TransportMiddleware` around the app, and
-    not at all when `capture_errors` is off.
+    the base of FastAPI's. The exception is captured once, by the kit of the `TransportMiddleware` around the
+    app, and not at all without `capture_errors`.
 
     Args:
-        handler: What answers the client, for any status. None is Starlette's own plain text; for FastAPI's
-            JSON give `fastapi.exception_handlers.http_exception_handler`.
+        handler: Makes the response, for any status. None is Starlette's own plain text; for FastAPI's JSON
+            pass `fastapi.exception_handlers.http_exception_handler`.
     """
     answer: Callable[..., Any] = handler or ExceptionMiddleware(_nothing).http_exception
     is_async = inspect.iscoroutinefunction(answer) or inspect.iscoroutinefunction(type(answer).__call__)

@@ -1,9 +1,9 @@
-"""The life of a transport: started with the app's lifespan, closed before the server hears of its end.
+"""Lifespan events: start the transport with the app, and close it before the server learns of the app's end.
 
-Owns the watching of the lifespan's messages, the answers for an app that knows none, and `lifespan`, the
-composition for apps that have no middleware of ours around them.
+Owns the handling of lifespan messages, the answers for an app without a lifespan, and `lifespan`, the
+composition for apps without our middleware.
 
-Threads: runs on the event loop's thread; closing waits on a thread of its own.
+Threads: runs on the event loop's thread; closing waits on another thread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["lifespan", "live"]
 logger = logging.getLogger("transport_kit")
 
 _MECHANISM: Final = "auto.lifespan.starlette"
-#: After each of these the server may end the event loop.
+#: The server may stop the event loop after any of these.
 _LAST_MESSAGES: Final = frozenset(
     {"lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed"}
 )
@@ -34,18 +34,18 @@ AppType = TypeVar("AppType")
 def lifespan(
     user_lifespan: Callable[[AppType], AbstractAsyncContextManager[Any]] | None = None, *, kit: Kit
 ) -> Callable[[AppType], AbstractAsyncContextManager[Any]]:
-    """The app's own lifespan within the life of a kit: `Starlette(lifespan=lifespan(shop, kit=kit))`.
+    """Make the app's lifespan start and close a kit: `Starlette(lifespan=lifespan(shop, kit=kit))`.
 
-    For what has no `TransportMiddleware` around it that sees the lifespan: an app that only logs and reports
-    by hand, or one whose middleware sits in a mounted app. With one that does, nothing happens twice.
+    For apps whose lifespan no `TransportMiddleware` sees: an app that only logs and captures by hand, or one
+    whose middleware is in a mounted app. Together with such a middleware, nothing happens twice.
 
-    The kit starts before the app's own lifespan, and is closed after it. What that yields is the state of the
-    app, unchanged; an exception of its startup or shutdown is captured (unless `capture_errors` is off),
-    delivered, and goes on.
+    The kit starts before the app's own lifespan and is closed after it. The yielded state is passed on
+    unchanged. An exception of startup or shutdown is captured (with `capture_errors`), delivered, and
+    propagates.
 
     Args:
-        user_lifespan: What Starlette and FastAPI take as `lifespan`: a function of the app that returns an
-            async context manager. None when the app has none.
+        user_lifespan: The app's own `lifespan`, as for Starlette and FastAPI: a function of the app that
+            returns an async context manager. None if the app has none.
         kit: Started and closed with the app.
     """
 
@@ -68,37 +68,37 @@ def lifespan(
 
 
 async def live(app: ASGIApp, kit: Kit, scope: Scope, receive: Receive, send: Send) -> None:
-    """Run an app's lifespan within the life of the kit, which ends before the last message goes on.
+    """Start the kit, run the app's lifespan, and close the kit before the last message is sent.
 
-    An app that knows no lifespan raises, or returns, before it has said or asked anything. Then the server is
-    answered here: some, such as uvicorn's workers, give no other sign of the end.
+    An app without a lifespan raises, or returns, before it calls `receive` or `send`. Then this function
+    answers the server itself: some servers, such as uvicorn's workers, give no other sign of their end.
     """
-    spoke = False
+    responded = False
 
-    async def note(message: Message) -> None:
-        nonlocal spoke
-        spoke = True
+    async def watch_send(message: Message) -> None:
+        nonlocal responded
+        responded = True
         if message["type"] in _LAST_MESSAGES:
-            # The app sends `failed` while it handles what failed: captured now, or never delivered.
+            # The app sends `failed` while it handles the exception: capture it now, or it is never delivered.
             if message["type"].endswith("failed"):
                 kit.capture_unhandled(sys.exc_info()[1], mechanism=_MECHANISM)
             await kit.try_to_close()
         await send(message)
 
-    async def ask() -> Message:
-        nonlocal spoke
-        spoke = True
+    async def watch_receive() -> Message:
+        nonlocal responded
+        responded = True
         return await receive()
 
     kit.try_to_start()
     try:
-        await app(scope, ask, note)
+        await app(scope, watch_receive, watch_send)
     except Exception as error:
-        if spoke:
+        if responded:
             raise
-        # What servers say of it too, and at this level: it may as well be a mistake in a middleware.
+        # Logged at the level that servers use; the cause may also be a bug in a middleware.
         logger.info("the app has no lifespan (%s), the transport has one", type(error).__name__)
-    if not spoke:
+    if not responded:
         await receive()
         await send({"type": "lifespan.startup.complete"})
         await receive()

@@ -1,10 +1,10 @@
-"""`TransportMiddleware`: one ASGI layer around an app. It translates, starts and stops; the kit decides.
+"""`TransportMiddleware`: one ASGI layer around an app. It translates between ASGI and the kit.
 
-Owns the translation of ASGI: which request is one of ours, where each other one begins and ends, and the
-life of the transport (`lifespan_events.py`). Reads no body and changes no message.
+Answers the four routes, serves every other request in a unit of work, and starts and closes the transport
+(`lifespan_events.py`). Reads no body and changes no message.
 
-Threads: runs on the event loop's thread. Capturing there is building and queueing an event, no I/O;
-closing and flushing wait on a thread of their own.
+Threads: runs on the event loop's thread. A capture builds and queues an event there, without I/O; closing and
+flushing wait on another thread.
 """
 
 from __future__ import annotations
@@ -21,40 +21,42 @@ from transport_kit_starlette.routes import KIT_KEY, respond
 
 __all__ = ["TransportMiddleware"]
 
-#: Per type of scope: the operation, and how its exceptions are caught.
-_KINDS: Final = {
+#: Type of scope -> the operation and the mechanism of its exceptions.
+_SERVED_TYPES: Final = {
     "http": ("http.server", "auto.http.starlette"),
     "websocket": ("websocket.server", "auto.websocket.starlette"),
 }
 
 
 class TransportMiddleware:
-    """Delivers what goes wrong in a Starlette, FastAPI or other ASGI app, and says how that goes.
+    """Captures and delivers errors of a Starlette, FastAPI or other ASGI app, and serves the health routes.
 
     Add it last, so that it is the outermost: `app.add_middleware(TransportMiddleware, dsn=DSN)`. Starlette
     builds middleware at the app's start, or with the first request; `TransportMiddleware(app, dsn=DSN)`
     builds it now, which is when `strict=True` raises.
 
     - `live`, `ready`, `health` and `flush` are answered here under `path`, before any other layer.
-    - An exception that escapes the app is captured and goes on unchanged, also from a background task, a
-      body that is being streamed, a websocket, and the app's own startup and shutdown. A client that went
-      away is not an error: `ClientDisconnect`, `WebSocketDisconnect` and an `OSError` that the server's
-      `send` raised are not captured. Cancellation never is.
-    - Each request and each websocket has a scope of its own, and is a transaction when it is sampled.
-    - The transport starts with the lifespan, or the first request where none comes (mounted, or a server
-      without it), and is closed before the server learns that shutdown is complete. Where the app knows no
-      lifespan, it is answered here. A second start of the app makes a new transport.
+    - An exception that escapes the app is captured and propagates unchanged, also from a background task, a
+    streamed
+      body, a websocket, and the app's own startup and shutdown. A disconnected client is not an error:
+      `ClientDisconnect`, `WebSocketDisconnect` and an `OSError` raised by the server's `send` are not
+      captured. Cancellation is never captured.
+    - Each request and each websocket has its own scope, and is a transaction if it is sampled.
+    - The transport starts with the lifespan, or with the first request if there is no lifespan (mounted, or a
+    server
+      without it), and is closed before the server learns that shutdown is complete. For an app without a
+      lifespan, the middleware answers the lifespan itself. A second start of the app makes a new transport.
 
     Args:
-        app: The ASGI app to wrap; by position only, so that type checkers let `add_middleware` pass options.
-        dsn: What `make_transport` takes; None reads `TRANSPORT_KIT_DSN`, "" is off.
-        kit: A kit of your own, to share it; instead of `dsn` and options.
+        app: The ASGI app to wrap; positional only, so that type checkers let `add_middleware` pass options.
+        dsn: As for `make_transport`; None reads `TRANSPORT_KIT_DSN`, "" turns delivery off.
+        kit: An existing kit, to share it; instead of `dsn` and options.
         options: Any transport, reporter or integration option.
 
     Raises:
-        TransportKitError: With `strict=True` only; otherwise a configuration error is one line in the log,
-            and health says `fail`.
-        TypeError: `kit` was given together with a DSN or options.
+        TransportKitError: An invalid configuration, with `strict=True` only; otherwise it is logged, and the
+            health status is `fail`.
+        TypeError: `kit` was passed together with a DSN or options.
     """
 
     def __init__(
@@ -67,18 +69,18 @@ class TransportMiddleware:
         self.app = app
         self.kit = kit
         self._match = kit.match
-        # Bodies are sent with `send_default_pii` only, so without it no request pays for keeping one.
+        # Bodies are sent with `send_default_pii` only, so otherwise none is recorded.
         self._keeps_bodies = kit.reporter.options.send_default_pii
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = _KINDS.get(scope["type"])
-        if kind is None:
+        served_type = _SERVED_TYPES.get(scope["type"])
+        if served_type is None:
             if scope["type"] == "lifespan":
                 await live(self.app, self.kit, scope, receive, send)
             else:
                 await self.app(scope, receive, send)
             return
-        # Kept from here: a Mount further in changes them in this very dict.
+        # Read before the app runs: an inner Mount changes them in the same dict.
         path, root_path = scope["path"], scope.get("root_path") or ""
         if scope["type"] == "http":
             leaf = self._match(below(path, root_path) if root_path else path)
@@ -90,10 +92,10 @@ class TransportMiddleware:
         if self._keeps_bodies:
             receive = tee = Tee(receive)
         facts = Facts(self.app, scope, path, root_path, send, tee)
-        op, mechanism = kind
+        op, mechanism = served_type
         served = self.kit.serve(facts, op=op, mechanism=mechanism)
         if served.transaction is not None:
-            send = _noting_status(send, served)
+            send = _record_status(send, served)
         try:
             await self.app(scope, receive, send)
         except BaseException as error:
@@ -102,13 +104,13 @@ class TransportMiddleware:
         served.finish()
 
 
-def _noting_status(send: Send, served: ServedRequest) -> Send:
-    """`send`, telling a transaction what the client is told. Nothing else asks for it."""
+def _record_status(send: Send, served: ServedRequest) -> Send:
+    """Return a `send` that also sets the status of the transaction."""
 
-    async def note(message: Message) -> None:
+    async def record(message: Message) -> None:
         status = message.get("status")
         if status is not None:
             served.status = status
         await send(message)
 
-    return note
+    return record

@@ -1,6 +1,7 @@
-"""The four routes as ASGI: an answer of the kit becomes messages; `transport_routes` is for routers.
+"""Routes: the four routes of the kit as ASGI apps.
 
-Owns nothing but the translation. Threads: runs on the event loop's thread; a flush waits on its own.
+Owns the translation of the kit's answers into messages. Threads: runs on the event loop's thread; a flush
+waits on another thread.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from transport_kit import LEAVES, Kit, Leaf
 
 __all__ = ["get_kit", "header", "KIT_KEY", "respond", "transport_routes"]
 
-#: Where the middleware leaves its kit in the scope of each request.
+#: Key of the middleware's kit in the scope of each request.
 KIT_KEY: Final = "transport_kit"
 
 
 def get_kit(request: HTTPConnection | Scope) -> Kit:
-    """The kit of the nearest `TransportMiddleware` around a request, a websocket or a bare ASGI scope.
+    """Return the kit of the nearest `TransportMiddleware` around a request, a websocket or a bare ASGI scope.
 
-    `get_kit(request).capture_exception()` reports what the app handles itself.
+    `get_kit(request).capture_exception()` reports an exception that the app handles itself.
 
     Raises:
         RuntimeError: No `TransportMiddleware` is around the app.
@@ -34,15 +35,14 @@ def get_kit(request: HTTPConnection | Scope) -> Kit:
 
 
 def transport_routes(kit: Kit | None = None) -> list[BaseRoute]:
-    """Routes `/live`, `/ready`, `/health` and `/flush` for a router, such as
-    `Mount("/transport", routes=transport_routes())`.
+    """Return the four routes for a router, such as `Mount("/transport", routes=transport_routes())`.
 
-    For apps that want them behind their own layers; use `TransportMiddleware(path=None)` then. Unlike
-    the middleware's own, they are answered where the router stands: Host checks, redirects, login and
-    whatever else is around the router come first.
+    For apps that want them behind their own layers, together with `TransportMiddleware(path=None)`. Unlike
+    the middleware's own routes, they come after all layers around the router, such as host checks, redirects
+    and login.
 
     Args:
-        kit: Whose state they show; by default that of the `TransportMiddleware` around the app.
+        kit: The kit whose state they show; by default that of the `TransportMiddleware` around the app.
     """
     return [
         Route(f"/{leaf}", _Endpoint(leaf, kit), name=f"transport_{leaf}", include_in_schema=False)
@@ -51,7 +51,7 @@ def transport_routes(kit: Kit | None = None) -> list[BaseRoute]:
 
 
 class _Endpoint:
-    """An ASGI app, so that the router leaves all methods to it."""
+    """An ASGI app for one leaf; being no function, it gets requests of all methods from the router."""
 
     def __init__(self, leaf: Leaf, kit: Kit | None) -> None:
         self._leaf = leaf
@@ -62,7 +62,7 @@ class _Endpoint:
 
 
 async def respond(kit: Kit, leaf: Leaf, scope: Scope, send: Send) -> None:
-    """Answer one HTTP request for a leaf; its body, if it has one, is not read."""
+    """Answer one HTTP request for a leaf, without reading its body."""
     answer = await kit.aanswer(
         leaf,
         method=scope["method"],
@@ -76,6 +76,6 @@ async def respond(kit: Kit, leaf: Leaf, scope: Scope, send: Send) -> None:
 
 
 def header(scope: Scope, name: bytes) -> str | None:
-    """A header's text, several of the same name joined as HTTP says; None without one."""
+    """Return a header's text, several of the same name joined by a comma; None if it is absent."""
     values = [value.decode("latin-1") for key, value in scope["headers"] if key == name]
     return ", ".join(values) if values else None

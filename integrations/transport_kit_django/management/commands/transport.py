@@ -1,10 +1,10 @@
-"""`manage.py transport check|send-test|flush|health`: the transport of this site, asked from a shell.
+"""`manage.py transport check|send-test|flush|health`: commands that test delivery with the site's settings.
 
-Owns what is printed, and the exit status: 0 when all is well, 1 when not, 2 for a wrong call. The steps of
-`check` are the core's own command, given what the settings say.
+Owns the output and the exit status: 0 for success, 1 for a failure, 2 for a usage error. The steps of `check`
+are those of the core's own command, with the site's settings.
 
-A management command delivers what it captured at its end, whichever command it is: that is the transport's
-own doing, at the end of the process. What ends a command is seen by a hook of `apps.py`.
+In any management command, the transport delivers its queue at the end of the process. A hook of `apps.py`
+captures an exception that ends a command.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ __all__ = ["Command"]
 
 
 class TestError(Exception):
-    """What `send-test` reports."""
+    """The exception that `send-test` reports."""
 
 
 class Command(BaseCommand):
-    """See the module."""
+    """The `transport` command."""
 
     help = "Checks, tries and shows the delivery of errors, with the settings of this site."
-    # It is there to find out what is wrong; checks that fail must not keep it from that.
+    # A command for troubleshooting must run even if system checks fail.
     requires_system_checks: list[str] = []  # noqa: RUF012 - Django's declaration
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Django's hook."""
+        """Declare the arguments."""
         actions = parser.add_subparsers(dest="action", required=True, metavar="check|send-test|flush|health")
         for name, text, seconds in (
             (
@@ -58,7 +58,7 @@ class Command(BaseCommand):
                 )
 
     def handle(self, *, action: str, **options: Any) -> None:
-        """Django's hook."""
+        """Run one of the four actions."""
         kit = get_kit()
         as_json = options["json"]
         timeout: Any = options.get("timeout")
@@ -71,11 +71,11 @@ class Command(BaseCommand):
         else:
             self._check(kit, as_json, timeout)
 
-    # -- what it can do --------------------------------------------------------------------------------
+    # -- actions ---------------------------------------------------------------------------------------
 
     def _health(self, kit: Kit, as_json: bool) -> None:
         health = kit.transport.health()
-        self._say(as_json, health.as_health_json(), health.as_text())
+        self._print(as_json, health.as_health_json(), health.as_text())
         if health.status == "fail":
             raise SystemExit(1)
 
@@ -84,7 +84,7 @@ class Command(BaseCommand):
         report = kit.transport.flush(timeout, until="delivered")
         facts = dataclasses.asdict(report)
         text = ", ".join(f"{name} {value}" for name, value in facts.items() if name != "ok")
-        self._say(as_json, facts, text)
+        self._print(as_json, facts, text)
         if not report.ok:
             raise SystemExit(1)
 
@@ -95,7 +95,7 @@ class Command(BaseCommand):
             facts = kit.send_test(error, timeout)
         problem = facts["problem"]
         delivered = f"event {facts['event_id']} was delivered in {facts['seconds'] * 1000:.0f} ms"
-        self._say(as_json, facts, delivered if problem is None else f"not delivered: {problem}")
+        self._print(as_json, facts, delivered if problem is None else f"not delivered: {problem}")
         if problem is not None:
             raise SystemExit(1)
 
@@ -112,5 +112,5 @@ class Command(BaseCommand):
         if status:
             raise SystemExit(status)
 
-    def _say(self, as_json: bool, facts: dict[str, Any], text: str) -> None:
+    def _print(self, as_json: bool, facts: dict[str, Any], text: str) -> None:
         self.stdout.write(json.dumps(facts, indent=2) if as_json else text)
