@@ -1,4 +1,4 @@
-"""Exceptions as values: the order, the tree, the texts, and exceptions made to break their reader."""
+"""Exceptions as values: order, tree and texts, and exceptions built to break their reader."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transport_kit.reporting.frames import FrameReader
 
 
 def values_of(error: BaseException, clock: Callable[[], float] = time.monotonic) -> list[dict[str, Any]]:
-    """The exception's values, which must be strict JSON."""
+    """Return the exception's values, checked to be strict JSON."""
     reader = FrameReader((), (), send_pii=False)
     values = exception_values(error, reader, mechanism="test", handled=False, clock=clock)
     encoder.dumps(values)
@@ -24,7 +24,7 @@ def values_of(error: BaseException, clock: Callable[[], float] = time.monotonic)
 
 
 def raised(error: BaseException) -> BaseException:
-    """The exception with a traceback, as if it had been caught."""
+    """Return the exception with a traceback, as if it had been caught."""
     try:
         raise error
     except BaseException as caught:
@@ -32,7 +32,7 @@ def raised(error: BaseException) -> BaseException:
 
 
 def tree(error: BaseException) -> list[tuple[Any, ...]]:
-    """Of each value its text, id, parent, source and whether it is a group; in the order sent."""
+    """Return text, id, parent, source and group flag of each value, in the order sent."""
     return [
         (
             value["value"],
@@ -46,7 +46,7 @@ def tree(error: BaseException) -> list[tuple[Any, ...]]:
 
 
 def text_of(error: BaseException) -> str:
-    """What the raised exception says."""
+    """Return the text of the raised exception."""
     text = values_of(error)[-1]["value"]
     assert isinstance(text, str)
     return text
@@ -67,7 +67,7 @@ def test_the_oldest_comes_first_and_the_raised_one_last() -> None:
 
 
 def test_an_implicit_context_is_told_apart_from_a_cause() -> None:
-    """`raise` in an except block chains by itself; the two read differently."""
+    """`raise` in an except block sets a context, `raise ... from` a cause; servers show them differently."""
     try:
         try:
             raise KeyError("a")
@@ -79,7 +79,7 @@ def test_an_implicit_context_is_told_apart_from_a_cause() -> None:
 
 
 def test_from_none_hides_the_context() -> None:
-    """The author said that the first error does not matter."""
+    """`from None` means that the first error does not matter."""
     try:
         try:
             raise KeyError("a")
@@ -91,7 +91,7 @@ def test_from_none_hides_the_context() -> None:
 
 
 def test_cycles_end() -> None:
-    """A cause that leads back to itself would be walked for ever."""
+    """A cause chain that leads back to its start must not loop for ever."""
     first, second = ValueError("1"), ValueError("2")
     first.__cause__, second.__cause__ = second, first
     assert [row[0] for row in tree(first)] == ["2", "1"]
@@ -101,7 +101,7 @@ def test_cycles_end() -> None:
 
 
 def test_members_of_a_group_hang_on_it_and_their_causes_on_them() -> None:
-    """Giving a member's cause the root as its parent draws a wrong tree."""
+    """A member's cause with the root as its parent would make a wrong tree."""
     member = ValueError("member 0")
     member.__cause__ = OSError("disk")
     inner = ExceptionGroup("inner", [TypeError("deep")])
@@ -118,7 +118,7 @@ def test_members_of_a_group_hang_on_it_and_their_causes_on_them() -> None:
 
 
 def test_an_exception_reached_on_two_ways_is_told_once() -> None:
-    """One object as member and as cause is one exception, and keeps cyclic groups finite."""
+    """An object that is both member and cause is one exception; this also ends cyclic groups."""
     shared = ValueError("shared")
     group = ExceptionGroup("g", [shared, shared])
     group.__context__ = shared
@@ -126,7 +126,7 @@ def test_an_exception_reached_on_two_ways_is_told_once() -> None:
 
 
 def test_long_chains_and_wide_groups_are_cut_at_fifty() -> None:
-    """A task group of ten thousand members would be an event of megabytes."""
+    """A task group of ten thousand members would make an event of megabytes."""
     error: BaseException = ValueError("root")
     for number in range(5000):
         outer = ValueError(str(number))
@@ -139,7 +139,7 @@ def test_long_chains_and_wide_groups_are_cut_at_fifty() -> None:
 
 
 def test_frames_are_shared_out_among_many_exceptions() -> None:
-    """Fifty deep tracebacks would make an event that is refused; the raised one keeps its frames."""
+    """Fifty deep tracebacks would make an event that servers refuse; the raised one keeps its frames."""
 
     def deep(depth: int) -> None:
         if depth:
@@ -172,7 +172,7 @@ def test_type_and_module_are_told_apart() -> None:
 
 
 def test_an_exception_never_raised_has_no_stack() -> None:
-    """An empty list of frames is nulled by servers, and noted as an error."""
+    """Servers discard an empty list of frames and record an error."""
     assert "stacktrace" not in values_of(ValueError("made"))[0]
     assert "stacktrace" in values_of(raised(ValueError("raised")))[0]
 
@@ -205,7 +205,7 @@ def test_an_exception_never_raised_has_no_stack() -> None:
     ],
 )
 def test_the_text_is_what_python_would_print(error: BaseException, text: str) -> None:
-    """People search for the message they know from the console; a password in a URL is no part of it."""
+    """People search for the message they know from the console. A password in a URL is filtered."""
     assert text_of(error) == text
 
 
@@ -217,7 +217,7 @@ class Opaque:
 
 
 class Lazy:
-    """Has a text of its own, such as a translation that is looked up when shown."""
+    """Has its own text, such as a translation that is looked up when shown."""
 
     def __str__(self) -> str:
         return "übersetzt"
@@ -233,19 +233,19 @@ def test_an_arguments_repr_is_never_called() -> None:
 
 
 def test_an_argument_with_a_text_of_its_own_gives_it() -> None:
-    """`raise PermissionDenied(gettext_lazy(...))` is common; its class name would say nothing."""
+    """`raise PermissionDenied(gettext_lazy(...))` is common; its class name would be useless."""
     assert text_of(ValueError(Lazy())) == "übersetzt"
 
 
 class Unprintable(Exception):
-    """Raises whatever it was given instead of a text."""
+    """Its `__str__` raises the given exception."""
 
     def __str__(self) -> str:
         raise self.args[0]
 
 
 def test_an_argument_after_the_name_of_a_secret_is_filtered() -> None:
-    """`ValidationError("password", value)`; a sentence that only speaks of one hides nothing."""
+    """`ValidationError("password", value)` is filtered; a sentence that mentions a password is not a name."""
     for error, expected in (
         (ValueError("password", "hunter2"), "('password', '[Filtered]')"),
         (ValueError("invalid token", "<"), "('invalid token', '<')"),
@@ -257,7 +257,7 @@ def test_an_argument_after_the_name_of_a_secret_is_filtered() -> None:
 
 @pytest.mark.parametrize("problem", [RuntimeError("no"), SystemExit(1), RecursionError(), GeneratorExit()])
 def test_a_text_that_can_not_be_had_costs_the_text_only(problem: BaseException) -> None:
-    """An exception that fails while it is shown must not replace the one that is reported."""
+    """An exception whose `__str__` raises must not replace the reported one."""
     assert text_of(Unprintable(problem)) == f"<unprintable {__name__}.Unprintable>"
 
 
@@ -297,7 +297,7 @@ def test_a_metaclass_that_hides_its_methods_costs_the_text_only() -> None:
 
 
 def test_properties_of_a_subclass_are_not_run() -> None:
-    """What links exceptions is read through BaseException itself."""
+    """Causes, contexts and members are read through BaseException itself."""
 
     class Trap(Exception):
         @property
@@ -310,7 +310,7 @@ def test_properties_of_a_subclass_are_not_run() -> None:
 
 
 def test_a_huge_text_is_cut() -> None:
-    """Servers keep 8192 characters; a megabyte of them would get the event refused."""
+    """Servers keep 8192 characters; a megabyte would get the event refused."""
 
     class Huge(Exception):
         def __str__(self) -> str:
@@ -325,7 +325,7 @@ def test_a_huge_text_is_cut() -> None:
 
 
 def test_slow_texts_stop_being_asked() -> None:
-    """One slow `__str__` can't be interrupted; ten of them in a chain can be left out."""
+    """One slow `__str__` can't be interrupted, but the others of the same capture can be skipped."""
     now = 0.0
 
     class Slow(Exception):
@@ -345,7 +345,7 @@ def test_slow_texts_stop_being_asked() -> None:
 
 
 def test_notes_stand_below_the_text() -> None:
-    """`add_note` is how libraries say in which step it happened; Python prints them there."""
+    """Libraries use `add_note` for the step that failed; Python prints notes below the text."""
     error = ValueError("boom")
     error.add_note("while reading line 7")
     error.add_note("of orders.csv")
@@ -353,7 +353,7 @@ def test_notes_stand_below_the_text() -> None:
 
 
 def test_notes_survive_a_huge_text_and_are_bounded_themselves() -> None:
-    """The note is short and says where; the text is long and says little."""
+    """A note is short and useful, a huge text is not: the text is cut first."""
     error = ValueError("x" * 20_000)
     error.add_note("the note")
     assert text_of(error).endswith("...\nthe note")
@@ -365,14 +365,14 @@ def test_notes_survive_a_huge_text_and_are_bounded_themselves() -> None:
 
 @pytest.mark.parametrize("notes", [None, "text", 7, [7, None], {"a": 1}])
 def test_notes_of_another_kind_are_left_out(notes: Any) -> None:
-    """`__notes__` is an attribute like any other; anything may stand in it."""
+    """`__notes__` is an ordinary attribute and may have any value."""
     error = ValueError("boom")
     error.__notes__ = notes
     assert text_of(error) == "boom"
 
 
 def test_a_syntax_error_shows_the_faulty_source() -> None:
-    """Its traceback ends in the compiler; the line that matters is in the error itself."""
+    """Its traceback ends in the compiler; the faulty line is in the attributes of the error."""
     with pytest.raises(SyntaxError) as caught:
         compile("a = 1\nb = = 2\n", "/srv/app/shop/broken.py", "exec")
     (value,) = values_of(caught.value)
@@ -399,12 +399,12 @@ def test_a_syntax_error_shows_the_faulty_source() -> None:
     ],
 )
 def test_a_syntax_error_of_odd_parts_shows_none(details: Any) -> None:
-    """The parts are whatever the raiser passed."""
+    """The attributes may have any values."""
     assert "stacktrace" not in values_of(SyntaxError("bad", details))[0]
 
 
 def test_no_file_is_read_because_a_syntax_error_names_it(tmp_path: Any) -> None:
-    """The name may come from a request: its file must not end up in the event."""
+    """The file name may come from a request: the file's content must not get into the event."""
     secret = tmp_path / "secret.txt"
     secret.write_text("top secret\n")
     value = values_of(SyntaxError("bad", (str(secret), 1, 0, None)))[0]
@@ -413,10 +413,10 @@ def test_no_file_is_read_because_a_syntax_error_names_it(tmp_path: Any) -> None:
 
 
 def test_a_part_that_can_not_be_told_costs_itself_only(caplog: pytest.LogCaptureFixture) -> None:
-    """What failed may have been the scrubbing: the part is left out, and not sent as it was."""
+    """The failing step may be the scrubbing: the part is left out, not sent unscrubbed."""
 
     class Broken(FrameReader):
-        """Fails as soon as it reads."""
+        """Raises as soon as it reads."""
 
         def frames(self, *arguments: Any) -> list[dict[str, Any]]:
             raise ValueError("password=hunter2")
@@ -425,7 +425,7 @@ def test_a_part_that_can_not_be_told_costs_itself_only(caplog: pytest.LogCapture
         raise ValueError("password=hunter2")
 
     class Spoken(Exception):
-        """Has a text of its own, which is timed."""
+        """Has its own text, which takes time."""
 
         def __str__(self) -> str:
             return "hunter2"

@@ -1,4 +1,4 @@
-"""Frames: where code lies, which lines surround it, whose it is, and what its variables hold."""
+"""Frames: location, source lines, in-app flag and variables."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from transport_kit.reporting.values.bounded import Room
 
 @pytest.fixture(autouse=True)
 def _fresh_lines() -> Iterator[None]:
-    """Lines of files of one test are not another's."""
+    """Clear the line cache, so that files of one test don't affect another."""
     linecache.clearcache()
     yield
     linecache.clearcache()
 
 
 def reader(**options: Any) -> FrameReader:
-    """A reader with no lists of its own."""
+    """A reader without module lists."""
     return FrameReader(
         options.get("include", ()), options.get("exclude", ()), send_pii=options.get("send_pii", False)
     )
 
 
 def traceback_of(call: Callable[[], object]) -> types.TracebackType | None:
-    """The traceback of what the call raises, without this function's own frame."""
+    """Return the traceback of the exception that the call raises, without this function's own frame."""
     try:
         call()
     except BaseException as error:
@@ -47,14 +47,14 @@ def traceback_of(call: Callable[[], object]) -> types.TracebackType | None:
 def frames_of(
     call: Callable[[], object], using: FrameReader | None = None, limit: int = 250
 ) -> list[dict[str, Any]]:
-    """The frames of what the call raises, without this function's own; they must be strict JSON."""
+    """Return the frames of that exception, without this function's own, checked to be strict JSON."""
     found = (using or reader()).frames(traceback_of(call), limit, Room(256 * 1024))
     encoder.dumps(found)
     return found
 
 
 def load(path: Path, name: str, source: str) -> types.ModuleType:
-    """A module from a file, as an import from the folder above its package would give it."""
+    """Return a module from a file, as if imported from the folder above its package."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(source, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(name, path)
@@ -71,7 +71,7 @@ SOURCE = (
 
 
 def test_a_frame_says_where_it_is(tmp_path: Path) -> None:
-    """The path from the import root is the same on each host; the absolute one is not."""
+    """The path from the import root is the same on each host; the absolute path is not."""
     module = load(tmp_path / "shop" / "cart.py", "shop.cart", SOURCE)
     (frame,) = frames_of(module.fail)
     assert frame == {
@@ -88,7 +88,7 @@ def test_a_frame_says_where_it_is(tmp_path: Path) -> None:
 
 
 def test_the_oldest_call_comes_first_and_has_its_qualified_name() -> None:
-    """Servers read the last frame as the one that failed; `Cart.load` says more than `load`."""
+    """Servers show the last frame as the one that failed; `Cart.load` is clearer than `load`."""
 
     class Cart:
         def load(self) -> None:
@@ -125,14 +125,14 @@ def test_the_file_name_is_relative_to_the_import_root(
 
 
 def test_a_file_outside_of_every_import_root_keeps_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script started by its path from elsewhere."""
+    """Such as a script started by its path from another folder."""
     monkeypatch.setattr(sys, "path", [])
     assert room_under_test._relative("/opt/jobs/nightly.py", "__main__") == "nightly.py"
     assert room_under_test._relative("<frozen importlib._bootstrap>", None) == "<frozen importlib._bootstrap>"
 
 
 def test_deep_recursion_keeps_the_first_fifty_and_the_last_two_hundred() -> None:
-    """Where it began and where it ended; the middle repeats itself. Receivers cut the same way."""
+    """Start and end matter, the middle repeats itself. Servers cut in the same way."""
 
     def call(depth: int) -> None:
         if depth == 0:
@@ -148,7 +148,7 @@ def test_deep_recursion_keeps_the_first_fifty_and_the_last_two_hundred() -> None
 
 
 def test_code_of_the_standard_library_and_of_packages_is_not_the_apps(tmp_path: Path) -> None:
-    """Servers fold foreign frames away, and group by the app's own."""
+    """Servers collapse frames that are not in-app, and group by those that are."""
     assert [frame["in_app"] for frame in frames_of(lambda: json.loads("{"))][1:] == [False] * 3
     for folder in ("site-packages", "dist-packages"):
         module = load(tmp_path / folder / "dep" / "core.py", "dep.core", SOURCE)
@@ -156,7 +156,7 @@ def test_code_of_the_standard_library_and_of_packages_is_not_the_apps(tmp_path: 
 
 
 def test_include_beats_exclude_and_both_beat_the_place(tmp_path: Path) -> None:
-    """A prefix counts at a dot: `shop` is not `shopping`."""
+    """A prefix ends at a dot: `shop` does not match `shopping`."""
     package = load(tmp_path / "site-packages" / "shop" / "cart.py", "shop.cart", SOURCE)
     other = load(tmp_path / "shopping.py", "shopping", SOURCE)
     both = reader(include=("shop.cart",), exclude=("shop", "shopping"))
@@ -166,7 +166,7 @@ def test_include_beats_exclude_and_both_beat_the_place(tmp_path: Path) -> None:
 
 
 def test_generated_code_is_not_the_apps_unless_it_is_the_main_program() -> None:
-    """`<string>` has no file; a line typed into an interpreter is the user's nevertheless."""
+    """`<string>` has no file; a line typed into an interpreter is the user's code all the same."""
     namespace: dict[str, Any] = {"__name__": "shop.generated"}
     exec("def fail(): raise ValueError", namespace)
     (frame,) = frames_of(namespace["fail"])
@@ -179,7 +179,7 @@ def test_generated_code_is_not_the_apps_unless_it_is_the_main_program() -> None:
 
 
 def test_our_own_frames_are_foreign_and_keep_their_variables() -> None:
-    """The transport never reports itself, and its variables hold the DSN."""
+    """This library's frames are not in-app, and have no variables, which may contain the DSN."""
     namespace: dict[str, Any] = {"__name__": "transport_kit.http"}
     exec(compile("def fail(dsn):\n    raise ValueError", "/srv/own/http.py", "exec"), namespace)
     (frame,) = frames_of(lambda: namespace["fail"]("x"))[1:]
@@ -203,7 +203,7 @@ def test_source_comes_from_the_loader_when_there_is_no_file() -> None:
 
 @pytest.mark.parametrize("answer", [RuntimeError("no"), 7, b"bytes"])
 def test_a_loader_that_fails_costs_the_lines_only(answer: Any) -> None:
-    """A loader is code of the app's or of an import hook."""
+    """A loader is code of the app or of an import hook, and may raise."""
 
     class Loader:
         def get_source(self, name: str) -> Any:
@@ -254,7 +254,7 @@ def test_pipes_and_huge_files_are_never_opened(tmp_path: Path) -> None:
 def test_a_working_directory_that_is_gone_costs_the_absolute_path_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A daemon's directory may be removed under it; `abspath` then raises."""
+    """A daemon's directory may have been removed; `abspath` then raises."""
     folder = tmp_path / "gone"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -269,7 +269,7 @@ def test_long_lines_are_cut(tmp_path: Path) -> None:
 
 
 def test_the_same_line_is_described_once_and_code_of_the_same_id_is_not_mixed_up() -> None:
-    """The cache is keyed by id: an entry keeps its code alive, and another module's frame isn't it."""
+    """The cache is keyed by id and module: an entry keeps its code alive, so that the id can't be reused."""
     code = compile("def fail(): raise ValueError", "/srv/x.py", "exec")
     one: dict[str, Any] = {"__name__": "one"}
     exec(code, one)
@@ -281,7 +281,7 @@ def test_the_same_line_is_described_once_and_code_of_the_same_id_is_not_mixed_up
 
 
 def test_what_is_done_to_a_frame_does_not_reach_the_next_one(tmp_path: Path) -> None:
-    """Source lines are cached; whoever is given an event may change it."""
+    """Source lines are cached; a hook may change its event."""
     module = load(tmp_path / "shop.py", "shop", SOURCE)
     using = reader()
     first = frames_of(module.fail, using)[0]
@@ -305,13 +305,13 @@ def test_the_caches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def variables_of(call: Callable[[], object], **options: Any) -> dict[str, Any]:
-    """The failing frame's variables."""
+    """Return the variables of the failing frame."""
     found: dict[str, Any] = frames_of(call, reader(**options))[-1].get("vars", {})
     return found
 
 
 class Opaque:
-    """Runs no code of ours when it is shown, or the test fails."""
+    """Fails the test if any of its methods is called."""
 
     def __repr__(self) -> str:
         raise AssertionError("called")
@@ -323,7 +323,7 @@ class Opaque:
 
 
 def test_variables_are_plain_values_and_other_objects_their_class() -> None:
-    """What a debugger would show, without running a line of the app's code."""
+    """As in a debugger, but without running a line of the app's code."""
 
     def fail() -> None:
         number, text, nothing, flag, ratio = 7, "bob", None, True, 0.5
@@ -345,7 +345,7 @@ def test_variables_are_plain_values_and_other_objects_their_class() -> None:
 
 
 def test_secrets_are_filtered_by_name_at_every_depth() -> None:
-    """A login view's variables are the password itself."""
+    """The variables of a login view include the password."""
 
     def fail() -> None:
         password, api_key, csrf_middleware, ip_address = "hunter2", b"hunter2", Opaque(), "192.0.2.7"
@@ -371,7 +371,7 @@ def test_secrets_are_filtered_by_name_at_every_depth() -> None:
 
 
 def test_variables_of_a_frame_stay_within_two_kibibytes() -> None:
-    """Every frame of a deep stack pays for it, on the wire and in the queue."""
+    """Each frame of a deep stack takes room on the wire and in the queue."""
 
     def fail() -> None:
         a = b = c = d = "x" * 100_000
@@ -385,7 +385,7 @@ def test_variables_of_a_frame_stay_within_two_kibibytes() -> None:
 
 
 def test_variables_stop_when_the_events_allowance_is_used_up() -> None:
-    """The failing frame has them; the ones further out may go without."""
+    """The failing frame comes first; frames further out may go without variables."""
 
     def inner() -> None:
         text = "x" * 400
@@ -409,7 +409,7 @@ def test_many_variables_are_cut_at_fifty() -> None:
 
 
 def test_a_modules_frame_shows_its_values_and_not_its_imports() -> None:
-    """At the top level every import and function is a variable; none says what happened."""
+    """At the top level, all imports and functions are variables, but of no use in an event."""
     code = compile(
         "import json\ndef f(): pass\nclass C: pass\nn = 7\nraise ValueError", "/srv/top.py", "exec"
     )
@@ -440,7 +440,7 @@ def test_a_namespace_of_the_apps_own_runs_no_code() -> None:
 
 
 def test_names_that_are_no_identifiers_are_counted_and_hidden_alike() -> None:
-    """A module's dict takes any key; the compiler's own names say nothing."""
+    """A module's dict may have any keys; names made by the compiler are left out."""
     code = compile("raise ValueError", "/srv/odd.py", "exec")
     namespace: dict[Any, Any] = {
         "__name__": "odd",
@@ -455,12 +455,12 @@ def test_names_that_are_no_identifiers_are_counted_and_hidden_alike() -> None:
 
 
 def test_an_empty_traceback_gives_no_frames() -> None:
-    """An exception that was made and never raised."""
+    """Such as that of an exception that was never raised."""
     assert reader().frames(None, 250, Room(100)) == []
 
 
 def test_a_traceback_begins_where_the_app_was_entered() -> None:
-    """Our middleware is in the traceback of every request; an error of our own still has its frames."""
+    """Every request's traceback starts in our middleware; an error of our own keeps its frames."""
 
     def entered(module: str, inner: str) -> BaseException:
         ours: dict[str, Any] = {"__name__": module}

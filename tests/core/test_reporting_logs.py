@@ -1,4 +1,4 @@
-"""Logs: batched, bounded, each error once, and never about ourselves."""
+"""Logs: batched, bounded, each error reported once, and never this library's own records."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _kept() -> Iterator[Kept]:
 
 @pytest.fixture(name="logger")
 def _logger() -> Iterator[logging.Logger]:
-    """A logger of the app whose handlers the test adds."""
+    """A logger of the app to which the test adds handlers."""
     logger = logging.getLogger("shop.cart")
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
@@ -42,12 +42,12 @@ def named() -> tuple[str, str]:
 
 
 def values(log: dict[str, Any]) -> dict[str, Any]:
-    """The attributes of a log item without their types."""
+    """Return the attributes of a log item without their types."""
     return {name: attribute["value"] for name, attribute in log["attributes"].items()}
 
 
 def test_a_record_becomes_a_log_item(kept: Kept, logger: logging.Logger) -> None:
-    """Body, level, trace, and what can be searched for: each attribute with its type."""
+    """Body, level, trace and searchable attributes, each with its type."""
     reporter = reporter_for(kept, release="shop@1", environment="staging", server_name="web-1")
     logger.addHandler(TransportHandler(reporter))
     with reporter.request(named=named):
@@ -94,7 +94,7 @@ def test_a_record_becomes_a_log_item(kept: Kept, logger: logging.Logger) -> None
 def test_levels_are_those_of_the_protocol(
     kept: Kept, logger: logging.Logger, level: int, expected: tuple[str, int]
 ) -> None:
-    """Numbers between the usual ones count as the one below."""
+    """A number between two usual levels counts as the lower one."""
     logger.setLevel(1)
     logger.addHandler(TransportHandler(reporter_for(kept), log_level=1))
     logger.log(level, "m")
@@ -104,7 +104,7 @@ def test_levels_are_those_of_the_protocol(
 
 
 def test_a_full_batch_goes_at_once_and_the_rest_at_the_flush(kept: Kept, logger: logging.Logger) -> None:
-    """At most 100 in a container; nothing is left behind at flush or close."""
+    """At most 100 items per container; flush and close leave none behind."""
     logger.addHandler(TransportHandler(reporter_for(kept)))
     for number in range(2 * BATCH + 7):
         logger.info("%d", number)
@@ -114,7 +114,7 @@ def test_a_full_batch_goes_at_once_and_the_rest_at_the_flush(kept: Kept, logger:
 
 
 def test_a_batch_that_is_not_full_goes_after_a_while(kept: Kept) -> None:
-    """A log line that waits for 99 others helps nobody."""
+    """A log line must not wait for 99 others."""
     sent = threading.Event()
     buffer = LogBuffer(kept, seconds=0.01)
 
@@ -129,10 +129,10 @@ def test_a_batch_that_is_not_full_goes_after_a_while(kept: Kept) -> None:
 
 
 def test_what_no_transport_takes_is_bounded_and_counted() -> None:
-    """While nobody can send, the newest are lost, and it is known how many."""
+    """While nothing can be sent, the newest items are dropped and counted."""
 
     class Stuck(Kept):
-        """Its captures log, as a transport's function may."""
+        """A transport whose captures log, as a transport function may."""
 
         def capture_envelope(self, envelope: Envelope) -> bool:
             return False
@@ -146,7 +146,7 @@ def test_what_no_transport_takes_is_bounded_and_counted() -> None:
 
 
 def test_many_threads_log_without_loss(kept: Kept) -> None:
-    """Each item in exactly one container."""
+    """Each item is in exactly one container."""
     buffer = LogBuffer(kept)
 
     def work(first: int) -> None:
@@ -164,7 +164,7 @@ def test_many_threads_log_without_loss(kept: Kept) -> None:
 
 
 def test_a_forked_child_sends_its_own_logs_only(kept: Kept) -> None:
-    """The parent's lines would arrive twice."""
+    """Otherwise the parent's lines would arrive twice."""
     buffer = LogBuffer(kept)
     buffer.add({"body": "parent"})
     with warnings.catch_warnings():
@@ -185,7 +185,7 @@ def test_a_forked_child_sends_its_own_logs_only(kept: Kept) -> None:
 
 
 def test_records_become_breadcrumbs_of_the_work_they_were_made_in(kept: Kept, logger: logging.Logger) -> None:
-    """The way to an error, from what is logged anyway."""
+    """The steps before an error, from records that are logged anyway."""
     reporter = reporter_for(kept)
     logger.addHandler(TransportHandler(reporter, log_level=None))
     with reporter.request(named=named):
@@ -203,7 +203,7 @@ def test_records_become_breadcrumbs_of_the_work_they_were_made_in(kept: Kept, lo
 
 
 def test_error_records_become_events_when_asked_for(kept: Kept, logger: logging.Logger) -> None:
-    """Grouped by the template, with the exception when there is one."""
+    """Grouped by the template, with the exception if there is one."""
     reporter = reporter_for(kept)
     logger.addHandler(TransportHandler(reporter, log_level=None, event_level=logging.ERROR))
     with reporter.request(named=named):
@@ -228,7 +228,7 @@ def test_error_records_become_events_when_asked_for(kept: Kept, logger: logging.
 
 
 def test_what_was_logged_is_not_reported_again_by_the_request(kept: Kept, logger: logging.Logger) -> None:
-    """`logger.exception` and `raise` in one view is one error, in whatever order the layers see it."""
+    """`logger.exception` and `raise` in one view is one error, whichever layer sees it first."""
     reporter = reporter_for(kept)
     logger.addHandler(TransportHandler(reporter, event_level=logging.ERROR))
 
@@ -245,7 +245,7 @@ def test_what_was_logged_is_not_reported_again_by_the_request(kept: Kept, logger
 
 
 def test_our_own_records_and_threads_are_skipped(kept: Kept) -> None:
-    """A delivery that fails logs; reporting that would fail, and log."""
+    """A failing delivery logs; reporting that record would fail and log again."""
     handler = TransportHandler(reporter_for(kept), event_level=logging.DEBUG)
     root = logging.getLogger()
     root.addHandler(handler)
@@ -264,7 +264,7 @@ def test_our_own_records_and_threads_are_skipped(kept: Kept) -> None:
 
 
 def test_a_handler_follows_the_reporter_that_is_current(kept: Kept, logger: logging.Logger) -> None:
-    """A kit that starts anew has a new reporter; handlers are set up once."""
+    """A restarted kit has a new reporter, but handlers are set up once."""
     with Kept() as second:
         reporters: list[Reporter] = [reporter_for(kept)]
         logger.addHandler(TransportHandler(lambda: reporters[-1]))
@@ -278,7 +278,7 @@ def test_a_handler_follows_the_reporter_that_is_current(kept: Kept, logger: logg
 
 
 def test_filters_decide_and_no_lock_is_held(kept: Kept, logger: logging.Logger) -> None:
-    """A hook that logs from another thread, and waits for it, would wait for ever."""
+    """A hook that waits for another thread's log call would otherwise deadlock."""
 
     def hook(event: dict[str, Any], hint: dict[str, Any]) -> dict[str, Any]:
         thread = threading.Thread(target=lambda: logger.info("from the hook"))
@@ -319,7 +319,7 @@ def test_a_filter_may_replace_the_record(kept: Kept) -> None:
 def test_a_record_that_is_wrong_is_logged_as_far_as_it_goes(
     kept: Kept, message: Any, args: Any, body: str
 ) -> None:
-    """The app's mistake in a log line must not raise in our handler, nor print to its stderr."""
+    """A mistake in the app's log call must not raise in the handler, nor print to stderr."""
     handler = TransportHandler(reporter_for(kept), event_level=logging.INFO)
     handler.handle(logging.LogRecord("x", logging.INFO, "f.py", 1, message, args, None))
     kept.flush()
@@ -328,7 +328,7 @@ def test_a_record_that_is_wrong_is_logged_as_far_as_it_goes(
 
 
 def test_secrets_in_records_are_filtered(kept: Kept, logger: logging.Logger) -> None:
-    """By the name of a parameter or of an extra, and by their form in the text."""
+    """By the name of a parameter or extra, and by their form in the text."""
     logger.addHandler(TransportHandler(reporter_for(kept)))
     logger.info("%(token)s for %(who)s", {"token": "hunter2-a", "who": "bob"}, extra={"api_key": "hunter2-b"})
     logger.info("url %s", "postgres://bob:hunter2-c@db/x")
@@ -356,7 +356,7 @@ def test_secrets_in_records_are_filtered(kept: Kept, logger: logging.Logger) -> 
 def test_a_parameter_that_is_a_secret_by_its_place_is_filtered(
     kept: Kept, logger: logging.Logger, message: str, parameters: tuple[object, ...]
 ) -> None:
-    """This is how apps log passwords; the message alone would hide it, and its parameters tell it."""
+    """`"password=%s"` is how apps log passwords: text and parameter must both be filtered."""
     logger.addHandler(TransportHandler(reporter_for(kept), event_level=logging.ERROR))
     logger.error(message, *parameters)
     kept.flush()
@@ -368,7 +368,7 @@ def test_a_parameter_that_is_a_secret_by_its_place_is_filtered(
 def test_a_password_that_is_also_the_users_name_is_not_told_by_its_place(
     kept: Kept, logger: logging.Logger
 ) -> None:
-    """What stands elsewhere in the text too may be seen there, but not that it is the password."""
+    """The same text elsewhere in the message stays, without showing that it is the password."""
     logger.addHandler(TransportHandler(reporter_for(kept)))
     logger.info("user %s, password=%s", "bob", "bob")
     kept.flush()
@@ -376,7 +376,7 @@ def test_a_password_that_is_also_the_users_name_is_not_told_by_its_place(
 
 
 def test_structlog_hands_over_its_keys_as_the_docs_say(kept: Kept, logger: logging.Logger) -> None:
-    """What `docs/capturing.md` says to end the chain with; the usual other end gives one text of a dict."""
+    """The last processor that `docs/capturing.md` recommends; the usual one renders a dict as text."""
     logger.addHandler(TransportHandler(reporter_for(kept), event_level=logging.ERROR))
     log = structlog.wrap_logger(
         logger,
@@ -394,7 +394,7 @@ def test_structlog_hands_over_its_keys_as_the_docs_say(kept: Kept, logger: loggi
 
 
 def test_loguru_hands_over_no_values_of_variables_as_the_docs_say(kept: Kept) -> None:
-    """Its tracebacks show what each variable holds: a password has no name there to be known by."""
+    """Its tracebacks show the values of variables, without the names by which secrets are recognised."""
     shop = loguru.logger
     reporter = reporter_for(kept)
     number = shop.add(TransportHandler(lambda: reporter), format=lambda record: "{message}")
@@ -414,7 +414,7 @@ def test_loguru_hands_over_no_values_of_variables_as_the_docs_say(kept: Kept) ->
 
 
 def test_nothing_escapes_from_the_handler(kept: Kept) -> None:
-    """Logging must work where reporting can't."""
+    """Logging must work even if reporting fails."""
 
     def gone() -> Reporter:
         raise RuntimeError("no reporter")

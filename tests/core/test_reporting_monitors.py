@@ -1,4 +1,4 @@
-"""Check-ins: each run begun and ended under one id, whatever becomes of it."""
+"""Check-ins: each run begins and ends under one id, whatever happens in it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _kept() -> Iterator[Kept]:
 
 
 def test_a_run_is_reported_at_its_beginning_and_its_end(kept: Kept) -> None:
-    """A job that hangs is noticed because its end is missing."""
+    """A hanging job is detected by its missing end."""
     reporter = reporter_for(kept, release="shop@1", environment="staging")
     with reporter.monitor("nightly", schedule="0 3 * * *", timezone="Europe/Vienna", max_runtime=30):
         assert len(kept.check_ins()) == 1
@@ -44,7 +44,7 @@ def test_a_run_is_reported_at_its_beginning_and_its_end(kept: Kept) -> None:
 
 
 def test_a_run_that_fails_says_so_and_its_exception_is_reported_once(kept: Kept) -> None:
-    """Nothing else catches what escapes from a cron job; and it goes on."""
+    """Nothing else captures the exception of a cron job; it propagates all the same."""
     reporter = reporter_for(kept)
     with pytest.raises(ValueError, match="boom"), reporter.transaction("job"), reporter.monitor("nightly"):
         raise ValueError("boom")
@@ -65,7 +65,7 @@ def test_a_run_that_fails_says_so_and_its_exception_is_reported_once(kept: Kept)
     ],
 )
 def test_a_job_may_end_the_process(kept: Kept, error: BaseException, status: str) -> None:
-    """`sys.exit()` at the end of a script is a success; Ctrl-C is not, and is no exception to report."""
+    """`sys.exit()` at the end of a script is a success. Ctrl-C is a failure, but no exception to report."""
     with pytest.raises(type(error)), reporter_for(kept).monitor("nightly"):
         raise error
     assert kept.check_ins()[-1]["status"] == status
@@ -73,7 +73,7 @@ def test_a_job_may_end_the_process(kept: Kept, error: BaseException, status: str
 
 
 def test_a_decorated_function_stays_what_it_was(kept: Kept) -> None:
-    """Plain and async, with its name, its arguments and its result; each call is a run."""
+    """Plain and async functions keep name, arguments and result; each call is a run."""
     reporter = reporter_for(kept)
     begun = threading.Barrier(2, timeout=SOON)
 
@@ -115,7 +115,7 @@ def test_a_decorated_function_stays_what_it_was(kept: Kept) -> None:
 def test_a_generator_function_is_not_told_as_a_run_that_went_well(
     kept: Kept, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its call does nothing yet: `ok` at once, and silence when it fails, would hide the failure for ever."""
+    """Calling it runs nothing yet: an immediate `ok` would hide every failure."""
     monitor = reporter_for(kept).monitor("nightly")
 
     def rows() -> Iterator[int]:
@@ -131,7 +131,7 @@ def test_a_generator_function_is_not_told_as_a_run_that_went_well(
 
 
 def test_an_object_with_an_async_call_is_awaited_before_its_end_is_told(kept: Kept) -> None:
-    """Task classes of frameworks are objects; called, they have only begun."""
+    """Task classes of frameworks are callable objects; the call returns before the task has run."""
 
     class Task:
         async def __call__(self, number: int) -> int:
@@ -173,7 +173,7 @@ def test_a_failing_async_job_is_reported(kept: Kept) -> None:
 
 
 def test_one_monitor_may_be_entered_again(kept: Kept) -> None:
-    """Kept in a variable and used for each run; and a wrong exit is no error."""
+    """It is kept in a variable and used for each run; a superfluous exit is no error."""
     monitor = reporter_for(kept).monitor("nightly")
     with monitor, monitor:
         pass
@@ -194,7 +194,7 @@ def test_one_monitor_may_be_entered_again(kept: Kept) -> None:
 def test_a_wrong_schedule_is_said_and_stops_no_job(
     kept: Kept, caplog: pytest.LogCaptureFixture, wrong: Any
 ) -> None:
-    """The job is more important than its monitor."""
+    """An invalid schedule is logged; the job runs all the same."""
     with reporter_for(kept).monitor("nightly", schedule=wrong, max_runtime=5):
         pass
     assert "monitor_config" not in kept.check_ins()[0]
@@ -217,7 +217,7 @@ def test_a_check_in_that_cannot_be_made_is_counted(
 
 
 def test_blocks_of_one_monitor_that_overlap_keep_their_own_ends(kept: Kept) -> None:
-    """A monitor in a module's variable is entered by whichever thread and task has work."""
+    """Threads and tasks share a monitor that is kept in a module's variable."""
     monitor = reporter_for(kept).monitor("overlapping")
 
     async def job(fails: bool, both: asyncio.Barrier, over: asyncio.Event) -> None:
@@ -248,7 +248,7 @@ def test_blocks_of_one_monitor_that_overlap_keep_their_own_ends(kept: Kept) -> N
 
 
 def test_a_block_left_in_another_context_has_its_end(kept: Kept) -> None:
-    """Frameworks run the two halves of a block in contexts of their own."""
+    """Frameworks may run the two halves of a block in different contexts."""
     monitor = reporter_for(kept).monitor("nightly")
     contextvars.copy_context().run(monitor.__enter__)
     contextvars.copy_context().run(monitor.__exit__, None, None, None)
@@ -256,7 +256,7 @@ def test_a_block_left_in_another_context_has_its_end(kept: Kept) -> None:
 
 
 def test_runs_that_overlap_keep_their_own_ends(kept: Kept) -> None:
-    """Of two calls at once the one that began first fails: its own run has failed, not the other's."""
+    """If the earlier of two concurrent calls fails, its own run fails and not the other."""
 
     @reporter_for(kept).monitor("overlapping")
     async def job(first: bool, both: asyncio.Barrier, over: asyncio.Event) -> None:

@@ -1,4 +1,4 @@
-"""Objects: told by their fields, their shape or their class, and never asked."""
+"""Objects: shown by fields, shape or class, without running the app's code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIMITS = Limits(text=512, breadth=10, depth=3, hides=is_sensitive)
 
 
 def shown(value: Any, room: int = 2048) -> Any:
-    """The value as an event shows it; strict JSON within its room."""
+    """Return the value as an event shows it, checked to be strict JSON within its room."""
     found = bounded(value, Room(room), LIMITS)
     assert len(encoder.dumps(found)) <= room
     return found
@@ -46,7 +46,7 @@ class Point:
 
 
 def test_a_dataclass_is_told_by_its_fields() -> None:
-    """The value an engineer looks for; not what its author hid, nor what its name hides."""
+    """Without fields hidden by `repr=False`, and without values whose name marks a secret."""
     name = f"<{__name__}.Address>"
     assert shown(Address("Main St.")) == {"<class>": name, "street": "Main St.", "token": "[Filtered]"}
     assert shown(Point(1, Address("x"))) == {
@@ -60,26 +60,26 @@ def test_a_dataclass_is_told_by_its_fields() -> None:
 
 
 class Login(NamedTuple):
-    """As apps return several values at once."""
+    """A namedtuple, as apps use to return several values."""
 
     user: str
     password: str
 
 
 class Unnamed(tuple[Any, ...]):
-    """Says it has names, and has other elements than those."""
+    """Has `_fields` of another length than its elements."""
 
     _fields = ("user",)
 
 
 class Liar(tuple[Any, ...]):
-    """Has something else under that name."""
+    """Has `_fields` with another meaning."""
 
     _fields = property(lambda self: 1 / 0)
 
 
 def test_a_namedtuple_is_told_by_its_names() -> None:
-    """As a plain list its password would have no name to be known by."""
+    """In a plain list, a password would have no name by which to recognise it."""
     assert shown(Login("bob", "hunter2")) == {"user": "bob", "password": "[Filtered]"}
     assert shown([Login("bob", "hunter2")]) == [{"user": "bob", "password": "[Filtered]"}]
     assert shown(Unnamed((1, 2, 3))) == [1, 2, 3]
@@ -87,7 +87,7 @@ def test_a_namedtuple_is_told_by_its_names() -> None:
 
 
 def test_a_dataclass_that_is_half_built_shows_what_it_has() -> None:
-    """`__init__` may be what failed."""
+    """`__init__` may be the function that failed."""
     assert shown(Point.__new__(Point)) == {"<class>": f"<{__name__}.Point>"}
     assert shown(Address.__new__(Address)) == {"<class>": f"<{__name__}.Address>"}
 
@@ -117,13 +117,13 @@ def test_no_property_and_no_hook_of_a_class_runs() -> None:
 @pytest.mark.parametrize("marker", ["__dataclass_fields__", "__attrs_attrs__", "__pydantic_fields__"])
 @pytest.mark.parametrize("fields", [None, 7, {"a": 1}, (1, 2), "ab"])
 def test_a_class_that_only_pretends_is_told_by_its_name(marker: str, fields: Any) -> None:
-    """The names of other libraries are not ours to trust."""
+    """The marker attributes of other libraries may have another meaning in an app's class."""
     cls = type("Pretends", (), {marker: fields})
     assert shown(cls()) == f"<{__name__}.Pretends>"
 
 
 def test_a_metaclass_that_guards_its_classes_is_not_asked() -> None:
-    """A class as the key of a cache is itself asked for its hash, and compared: that is code of the app."""
+    """A class as a dict key would be hashed and compared by its metaclass, which is the app's code."""
 
     class Meta(type):
         def __hash__(cls) -> int:
@@ -142,7 +142,7 @@ def test_a_metaclass_that_guards_its_classes_is_not_asked() -> None:
 
 @pytest.mark.parametrize("slots", [False, True])
 def test_a_class_made_in_a_request_is_not_kept_alive(slots: bool) -> None:
-    """A cache of classes would be a leak in an app that makes them."""
+    """Caching classes would leak memory in an app that creates them."""
     cls = dataclasses.make_dataclass("Made", ["a"], slots=slots)
     assert shown(cls(1))["a"] == 1
     ref = weakref.ref(cls)
@@ -152,14 +152,14 @@ def test_a_class_made_in_a_request_is_not_kept_alive(slots: bool) -> None:
 
 
 def test_what_is_remembered_of_classes_is_bounded() -> None:
-    """An app may make classes without end."""
+    """An app may create any number of classes."""
     for number in range(5000):
         shown(type(f"C{number}", (), {})())
     assert len(_classes) <= 4096
 
 
 def test_attrs_classes_are_told_by_their_fields() -> None:
-    """With an instance dict and without; hidden ones stay hidden."""
+    """With an instance dict and with slots; hidden fields stay hidden."""
     attrs = importlib.import_module("attrs")
 
     @attrs.define  # type: ignore[untyped-decorator,unused-ignore]
@@ -180,7 +180,7 @@ def test_attrs_classes_are_told_by_their_fields() -> None:
 
 
 def test_pydantic_models_are_told_by_their_fields() -> None:
-    """As FastAPI hands them to every view."""
+    """As FastAPI passes them to every view."""
     pydantic = importlib.import_module("pydantic")
 
     class Login(pydantic.BaseModel):  # type: ignore[misc,name-defined]
@@ -204,7 +204,7 @@ def test_pydantic_models_are_told_by_their_fields() -> None:
 
 
 def test_arrays_and_tables_are_told_by_their_shape() -> None:
-    """Their values would take the whole event, and say nothing."""
+    """Their values would fill the event and help nobody."""
     numpy, pandas = importlib.import_module("numpy"), importlib.import_module("pandas")
     assert shown(numpy.zeros((3, 4))) == "<numpy.ndarray shape (3, 4) of float64>"
     assert shown(numpy.float64(1.5)) == 1.5
@@ -228,7 +228,7 @@ def test_a_table_that_is_half_built_is_told_by_its_class() -> None:
 
 
 def test_lazy_objects_are_not_evaluated() -> None:
-    """A queryset is a query; a local of another request raises."""
+    """A queryset would run a query; a context local outside of its context raises."""
     functional = importlib.import_module("django.utils.functional")
     local = importlib.import_module("werkzeug.local")
 
@@ -242,7 +242,7 @@ def test_lazy_objects_are_not_evaluated() -> None:
 
 
 def test_a_queryset_sends_no_query() -> None:
-    """Evaluated while an error is reported, it would fail again, or lock the broken transaction."""
+    """During an error, the query would fail again or block the broken transaction."""
     django = importlib.import_module("django")
     from django.conf import settings as django_settings
 
@@ -261,7 +261,7 @@ def test_a_queryset_sends_no_query() -> None:
 
 
 class Hostile:
-    """Raises or lies whatever it is asked, and counts what can't be seen otherwise."""
+    """Raises or lies in every method, and counts the accesses."""
 
     asked = 0
 
@@ -286,7 +286,7 @@ class Hostile:
 
 
 class Growing(dict[Any, Any]):
-    """Changes when it is looked at."""
+    """Changes while it is read."""
 
     def items(self) -> Any:
         self[len(self)] = 1
@@ -329,7 +329,7 @@ graphs = st.recursive(
 
 
 def cyclic(value: Any) -> Any:
-    """The value within containers that hold themselves."""
+    """Return the value within containers that hold themselves."""
     held: dict[str, Any] = {"value": value}
     held["self"] = held
     held["list"] = [held, [held]]
@@ -341,7 +341,7 @@ def cyclic(value: Any) -> Any:
 @settings(suppress_health_check=list(HealthCheck))
 @given(value=graphs)
 def test_any_object_graph_becomes_a_valid_event_in_time(value: Any) -> None:
-    """Of at most a megabyte and so many lines: variables, arguments, extra, breadcrumbs, contexts, events."""
+    """As variable, argument, extra, breadcrumb, context or event: at most a megabyte, in bounded time."""
     with Kept() as kept:
         reporter = reporter_for(kept)
 
@@ -376,7 +376,7 @@ def test_any_object_graph_becomes_a_valid_event_in_time(value: Any) -> None:
 
 
 def test_twenty_frames_of_large_variables_stay_small_and_fast() -> None:
-    """The worst that is usual: a recursion with the data of a page in each frame."""
+    """The worst usual case: a recursion with a page's data in each frame."""
 
     def call(depth: int) -> None:
         page = [{"id": number, "text": "x" * 1000, "tags": ["a", "b"] * 100} for number in range(1000)]

@@ -1,4 +1,4 @@
-"""Odd arguments: whatever type a caller hands over, nothing is raised, lost, or refused by a Relay."""
+"""Odd arguments: a value of any type raises nothing, loses nothing, and is accepted by a Relay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transport_kit.reporting.monitors import monitor_config
 
 
 class Raises:
-    """Fails whatever it is asked."""
+    """Raises in every method."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -44,7 +44,7 @@ class Text(str):
 
 
 class Unreadable(Mapping[str, object]):
-    """A mapping that can't be read, as a proxy outside of its request."""
+    """A mapping that raises when read, as a proxy outside of its request."""
 
     def __getitem__(self, key: str) -> object:
         raise RuntimeError("getitem")
@@ -157,7 +157,7 @@ def requests(reporter: Reporter, odd: Any) -> None:
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD.keys())
 @pytest.mark.parametrize("call", [messages, exceptions, scopes, spans, logs, monitors, requests])
 def test_no_argument_raises_or_costs_an_item(call: Callable[[Reporter, Any], None], odd: Any) -> None:
-    """A report is made while something else fails: a second failure would hide the first."""
+    """Reports are made while something else fails: a second failure would hide the first."""
     with Kept() as kept:
         call(reporter_for(kept, traces_sample_rate=1.0, send_default_pii=True, release="shop@1"), odd)
         assert kept.flush()
@@ -167,7 +167,7 @@ def test_no_argument_raises_or_costs_an_item(call: Callable[[Reporter, Any], Non
 
 
 def test_settings_of_a_monitor_that_servers_refuse_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    """One of them would cost the check-in, and the job would be reported as missed."""
+    """Otherwise the check-in would be refused, and the job reported as missed."""
     config = monitor_config("@daily", timezone="not a\nzone", checkin_margin=0, max_runtime=30, other=1.5)
     assert config == {"schedule": {"type": "crontab", "value": "@daily"}, "max_runtime": 30}
     assert len(caplog.records) == 3
@@ -181,7 +181,7 @@ def test_a_monitor_without_a_name_says_so(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_what_servers_would_null_is_left_out_or_made_right() -> None:
-    """An empty tag, an address with a zone, a trace without ids, a release of surrogates."""
+    """An empty tag, an address with a zone, a trace without ids, a release with surrogates."""
     with Kept() as kept:
         reporter = reporter_for(kept, release="\ud800", dist="a b")
         with reporter.scope() as scope:

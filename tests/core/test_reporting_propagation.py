@@ -1,4 +1,4 @@
-"""Trace headers: what is continued, what is handed on, and what is frozen on the way."""
+"""Trace headers: continuing a trace, propagating it, and freezing its sampling context."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPAN = "a0cfbde2bdff3adc"
 
 
 class Called(Unit):
-    """Work that a caller sent headers with."""
+    """A unit of work whose caller sent headers."""
 
     def __init__(self, headers: Mapping[str, str] | None = None, name: tuple[str, str] | None = None) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Called(Unit):
 
 
 def continued(headers: Mapping[str, str], dsn: Dsn | None = DSN, **options: Any) -> Trace:
-    """The trace of work that came with these headers."""
+    """Return the trace of a unit of work that received these headers."""
     return Tracing(ReporterOptions(**options), dsn).trace_of(Called(headers))
 
 
@@ -53,7 +53,7 @@ def continued(headers: Mapping[str, str], dsn: Dsn | None = DSN, **options: Any)
     ],
 )
 def test_a_trace_is_continued_as_its_caller_says(header: str, sampled: bool | None) -> None:
-    """One id from the browser to the last service, with the decision of whoever began it."""
+    """One trace id from the browser to the last service, with the decision made at its head."""
     trace = continued({"sentry-trace": header})
     assert (trace.trace_id, trace.parent_span_id, trace.parent_sampled) == (TRACE, SPAN, sampled)
     assert trace.span_id != SPAN
@@ -77,14 +77,14 @@ def test_a_trace_is_continued_as_its_caller_says(header: str, sampled: bool | No
     ],
 )
 def test_what_is_no_trace_begins_a_new_one(header: str) -> None:
-    """A header is a stranger's text: an id that servers refuse must not cost the transaction."""
+    """Headers are untrusted: an id that servers refuse must not cost the transaction."""
     trace = continued({"sentry-trace": header})
     assert re.fullmatch("[0-9a-f]{32}", trace.trace_id)
     assert (trace.trace_id == TRACE, trace.parent_span_id, trace.parent_sampled) == (False, None, None)
 
 
 def test_a_header_that_cannot_be_read_begins_a_new_trace() -> None:
-    """The integration's own failure is no reason to lose the event."""
+    """A failure of the integration must not lose the event."""
 
     class Broken(Unit):
         def header(self, name: str) -> str | None:
@@ -95,7 +95,7 @@ def test_a_header_that_cannot_be_read_begins_a_new_trace() -> None:
 
 
 def test_all_who_ask_see_one_trace() -> None:
-    """The error in a thread and the transaction of its request belong together."""
+    """The error in a thread and the transaction of its request belong to the same trace."""
     tracing, unit = Tracing(ReporterOptions(), DSN), Called()
     first = tracing.trace_of(unit)
     assert tracing.trace_of(unit) is first
@@ -126,7 +126,7 @@ def test_a_process_continues_the_trace_of_its_environment(monkeypatch: pytest.Mo
 def test_a_foreign_organisations_trace_is_not_continued(
     theirs: str | None, strict: bool, goes_on: bool
 ) -> None:
-    """Somebody else's client must not decide what we sample, nor see our ids under its own."""
+    """Another organisation's client must not decide our sampling, nor see our ids in its trace."""
     headers = {"sentry-trace": f"{TRACE}-{SPAN}-1"}
     if theirs:
         headers["baggage"] = f"sentry-org_id={theirs}"
@@ -135,7 +135,7 @@ def test_a_foreign_organisations_trace_is_not_continued(
 
 
 def test_without_an_organisation_of_our_own_only_strict_asks() -> None:
-    """A self-hosted server's DSN names none."""
+    """The DSN of a self-hosted server contains no organisation."""
     dsn = Dsn.parse(f"https://{KEY}@sentry.example/42")
     headers = {"sentry-trace": f"{TRACE}-{SPAN}-1", "baggage": "sentry-org_id=8"}
     assert continued(headers, dsn).trace_id == TRACE
@@ -157,13 +157,13 @@ def test_without_an_organisation_of_our_own_only_strict_asks() -> None:
 def test_traceparent_is_read_only_when_asked_for(
     header: str, enabled: bool, expected: tuple[bool, bool | None]
 ) -> None:
-    """A mesh in front of the app sends one with every request, and would decide for the app."""
+    """A service mesh may send one with every request, and would decide the app's sampling."""
     trace = continued({"traceparent": header}, propagate_traceparent=enabled)
     assert (trace.trace_id == TRACE, trace.parent_sampled) == expected
 
 
 def test_sentry_trace_beats_traceparent() -> None:
-    """Both arrive where OpenTelemetry and a Sentry client meet."""
+    """Both arrive from a service that uses OpenTelemetry and a Sentry client."""
     headers = {"sentry-trace": f"{'a' * 32}-{SPAN}-1", "traceparent": f"00-{TRACE}-{SPAN}-00"}
     trace = continued(headers, propagate_traceparent=True)
     assert (trace.trace_id, trace.parent_sampled) == ("a" * 32, True)
@@ -183,7 +183,7 @@ def test_baggage_is_read_as_w3c_writes_it() -> None:
 
 
 def test_baggage_is_bounded() -> None:
-    """Each entry would travel on with every event."""
+    """Each entry would be sent with every event."""
     many = sentry_members(",".join(f"sentry-k{number}={'v' * 100}" for number in range(1000)))
     assert len(many) <= 64
     assert len(sentry_members("sentry-a=" + "v" * 100_000)["a"]) <= 1024
@@ -191,7 +191,7 @@ def test_baggage_is_bounded() -> None:
 
 @pytest.mark.parametrize("filling", ["x", "%22", "%01", "%ff"])
 def test_a_stranger_cannot_make_our_envelopes_refused(filling: str) -> None:
-    """Servers refuse an envelope whose header is over 8 KiB: the error in it would be lost."""
+    """Servers refuse an envelope with a header above 8 KiB, and the error in it would be lost."""
     baggage = ",".join(f"sentry-k{n}={filling * 200}" for n in range(60))
     assert len(encoder.dumps(sentry_members(baggage))) <= 4096
 
@@ -202,7 +202,7 @@ def sampling_context(tracing: Tracing, unit: Unit) -> dict[str, str]:
 
 
 def test_the_sampling_context_of_a_new_trace_says_what_servers_sample_by() -> None:
-    """Strings only; without tracing neither rate, nor decision, nor transaction."""
+    """All values are strings; without tracing it has no rate, decision and transaction."""
     tracing = Tracing(ReporterOptions(release="shop@1", environment="staging"), DSN)
     unit = Called(name=("/cart/{id}", "route"))
     trace = tracing.trace_of(unit)
@@ -223,7 +223,7 @@ def test_the_sampling_context_of_a_new_trace_says_what_servers_sample_by() -> No
 
 
 def test_a_name_taken_from_the_url_is_not_in_the_sampling_context() -> None:
-    """Every id in a path would make a new series at the server."""
+    """Each id in a path would make a new time series at the server."""
     tracing, unit = Tracing(ReporterOptions(), DSN), Called(name=("/cart/17", "url"))
     trace = tracing.trace_of(unit)
     trace.sample_rate = 1.0
@@ -233,7 +233,7 @@ def test_a_name_taken_from_the_url_is_not_in_the_sampling_context() -> None:
 
 
 def test_the_sampling_context_is_frozen_when_it_first_leaves() -> None:
-    """Another service decided by it: a later name must not change it."""
+    """Another service has decided by it: a later name must not change it."""
     tracing, unit = Tracing(ReporterOptions(), DSN), Called(name=("early", "route"))
     tracing.trace_of(unit).sample_rate = 1.0
     first = tracing.outgoing_headers(unit, None, None, "")["baggage"]
@@ -244,7 +244,7 @@ def test_the_sampling_context_is_frozen_when_it_first_leaves() -> None:
 
 
 def test_reporters_of_two_servers_each_name_their_own_key() -> None:
-    """A library with a DSN of its own shares the process and its trace, not its project."""
+    """A library with its own DSN shares the process and the trace, but not the project."""
     unit = Called()
     first = sampling_context(Tracing(ReporterOptions(), None), unit)
     second = sampling_context(Tracing(ReporterOptions(), DSN), unit)
@@ -254,7 +254,7 @@ def test_reporters_of_two_servers_each_name_their_own_key() -> None:
 
 
 def test_an_incoming_sampling_context_is_handed_on_verbatim() -> None:
-    """We are not the head of the trace: nothing of ours is added, not even the key."""
+    """Only the head of a trace fills it: nothing is added here, not even the key."""
     headers = {
         "sentry-trace": f"{TRACE}-{SPAN}-1",
         "baggage": f"theirs=1,sentry-trace_id={TRACE},sentry-new=a%20b",
@@ -266,14 +266,14 @@ def test_an_incoming_sampling_context_is_handed_on_verbatim() -> None:
 
 
 def test_a_caller_without_baggage_leaves_nothing_to_say() -> None:
-    """Its head speaks another dialect: an empty context is frozen, and no header is invented."""
+    """Another kind of SDK began the trace: the context is frozen empty, and no header is sent."""
     tracing, unit = Tracing(ReporterOptions(), DSN), Called({"sentry-trace": f"{TRACE}-{SPAN}-1"})
     assert sampling_context(tracing, unit) == {}
     assert set(tracing.outgoing_headers(unit, None, None, "")) == {"sentry-trace"}
 
 
 def test_an_event_of_another_trace_says_nothing_of_this_one() -> None:
-    """An event forwarded with its own trace would be sampled by ours."""
+    """An event forwarded with its own trace must not be sampled by this one."""
     tracing, unit = Tracing(ReporterOptions(), DSN), Called()
     assert tracing.sampling_context(unit, {"contexts": {"trace": {"trace_id": "b" * 32}}}) == {}
     assert tracing.sampling_context(unit, {"contexts": None}) == {}
@@ -281,7 +281,7 @@ def test_an_event_of_another_trace_says_nothing_of_this_one() -> None:
 
 
 def test_outgoing_headers_name_the_calling_span_and_keep_others_baggage() -> None:
-    """The receiver's parent is the call itself; entries of other vendors are not ours to drop."""
+    """The receiver's parent is the calling span; entries of other vendors must be preserved."""
     tracing = Tracing(ReporterOptions(propagate_traceparent=True), None)
     unit = Called({"sentry-trace": f"{TRACE}-{SPAN}-1", "baggage": "sentry-a=1,incoming=2"})
     out = tracing.outgoing_headers(unit, "b" * 16, "https://other.example/", "mine=3, sentry-old=4,,x=5;p=6")
@@ -294,7 +294,7 @@ def test_outgoing_headers_name_the_calling_span_and_keep_others_baggage() -> Non
 
 @pytest.mark.parametrize(("sampled", "ending"), [(True, "-1"), (False, "-0"), (None, "")])
 def test_the_decision_travels_on(sampled: bool | None, ending: str) -> None:
-    """Deferred stays deferred: the next service may decide."""
+    """A deferred decision stays deferred: the next service may decide."""
     trace = Trace()
     trace.sampled = sampled
     assert trace.header() == f"{trace.trace_id}-{trace.span_id}{ending}"
@@ -317,7 +317,7 @@ def test_the_decision_travels_on(sampled: bool | None, ending: str) -> None:
 def test_headers_go_to_targets_only_and_never_to_the_server_of_events(
     targets: Any, url: str, expected: bool
 ) -> None:
-    """A trace id is nobody else's business; our own requests must not be traced."""
+    """Other hosts must not learn trace ids; requests to the event server must not be traced."""
     tracing = Tracing(ReporterOptions(trace_propagation_targets=targets), DSN)
     assert bool(tracing.outgoing_headers(Called(), None, url, "")) is expected
 
@@ -329,7 +329,7 @@ def test_headers_go_to_targets_only_and_never_to_the_server_of_events(
 def test_a_missing_random_number_is_drawn_such_that_it_agrees_with_the_decision(
     rate: str, sampled: bool
 ) -> None:
-    """Services further down decide by it: sampled if and only if it is below the rate."""
+    """Later services decide by it: sampled if and only if it is below the rate."""
     trace = continued(
         {"sentry-trace": f"{TRACE}-{SPAN}-{int(sampled)}", "baggage": f"sentry-sample_rate={rate}"}
     )
@@ -341,14 +341,14 @@ def test_a_missing_random_number_is_drawn_such_that_it_agrees_with_the_decision(
 
 @pytest.mark.parametrize("given_rand", ["0.5", "0", "0.999999"])
 def test_a_random_number_that_arrives_is_kept(given_rand: str) -> None:
-    """One number for the whole trace: each service's rate cuts the same traces."""
+    """With one number for the whole trace, all services select the same traces."""
     trace = continued({"sentry-trace": f"{TRACE}-{SPAN}", "baggage": f"sentry-sample_rand={given_rand}"})
     assert trace.sample_rand == float(given_rand)
 
 
 @pytest.mark.parametrize("nonsense", ["1", "-1", "nan", "inf", "x", "", "1e400"])
 def test_a_random_number_that_is_none_is_drawn(nonsense: str) -> None:
-    """A hostile one would sample everything, or break the arithmetic."""
+    """A hostile number would sample everything, or break the arithmetic."""
     trace = continued({"sentry-trace": f"{TRACE}-{SPAN}", "baggage": f"sentry-sample_rand={nonsense}"})
     assert 0.0 <= trace.sample_rand < 1.0
 
@@ -361,7 +361,7 @@ def test_a_random_number_that_is_none_is_drawn(nonsense: str) -> None:
 def test_no_header_raises_and_all_that_goes_on_is_sendable(
     sentry_trace: str, baggage: str, parent: str
 ) -> None:
-    """What a stranger sends goes into headers of ours: one line of ASCII, whatever it was."""
+    """Received text goes into outgoing headers: it must be one line of ASCII."""
     for first in (sentry_trace, f"{TRACE}-{SPAN}-1"):
         tracing = Tracing(ReporterOptions(propagate_traceparent=True), DSN)
         unit = Called({"sentry-trace": first, "baggage": baggage, "traceparent": parent})

@@ -1,4 +1,4 @@
-"""Events as a real receiver reads them: Relay's own normaliser must find nothing to correct."""
+"""Events as a real server reads them: Relay's own normaliser must find nothing to correct."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _sent() -> list[dict[str, Any]]:
 
 
 def reporter_to(sent: list[dict[str, Any]], **options: Any) -> Reporter:
-    """A reporter whose events end up in the list, as the bytes sent would be read."""
+    """A reporter whose events are appended to the list, as parsed from the bytes sent."""
 
     def take(envelope: Envelope) -> None:
         sent.extend(encoder.loads(item.get_bytes()) for item in envelope)
@@ -33,14 +33,14 @@ def reporter_to(sent: list[dict[str, Any]], **options: Any) -> Reporter:
 
 
 class Awkward(Exception):
-    """Has nothing that is easy to show."""
+    """Has no useful text."""
 
     def __str__(self) -> str:
         raise RuntimeError("no")
 
 
 def fail(depth: int, password: str) -> None:
-    """Raises below `depth` calls, with variables of many kinds."""
+    """Raise below `depth` calls, with variables of many kinds."""
     held = {
         "a": [1, None, 2**63, -(2**70), 1e308, float("nan")],
         "\ud800": "\udfff",
@@ -52,7 +52,7 @@ def fail(depth: int, password: str) -> None:
 
 
 def caught(error: BaseException | None = None, depth: int = 3) -> Exception:
-    """An exception with a traceback of `depth` frames, and `error` as its cause."""
+    """Return an exception with a traceback of `depth` frames, and `error` as its cause."""
     try:
         fail(depth, PASSWORD)
     except ValueError as found:
@@ -103,7 +103,7 @@ REQUEST = RequestInfo(
 def test_relay_finds_nothing_to_correct_in_an_exceptions_event(
     sent: list[dict[str, Any]], name: str, pii: bool
 ) -> None:
-    """What Relay nulls is lost, and what it notes as an error is shown to the user as our fault."""
+    """Relay discards invalid values, and shows the errors to the user."""
     reporter = reporter_to(sent, send_default_pii=pii, release="shop@1.2.0", dist="7", server_name="web-1")
     with new_scope() as scope:
         scope.set_user({"id": 42, "email": "bob@shop.example", "plan": {"name": "gold"}})
@@ -136,7 +136,7 @@ def test_relay_finds_nothing_to_correct_in_an_exceptions_event(
 
 
 def test_relay_keeps_every_frames_place_and_variables(sent: list[dict[str, Any]]) -> None:
-    """What we cut to its limits, it does not cut again."""
+    """Values cut to Relay's limits here are not cut again there."""
     reporter_to(sent).capture_exception(caught(depth=400))
     result = normalised(sent[-1])
     ours = sent[-1]["exception"]["values"][0]["stacktrace"]["frames"]
@@ -157,7 +157,7 @@ def test_relay_keeps_every_frames_place_and_variables(sent: list[dict[str, Any]]
 
 
 def test_relay_finds_nothing_to_correct_in_messages_and_events(sent: list[dict[str, Any]]) -> None:
-    """Made by hand or by `capture_message`: the same fields, the same promise."""
+    """Built by hand or by `capture_message`, with the same fields."""
     reporter = reporter_to(sent)
     reporter.capture_message("hello\x00 \ud800 world", level="critical")
     assert normalised(sent[-1])["level"] == "fatal"
@@ -171,7 +171,7 @@ def test_relay_finds_nothing_to_correct_in_messages_and_events(sent: list[dict[s
 def test_relay_finds_nothing_to_correct_in_a_transaction(
     sent: list[dict[str, Any]], headers: dict[str, str]
 ) -> None:
-    """It refuses a whole transaction for one wrong time or id, and nulls a status it doesn't know."""
+    """Relay refuses a whole transaction for one wrong time or id, and discards an unknown status."""
     reporter = reporter_to(sent, traces_sample_rate=1.0, release="shop@1", auto_session_tracking=False)
     with reporter.request(lambda: REQUEST, named=lambda: ("/cart", "route"), header=headers.get) as served:
         served.scope.set_tag("region", "eu")
@@ -199,7 +199,7 @@ def test_relay_finds_nothing_to_correct_in_a_transaction(
 def test_relay_finds_nothing_to_correct_in_an_error_with_all_that_a_scope_knows(
     sent: list[dict[str, Any]],
 ) -> None:
-    """Breadcrumbs, contexts, fingerprint and trace, as they arrive with an error in a span."""
+    """Breadcrumbs, contexts, fingerprint and trace of an error in a span."""
     reporter = reporter_to(sent, send_default_pii=True)
     with reporter.request(
         lambda: REQUEST, named=lambda: ("/cart", "route"), user=lambda: {"id": 7, "plan": "gold"}
@@ -221,7 +221,7 @@ def test_relay_finds_nothing_to_correct_in_an_error_with_all_that_a_scope_knows(
 
 
 def test_relay_finds_nothing_to_correct_in_feedback_and_log_events(sent: list[dict[str, Any]]) -> None:
-    """What users write, and what was logged."""
+    """Users' texts and log records."""
     reporter = reporter_to(sent)
     reporter.capture_feedback("it broke", name="Bob", email="bob@example.org", associated_event_id="a" * 32)
     result = normalised(sent[-1])

@@ -1,4 +1,4 @@
-"""The release, when nobody says: from the environment, from git, from the project's metadata."""
+"""Detecting the release: from the environment, from git, from the project's metadata."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def put(path: Path, text: str) -> None:
 
 @pytest.fixture(name="release_of")
 def _release_of(tmp_path: Path) -> Finder:
-    """Looks no higher than the test's own folder, which may lie inside a checkout."""
+    """Return the release of a folder; the search ends at the test's folder, which may be in a checkout."""
     return lambda folder: detected_release({"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}, folder)
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """What git prints, without the configuration of whoever runs the tests."""
+    """Run git without the user's configuration, and return its output."""
     environ = {"PATH": os.environ["PATH"], "HOME": str(folder), "GIT_CONFIG_NOSYSTEM": "1"}
     identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
     done = subprocess.run(
@@ -42,7 +42,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def test_the_environment_comes_first(release_of: Finder, tmp_path: Path) -> None:
-    """A build system knows best; an empty variable says nothing."""
+    """The build system knows best; an empty variable is ignored."""
     put(tmp_path / ".git" / "HEAD", COMMIT)
     assert detected_release({VARIABLES[0]: " shop@1 ", VARIABLES[1]: "x"}, tmp_path) == "shop@1"
     assert detected_release({VARIABLES[0]: " ", VARIABLES[1]: "x"}, tmp_path) == "x"
@@ -79,7 +79,7 @@ def test_the_commit_is_read_as_git_has_it(release_of: Finder, tmp_path: Path) ->
     ],
 )
 def test_a_checkout_that_says_nothing_is_passed_over(release_of: Finder, tmp_path: Path, head: str) -> None:
-    """Half a checkout, or a file that only looks like one."""
+    """An incomplete checkout, or a file that only looks like one."""
     put(tmp_path / ".git" / "HEAD", head)
     put(tmp_path / ".git" / "packed-refs", f"# pack-refs\n{COMMIT} refs/heads/other\nbad refs/heads/bad\n")
     put(tmp_path / ".git" / "refs" / "heads" / "bad", "not a commit")
@@ -88,7 +88,7 @@ def test_a_checkout_that_says_nothing_is_passed_over(release_of: Finder, tmp_pat
 
 
 def test_a_git_file_that_is_none_is_passed_over(release_of: Finder, tmp_path: Path) -> None:
-    """Something else may be called `.git`."""
+    """Another file may have the name `.git`."""
     put(tmp_path / ".git", "nonsense")
     put(tmp_path / "pyproject.toml", '[project]\nname = "shop"\nversion = "1.2"\n')
     assert release_of(tmp_path) == "shop@1.2"
@@ -109,19 +109,19 @@ def test_a_git_file_that_is_none_is_passed_over(release_of: Finder, tmp_path: Pa
 def test_the_projects_metadata_comes_last(
     release_of: Finder, tmp_path: Path, text: str, expected: str | None
 ) -> None:
-    """Its version as it stands there, or as it is installed."""
+    """Its version in the file, or else the installed version."""
     (tmp_path / "pyproject.toml").write_bytes(text.encode("utf-8", "surrogatepass"))
     assert release_of(tmp_path) == expected
 
 
 def test_a_huge_file_is_not_read(release_of: Finder, tmp_path: Path) -> None:
-    """What is read at the start of an app is small."""
+    """Detection must not slow down the start of an app."""
     put(tmp_path / "pyproject.toml", '[project]\nname = "shop"\nversion = "1"\n' + "#" * 2_000_000)
     assert release_of(tmp_path) is None
 
 
 def test_the_search_ends_below_a_folder_that_git_does_not_climb_into(tmp_path: Path) -> None:
-    """A home that is a repository, or a parent on a slow network: what is set for git holds for this too."""
+    """Git's own limit for a home that is a repository, or a parent on a slow network, applies here too."""
     begin = tmp_path / "above" / "shop" / "deep"
     begin.mkdir(parents=True)
     put(tmp_path / "above" / ".git" / "HEAD", COMMIT)
@@ -136,7 +136,7 @@ def test_the_search_ends_below_a_folder_that_git_does_not_climb_into(tmp_path: P
 def test_a_working_directory_that_is_gone_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A release deployed over another one."""
+    """Such as after a deployment that replaced the folder."""
 
     def gone() -> Path:
         raise FileNotFoundError
@@ -146,7 +146,7 @@ def test_a_working_directory_that_is_gone_is_no_error(
 
 
 def test_a_reporter_looks_only_when_nothing_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is given wins, off is off, and what a server would null is not taken."""
+    """A configured release wins, detection can be off, and a value that servers would discard is ignored."""
     monkeypatch.setenv("SENTRY_RELEASE", "found@1")
     with Kept() as kept:
         Reporter(kept).capture_message("m")

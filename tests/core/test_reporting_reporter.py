@@ -1,4 +1,4 @@
-"""What a reporter promises: an event that a receiver takes, each exception once, and nothing raised."""
+"""The reporter: makes events that servers accept, captures each exception once, and never raises."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _inbox() -> Iterator[Kept]:
 
 
 def test_an_exception_becomes_an_event_with_all_that_servers_ask_for(inbox: Kept) -> None:
-    """The required fields of the protocol, and the facts that group events by release and host."""
+    """The required fields of the protocol, and the facts by which servers group by release and host."""
     options = ReporterOptions(release="shop@1.2.0", environment="staging", dist="7", server_name="web-1")
     before = time.time()
     event_id = Reporter(inbox, options).capture_exception(raised(ValueError("boom")))
@@ -49,7 +49,7 @@ def test_an_exception_becomes_an_event_with_all_that_servers_ask_for(inbox: Kept
 
 
 def test_the_exception_being_handled_is_taken_when_none_is_given(inbox: Kept) -> None:
-    """`except: reporter.capture_exception()` is what people type."""
+    """`except: reporter.capture_exception()` is the common call."""
     try:
         raise KeyError("sku")
     except KeyError:
@@ -60,7 +60,7 @@ def test_the_exception_being_handled_is_taken_when_none_is_given(inbox: Kept) ->
 
 @pytest.mark.parametrize("nothing", [None, "boom", ValueError, 42])
 def test_what_is_no_exception_is_not_reported(inbox: Kept, nothing: Any) -> None:
-    """A wrong argument is answered with None, not with an error in the app's error handler."""
+    """A wrong argument gives None, and no error in the app's error handler."""
     assert Reporter(inbox).capture_exception(nothing) is None
     assert inbox.events == []
 
@@ -88,7 +88,7 @@ def test_mechanism_transaction_and_request_are_told_as_the_integration_says(inbo
 
 
 def test_values_a_server_would_null_are_replaced_or_shortened(inbox: Kept) -> None:
-    """A wrong level or source costs the field, never the event."""
+    """A wrong level or source costs the field, not the event."""
     reporter = Reporter(inbox)
     reporter.capture_exception(
         raised(ValueError()), transaction="x" * 500, transaction_source="?", level="bad"
@@ -117,7 +117,7 @@ def test_values_a_server_would_null_are_replaced_or_shortened(inbox: Kept) -> No
 def test_an_option_that_a_server_would_null_is_left_out_and_said_once(
     inbox: Kept, caplog: pytest.LogCaptureFixture, name: str, value: str
 ) -> None:
-    """Servers null it without a word; the log line names the option when the app starts."""
+    """Servers discard it silently; the log names the option when the app starts."""
     reporter = Reporter(inbox, ReporterOptions(**{name: value}))  # type: ignore[arg-type]
     reporter.capture_message("hello")
     assert name not in inbox.events[0]
@@ -125,7 +125,7 @@ def test_an_option_that_a_server_would_null_is_left_out_and_said_once(
 
 
 def test_an_exception_is_captured_once_in_a_scope_and_again_in_the_next_request(inbox: Kept) -> None:
-    """Middleware, a logging handler and an error handler see the same object; a later request is new."""
+    """Middleware, logging handler and error handler see the same object. A later request counts anew."""
     reporter = Reporter(inbox)
     error = raised(ValueError("once"))
     with new_scope():
@@ -137,7 +137,7 @@ def test_an_exception_is_captured_once_in_a_scope_and_again_in_the_next_request(
 
 
 def test_an_outer_scope_knows_what_an_inner_one_captured(inbox: Kept) -> None:
-    """A block with tags of its own inside a request must not make the request's middleware report again."""
+    """A scope for a block inside a request must not make the middleware capture the exception again."""
     reporter = Reporter(inbox)
     error = raised(ValueError("inner"))
     with new_scope():
@@ -148,7 +148,7 @@ def test_an_outer_scope_knows_what_an_inner_one_captured(inbox: Kept) -> None:
 
 
 def test_exceptions_that_guard_their_attributes_are_marked_all_the_same(inbox: Kept) -> None:
-    """Frozen and slotted exceptions, and ones with a `__dict__` of their own, would be reported twice."""
+    """Frozen exceptions, slotted ones and ones that override `__dict__` would be reported twice."""
 
     class Frozen(Exception):
         __slots__ = ()
@@ -175,7 +175,7 @@ def test_exceptions_that_guard_their_attributes_are_marked_all_the_same(inbox: K
 
 
 def test_the_mark_is_plain_text_and_survives_a_pickle(inbox: Kept) -> None:
-    """A worker process sends exceptions to its parent by pickle: the mark must not be what breaks it."""
+    """Worker processes pickle exceptions for their parent: the mark must not break that."""
     error = ValueError("x")
     Reporter(inbox).capture_exception(error)
     marks = [
@@ -185,7 +185,7 @@ def test_the_mark_is_plain_text_and_survives_a_pickle(inbox: Kept) -> None:
 
 
 def test_scope_data_is_added_and_the_events_own_wins(inbox: Kept) -> None:
-    """Call arguments beat the scope, as the merge order of the protocol says."""
+    """Call arguments beat the scope, by the merge order of the protocol."""
     reporter = Reporter(inbox)
     with new_scope() as scope:
         scope.set_user({"id": 42})
@@ -199,7 +199,7 @@ def test_scope_data_is_added_and_the_events_own_wins(inbox: Kept) -> None:
 
 
 def test_an_event_of_the_apps_own_is_completed_and_not_changed(inbox: Kept) -> None:
-    """The caller may send the same dict again; what it says itself stands."""
+    """The caller may send the same dict again; its own fields win."""
     own = {"message": "hi", "platform": "other", "contexts": {"os": {"name": "mine"}, "app": {"a": 1}}}
     kept = encoder.dumps(own)
     event_id = Reporter(inbox).capture_event(own)
@@ -216,14 +216,14 @@ def test_an_event_of_the_apps_own_is_completed_and_not_changed(inbox: Kept) -> N
     [("9EC79C33-EC99-42AB-8353-589FCB2E04DC", True), ("nonsense", False), (7, False), (None, False)],
 )
 def test_the_returned_id_is_the_one_that_servers_keep(inbox: Kept, given: object, same: bool) -> None:
-    """A server replaces an id that is no UUID: the id shown to a user would lead nowhere."""
+    """A server replaces an id that is no UUID: the id shown to a user would match no event."""
     event_id = Reporter(inbox).capture_event({"message": "m", "event_id": given})
     assert event_id == inbox.events[0]["event_id"]
     assert (event_id == "9ec79c33ec9942ab8353589fcb2e04dc") is same
 
 
 def test_a_hook_may_change_an_event(inbox: Kept) -> None:
-    """`before_send` is the app's last word, with the exception at hand."""
+    """`before_send` runs last, and gets the exception in its hint."""
 
     def hook(event: dict[str, Any], hint: dict[str, Any]) -> dict[str, Any]:
         event["fingerprint"] = [hint["exc_info"][0].__name__]
@@ -236,7 +236,7 @@ def test_a_hook_may_change_an_event(inbox: Kept) -> None:
 
 
 def test_an_event_that_the_hook_drops_is_counted(inbox: Kept) -> None:
-    """Nothing disappears: the server learns how many the app held back."""
+    """The server learns how many events the app dropped."""
     reporter = Reporter(inbox, ReporterOptions(before_send=lambda event, hint: None))
     assert reporter.capture_message("drop me") is None
     assert inbox.events == []
@@ -244,7 +244,7 @@ def test_an_event_that_the_hook_drops_is_counted(inbox: Kept) -> None:
 
 
 def test_a_hook_that_fails_drops_the_event(inbox: Kept, caplog: pytest.LogCaptureFixture) -> None:
-    """It may be what takes the app's secrets out: what it has not passed must not leave."""
+    """The hook may be there to remove secrets, so an event that it did not process must not be sent."""
 
     def hook(event: dict[str, Any], hint: dict[str, Any]) -> dict[str, Any]:
         raise RuntimeError("password=hunter2")
@@ -259,7 +259,7 @@ def test_a_hook_that_fails_drops_the_event(inbox: Kept, caplog: pytest.LogCaptur
 
 
 def test_an_event_processor_that_fails_drops_the_event(inbox: Kept) -> None:
-    """The same holds for all hooks, and each has its own count."""
+    """As for `before_send`, but counted under its own reason."""
     with new_scope() as scope:
         scope.add_event_processor(lambda event, hint: event["no such key"])
         assert Reporter(inbox).capture_message("card 4111") is None
@@ -278,7 +278,7 @@ def test_a_hook_that_returns_something_else_drops_the_event(
 
 
 def test_what_a_hook_changes_in_place_does_not_reach_the_next_event(inbox: Kept) -> None:
-    """Source lines are cached: a hook that blanks them once must not blank them for good."""
+    """Source lines are cached: a hook that blanks them in one event must not blank them in all."""
     seen: list[int] = []
 
     def hook(event: dict[str, Any], hint: dict[str, Any]) -> dict[str, Any]:
@@ -298,7 +298,7 @@ def test_what_a_hook_changes_in_place_does_not_reach_the_next_event(inbox: Kept)
 
 
 def test_an_event_that_holds_itself_many_times_is_copied_in_time() -> None:
-    """A hook gets a copy, and a copy of what branches without end has none: the app would hang."""
+    """A hook gets a copy, and copying containers that hold themselves would never end."""
     endless: list[Any] = []
     endless += [endless, endless]
     seen: list[Any] = []
@@ -311,7 +311,7 @@ def test_an_event_that_holds_itself_many_times_is_copied_in_time() -> None:
 
 
 def test_a_transaction_passes_without_the_hook(inbox: Kept) -> None:
-    """`before_send` is for errors; a hook written for them would fail on a transaction."""
+    """`before_send` is for errors; such a hook would fail on a transaction."""
     options = ReporterOptions(before_send=lambda event, hint: None)
     transaction = {
         "type": "transaction",
@@ -326,7 +326,7 @@ def test_a_transaction_passes_without_the_hook(inbox: Kept) -> None:
 
 
 def test_a_capture_inside_a_capture_ends(inbox: Kept) -> None:
-    """A hook or a logging handler that reports would otherwise call itself until the stack is full."""
+    """A hook or logging handler that captures would otherwise recurse until the stack is full."""
     reporter: Reporter
 
     def hook(event: dict[str, Any], hint: dict[str, Any]) -> dict[str, Any]:
@@ -341,15 +341,15 @@ def test_a_capture_inside_a_capture_ends(inbox: Kept) -> None:
 
 
 def test_a_transport_that_refuses_gives_no_id() -> None:
-    """An id shown to a user must belong to an event that was taken."""
+    """An id shown to a user must belong to an accepted event."""
     assert Reporter(NullTransport()).capture_message("off") is None
 
 
 def test_nothing_is_raised_when_the_transport_or_an_argument_fails(caplog: pytest.LogCaptureFixture) -> None:
-    """The app's error handler must not fail because reporting did."""
+    """A failure of reporting must not break the app's error handler."""
 
     class Broken(NullTransport):
-        """A transport whose every call fails."""
+        """A transport whose methods all raise."""
 
         def capture_envelope(self, envelope: Envelope) -> bool:
             raise RuntimeError("token=abc")
@@ -365,13 +365,13 @@ def test_nothing_is_raised_when_the_transport_or_an_argument_fails(caplog: pytes
 
 
 def test_a_failure_of_ours_is_counted(inbox: Kept) -> None:
-    """An event that could not be built is a loss like any other."""
+    """An event that could not be built counts as lost."""
     assert Reporter(inbox).capture_event(7) is None  # type: ignore[arg-type]
     assert inbox.lost() == {"internal_sdk_error": {"error": 1}}
 
 
 def test_an_exception_that_could_not_be_reported_may_be_reported_further_out(inbox: Kept) -> None:
-    """Deep in a full stack the event can't be built; the middleware far above has room, and must not skip."""
+    """Near the end of the stack the event can't be built; the middleware further out has room for it."""
     reporter = Reporter(inbox)
     error = raised(ValueError("kept"))
     facts: Any = [7]
@@ -380,7 +380,7 @@ def test_an_exception_that_could_not_be_reported_may_be_reported_further_out(inb
 
 
 def test_a_request_of_wrong_types_costs_the_request_and_not_the_event(inbox: Kept) -> None:
-    """The exception is worth more than its request."""
+    """The exception matters more than its request."""
     request = RequestInfo(method=b"GET", headers=((1, 2),))  # type: ignore[arg-type]
     assert Reporter(inbox).capture_exception(raised(ValueError()), request=request) is not None
     assert "request" not in inbox.events[0]
@@ -397,7 +397,7 @@ def test_records_of_our_own_loggers_are_skipped(inbox: Kept, name: str) -> None:
 
 
 def test_the_client_address_is_sent_only_when_pii_is_wanted(inbox: Kept) -> None:
-    """Off is the default; on, the address names the user unless the app already did."""
+    """Off by default. If on, the address identifies the user, unless the app has set one."""
     request = RequestInfo(url="https://shop.example/", remote_addr="192.0.2.7")
     Reporter(inbox).capture_exception(raised(ValueError()), request=request)
     reporter = Reporter(inbox, ReporterOptions(send_default_pii=True))
@@ -411,7 +411,7 @@ def test_the_client_address_is_sent_only_when_pii_is_wanted(inbox: Kept) -> None
 
 
 def test_threads_share_a_reporter(inbox: Kept) -> None:
-    """Request threads report at once; none may see another's nesting or lose its event."""
+    """Concurrent request threads must not affect each other's nesting depth or lose events."""
     reporter = Reporter(inbox)
     barrier = threading.Barrier(8)
     ids: list[str | None] = []
@@ -430,7 +430,7 @@ def test_threads_share_a_reporter(inbox: Kept) -> None:
 
 
 def test_a_capture_near_the_end_of_the_stack_raises_nothing(inbox: Kept) -> None:
-    """A RecursionError is caught where the stack is nearly full: there is little left to report with."""
+    """A RecursionError is caught where the stack is nearly full, with little room left for a capture."""
     reporter = Reporter(inbox)
     results: list[str | None] = []
 
@@ -452,7 +452,7 @@ def test_a_capture_near_the_end_of_the_stack_raises_nothing(inbox: Kept) -> None
 
 
 def test_an_error_caught_again_and_again_up_a_full_stack_is_reported_once_there_is_room(inbox: Kept) -> None:
-    """Each layer tries in turn; one that got half-way must not have those above skip the exception."""
+    """Each layer tries in turn; a failed attempt must not keep the next layer from trying."""
     reporter = Reporter(inbox)
     ids: list[str | None] = []
 
@@ -470,7 +470,7 @@ def test_an_error_caught_again_and_again_up_a_full_stack_is_reported_once_there_
 
 
 def test_twenty_frames_with_locals_are_captured_cheaply() -> None:
-    """Half a millisecond is what a failed request may pay: some five thousand lines, once caches are warm."""
+    """A failing request may pay half a millisecond: some five thousand lines, with warm caches."""
 
     def call(depth: int, user: str, items: list[int]) -> None:
         total, data = 3.5, {"a": 1, "b": [1, 2]}
@@ -486,7 +486,7 @@ def test_twenty_frames_with_locals_are_captured_cheaply() -> None:
             errors.append(caught)
 
     class Sink(NullTransport):
-        """Takes events and keeps none, so that only building them is measured."""
+        """Accepts events and drops them, so that only building them is measured."""
 
         def capture_envelope(self, envelope: Envelope) -> bool:
             return True
@@ -497,7 +497,7 @@ def test_twenty_frames_with_locals_are_captured_cheaply() -> None:
 
 
 def test_construction_logs_nothing_and_starts_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """Made at import of the app's settings: no thread, no line."""
+    """Reporters are made when the app's settings are imported: no thread and no log line."""
     before = set(threading.enumerate())
     with caplog.at_level(logging.DEBUG):
         Reporter(NullTransport())

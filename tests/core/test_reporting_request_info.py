@@ -1,4 +1,4 @@
-"""The request an event tells of: what is sent, what keeps its name only, and what is left out."""
+"""The request of an event: sent parts, parts without their values, and omitted parts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOGIN = RequestInfo(
 
 
 def test_by_default_no_cookie_no_address_and_no_body_is_sent() -> None:
-    """`send_default_pii` is off; names stay, so that one sees what the request had."""
+    """`send_default_pii` is off; names stay, so that one sees which headers the request had."""
     assert request_interface(LOGIN, send_pii=False) == {
         "method": "POST",
         "url": "https://[Filtered]@shop.example/login",
@@ -48,7 +48,7 @@ def test_by_default_no_cookie_no_address_and_no_body_is_sent() -> None:
 
 
 def test_with_pii_secrets_are_filtered_all_the_same() -> None:
-    """Who the user is may be told then; how to log in as them never is."""
+    """PII includes who the user is, but never credentials."""
     found = request_interface(LOGIN, send_pii=True)
     assert b"hunter2" not in encoder.dumps(found)
     assert found["headers"]["Cookie"] == "theme=dark; sessionid=[Filtered]"
@@ -59,23 +59,23 @@ def test_with_pii_secrets_are_filtered_all_the_same() -> None:
 
 
 def test_the_repr_of_a_request_holds_nothing_of_it() -> None:
-    """It stands in a frame's variables and in log lines."""
+    """Reprs get into frame variables and log lines."""
     assert repr(LOGIN) == "RequestInfo(method='post')"
 
 
 def test_an_empty_request_says_nothing() -> None:
-    """A field that is not known is left out, never sent empty."""
+    """Unknown fields are left out, not sent empty."""
     assert request_interface(RequestInfo(), send_pii=True) == {}
 
 
 @pytest.mark.parametrize("method", ["GE T", "G\u00c9T", "", "X" * 33, "G3T"])
 def test_a_method_that_servers_would_null_is_left_out(method: str) -> None:
-    """Servers take letters only."""
+    """Servers accept letters only."""
     assert "method" not in request_interface(RequestInfo(method=method), send_pii=False)
 
 
 def test_a_query_in_the_url_is_moved_and_the_fragment_dropped() -> None:
-    """A URL given whole must not carry its token past the filter."""
+    """The query of a complete URL must pass the filter too."""
     request = RequestInfo(url="https://shop.example/a?token=x&b=1#frag")
     assert request_interface(request, send_pii=False) == {
         "url": "https://shop.example/a",
@@ -103,7 +103,7 @@ def test_every_part_is_bounded() -> None:
 
 
 def test_a_header_received_twice_is_told_once_with_both_values() -> None:
-    """A dict of headers would lose one of them."""
+    """A plain dict of headers would lose one of them."""
     request = RequestInfo(headers=(("Accept", "text/html"), ("Accept", "*/*")))
     assert request_interface(request, send_pii=False)["headers"] == {"Accept": "text/html, */*"}
 
@@ -123,14 +123,14 @@ def test_a_header_received_twice_is_told_once_with_both_values() -> None:
     ],
 )
 def test_a_body_is_read_in_the_form_that_shows_its_names(kind: str, data: Any, expected: Any) -> None:
-    """A secret is known by its name; text without names is sent as it is, for the app asked for bodies."""
+    """Secrets are recognised by name. Text without names is sent unchanged, as the app enabled bodies."""
     headers = (("Accept", "*/*"), ("content-type", kind)) if kind else ()
     found = request_interface(RequestInfo(headers=headers, data=data), send_pii=True)
     assert found["data"] == expected
 
 
 def test_text_that_is_no_unicode_is_sent_nevertheless() -> None:
-    """WSGI and ASGI servers hand over bytes as they came; a lone surrogate would break the JSON."""
+    """WSGI and ASGI servers pass on any bytes; a lone surrogate would break the JSON."""
     bad = "\udcff"
     request = RequestInfo(
         url="https://h/" + bad,
@@ -159,7 +159,7 @@ def test_text_that_is_no_unicode_is_sent_nevertheless() -> None:
 def test_bodies_over_the_limit_are_left_out(
     limit: str, length: int, declared: str | None, sent: bool
 ) -> None:
-    """A body that was read in part is as long as its header says."""
+    """The declared length counts, even if only a part was read."""
     headers = () if declared is None else (("Content-Length", declared),)
     info = RequestInfo(method="POST", data="x" * length, headers=headers)
     assert ("data" in request_interface(info, send_pii=True, bodies=limit)) is sent
@@ -184,7 +184,7 @@ ENVIRON: dict[str, object] = {
 
 
 def test_an_environ_becomes_a_request_with_the_headers_that_it_holds() -> None:
-    """Two integrations read environs: what is a header, and what only looks like one, is decided once."""
+    """Two integrations read environs; the rules for header keys are in one place."""
     for _ in range(2):  # the second time from what is remembered of its names
         info = RequestInfo.from_environ(ENVIRON, url="http://shop.example/cart", data=b"x")
         assert info == RequestInfo(
@@ -204,12 +204,12 @@ def test_an_environ_becomes_a_request_with_the_headers_that_it_holds() -> None:
 
 
 def test_an_environ_with_next_to_nothing_in_it_becomes_a_request() -> None:
-    """Tests and odd servers leave much out, and an event is worth more than its request."""
+    """Tests and unusual servers omit many keys; the event must be sent all the same."""
     assert RequestInfo.from_environ({}, url="") == RequestInfo()
 
 
 def test_what_clients_send_fills_no_memory() -> None:
-    """A client chooses names and values of its headers; what is remembered of them has a bound."""
+    """Clients choose names and values of headers, so the caches are bounded."""
     for n in range(3 * request_info._MAX_HARMLESS):
         info = RequestInfo.from_environ({f"HTTP_X_{n}": f"value {n}", "HTTP_Y" * 50: "y" * 5000}, url="")
         found = request_interface(info, send_pii=False)["headers"]
@@ -221,7 +221,7 @@ def test_what_clients_send_fills_no_memory() -> None:
 
 
 def test_a_secret_in_a_header_is_filtered_each_time_and_not_remembered() -> None:
-    """What is remembered stays in memory as long as the process."""
+    """A cached secret would stay in memory as long as the process."""
     secret = "Bearer 8f14e45fceea167a5a36dedd4bea2543"
     info = RequestInfo(headers=(("X-Note", f"sent {secret}"), ("Authorization", secret), ("Cookie", "a=b")))
     for _ in range(2):
@@ -231,7 +231,7 @@ def test_a_secret_in_a_header_is_filtered_each_time_and_not_remembered() -> None
 
 
 def test_a_request_does_not_change() -> None:
-    """It is handed to hooks and to other threads."""
+    """Hooks and other threads get it."""
     info = RequestInfo(method="GET")
     with pytest.raises(AttributeError):
         info.method = "POST"  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Scopes: what is known about a unit of work, and who sees it."""
+"""Scopes: the data of a unit of work, and its visibility."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from transport_kit.reporting.unit_of_work import Unit
 
 
 def applied(scope: Scope, **event: Any) -> dict[str, Any]:
-    """What the scope adds to an event, which must be strict JSON."""
+    """Return the fields that the scope adds to an event, checked to be strict JSON."""
     scope.apply(event)
     encoder.dumps(event)
     return event
 
 
 def test_a_scope_begins_as_a_copy_and_its_changes_stay_in_it() -> None:
-    """What one request sets must not show in the next one's events."""
+    """Data of one request must not appear in events of the next."""
     with new_scope() as outer:
         outer.set_tag("region", "eu")
         outer.set_context("shop", {"open": True})
@@ -47,7 +47,7 @@ def test_a_scope_begins_as_a_copy_and_its_changes_stay_in_it() -> None:
 
 
 def test_each_scope_has_an_id_below_its_parents() -> None:
-    """The mark on an exception is this id: what an inner scope captured, the outer one has seen."""
+    """The captured mark of an exception is this id, so that outer scopes recognise marks of inner ones."""
     with new_scope() as first:
         pass
     with new_scope() as second, new_scope() as inner:
@@ -56,7 +56,7 @@ def test_each_scope_has_an_id_below_its_parents() -> None:
 
 
 def test_threads_and_tasks_see_their_own_scope() -> None:
-    """A request's scope follows its context, and no other."""
+    """A request's scope follows its context only."""
     seen: list[Scope] = []
     with new_scope() as mine:
         thread = threading.Thread(target=lambda: seen.append(Scope.current()))
@@ -68,7 +68,7 @@ def test_threads_and_tasks_see_their_own_scope() -> None:
 
 
 def test_a_scope_left_in_another_context_is_left_without_an_error() -> None:
-    """An event loop closes abandoned generators in a context of its own."""
+    """An event loop closes abandoned generators in another context."""
 
     async def generator() -> AsyncGenerator[Scope, None]:
         with new_scope() as scope:
@@ -102,14 +102,14 @@ def test_a_scope_left_in_another_context_is_left_without_an_error() -> None:
     ],
 )
 def test_tags_are_made_such_as_servers_take(key: Any, value: Any, expected: Any) -> None:
-    """A wrong key or a line break nulls the tag at the server, without a word."""
+    """Servers silently discard a tag with an invalid key or a line break."""
     scope = Scope()
     scope.set_tag(key, value)
     assert applied(scope).get("tags") == expected
 
 
 def test_an_empty_value_takes_the_tag_away() -> None:
-    """Servers take none; the value from before would be wrong from here on."""
+    """Servers accept no empty value, and the previous value is no longer true."""
     scope = Scope()
     scope.set_tag("region", "eu")
     scope.set_tag("region", "")
@@ -117,7 +117,7 @@ def test_an_empty_value_takes_the_tag_away() -> None:
 
 
 def test_contexts_are_bounded_in_number_and_those_known_may_change() -> None:
-    """A section per row must not fill events, and a full table must not hold old facts."""
+    """A section per row must not fill events; with all places taken, present sections can still change."""
     scope = Scope()
     for number in range(200):
         scope.set_context(f"c{number}", {"n": 1})
@@ -142,7 +142,7 @@ def test_tags_and_extra_are_bounded_in_number() -> None:
 
 
 def test_extra_is_taken_as_it_is_now_and_bounded_in_bytes() -> None:
-    """A later change to the value is another story; servers keep 16 KiB of one and 256 KiB of all."""
+    """Later changes of the value have no effect; servers keep 16 KiB per value and 256 KiB in total."""
     scope = Scope()
     items = [1]
     scope.set_extra("items", items)
@@ -156,14 +156,14 @@ def test_extra_is_taken_as_it_is_now_and_bounded_in_bytes() -> None:
 
 
 def test_extra_set_by_hand_is_not_scrubbed() -> None:
-    """The protocol forbids rewriting what the app said on purpose."""
+    """The protocol forbids rewriting data that the app set explicitly."""
     scope = Scope()
     scope.set_extra("token", "abc")
     assert applied(scope)["extra"] == {"token": "abc"}
 
 
 def test_what_an_event_does_with_the_scopes_values_stays_with_it() -> None:
-    """A hook changes an event in place; the next event must not show it."""
+    """A hook that changes an event in place must not change the next event."""
     scope = Scope()
     scope.set_extra("cart", {"items": [1]})
     scope.set_tag("a", "b")
@@ -176,7 +176,7 @@ def test_what_an_event_does_with_the_scopes_values_stays_with_it() -> None:
 
 
 def test_the_events_own_values_win() -> None:
-    """Call arguments beat the scope; tags given as pairs are left as they are."""
+    """Call arguments beat the scope; tags given as pairs are not touched."""
     scope = Scope()
     scope.set_tag("a", "scope")
     scope.set_tag("b", "scope")
@@ -208,7 +208,7 @@ def test_the_events_own_values_win() -> None:
     ],
 )
 def test_a_user_is_told_as_servers_take_it(user: Any, expected: Any) -> None:
-    """What they would null is left out or shortened here, so that no event carries an error."""
+    """Values that servers would discard are left out or shortened."""
     scope = Scope()
     scope.set_user({"id": "before"})
     scope.set_user(user)
@@ -216,7 +216,7 @@ def test_a_user_is_told_as_servers_take_it(user: Any, expected: Any) -> None:
 
 
 def test_a_scope_begins_with_all_that_surrounds_it_and_gives_nothing_back() -> None:
-    """An event of a task inside a request tells of both; the request's own events don't tell of the task."""
+    """Events of a task in a request have the data of both; the request's events have none of the task's."""
     with new_scope() as outer:
         outer.set_tag("region", "eu")
         outer.set_extra("n", 1)
@@ -252,12 +252,12 @@ def test_a_scope_begins_with_all_that_surrounds_it_and_gives_nothing_back() -> N
 
 
 def keep(event: dict[str, Any], hint: dict[str, Any]) -> dict[str, Any]:
-    """An event processor that changes nothing."""
+    """Return the event unchanged."""
     return event
 
 
 def test_a_chain_of_scopes_does_not_grow_for_ever() -> None:
-    """A task that starts its own successor would otherwise hold every scope before it."""
+    """A task that starts its successor would otherwise keep all earlier scopes alive."""
     with contextlib.ExitStack() as stack:
         scopes = [stack.enter_context(new_scope()) for _ in range(100)]
         depths = [scope.id.count("/") for scope in scopes]
@@ -268,7 +268,7 @@ def test_a_chain_of_scopes_does_not_grow_for_ever() -> None:
 
 
 def test_an_empty_value_clears_a_tag() -> None:
-    """Servers take no empty tag."""
+    """Servers accept no empty tag."""
     scope = Scope()
     scope.set_tag("a", "")
     scope.set_tag("b", "x")
@@ -278,7 +278,7 @@ def test_an_empty_value_clears_a_tag() -> None:
 
 
 def test_contexts_are_sections_as_they_were_when_they_were_set() -> None:
-    """A section set to None is taken out; what is no mapping is no section."""
+    """A section set to None is removed; a value that is no mapping makes no section."""
     scope = Scope()
     till = {"drawer": [1]}
     scope.set_context("till", till)
@@ -297,7 +297,7 @@ def test_contexts_are_sections_as_they_were_when_they_were_set() -> None:
 
 
 def test_contexts_are_bounded_in_number_and_in_bytes() -> None:
-    """50 sections of 8 KiB; one that is there can still be replaced."""
+    """50 sections of 8 KiB; a present one can still be replaced."""
     scope = Scope()
     for number in range(60):
         scope.set_context(f"c{number}", {"n": number})
@@ -323,7 +323,7 @@ def test_contexts_are_bounded_in_number_and_in_bytes() -> None:
     ],
 )
 def test_a_level_is_one_that_servers_know(level: Any, expected: str) -> None:
-    """An unknown one would be nulled; the event's own gives way, as a scope's level is set on purpose."""
+    """Servers discard unknown levels. A scope's level is set on purpose, so it beats the event's."""
     scope = Scope()
     scope.set_level(level)
     assert applied(scope, level="info") == {"level": expected}
@@ -343,7 +343,7 @@ def test_a_level_is_one_that_servers_know(level: Any, expected: str) -> None:
     ],
 )
 def test_a_fingerprint_is_a_short_list_of_texts(fingerprint: Any, expected: Any) -> None:
-    """What is no list of texts groups nothing; an event with its own keeps it."""
+    """A value that is no list of texts is ignored; an event with its own fingerprint keeps it."""
     scope = Scope()
     scope.set_fingerprint(["before"])
     scope.set_fingerprint(fingerprint)
@@ -352,7 +352,7 @@ def test_a_fingerprint_is_a_short_list_of_texts(fingerprint: Any, expected: Any)
 
 
 def test_processors_keep_their_order_and_must_be_callable() -> None:
-    """A name instead of a function would drop every event later on."""
+    """A processor that can't be called would drop every later event."""
     scope = Scope()
     scope.add_event_processor(keep)
     scope.add_event_processor("keep")  # type: ignore[arg-type]
@@ -361,7 +361,7 @@ def test_processors_keep_their_order_and_must_be_callable() -> None:
 
 
 def test_attachments_are_bounded_in_number_and_always_have_a_name() -> None:
-    """Servers take 30 files with an event."""
+    """Servers accept 30 files with an event."""
     scope = Scope()
     scope.add_attachment(b"x", filename="", content_type="text/plain", attachment_type="event.minidump")
     for number in range(40):
@@ -380,7 +380,7 @@ def test_attachments_are_bounded_in_number_and_always_have_a_name() -> None:
 
 
 def test_a_breadcrumb_says_what_was_given_and_no_secret() -> None:
-    """Empty fields are left out; secrets go by their names in `data`, and by their looks in the message."""
+    """Empty fields are left out; secrets are filtered by name in `data`, and by form in the message."""
     with new_scope(), enter_unit() as unit:
         scope = Scope.current()
         scope.add_breadcrumb()
@@ -409,7 +409,7 @@ def test_a_breadcrumb_says_what_was_given_and_no_secret() -> None:
 
 
 def test_a_breadcrumb_is_bounded() -> None:
-    """A hundred of them go with each event."""
+    """A hundred of them are sent with each event."""
     with new_scope(), enter_unit() as unit:
         Scope.current().add_breadcrumb(
             "m" * 3000,
@@ -425,7 +425,7 @@ def test_a_breadcrumb_is_bounded() -> None:
 
 @contextlib.contextmanager
 def enter_unit() -> Iterator[Unit]:
-    """A unit of work of its own, with a scope."""
+    """Enter a new unit of work with a scope."""
     unit = Unit()
     _, token = enter_scope(unit)
     yield unit
@@ -433,7 +433,7 @@ def enter_unit() -> Iterator[Unit]:
 
 
 def test_a_unit_begins_outside_of_what_a_finished_one_left_behind() -> None:
-    """A request that ended in another context must not lend its user to the next one."""
+    """A request that ended in another context must not pass its user to the next one."""
     with new_scope() as process:
         process.set_tag("host", "a")
         with enter_unit() as first:
@@ -449,7 +449,7 @@ def test_a_unit_begins_outside_of_what_a_finished_one_left_behind() -> None:
 
 
 def test_a_unit_within_one_that_runs_begins_with_what_that_one_holds() -> None:
-    """A job that a request runs itself is still that user's."""
+    """A job that a request runs itself has the same user."""
     with enter_unit():
         Scope.current().set_user({"id": "1"})
         with enter_unit():
@@ -457,7 +457,7 @@ def test_a_unit_within_one_that_runs_begins_with_what_that_one_holds() -> None:
 
 
 def test_an_exception_is_marked_once_in_a_scope_and_those_around_it() -> None:
-    """What a task reported is not reported by the request around it, and is by the next request."""
+    """An exception captured in a task is not captured again by its request, but by the next request."""
     error = ValueError()
     with new_scope():
         with new_scope():
@@ -476,7 +476,7 @@ def test_an_exception_is_marked_once_in_a_scope_and_those_around_it() -> None:
 
 
 def test_extra_in_all_ends_where_there_is_hardly_any_room_left() -> None:
-    """Servers cut an event's extra at 256 KiB; here values are left out instead, and one is shortened."""
+    """Servers cut an event's extra at 256 KiB; here one value is shortened and the rest is left out."""
     scope = Scope()
     for number in range(40):
         scope.set_extra(f"{number:02}", "x" * 8000)
@@ -487,7 +487,7 @@ def test_extra_in_all_ends_where_there_is_hardly_any_room_left() -> None:
 
 
 class Broken(Mapping[str, object]):
-    """A mapping that fails when it is read."""
+    """A mapping that raises when read."""
 
     def __getitem__(self, key: str) -> object:
         raise OSError("gone")
@@ -500,7 +500,7 @@ class Broken(Mapping[str, object]):
 
 
 def test_a_mapping_that_fails_is_none() -> None:
-    """A lazy user object looks itself up in a database that may be away; the request goes on."""
+    """A lazy user object may query a database that is down; the request continues."""
     scope = Scope()
     scope.set_user(Broken())
     scope.set_context("shop", Broken())
@@ -510,7 +510,7 @@ def test_a_mapping_that_fails_is_none() -> None:
 
 
 def test_a_value_is_bounded_in_depth_breadth_and_text() -> None:
-    """Whatever the app puts in, an event stays one that servers take."""
+    """Servers must accept the event, whatever the app puts into it."""
     nested: Any = 1
     for _ in range(9):
         nested = [nested]
@@ -528,7 +528,7 @@ def test_a_value_is_bounded_in_depth_breadth_and_text() -> None:
 
 
 def test_a_user_and_a_value_are_bounded_in_bytes() -> None:
-    """A profile of megabytes must not ride on each event."""
+    """A profile of megabytes must not be sent with each event."""
     scope = Scope()
     scope.set_extra("words", {"a": "x" * 9000, "b": "x" * 9000})
     assert 16 * 1024 - 50 < len(encoder.dumps(applied(scope)["extra"]["words"])) <= 16 * 1024
@@ -537,5 +537,5 @@ def test_a_user_and_a_value_are_bounded_in_bytes() -> None:
 
 
 def test_an_event_that_has_values_already_is_left_as_it_is() -> None:
-    """Without anything set, a scope adds nothing, not even an empty section."""
+    """A scope without data adds nothing, not even an empty section."""
     assert applied(Scope(), message="x") == {"message": "x"}

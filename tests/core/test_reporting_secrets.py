@@ -1,4 +1,4 @@
-"""Secrets: two hundred of them, planted wherever an app may have one, and none on the wire."""
+"""Secrets: two hundred of them, planted wherever an app may have one; none may be sent."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ NAMES = (
 
 
 class Planter:
-    """Hands out secrets, each once, and knows them all."""
+    """Makes unique secrets and keeps a list of them."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
         self.planted: dict[str, str] = {}
 
     def secret(self, where: str) -> str:
-        """A new secret for this place; its form alone doesn't give it away."""
+        """Return a new secret for this place; it is not recognisable by its form."""
         text = f"Zq7{next(self._numbers):04d}vXw"
         self.planted[text] = where
         return text
 
     def pairs(self, where: str) -> dict[str, str]:
-        """One secret under each of the names."""
+        """Return one secret under each of the names."""
         return {name: self.secret(f"{where}: {name}") for name in NAMES}
 
     def texts(self, where: str) -> list[str]:
-        """Secrets that only their surroundings give away."""
+        """Return texts with secrets that are recognisable by their surroundings only."""
         forms = (
             "postgresql://shop:{}@db.internal:5432/shop",
             "redis://:{}@cache:6379/0",
@@ -82,13 +82,13 @@ class Planter:
 
 
 def token(secret: str) -> str:
-    """A web token, which is known by its form, with the secret in it."""
+    """A web token, recognisable by its form, that contains the secret."""
     return f"eyJhbGciOiJIUzI1NiJ9.{secret}.c2ln"
 
 
 @dataclasses.dataclass
 class Account:
-    """What an app keeps of a user."""
+    """A user record of an app."""
 
     name: str
     password: str
@@ -102,7 +102,7 @@ def _server() -> Iterator[FaultServer]:
 
 
 def fail(plant: Planter) -> None:
-    """Raises with secrets in variables, arguments, notes and causes."""
+    """Raise with secrets in variables, arguments, notes and causes."""
     password = plant.secret("a variable")
     command = ["mysqldump", "--user", "shop", "--password", plant.secret("a command"), "--api-key", ""]
     command[-1] = plant.secret("the last of a command")
@@ -125,14 +125,14 @@ def fail(plant: Planter) -> None:
 
 
 def measure(plant: Planter, reporter: Reporter) -> None:
-    """A span with secrets; not in the frames of what is raised later, where `value` would hide none."""
+    """Make a span with secrets, in its own function, so that no frame of a later exception has them."""
     with reporter.span("db", plant.texts("a description")[0]) as span:
         for name, value in plant.pairs("span data").items():
             span.set_data(name, value)
 
 
 def everything(plant: Planter, reporter: Reporter) -> None:
-    """A request in which secrets are everywhere."""
+    """A request with secrets everywhere."""
     headers = (
         *plant.pairs("headers").items(),
         (
@@ -186,7 +186,7 @@ def everything(plant: Planter, reporter: Reporter) -> None:
 
 @pytest.mark.parametrize("pii", [False, True])
 def test_no_planted_secret_is_on_the_wire(server: FaultServer, pii: bool) -> None:
-    """Two hundred and more, through every way into an envelope; the bytes are read as the server got them."""
+    """Over two hundred, through every way into an envelope; checks the bytes that the server received."""
     plant = Planter()
     with make_transport(server.dsn) as transport:
         reporter = Reporter(
@@ -206,7 +206,7 @@ def test_no_planted_secret_is_on_the_wire(server: FaultServer, pii: bool) -> Non
 
 
 def test_the_key_of_the_dsn_is_in_the_trace_header_only(server: FaultServer) -> None:
-    """The protocol asks for the public key there; nowhere else may it be."""
+    """The protocol requires the public key there; it must be nowhere else."""
     with make_transport(server.dsn) as transport:
         key = transport.dsn.public_key if transport.dsn else ""
         reporter = Reporter(transport, ReporterOptions(detect_release=False))

@@ -1,4 +1,4 @@
-"""Around a request: a scope of its own, what its events know, and what becomes of the exception."""
+"""Served requests: their scope, the facts in their events, and the handling of their exceptions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def named() -> tuple[str, str]:
 
 
 def test_what_is_captured_in_a_request_knows_the_request(kept: Kept) -> None:
-    """From a logging handler or deep in the app: the integration hands nothing through."""
+    """A capture deep in the app, or by a logging handler, needs no request passed to it."""
     reporter = reporter_for(kept, send_default_pii=True)
     route = ["/cart/1", "url"]
     with reporter.request(
@@ -51,7 +51,7 @@ def test_what_is_captured_in_a_request_knows_the_request(kept: Kept) -> None:
 
 
 def test_without_pii_the_integrations_user_is_not_even_asked_for(kept: Kept) -> None:
-    """Identity is sent only when the app says so; what the app sets by hand is its own decision."""
+    """The user is sent only if the app enables it; a user set by the app itself is always sent."""
     asked: list[int] = []
     reporter = reporter_for(kept)
     with reporter.request(
@@ -68,7 +68,7 @@ def test_without_pii_the_integrations_user_is_not_even_asked_for(kept: Kept) -> 
 
 
 def test_an_events_own_fields_win_over_the_request(kept: Kept) -> None:
-    """Call arguments beat what surrounds the call."""
+    """Call arguments beat the surrounding request."""
     reporter = reporter_for(kept)
     own = RequestInfo(method="PUT", url="https://own.example/")
     with reporter.request(lambda: RequestInfo(url="https://x.example/"), named=named):
@@ -83,7 +83,7 @@ def test_an_events_own_fields_win_over_the_request(kept: Kept) -> None:
 
 
 def test_an_escaped_exception_is_captured_once_and_goes_on(kept: Kept) -> None:
-    """The framework's own error handling must see what it would have seen."""
+    """The framework's own error handling must see the same exception."""
     reporter = reporter_for(kept)
     error = ValueError("boom")
 
@@ -107,14 +107,14 @@ def test_an_escaped_exception_is_captured_once_and_goes_on(kept: Kept) -> None:
     "error", [KeyboardInterrupt(), SystemExit(1), asyncio.CancelledError(), GeneratorExit()]
 )
 def test_what_only_ends_the_work_is_not_captured(kept: Kept, error: BaseException) -> None:
-    """A worker that is told to stop has not failed."""
+    """A worker that is asked to stop has not failed."""
     served = reporter_for(kept).request(named=named).begin()
     served.finish(error)
     assert kept.events == []
 
 
 def test_an_expected_exception_is_not_captured(kept: Kept) -> None:
-    """A client that went away, a 404 raised as an exception: the integration knows them."""
+    """The integration knows them: a disconnected client, a 404 raised as an exception."""
     reporter = reporter_for(kept)
     for error, count in ((KeyError("x"), 0), (ValueError("x"), 1)):
         reporter.request(named=named, expected=lambda error: isinstance(error, KeyError)).begin().finish(
@@ -124,7 +124,7 @@ def test_an_expected_exception_is_not_captured(kept: Kept) -> None:
 
 
 def test_requests_do_not_see_each_other(kept: Kept) -> None:
-    """On threads, in tasks, one after the other: each has what it set, and what was set before all."""
+    """On threads, in tasks and in sequence: each has its own data, and the data set before all of them."""
     reporter = reporter_for(kept)
     Scope.current().set_tag("app", "shop")
 
@@ -160,7 +160,7 @@ def test_requests_do_not_see_each_other(kept: Kept) -> None:
 
 
 def test_a_scope_for_a_block_shares_the_requests_breadcrumbs(kept: Kept) -> None:
-    """What happened, happened: a tag for a block is the block's, the way to it is everybody's."""
+    """A tag ends with its block, but breadcrumbs belong to the whole request."""
     reporter = reporter_for(kept)
     with reporter.request(named=named):
         with reporter.scope() as scope:
@@ -180,7 +180,7 @@ def test_a_scope_for_a_block_shares_the_requests_breadcrumbs(kept: Kept) -> None
 
 
 def test_the_last_hundred_breadcrumbs_are_kept(kept: Kept) -> None:
-    """The way to an error is told from its end."""
+    """The steps right before an error matter most."""
     reporter = reporter_for(kept)
     few = reporter_for(kept, max_breadcrumbs=3)
     none = reporter_for(kept, max_breadcrumbs=0)
@@ -199,7 +199,7 @@ def test_the_last_hundred_breadcrumbs_are_kept(kept: Kept) -> None:
 
 
 def test_a_breadcrumb_is_bounded_and_scrubbed(kept: Kept) -> None:
-    """A hundred of them ride on each event."""
+    """A hundred of them are sent with each event."""
     reporter = reporter_for(kept)
     with reporter.request(named=named):
         reporter.add_breadcrumb(
@@ -219,7 +219,7 @@ def test_a_breadcrumb_is_bounded_and_scrubbed(kept: Kept) -> None:
 
 
 def test_hooks_change_or_drop_events_and_what_they_drop_is_counted(kept: Kept) -> None:
-    """Processors run first, in order, then `before_send`; each loss has its name."""
+    """Processors run first, in order, then `before_send`; each loss has its own reason."""
     seen: list[str] = []
 
     def step(name: str) -> Any:
@@ -250,7 +250,7 @@ def test_hooks_change_or_drop_events_and_what_they_drop_is_counted(kept: Kept) -
 
 
 def test_a_processor_may_drop_a_transaction(kept: Kept) -> None:
-    """Counted with its spans; `before_send` is not asked about transactions."""
+    """It is counted with its spans; `before_send` is not called for transactions."""
     reporter = reporter_for(
         kept, traces_sample_rate=1.0, before_send=lambda event, hint: pytest.fail("asked for a transaction")
     )
@@ -263,7 +263,7 @@ def test_a_processor_may_drop_a_transaction(kept: Kept) -> None:
 
 
 def test_sampled_out_errors_are_counted_and_still_errors(kept: Kept) -> None:
-    """The session of a request knows of the error, whether or not the event is sent."""
+    """The session counts the error, whether or not the event is sent."""
     reporter = reporter_for(kept, sample_rate=0.0)
     with reporter.request(named=named) as served:
         assert reporter.capture_message("m", level="error") is None
@@ -273,7 +273,7 @@ def test_sampled_out_errors_are_counted_and_still_errors(kept: Kept) -> None:
 
 
 def test_half_of_the_errors_at_a_rate_of_a_half(kept: Kept) -> None:
-    """A fixed draw stands for chance: below the rate is sent."""
+    """The random numbers are fixed: an event below the rate is sent."""
     reporter = reporter_for(kept, sample_rate=0.5)
     draws = iter([0.4, 0.5, 0.6, 0.1])
     reporter.pipeline._draw = lambda: next(draws)
@@ -306,7 +306,7 @@ def test_attachments_travel_with_their_event(kept: Kept, tmp_path: Any) -> None:
 
 
 def test_a_file_that_is_too_big_costs_itself_only(tmp_path: Any) -> None:
-    """The error is worth more than its attachment, and what is missing is counted."""
+    """The error is sent without the attachment, and the loss is counted."""
     path = tmp_path / "big.bin"
     path.write_bytes(b"x" * 2000)
     with Kept(max_attachment_bytes=1000) as kept:
@@ -317,7 +317,7 @@ def test_a_file_that_is_too_big_costs_itself_only(tmp_path: Any) -> None:
 
 
 def test_feedback_is_sent_as_it_was_written(kept: Kept) -> None:
-    """Somebody took the time: no hook and no sampling decides about it, and files may come along."""
+    """No hook and no sampling applies to feedback; files may be attached."""
     reporter = reporter_for(kept, before_send=lambda event, hint: None, sample_rate=0.0, release="shop@1")
     event_id = "9EC79C33-EC99-42AB-8353-589FCB2E04DC"
     with reporter.request(named=named):
@@ -346,7 +346,7 @@ def test_feedback_is_sent_as_it_was_written(kept: Kept) -> None:
 def test_a_breadcrumb_that_cannot_be_made_raises_nothing(
     kept: Kept, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A line for the diary must not break the work it is about."""
+    """A breadcrumb must not break the app's work."""
     monkeypatch.setattr(Scope, "add_breadcrumb", lambda *_, **__: 1 / 0)
     monkeypatch.setattr(Scope, "current", lambda: 1 / 0)
     reporter = reporter_for(kept)
@@ -356,7 +356,7 @@ def test_a_breadcrumb_that_cannot_be_made_raises_nothing(
 
 
 def test_a_context_may_be_replaced_and_removed(kept: Kept) -> None:
-    """Sections of facts, bounded like all else, copied for each event."""
+    """Sections are bounded, and copied for each event."""
     with new_scope() as scope:
         for number in range(80):
             scope.set_context(f"c{number}", {"n": number})
@@ -378,7 +378,7 @@ def test_a_context_may_be_replaced_and_removed(kept: Kept) -> None:
 
 
 def test_a_request_left_in_another_context_leaves_nothing_behind(kept: Kept) -> None:
-    """Servers close a streamed response in a context of their own."""
+    """Servers may close a streamed response in another context."""
     reporter = reporter_for(kept)
     before = Scope.current()
     served = copy_context().run(reporter.request(named=named).begin)
@@ -389,7 +389,7 @@ def test_a_request_left_in_another_context_leaves_nothing_behind(kept: Kept) -> 
 
 
 def test_two_reporters_share_the_request(kept: Kept) -> None:
-    """A library with a transport of its own reports into its own project, with the same request."""
+    """A library with its own transport reports to its own project, with the same request."""
     with Kept() as other:
         theirs: Reporter = reporter_for(other)
         with reporter_for(kept).request(lambda: RequestInfo(url="https://x.example/"), named=named):
@@ -398,8 +398,7 @@ def test_two_reporters_share_the_request(kept: Kept) -> None:
 
 
 def test_a_request_finished_elsewhere_tells_the_next_one_nothing(kept: Kept) -> None:
-    """A server's thread begins requests, and streams their ends on others: tags must not be handed down,
-    nor may each request keep all before it alive."""
+    """A stream may end on another thread: tags must not leak to later requests, nor scopes accumulate."""
     reporter = reporter_for(kept)
     alive: list[weakref.ref[Any]] = []
 
@@ -425,7 +424,7 @@ def test_a_request_finished_elsewhere_tells_the_next_one_nothing(kept: Kept) -> 
 
 
 def test_a_chain_of_scopes_is_not_kept_without_end() -> None:
-    """A timer that starts its own successor, in a scope of its own, runs for months."""
+    """A timer that starts its successor in its own scope may run for months."""
     scope = Scope()
     for _ in range(1000):
         scope = Scope(scope)
@@ -439,7 +438,7 @@ def test_a_chain_of_scopes_is_not_kept_without_end() -> None:
 
 
 def test_a_finished_request_is_freed_at_once(kept: Kept) -> None:
-    """Its body may be megabytes: it must not wait for the garbage collector."""
+    """Its body may be megabytes, and must not wait for the garbage collector."""
     reporter = reporter_for(kept, traces_sample_rate=1.0, release="a@1")
     gc.disable()
     try:

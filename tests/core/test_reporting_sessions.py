@@ -1,4 +1,4 @@
-"""Sessions: every request counted once, nothing left behind, and nothing without a release."""
+"""Sessions: every request is counted once and sent, and nothing without a release."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def named() -> tuple[str, str]:
 
 
 def totals(kept: Kept) -> dict[str, int]:
-    """All outcomes that were sent."""
+    """Return the sums of all outcomes that were sent."""
     found: dict[str, int] = {}
     for sessions in kept.payloads("sessions"):
         for bucket in sessions["aggregates"]:
@@ -36,7 +36,7 @@ def totals(kept: Kept) -> dict[str, int]:
 
 
 def test_each_request_ends_in_one_outcome(kept: Kept) -> None:
-    """Crash-free rates are made of these three numbers."""
+    """Servers compute crash-free rates from these three numbers."""
     reporter = reporter_for(kept, release="shop@1", environment="staging")
     with reporter.request(named=named):
         pass
@@ -63,7 +63,7 @@ def test_each_request_ends_in_one_outcome(kept: Kept) -> None:
 def test_without_a_release_or_when_switched_off_nothing_is_counted(
     kept: Kept, options: dict[str, Any]
 ) -> None:
-    """Servers take no session without a release."""
+    """Servers accept no session without a release."""
     with reporter_for(kept, **options).request(named=named):
         pass
     kept.flush()
@@ -71,7 +71,7 @@ def test_without_a_release_or_when_switched_off_nothing_is_counted(
 
 
 def test_requests_are_grouped_by_the_minute_in_which_they_began(kept: Kept) -> None:
-    """A hundred minutes make an item; more make another."""
+    """An item holds a hundred minutes; more need another item."""
     sessions = Sessions(kept, {"release": "a@1"})
     for minute in range(101):
         sessions.record(minute * 60.0 + 59.9, 0)
@@ -84,7 +84,7 @@ def test_requests_are_grouped_by_the_minute_in_which_they_began(kept: Kept) -> N
 
 
 def test_close_sends_what_is_counted_and_a_flush_of_nothing_sends_nothing(kept: Kept) -> None:
-    """The last minute of a process is as good as any other."""
+    """The last minute of a process must be sent too."""
     reporter = reporter_for(kept, release="a@1")
     kept.flush()
     assert kept.sealed == []
@@ -95,7 +95,7 @@ def test_close_sends_what_is_counted_and_a_flush_of_nothing_sends_nothing(kept: 
 
 
 def test_what_many_threads_record_adds_up(kept: Kept) -> None:
-    """No lock is waited for, and no request is lost or counted twice, also while others count and send."""
+    """No request waits for a lock, is lost or counted twice, also while other threads sum and send."""
     sessions = Sessions(kept, {"release": "a@1"})
 
     def work() -> None:
@@ -115,7 +115,7 @@ def test_what_many_threads_record_adds_up(kept: Kept) -> None:
 
 
 def test_a_timer_sends_without_any_flush(kept: Kept) -> None:
-    """An app that has become quiet must not hold back its last minute until it ends."""
+    """An app that gets no more requests must not hold its last minute until it ends."""
     sent = threading.Event()
     sessions = Sessions(kept, {"release": "a@1"}, seconds=0.01)
 
@@ -130,7 +130,7 @@ def test_a_timer_sends_without_any_flush(kept: Kept) -> None:
 
 
 def test_whoever_counts_is_not_waited_for_long(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A flush in a signal handler may have interrupted the one who holds the lock."""
+    """A flush in a signal handler may have interrupted the holder of the lock."""
     monkeypatch.setattr("transport_kit.reporting.sessions._PATIENCE", 0.01)
     sessions = Sessions(kept, {"release": "a@1"})
     for _ in range(1000):
@@ -144,7 +144,7 @@ def test_whoever_counts_is_not_waited_for_long(kept: Kept, monkeypatch: pytest.M
 
 
 def in_child(work: Callable[[], int]) -> int:
-    """What `work` returns in a forked child, as its exit status."""
+    """Run `work` in a forked child and return its result, passed as the exit status."""
     with warnings.catch_warnings():
         # Python 3.12 warns of forks with threads about: that is what is tested.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -158,7 +158,7 @@ def in_child(work: Callable[[], int]) -> int:
 
 
 def test_a_forked_child_counts_its_own_only(kept: Kept) -> None:
-    """What the parent recorded, the parent sends."""
+    """The parent sends what it recorded before the fork."""
     sessions = Sessions(kept, {"release": "a@1"})
     sessions.record(0.0, 0)
 
@@ -177,7 +177,7 @@ def test_a_forked_child_counts_its_own_only(kept: Kept) -> None:
 
 
 def test_a_ticker_waits_once_and_again_after_it_has_emptied() -> None:
-    """One thread at a time, and none while there is nothing to empty."""
+    """One thread at a time, and none while the buffer is empty."""
     calls: list[str] = []
     emptied = threading.Event()
 
@@ -202,7 +202,7 @@ def test_a_ticker_waits_once_and_again_after_it_has_emptied() -> None:
 def test_a_ticker_survives_what_it_calls_and_a_missing_thread(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At the end of an interpreter no thread starts any more: the request goes on, the flush empties."""
+    """During interpreter shutdown no thread can start: the request continues, and the flush empties."""
     done = threading.Event()
 
     def empty() -> None:

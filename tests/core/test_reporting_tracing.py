@@ -1,4 +1,4 @@
-"""Transactions and spans: what is measured around a request, and what it costs when it isn't."""
+"""Transactions and spans: the measurement of a request, and its cost if there is none."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def traced(kept: Kept, **options: Any) -> Reporter:
 
 
 def test_a_sampled_request_becomes_one_transaction(kept: Kept) -> None:
-    """Name, times, trace and status are what a performance page is made of."""
+    """A performance page needs name, times, trace and status."""
     reporter = traced(kept, release="shop@1", send_default_pii=True)
     with reporter.request(describe, named=named, mechanism="auto.http.test") as served:
         served.scope.set_tag("region", "eu")
@@ -68,7 +68,7 @@ def test_a_sampled_request_becomes_one_transaction(kept: Kept) -> None:
 
 
 def test_without_tracing_nothing_is_measured_and_errors_carry_the_trace(kept: Kept) -> None:
-    """The trace goes on through a service that doesn't measure itself."""
+    """The trace continues through a service that doesn't measure itself."""
     reporter = reporter_for(kept)
     headers = {"sentry-trace": f"{TRACE}-{SPAN}-1", "baggage": "sentry-sample_rate=0.5"}
     with reporter.request(named=named, header=headers.get), reporter.span("db"):
@@ -83,7 +83,7 @@ def test_without_tracing_nothing_is_measured_and_errors_carry_the_trace(kept: Ke
 
 
 def test_spans_nest_and_measure(kept: Kept) -> None:
-    """The tree of a request: each span within the one that was running."""
+    """Each span's parent is the span that was running when it began."""
     reporter = traced(kept)
     with reporter.request(named=named):
         with reporter.span("view", "cart") as outer:
@@ -112,7 +112,7 @@ def test_spans_nest_and_measure(kept: Kept) -> None:
 
 
 def test_an_error_in_a_span_names_that_span(kept: Kept) -> None:
-    """The error is shown where in the tree it happened."""
+    """Servers show the error at its place in the tree."""
     reporter = traced(kept)
     with (
         pytest.raises(ValueError, match="boom"),
@@ -159,12 +159,12 @@ def test_an_error_in_a_span_names_that_span(kept: Kept) -> None:
     ],
 )
 def test_each_response_status_has_its_span_status(http: int, status: str) -> None:
-    """Servers know seventeen words, and null any other."""
+    """Servers know a fixed set of words, and discard any other."""
     assert status_of(http) == status
 
 
 def test_a_cancelled_request_says_so_and_is_no_error(kept: Kept) -> None:
-    """A client that closed the connection is not a failure of the app."""
+    """A client that closed the connection is no failure of the app."""
     reporter = traced(kept)
     with pytest.raises(asyncio.CancelledError), reporter.request(named=named):
         raise asyncio.CancelledError
@@ -173,7 +173,7 @@ def test_a_cancelled_request_says_so_and_is_no_error(kept: Kept) -> None:
 
 
 def test_spans_of_tasks_and_threads_hang_where_they_were_begun(kept: Kept) -> None:
-    """`gather` runs two at a time: neither is the other's parent."""
+    """`gather` runs two tasks at a time: neither is the other's parent."""
     reporter = traced(kept)
 
     async def query(number: int, both: asyncio.Barrier) -> None:
@@ -199,7 +199,7 @@ def test_spans_of_tasks_and_threads_hang_where_they_were_begun(kept: Kept) -> No
 
 
 def test_a_thread_of_its_own_is_not_in_the_request(kept: Kept) -> None:
-    """A pool's thread serves many requests: what it does belongs to none, unless the context is handed in."""
+    """A pool's thread serves many requests: its work belongs to none, unless the context is passed to it."""
     reporter = traced(kept)
 
     def work() -> None:
@@ -213,7 +213,7 @@ def test_a_thread_of_its_own_is_not_in_the_request(kept: Kept) -> None:
 
 
 def test_a_request_within_a_request_has_a_transaction_of_its_own(kept: Kept) -> None:
-    """A test client calls the app from inside a request; its spans are not the outer one's."""
+    """A test client calls the app within a request; the inner spans must not be the outer request's."""
     reporter = traced(kept)
     with reporter.request(named=lambda: ("outer", "route")), reporter.span("client"):
         with reporter.request(named=lambda: ("inner", "route")), reporter.span("in"):
@@ -227,7 +227,7 @@ def test_a_request_within_a_request_has_a_transaction_of_its_own(kept: Kept) -> 
 
 
 def test_what_outlives_its_transaction_is_left_out(kept: Kept) -> None:
-    """A background task that goes on keeps the trace, and measures nothing any more."""
+    """A background task that still runs keeps the trace, but measures nothing."""
     reporter = traced(kept)
     served = reporter.request(named=named).begin()
     running = reporter.span("late").__enter__()
@@ -244,7 +244,7 @@ def test_what_outlives_its_transaction_is_left_out(kept: Kept) -> None:
 
 
 def test_a_transaction_has_room_for_a_thousand_spans_and_counts_the_rest(kept: Kept) -> None:
-    """A loop of queries must not fill the memory; how many are missing is known."""
+    """A loop of queries must not fill the memory; the missing spans are counted."""
     reporter = traced(kept)
     with reporter.request(named=named):
         for _ in range(MAX_SPANS + 7):
@@ -255,7 +255,7 @@ def test_a_transaction_has_room_for_a_thousand_spans_and_counts_the_rest(kept: K
 
 
 def test_span_data_is_bounded(kept: Kept) -> None:
-    """Facts of a span may come from anywhere."""
+    """Span data may contain any values."""
     reporter = traced(kept)
     with reporter.request(named=named), reporter.span("x" * 500, "d" * 9000) as span:
         for number in range(200):
@@ -270,7 +270,7 @@ def test_span_data_is_bounded(kept: Kept) -> None:
 
 
 def test_an_unsampled_request_is_counted_and_its_spans_measure_nothing(kept: Kept) -> None:
-    """Nothing disappears; and a span that is not wanted must be safe to talk to."""
+    """The loss is counted, and calls on an unsampled span are safe."""
     reporter = reporter_for(kept, traces_sample_rate=0.0)
     with reporter.request(named=named), reporter.span("db") as span:
         span.set_data("a", 1)
@@ -284,7 +284,7 @@ def test_an_unsampled_request_is_counted_and_its_spans_measure_nothing(kept: Kep
 
 
 def test_the_callers_decision_beats_the_rate(kept: Kept) -> None:
-    """A trace with holes helps nobody."""
+    """A trace with gaps is of no use."""
     for rate, flag, expected in ((0.0, "1", 1), (1.0, "0", 0)):
         kept.clear()
         reporter = reporter_for(kept, traces_sample_rate=rate)
@@ -295,7 +295,7 @@ def test_the_callers_decision_beats_the_rate(kept: Kept) -> None:
 
 
 def test_a_sampler_is_told_what_there_is_and_beats_the_caller(kept: Kept) -> None:
-    """Health checks are not worth a transaction, whoever asks for one."""
+    """Health checks need no transaction, whatever the caller decided."""
     told: list[dict[str, Any]] = []
 
     def sampler(context: dict[str, Any]) -> float | None:
@@ -322,7 +322,7 @@ def test_a_sampler_is_told_what_there_is_and_beats_the_caller(kept: Kept) -> Non
 def test_a_sampler_that_is_wrong_samples_nothing_and_is_named_once(
     kept: Kept, caplog: pytest.LogCaptureFixture, answer: Any
 ) -> None:
-    """Said with each request, the line would be the outage."""
+    """A log line with each request would flood the log."""
     reporter = traced(kept, traces_sampler=lambda context: answer)
     for _ in range(3):
         with reporter.request(named=named):
@@ -332,7 +332,7 @@ def test_a_sampler_that_is_wrong_samples_nothing_and_is_named_once(
 
 
 def test_a_sampler_that_raises_samples_nothing(kept: Kept, caplog: pytest.LogCaptureFixture) -> None:
-    """The app's mistake is not the request's end."""
+    """The app's mistake must not break the request."""
 
     def sampler(context: dict[str, Any]) -> float:
         raise KeyError("password=hunter2")
@@ -345,7 +345,7 @@ def test_a_sampler_that_raises_samples_nothing(kept: Kept, caplog: pytest.LogCap
 
 
 class Filling(NullTransport):
-    """A transport whose queue is as full as the test says."""
+    """A transport whose queue has the fill level that the test sets."""
 
     waiting = 0
     held_bytes = 0
@@ -363,7 +363,7 @@ class Filling(NullTransport):
 
 
 class Clock:
-    """Seconds that pass when the test says."""
+    """A clock that the test moves."""
 
     now = 0.0
 
@@ -372,7 +372,7 @@ class Clock:
 
 
 def test_a_queue_over_half_halves_the_rate_every_ten_seconds_and_back() -> None:
-    """What nobody can send must not be made; and the rate comes back by itself."""
+    """Envelopes that can't be sent should not be made; the rate recovers by itself."""
     transport, clock = Filling(), Clock()
     sampler = Sampler(transport, ReporterOptions(traces_sample_rate=0.8), clock)
 
@@ -410,7 +410,7 @@ def test_what_backpressure_costs_is_counted_as_such() -> None:
 
 
 def test_a_job_that_is_no_request_is_measured_too(kept: Kept) -> None:
-    """A worker continues the trace of whoever queued the job; its failure is reported and raised on."""
+    """A worker continues the trace of the job's caller; an exception is captured and propagates."""
     reporter = traced(kept, release="a@1")
     headers = {"Sentry-Trace": f"{TRACE}-{SPAN}-1"}
     with pytest.raises(ValueError, match="x"), reporter.transaction("import", headers=headers):
@@ -435,7 +435,7 @@ def broken() -> Any:
 def test_a_callback_that_fails_costs_its_part_only(
     kept: Kept, caplog: pytest.LogCaptureFixture, which: str
 ) -> None:
-    """The integration's mistake must not cost the app its response, nor us the event."""
+    """The integration's mistake must cost neither the app's response nor the event."""
     callbacks: dict[str, Callable[..., Any]] = {
         "describe": describe,
         "named": named,
@@ -456,7 +456,7 @@ def test_a_callback_that_fails_costs_its_part_only(
 
 
 def test_a_request_may_be_finished_by_another_thread_and_twice(kept: Kept) -> None:
-    """A response that is streamed ends wherever the server closes it."""
+    """A streamed response ends on the thread on which the server closes it."""
     reporter = traced(kept)
     served = reporter.request(named=named).begin()
     thread = threading.Thread(target=served.finish)
@@ -472,7 +472,7 @@ def test_a_request_may_be_finished_by_another_thread_and_twice(kept: Kept) -> No
 def test_a_failure_around_a_request_is_counted_and_never_the_apps(
     kept: Kept, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever breaks in here, the response goes out."""
+    """The response is sent, whatever fails in the reporting."""
     reporter = traced(kept, release="a@1")
 
     def fail(*_: Any, **__: Any) -> Any:
@@ -492,7 +492,7 @@ def test_a_failure_around_a_request_is_counted_and_never_the_apps(
 
 
 def test_a_span_left_in_another_context_is_left_without_an_error(kept: Kept) -> None:
-    """An event loop closes abandoned generators in a context of its own."""
+    """An event loop closes abandoned generators in another context."""
     reporter = traced(kept)
     with reporter.request(named=named):
         span = copy_context().run(reporter.span("db").__enter__)
@@ -501,7 +501,7 @@ def test_a_span_left_in_another_context_is_left_without_an_error(kept: Kept) -> 
 
 
 def test_a_span_that_never_ended_is_not_told(kept: Kept) -> None:
-    """A time without an end would be a lie."""
+    """Without an end there is no duration to report."""
     reporter = traced(kept)
     with reporter.request(named=named):
         reporter.span("forgotten").__enter__()

@@ -34,7 +34,7 @@ LIMITS = Limits(text=64, breadth=5, depth=3, hides=is_private)
 
 
 def walked(value: object, room: int = 2048) -> Any:
-    """The value as walked; never more bytes of JSON than there was room for."""
+    """Return the bounded value, checked to take no more bytes of JSON than there was room for."""
     left = Room(room)
     result = bounded(value, left, LIMITS)
     assert len(encoder.dumps(result)) <= room - left.left <= room
@@ -46,7 +46,7 @@ class Colour(enum.IntEnum):
 
 
 class Word(str):
-    """A string whose own methods must not be asked."""
+    """A string whose own methods must not be called."""
 
     __slots__ = ()
 
@@ -58,7 +58,7 @@ class Word(str):
 
 
 class Number(int):
-    """An int whose own methods must not be asked."""
+    """An int whose own methods must not be called."""
 
     def __int__(self) -> int:
         raise AssertionError("called")
@@ -67,7 +67,7 @@ class Number(int):
 
 
 class Ratio(float):
-    """A float whose own methods must not be asked."""
+    """A float whose own methods must not be called."""
 
     def __float__(self) -> float:
         raise AssertionError("called")
@@ -81,7 +81,7 @@ class Point(NamedTuple):
 
 
 class Meta(type):
-    """A metaclass that lies about everything."""
+    """A metaclass whose methods raise or lie."""
 
     def __getattribute__(cls, name: str) -> Any:
         raise AssertionError(name)
@@ -95,7 +95,7 @@ class Odd(metaclass=Meta):
 
 
 class Proxy:
-    """Looks its class up in a context that is gone, as a request proxy does."""
+    """Looks its class up in a context that has ended, like a request proxy."""
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
@@ -147,20 +147,20 @@ TOLD: list[tuple[Any, Any]] = [
 
 @pytest.mark.parametrize("number", range(len(TOLD)))
 def test_a_value_is_told_without_asking_it(number: int) -> None:
-    """No code of the app's runs for it: a `__repr__` may be slow, may raise, and may show a password."""
+    """None of the app's code runs: a `__repr__` may be slow, raise, or show a password."""
     value, expected = TOLD[number]
     assert walked(value) == expected
 
 
 def test_what_contains_itself_ends() -> None:
-    """A parent that holds its children, which hold it."""
+    """Such as a parent that holds its children, which hold the parent."""
     loop: list[Any] = []
     loop.append(loop)
     assert walked(loop) == [[["<builtins.list>"]]]
 
 
 def test_a_class_without_a_usable_module_has_a_name_nevertheless() -> None:
-    """`__module__` is an attribute like any other; a class made by nameless code has none."""
+    """`__module__` may have any value, and a class made by `exec` may have none."""
     odd = type("Odd", (), {"__module__": 7})
     assert class_name(odd) == "?.Odd"
     namespace: dict[str, Any] = {}
@@ -169,7 +169,7 @@ def test_a_class_without_a_usable_module_has_a_name_nevertheless() -> None:
 
 
 def test_a_container_that_changes_meanwhile_is_told_by_its_class_at_worst() -> None:
-    """Request threads go on while one reports; their dicts grow while they are read."""
+    """Other request threads keep changing their dicts while one thread reports."""
     shared: dict[int, int] = {}
     members: set[int] = set()
     stop = threading.Event()
@@ -196,7 +196,7 @@ def test_a_container_that_changes_meanwhile_is_told_by_its_class_at_worst() -> N
 
 
 def test_a_container_that_can_not_be_read_is_told_by_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On an interpreter without a global lock a reading may fail half-way."""
+    """On an interpreter without a global lock, a read may fail half-way."""
     from transport_kit.reporting.values import bounded as values
 
     def fails(*args: object) -> Any:
@@ -220,12 +220,12 @@ def test_a_container_that_can_not_be_read_is_told_by_its_class(monkeypatch: pyte
     ],
 )
 def test_a_walk_never_takes_more_room_than_it_has(value: object, room: int) -> None:
-    """An event that outgrows its bounds is refused by the server, and all of it is lost."""
+    """Servers refuse an event above the limit, and all of it is lost."""
     assert walked(value, room) is not None
 
 
 def test_a_cut_leaves_exact_text() -> None:
-    """A subclass of str would be refused by a strict encoder."""
+    """A strict encoder would refuse a subclass of str."""
     for text in (cut(Word("word"), 10), cut(Word("word" * 10), 10)):
         assert type(text) is str
     assert str.__len__(cut(Word("word" * 10), 10)) == 10
@@ -263,14 +263,14 @@ def test_names_of_secrets_are_known(name: str) -> None:
     ],
 )
 def test_names_of_addresses_are_known(name: str) -> None:
-    """They tell who the client is: left out unless PII is wanted."""
+    """They identify the client: hidden without `send_default_pii`."""
     assert is_personal(name)
     assert is_private(name)
     assert not is_sensitive(name)
 
 
 def test_long_names_are_searched_and_not_remembered() -> None:
-    """A client chooses the names of its headers and cookies; a cache of them would be its memory."""
+    """Clients choose the names of headers and cookies; caching them would fill the memory."""
     before = scrub._remembered.cache_info().currsize
     assert is_sensitive("x" * 100_000 + "token")
     assert is_private("remote_addr" + "x" * 100_000)
@@ -282,7 +282,7 @@ def test_long_names_are_searched_and_not_remembered() -> None:
     "name", ["user_id", "description", "recipe", "side", "X-Forwarded-Proto", "Accept", "zip"]
 )
 def test_other_names_are_left_alone(name: str) -> None:
-    """What is filtered can't help to find the error."""
+    """A filtered value can't help to find the error."""
     assert not is_private(name)
 
 
@@ -297,7 +297,7 @@ def test_other_names_are_left_alone(name: str) -> None:
     ],
 )
 def test_credentials_in_urls_are_taken_out(text: str, expected: str) -> None:
-    """A database URL in a message is the most common leak; an e-mail address is none."""
+    """A database URL in a message is the most common leak; an e-mail address is no credential."""
     assert scrub_userinfo(text) == expected
 
 
@@ -355,7 +355,7 @@ def test_credentials_in_urls_are_taken_out(text: str, expected: str) -> None:
     ],
 )
 def test_values_of_sensitive_pairs_are_taken_out_of_text(text: str, expected: str) -> None:
-    """A query string, a form body or JSON in a variable has names too."""
+    """A query string, a form body and JSON in a variable contain names too."""
     assert scrub_text(text) == expected
 
 
@@ -379,7 +379,7 @@ TAIL = "Zq70Xw9Lm3Kp8Rt5Vb2N"
 )
 @pytest.mark.parametrize("around", ["{}", "clone with {} failed", "('{}', 1)", "user:{}@", "a.{}"])
 def test_credentials_are_known_by_their_own_form(credential: str, around: str) -> None:
-    """GitHub, GitLab, Slack, Stripe and AWS mark theirs: they are found wherever they stand."""
+    """Keys of GitHub, GitLab, Slack, Stripe and AWS have prefixes, and are recognised anywhere."""
     assert scrub_text(around.format(credential)) == around.format("[Filtered]")
 
 
@@ -401,7 +401,7 @@ def test_credentials_are_known_by_their_own_form(credential: str, around: str) -
     ],
 )
 def test_what_only_resembles_a_credential_is_left_alone(text: str) -> None:
-    """A word that begins alike may be what explains the error."""
+    """A word with a similar beginning may explain the error."""
     assert scrub_text(text) == text
 
 
@@ -411,7 +411,7 @@ def test_what_only_resembles_a_credential_is_left_alone(text: str) -> None:
 def test_credentials_after_their_scheme_are_taken_out(
     scheme: str, spelling: Callable[[str], str], value: str
 ) -> None:
-    """A proxy's error text repeats the value of the header without its name."""
+    """The error text of a proxy repeats the value of the header without its name."""
     assert scrub_text(f"got {spelling(scheme)} {value}, 407") == f"got {spelling(scheme)} [Filtered], 407"
 
 
@@ -419,7 +419,7 @@ def test_credentials_after_their_scheme_are_taken_out(
     "text", ["basic authentication", "the bearer lost it", "a digest of 5", "negotiate terms"]
 )
 def test_a_scheme_s_name_in_prose_is_left_alone(text: str) -> None:
-    """They are words, too."""
+    """The names of schemes are ordinary words, too."""
     assert scrub_text(text) == text
 
 
@@ -453,7 +453,7 @@ def test_a_scheme_s_name_in_prose_is_left_alone(text: str) -> None:
     ],
 )
 def test_scrubbing_takes_linear_time(head: str, unit: str, tail: str) -> None:
-    """A pattern that backtracks would let a client stall the app with one header."""
+    """With a pattern that backtracks, one header could stall the app."""
 
     def scrub_some(size: int) -> None:
         scrub_text(head + unit * (size // len(unit)) + tail)
@@ -463,12 +463,12 @@ def test_scrubbing_takes_linear_time(head: str, unit: str, tail: str) -> None:
 
 
 def test_a_password_at_the_cut_is_filtered_before_the_cut() -> None:
-    """Cut first, the `@` that gives it away would be gone."""
+    """The `@` by which it is recognised may be behind the cut."""
     assert "hunter2" not in walked("x" * 40 + " https://bob:hunter2" + "y" * 100 + "@host/")
 
 
 def test_query_strings_keep_their_names() -> None:
-    """Percent-encoded names are read as the server reads them."""
+    """Percent-encoded names are decoded, as the server does."""
     query = "a=1&tok%65n=x&flag&client_ip=192.0.2.7&="
     assert scrub_query(query, send_pii=True) == "a=1&tok%65n=[Filtered]&flag&client_ip=192.0.2.7&="
     assert scrub_query(query, send_pii=False) == "a=1&tok%65n=[Filtered]&flag&client_ip=[Filtered]&="
@@ -484,7 +484,7 @@ def test_a_cookie_header_that_can_not_be_read_is_filtered_whole() -> None:
 
 
 class Hostile(Exception):
-    """Fails in every way an attribute can."""
+    """Raises on every attribute access."""
 
     def __getattribute__(self, name: str) -> Any:
         raise RuntimeError(name)
@@ -545,7 +545,7 @@ ANYTHING = st.recursive(
 
 @given(ANYTHING)
 def test_any_value_becomes_strict_json_within_its_room(value: object) -> None:
-    """Whatever an app holds in a variable, the event around it is sent."""
+    """Whatever value a variable has, its event must be sent."""
     walked(value)
 
 
@@ -557,7 +557,7 @@ def test_any_value_becomes_strict_json_within_its_room(value: object) -> None:
 def test_any_exception_becomes_strict_json_quickly(
     args: list[Any], held: list[Any], kind: type[Exception]
 ) -> None:
-    """Arguments and variables of any kind: an event comes of it, and soon."""
+    """Arguments and variables of any kind make a valid event in a short time."""
 
     def fail(local: list[Any], first: Any) -> None:
         raise kind(*args)
@@ -574,7 +574,7 @@ def test_any_exception_becomes_strict_json_quickly(
 
 
 def test_cookies_of_an_address_are_left_to_whoever_asks_for_them() -> None:
-    """A header of cookies is sent with PII only; without their names nobody could read it."""
+    """Cookie headers are sent with PII only; without the names of the cookies they would be useless."""
     assert scrub_cookies("client_ip=192.0.2.7; sid=1") == "client_ip=192.0.2.7; sid=[Filtered]"
 
 
@@ -588,5 +588,5 @@ def test_cookies_of_an_address_are_left_to_whoever_asks_for_them() -> None:
     ],
 )
 def test_a_credential_is_found_in_a_text_of_its_own(text: str, expected: str) -> None:
-    """Nothing around it gives it away: neither a longer text nor a sign of another pattern."""
+    """It must be recognised without surrounding text and without signs of another pattern."""
     assert scrub_text(text) == expected

@@ -183,8 +183,8 @@ def _schedule(schedule: object) -> dict[str, Any] | None:
         return {"type": "crontab", "value": schedule.strip()}
     if isinstance(schedule, tuple) and len(schedule) == 2:
         value, unit = schedule
-        known = unit.removesuffix("s") if type(unit) is str else None
-        if type(value) is int and value > 0 and known in _UNITS:
-            return {"type": "interval", "value": value, "unit": known}
+        known_unit = unit.removesuffix("s") if type(unit) is str else None
+        if type(value) is int and value > 0 and known_unit in _UNITS:
+            return {"type": "interval", "value": value, "unit": known_unit}
     log.error("a schedule is five crontab fields, or a number and a unit such as (10, 'minute')")
     return None

@@ -316,17 +316,17 @@ def user_facts(user: object) -> dict[str, Any] | None:
     facts = _items_of(user)
     if facts is None:
         return None
-    known: dict[str, Any] = bounded(facts, Room(_USER_BYTES), _EXTRA)
+    result: dict[str, Any] = bounded(facts, Room(_USER_BYTES), _EXTRA)
     for name, limit in _USER_LENGTHS.items():
-        if known.get(name) is not None:
-            known[name] = cut(str(known[name]), limit)
-    if "ip_address" in known and not usable_ip(known["ip_address"]):
-        del known["ip_address"]
-    if "geo" in known and type(known["geo"]) is not dict:
-        del known["geo"]
-    if "data" in known and type(known["data"]) is not dict:
-        known["data"] = {"data": known["data"]}
-    return known
+        if result.get(name) is not None:
+            result[name] = cut(str(result[name]), limit)
+    if "ip_address" in result and not usable_ip(result["ip_address"]):
+        del result["ip_address"]
+    if "geo" in result and type(result["geo"]) is not dict:
+        del result["geo"]
+    if "data" in result and type(result["data"]) is not dict:
+        result["data"] = {"data": result["data"]}
+    return result
 
 
 def usable_ip(address: object) -> bool:

@@ -59,16 +59,16 @@ class Sessions:
         self._ticker = Ticker(self.send, seconds, "transport-kit-sessions")
         transport.before_flush(self.send)
 
-    def record(self, began: float, outcome: int) -> None:
+    def record(self, started: float, outcome: int) -> None:
         """Count one request.
 
         Args:
-            began: Seconds since the epoch.
+            started: Seconds since the epoch.
             outcome: Index into `OUTCOMES`.
         """
         if self._pid != os.getpid():
             self._renew()
-        self._tally.append(int(began) // 60 * 4 + outcome)
+        self._tally.append(int(started) // 60 * 4 + outcome)
         self._ticker.arm()
         if len(self._tally) >= _TALLY and self._counting.acquire(blocking=False):
             try:

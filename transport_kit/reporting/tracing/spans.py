@@ -68,9 +68,9 @@ _running: ContextVar[Span | None] = ContextVar("transport_kit_span", default=Non
 
 def status_of(http: int) -> str:
     """Return the span status for an HTTP status."""
-    known = _BY_HTTP.get(http)
-    if known is not None:
-        return known
+    status = _BY_HTTP.get(http)
+    if status is not None:
+        return status
     if http < 400:
         return "ok" if http >= 100 else "unknown_error"
     return "invalid_argument" if http < 500 else "internal_error" if http < 600 else "unknown_error"
