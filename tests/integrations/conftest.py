@@ -1,4 +1,4 @@
-"""What the tests of integrations share: a sink for events, and a bare ASGI server without sockets."""
+"""Fixtures for tests of integrations: a sink for events, and a bare ASGI server without sockets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ASGIApp = Callable[
 
 
 class Sink:
-    """Takes envelopes as a transport function does, and reads the events in them."""
+    """A transport function that keeps envelopes and parses their events."""
 
     def __init__(self) -> None:
         self.envelopes: list[Envelope] = []
@@ -32,7 +32,7 @@ class Sink:
         self.envelopes.append(envelope)
 
     def of(self, kind: str) -> list[dict[str, Any]]:
-        """The payloads of all items of a type."""
+        """Return the payloads of all items of a type."""
         items = [item for envelope in tuple(self.envelopes) for item in envelope.items]
         return [json.loads(item.get_bytes()) for item in items if item.type == kind]
 
@@ -42,19 +42,19 @@ class Sink:
 
     @property
     def event(self) -> dict[str, Any]:
-        """The only one."""
+        """Return the only event."""
         (event,) = self.events
         return event
 
     @property
     def exception(self) -> dict[str, Any]:
-        """The exception that was raised last, of the only event."""
+        """Return the raised exception of the only event."""
         value: dict[str, Any] = self.event["exception"]["values"][-1]
         return value
 
 
 class Exchange:
-    """One connection as a server sees it: all messages of the app, and what escaped from it."""
+    """One connection from the server's side: all messages of the app, and the exception that escaped."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -74,7 +74,7 @@ class Exchange:
 
 
 class Client:
-    """Calls ASGI apps as a server does, with no socket and no thread in between."""
+    """Calls ASGI apps as a server does, without a socket or a thread."""
 
     @staticmethod
     def scope(path: str = "/", kind: str = "http", **facts: Any) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class Served:
 
 @pytest.fixture(name="sink")
 def _sink() -> Sink:
-    """Where the events of a test go."""
+    """The destination of a test's events."""
     return Sink()
 
 

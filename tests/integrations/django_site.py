@@ -16,7 +16,7 @@ from transport_kit_django import get_kit
 
 
 class CartError(Exception):
-    """The site's own."""
+    """An error of the site."""
 
 
 def hello(request: HttpRequest) -> HttpResponse:
@@ -100,7 +100,7 @@ def ada() -> User:
 
 
 def looked_at(request: Any) -> HttpResponse:
-    """As after AuthenticationMiddleware, when the view has asked who it is."""
+    """As after AuthenticationMiddleware, once the view has read `request.user`."""
     request._cached_user = ada()
     request.user = SimpleLazyObject(lambda: request._cached_user)
     raise CartError("for ada")

@@ -1,4 +1,4 @@
-"""Calls Django as a server does, without sockets: WSGI and ASGI give the same `Reply`. Configures Django."""
+"""Calls Django without sockets, as a server does: WSGI and ASGI give the same `Reply`. Configures Django."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = ["acall", "call_asgi", "call_wsgi", "django_site", "override_settings"
 
 @dataclass
 class Reply:
-    """What a client gets, and what the server does."""
+    """The response as the client sees it, and the end of the call as the server sees it."""
 
     status: int = 0
     headers: list[tuple[str, str]] = field(default_factory=list)
@@ -60,7 +60,7 @@ def call_wsgi(
     body: bytes = b"",
     environ: dict[str, Any] | None = None,
 ) -> Reply:
-    """One request as a WSGI server makes it: the body taken, then closed."""
+    """Make one request as a WSGI server does: iterate over the body, then close it."""
     reply = Reply()
     given = {
         "REQUEST_METHOD": method,
@@ -111,7 +111,7 @@ async def acall(
     fail_after: int | None = None,
     **facts: Any,
 ) -> Reply:
-    """One request as an ASGI server makes it; `fail_after` messages the client is gone."""
+    """Make one request as an ASGI server does; after `fail_after` messages the client is disconnected."""
     reply = Reply()
     fields = [(name.lower().encode(), value.encode()) for name, value in headers]
     scope = {
@@ -157,7 +157,7 @@ async def acall(
 
 
 def call_asgi(app: Callable[..., Awaitable[None]], path: str = "/", **facts: Any) -> Reply:
-    """`acall` in a loop of its own."""
+    """Run `acall` in an event loop of its own."""
     reply = asyncio.run(acall(app, path, **facts))
     if reply.error is not None:
         let_go(reply.error)
@@ -165,7 +165,7 @@ def call_asgi(app: Callable[..., Awaitable[None]], path: str = "/", **facts: Any
 
 
 class Site:
-    """Django with other settings, served in one of the two ways; made anew for each call of `serve`."""
+    """Django with other settings, under WSGI or ASGI; made anew for each call of `serve`."""
 
     def __init__(self, kind: str, stack: ExitStack) -> None:
         self.kind = kind
@@ -174,7 +174,7 @@ class Site:
     def serve(
         self, wrap: Callable[[Any], Any] = lambda app: app, /, **overrides: Any
     ) -> Callable[..., Reply]:
-        """Override settings until the test ends, and return what makes a request."""
+        """Override settings until the test ends, and return a function that makes requests."""
         self._stack.enter_context(override_settings(**overrides))
         if self.kind == "wsgi":
             wsgi = wrap(WSGIHandler())

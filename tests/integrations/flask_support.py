@@ -1,4 +1,4 @@
-"""Flask apps for tests, and what fails in them."""
+"""Flask apps for tests, and their errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ kit = TransportKit()
 
 
 class CartError(Exception):
-    """The app's own."""
+    """An error of the app."""
 
 
 def fail(**values: object) -> str:
@@ -22,7 +22,7 @@ def fail(**values: object) -> str:
 
 
 def site_for(sink: Any) -> Site:
-    """Makes apps whose events go to the sink."""
+    """Make apps whose events go to the sink."""
 
     def site(*, init: bool = True, **options: object) -> Flask:
         app = Flask("shop")

@@ -1,4 +1,4 @@
-"""Starlette apps for tests, and what fails in them."""
+"""Starlette apps for tests, and their errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transport_kit_starlette import TransportMiddleware
 
 
 class CartError(Exception):
-    """The app's own."""
+    """An error of the app."""
 
 
 async def fail(request: Request) -> Response:
@@ -38,7 +38,7 @@ def site(sink: Any, *routes: Any, middleware: tuple[Middleware, ...] = (), **opt
 
 
 class Passing(BaseHTTPMiddleware):
-    """The kind of middleware that runs the app in another task."""
+    """A middleware that runs the app in another task."""
 
     async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         return await call_next(request)

@@ -1,4 +1,4 @@
-"""docs/integrations/custom.md, proved: a framework that nobody heard of, and its integration, from scratch.
+"""docs/integrations/custom.md: an integration for an unknown framework, written from scratch.
 
 `Toy` is the framework, `ToyReporting` all of its integration. The tests are the page's claims.
 """
@@ -27,7 +27,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "integrations" / "custom.md"
 
 @dataclass
 class Request:
-    """A request; `route` is known once the framework has looked for it."""
+    """A request; `route` is set after routing."""
 
     path: str
     method: str = "GET"
@@ -49,11 +49,11 @@ View = Callable[[Request], Response]
 
 
 class ClientLeft(Exception):
-    """Nobody is there to answer."""
+    """The client has disconnected."""
 
 
 class Toy:
-    """Routes with numbers in them, layers around them, and a hook for what it makes a 500 of."""
+    """A framework with numbers in routes, middleware, and a hook for exceptions that it turns into a 500."""
 
     def __init__(self, routes: Mapping[str, View]) -> None:
         self.routes = routes
@@ -83,7 +83,7 @@ class Toy:
 
 
 class ToyFacts(RequestFacts):
-    """What is known of a request, each when it is asked for."""
+    """The facts of a request, computed on demand."""
 
     def __init__(self, request: Request) -> None:
         self._request = request
@@ -108,7 +108,7 @@ class ToyFacts(RequestFacts):
 
 
 class ToyReporting:
-    """All that a framework needs; each method is one of the five moments."""
+    """The complete integration; each method is one of the five moments."""
 
     def __init__(self, app: Toy, settings: Mapping[str, object]) -> None:
         self.kit = Kit(settings, source="settings.REPORTING", environ={})
@@ -144,7 +144,7 @@ class ToyReporting:
         return Response(answer.status, answer.body, answer.headers)
 
     def shutdown(self) -> None:
-        """The framework's end."""
+        """The framework's shutdown."""
         self.kit.close()
 
 
@@ -178,7 +178,7 @@ def site(**settings: object) -> tuple[Toy, ToyReporting, CapturedTransport]:
 
 
 def test_an_escaping_exception_is_captured_with_its_route_and_goes_on() -> None:
-    """The moment of the request, and that of the exception."""
+    """The moments of the request and of the exception."""
     app, _, transport = site()
     for number in (1, 2):
         with pytest.raises(ValueError, match="boom"):
@@ -192,7 +192,7 @@ def test_an_escaping_exception_is_captured_with_its_route_and_goes_on() -> None:
 
 
 def test_an_exception_that_became_a_response_is_captured_by_the_hook() -> None:
-    """It does not escape; the request is added all the same."""
+    """It does not escape; the event has the request all the same."""
     app, _, transport = site()
     assert app(Request("/divide")).body == b"sorry"
     (event,) = transport.events
@@ -201,7 +201,7 @@ def test_an_exception_that_became_a_response_is_captured_by_the_hook() -> None:
 
 
 def test_what_is_expected_is_not_captured_and_capturing_can_be_off() -> None:
-    """A client that left is no error; the bare kit captures nothing."""
+    """A disconnected client is no error; without `capture_errors` nothing is captured."""
     app, _, transport = site()
     with pytest.raises(ClientLeft):
         app(Request("/leave"))
@@ -214,7 +214,7 @@ def test_what_is_expected_is_not_captured_and_capturing_can_be_off() -> None:
 
 
 def test_a_trace_is_continued_and_measured() -> None:
-    """The caller's header is asked for by its lower-case name."""
+    """The caller's header is read by its lower-case name."""
     app, _, transport = site(traces_sample_rate=1.0)
     trace = "0123456789abcdef0123456789abcdef"
     assert app(Request("/", headers={"sentry-trace": f"{trace}-0123456789abcdef-1"})) == fine(Request("/"))
@@ -264,7 +264,7 @@ def test_a_wrong_setting_is_a_line_in_the_users_words(caplog: pytest.LogCaptureF
 
 
 def test_the_page_names_what_there_is() -> None:
-    """A name in its snippets or its reference that is gone would send its reader searching."""
+    """A name in its snippets or reference that no longer exists would mislead readers."""
     text = PAGE.read_text(encoding="utf-8")
     known = Kit({"dsn": ""}, environ={})
     reference = text.partition("## API reference")[2]
@@ -282,7 +282,7 @@ def test_the_page_names_what_there_is() -> None:
     kit = Kit({"dsn": transport}, environ={})
 
     class Theirs(Request):
-        """What the snippets take a request for."""
+        """The request class of the snippets."""
 
         url = "http://toy.example/"
         query_string = ""

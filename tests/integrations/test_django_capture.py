@@ -1,4 +1,4 @@
-"""What is captured of a Django site, what is not, and that nothing is changed or caused by it."""
+"""Captured and ignored errors of a Django site; capturing changes nothing and causes no I/O."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def wrapper(site: Site) -> Callable[[Any], Any]:
 
 
 class Answers:
-    """A middleware that makes a response of every exception."""
+    """A middleware that turns every exception into a response."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -49,7 +49,7 @@ class Answers:
 
 
 class Fails(Answers):
-    """A middleware with a mistake of its own."""
+    """A middleware with a bug."""
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         raise ValueError("in a middleware")
@@ -57,7 +57,7 @@ class Fails(Answers):
 
 @pytest.mark.parametrize("path", ["/carts/7", "/acarts/7"])
 def test_an_unhandled_exception_is_captured_once_with_its_route(path: str, site: Site, sink: Any) -> None:
-    """Thousands of carts are one problem: the route is what they have in common."""
+    """The events of thousands of carts are one problem: they share the route."""
     get = site.serve(TRANSPORT_KIT={"DSN": sink})
     reply = get(path, query="page=2&token=x")
     assert (reply.status, reply.error) == (500, None)
@@ -81,7 +81,7 @@ def test_an_included_pattern_is_named_with_what_it_is_included_under(site: Site,
 
 
 def test_an_exception_that_is_propagated_is_captured_once(site: Site, sink: Any) -> None:
-    """With DEBUG_PROPAGATE_EXCEPTIONS each layer of middleware says so anew, outside of ours too."""
+    """With DEBUG_PROPAGATE_EXCEPTIONS each layer of middleware signals it again, also around ours."""
     said: list[object] = []
 
     def receive(**_: object) -> None:
@@ -110,13 +110,13 @@ def test_an_exception_that_is_propagated_is_captured_once(site: Site, sink: Any)
 def test_what_django_answers_on_purpose_is_not_captured(
     path: str, status: int, site: Site, sink: Any
 ) -> None:
-    """A 404 is the client's mistake, and a scanner makes thousands."""
+    """A 404 is the client's mistake, and scanners cause thousands."""
     assert site.serve(TRANSPORT_KIT={"DSN": sink})(path).status == status
     assert sink.events == []
 
 
 def test_what_process_exception_answers_is_the_sites_to_report(site: Site, sink: Any) -> None:
-    """Django sends no signal then: the documentation says so, and names the way."""
+    """Django sends no signal then; the documentation describes how to report it."""
     get = site.serve(TRANSPORT_KIT={"DSN": sink}, MIDDLEWARE=[OURS, f"{__name__}.Answers"])
     assert get("/carts/7").status == 503
     assert sink.events == []
@@ -131,7 +131,7 @@ def test_what_process_exception_answers_is_the_sites_to_report(site: Site, sink:
     "order", [[OURS, f"{__name__}.Fails"], [f"{__name__}.Fails", OURS], [f"{__name__}.Fails"]]
 )
 def test_a_middleware_that_fails_is_captured_with_the_path(order: list[str], site: Site, sink: Any) -> None:
-    """There is no route yet; outside of our layer, or without it, the signal still comes."""
+    """There is no route yet. Outside of our layer, or without it, the signal is still sent."""
     assert site.serve(TRANSPORT_KIT={"DSN": sink}, MIDDLEWARE=order)("/carts/7").status == 500
     assert sink.exception["value"] == "in a middleware"
     assert sink.event["transaction"] == "/carts/7"
@@ -140,7 +140,7 @@ def test_a_middleware_that_fails_is_captured_with_the_path(order: list[str], sit
 
 
 def test_the_signal_without_a_request_is_captured_too(sink: Any) -> None:
-    """Other libraries send it for work that is no request."""
+    """Other libraries send it outside of requests."""
     with override_settings(TRANSPORT_KIT={"DSN": sink}):
         try:
             raise ValueError("elsewhere")
@@ -153,7 +153,7 @@ def test_the_signal_without_a_request_is_captured_too(sink: Any) -> None:
 
 @pytest.mark.parametrize("propagate", [False, True])
 def test_nothing_is_captured_when_capturing_is_off(propagate: bool, site: Site, sink: Any) -> None:
-    """`CAPTURE_ERRORS: False` leaves the bare kit: life cycle, health, flush."""
+    """`CAPTURE_ERRORS: False` leaves life cycle, health and flush."""
     get = site.serve(
         wrapper(site),
         TRANSPORT_KIT={"DSN": sink, "CAPTURE_ERRORS": False},
@@ -165,14 +165,14 @@ def test_nothing_is_captured_when_capturing_is_off(propagate: bool, site: Site, 
 
 
 def test_a_host_that_is_not_allowed_is_shown_as_it_was_sent(site: Site, sink: Any) -> None:
-    """`request.get_host()` would raise in the middle of the report."""
+    """`request.get_host()` would raise during the capture."""
     get = site.serve(TRANSPORT_KIT={"DSN": sink}, ALLOWED_HOSTS=[], MIDDLEWARE=[OURS])
     get("/carts/7")
     assert sink.event["request"]["url"] == "http://shop.example/carts/7"
 
 
 def test_the_forwarded_host_counts_where_the_site_trusts_it(site: Site, sink: Any) -> None:
-    """Behind a proxy the other one is an address that nobody knows."""
+    """Behind a proxy, the other host is an internal address."""
     get = site.serve(TRANSPORT_KIT={"DSN": sink}, USE_X_FORWARDED_HOST=True, ALLOWED_HOSTS=["*"])
     get("/carts/7", headers=[("X-Forwarded-Host", "www.shop.example")])
     assert sink.event["request"]["url"] == "http://www.shop.example/carts/7"
@@ -184,7 +184,7 @@ def test_the_forwarded_host_counts_where_the_site_trusts_it(site: Site, sink: An
 @pytest.mark.parametrize("path", ["/stream", "/astream"])
 @pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume:Warning")
 def test_an_error_in_a_streaming_body_is_captured_by_the_wrapper(path: str, site: Site, sink: Any) -> None:
-    """The client got 200 and half a body, and Django sends no signal: only the event tells."""
+    """The client got 200 and half a body, and Django sends no signal: only the event shows the error."""
     get = site.serve(wrapper(site), TRANSPORT_KIT={"DSN": sink})
     reply = get(path, query="fail")
     assert reply.status == 200
@@ -198,7 +198,7 @@ def test_an_error_in_a_streaming_body_is_captured_by_the_wrapper(path: str, site
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_streaming_body_goes_out_piece_by_piece(wrapped: bool, sink: Any) -> None:
-    """A body that is collected first may be gigabytes, or never end."""
+    """A body may be gigabytes or endless, so it must not be collected first."""
     with override_settings(TRANSPORT_KIT={"DSN": sink}):
         app = with_capture(WSGIHandler()) if wrapped else WSGIHandler()
         response: Any = app(call_environ("/stream", "fail"), lambda *_: lambda data: None)
@@ -224,7 +224,7 @@ def call_environ(path: str, query: str = "") -> dict[str, Any]:
 
 
 def test_a_streaming_body_that_ends_well_reports_nothing_and_leaves_the_scope(site: Site, sink: Any) -> None:
-    """The next request on this thread must not find what this one said."""
+    """The next request on this thread must not inherit the scope."""
     get = site.serve(wrapper(site), TRANSPORT_KIT={"DSN": sink})
     assert get("/astream" if site.kind == "asgi" else "/stream").body == b"one,"
     assert sink.events == []
@@ -233,7 +233,7 @@ def test_a_streaming_body_that_ends_well_reports_nothing_and_leaves_the_scope(si
 
 
 def test_a_streaming_body_that_is_closed_early_leaves_the_scope(sink: Any) -> None:
-    """The client went away: the server closes what it has not read."""
+    """If the client disconnects, the server closes the unread body."""
     with override_settings(TRANSPORT_KIT={"DSN": sink}):
         app = with_capture(WSGIHandler())
         body: Any = app(call_environ("/stream"), lambda *_: None)
@@ -252,7 +252,7 @@ def test_a_file_stays_a_file_for_the_server(sink: Any) -> None:
 
 
 def test_a_client_that_goes_away_is_no_error(sink: Any) -> None:
-    """ASGI servers may say so by an OSError from `send`."""
+    """ASGI servers may raise an OSError from `send` then."""
     with override_settings(TRANSPORT_KIT={"DSN": sink}):
         for messages in (0, 1):
             reply = call_asgi(with_lifespan(ASGIHandler()), "/astream", fail_after=messages)
@@ -300,7 +300,7 @@ FORM = [("Content-Type", "application/x-www-form-urlencoded")]
 
 
 def test_a_form_that_the_view_has_read_is_in_the_event(site: Site, sink: Any) -> None:
-    """By name, so that what is secret by name is left out."""
+    """By field name, so that secrets are filtered."""
     get = site.serve(TRANSPORT_KIT={"DSN": sink, "SEND_DEFAULT_PII": True})
     get("/form", method="POST", headers=FORM, body=b"item=tea&item=cup&password=hunter2&n=1")
     data = sink.event["request"]["data"]
@@ -309,14 +309,14 @@ def test_a_form_that_the_view_has_read_is_in_the_event(site: Site, sink: Any) ->
 
 
 def test_a_body_that_the_view_has_read_is_in_the_event(site: Site, sink: Any) -> None:
-    """It is in memory anyway."""
+    """It is in memory already."""
     get = site.serve(TRANSPORT_KIT={"DSN": sink, "SEND_DEFAULT_PII": True})
     get("/body", method="POST", headers=[("Content-Type", "application/json")], body=b'{"item": "tea"}')
     assert sink.event["request"]["data"] == {"item": "tea"}
 
 
 def test_a_body_that_nobody_has_read_stays_unread(sink: Any) -> None:
-    """Reading it may block on a slow client, and fails for a view that wants the stream."""
+    """Reading may block on a slow client, and would take the stream from the view."""
     stream = io_that_counts()
     with override_settings(TRANSPORT_KIT={"DSN": sink, "SEND_DEFAULT_PII": True}):
         headers = [*FORM, ("X-Length", "5")]
@@ -327,7 +327,7 @@ def test_a_body_that_nobody_has_read_stays_unread(sink: Any) -> None:
 
 
 class io_that_counts:  # noqa: N801 - reads as a function
-    """A request's stream that notes whether anybody reads."""
+    """A request's stream that records whether it is read."""
 
     reads = 0
 
@@ -340,7 +340,7 @@ class io_that_counts:  # noqa: N801 - reads as a function
 
 @pytest.mark.parametrize("path", ["/looked-at", "/evaluated"])
 def test_a_user_that_was_looked_up_is_in_the_event(path: str, site: Site, sink: Any) -> None:
-    """Who is affected is the second question about any error."""
+    """The affected user matters for every error."""
     site.serve(TRANSPORT_KIT={"DSN": sink, "SEND_DEFAULT_PII": True})(path)
     user = sink.event["user"]
     assert (user["id"], user["username"], user["email"]) == ("7", "ada", "ada@example.com")
@@ -348,20 +348,20 @@ def test_a_user_that_was_looked_up_is_in_the_event(path: str, site: Site, sink: 
 
 
 def test_a_user_that_nobody_looked_up_is_not_looked_up(site: Site, sink: Any) -> None:
-    """The database may be what is down: the query would be a second error in the middle of the first."""
+    """The database may be the cause of the error: a query would fail again."""
     site.serve(TRANSPORT_KIT={"DSN": sink, "SEND_DEFAULT_PII": True})("/not-looked-at")
     assert sink.exception["value"] == "for nobody"
     assert sink.event["user"] == {"ip_address": "192.0.2.7"}
 
 
 def test_fields_that_were_deferred_stay_so(site: Site, sink: Any) -> None:
-    """Each would be a query of its own."""
+    """Each would need a query."""
     site.serve(TRANSPORT_KIT={"DSN": sink, "SEND_DEFAULT_PII": True})("/deferred")
     assert sink.event["user"] == {"id": "7", "ip_address": "192.0.2.7"}
 
 
 def test_a_user_that_is_no_object_of_a_class_is_left_out(site: Site, sink: Any) -> None:
-    """`request.user` is anyone's to set."""
+    """Any code may set `request.user`."""
     site.serve(TRANSPORT_KIT={"DSN": sink, "SEND_DEFAULT_PII": True})("/unusual")
     assert sink.event["user"] == {"ip_address": "192.0.2.7"}
 
@@ -380,7 +380,7 @@ def test_no_user_is_sent_without_permission(site: Site, sink: Any) -> None:
     "path", ["/", "/ahello", "/astream", "/carts/7", "/gone", "/app/health", "/nothing-here"]
 )
 def test_no_byte_and_no_header_of_a_response_is_changed(path: str, sink: Any) -> None:
-    """The site must not be able to tell."""
+    """Responses must be the same as without the middleware."""
     common = ["django.middleware.common.CommonMiddleware"]
     with override_settings(MIDDLEWARE=common):
         before = call_asgi(ASGIHandler(), path)
@@ -390,7 +390,7 @@ def test_no_byte_and_no_header_of_a_response_is_changed(path: str, sink: Any) ->
 
 
 def test_each_of_a_hundred_concurrent_requests_has_a_scope_of_its_own(sink: Any) -> None:
-    """A tag of another customer on an event is a leak."""
+    """A tag of another customer on an event would be a leak."""
 
     async def storm() -> list[Reply]:
         app = with_lifespan(ASGIHandler())

@@ -1,4 +1,4 @@
-"""What `manage.py check` says about the setting and about the site."""
+"""The system checks of the setting and of the site."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ COMMON = "django.middleware.common.CommonMiddleware"
 
 
 class OwnMiddleware(TransportMiddleware):
-    """A site may extend ours."""
+    """A site's subclass of our middleware."""
 
 
 class Broken(FunctionTransport):
-    """A transport of the site's own that can't be made."""
+    """A site's own transport, whose constructor raises."""
 
     def __init__(self, options: TransportOptions | None = None) -> None:
         raise ValueError("password=hunter2")
 
 
 def found(**overrides: Any) -> list[CheckMessage]:
-    """What our checks say of a site with these settings."""
+    """Return the messages of our checks for a site with these settings."""
     with override_settings(**overrides):
         return [message for message in run_checks() if str(message.id).startswith("transport_kit.")]
 
@@ -62,7 +62,7 @@ def only(**overrides: Any) -> CheckMessage:
     ],
 )
 def test_a_setting_that_can_be_used_says_nothing(setting: dict[str, Any]) -> None:
-    """A check that cries wolf is silenced."""
+    """A check with false alarms gets silenced."""
     assert found(TRANSPORT_KIT=setting) == []
 
 
@@ -85,7 +85,7 @@ def test_a_setting_that_can_be_used_says_nothing(setting: dict[str, Any]) -> Non
     ],
 )
 def test_each_mistake_has_its_id_and_a_hint(setting: Any, expected: str, text: str, hint: str) -> None:
-    """The id is what people search for, the hint is what they do."""
+    """People search for the id, and follow the hint."""
     message = only(TRANSPORT_KIT=setting)
     assert message.id == f"transport_kit.{expected}"
     assert message.level == ERROR
@@ -94,7 +94,7 @@ def test_each_mistake_has_its_id_and_a_hint(setting: Any, expected: str, text: s
 
 
 def test_all_mistakes_are_told_at_once() -> None:
-    """One run, not one per mistake; and a DSN that is wrong is not quoted, as it may hold a key."""
+    """One run shows them all. An invalid DSN is not quoted, as it may contain a key."""
     setting = {
         "DSN": "https://topsecret@/42",
         "MAX_SENDER": 1,
@@ -118,7 +118,7 @@ def test_all_mistakes_are_told_at_once() -> None:
 def test_a_wrong_variable_is_told_from_a_wrong_key(
     name: str, value: str, hint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or somebody looks for it in the wrong file."""
+    """The message must name the place to correct."""
     monkeypatch.setenv(name, value)
     message = only(TRANSPORT_KIT={})
     assert message.id == "transport_kit.E005"
@@ -128,13 +128,13 @@ def test_a_wrong_variable_is_told_from_a_wrong_key(
 
 
 def test_a_variable_that_is_no_option_is_no_mistake_of_the_site(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kubernetes makes such ones for a Service of this name; a log line names them."""
+    """Kubernetes sets such variables for a Service of this name; a log line names them."""
     monkeypatch.setenv("TRANSPORT_KIT_SERVICE_HOST", "10.0.0.7")
     assert found(TRANSPORT_KIT={"DSN": DSN}) == []
 
 
 def test_a_transport_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each value is right, and together they need a package that is not there."""
+    """Each value is valid, but together they need a package that is not installed."""
     monkeypatch.setitem(sys.modules, "brotli", None)
     monkeypatch.setitem(sys.modules, "brotlicffi", None)
     for strict in (False, True):
@@ -145,7 +145,7 @@ def test_a_transport_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_the_text_of_a_foreign_exception_is_not_shown(strict: bool) -> None:
-    """It may hold anything."""
+    """It may contain secrets."""
     message = only(TRANSPORT_KIT={"DSN": Broken, "STRICT": strict})
     assert message.id == "transport_kit.E006"
     assert "ValueError" in str(message.hint)
@@ -167,7 +167,7 @@ def test_the_text_of_a_foreign_exception_is_not_shown(strict: bool) -> None:
     ],
 )
 def test_the_middleware_is_there_and_first(order: list[str], expected: list[str]) -> None:
-    """Only the first sees everything."""
+    """Only the first middleware sees every request."""
     assert ids(TRANSPORT_KIT={}, MIDDLEWARE=order) == expected
 
 
@@ -178,7 +178,7 @@ def urlconf(*patterns: Any) -> Any:
 
 
 def test_the_urls_are_included_or_declined() -> None:
-    """A probe that gets 404 is found out at the deployment."""
+    """Otherwise the 404 of a probe shows only at the deployment."""
     none = urlconf(path("", django_site.hello))
     assert ids(TRANSPORT_KIT={}, ROOT_URLCONF=none) == ["W003"]
     assert ids(TRANSPORT_KIT={"PATH": None}, ROOT_URLCONF=none) == []
@@ -188,7 +188,7 @@ def test_the_urls_are_included_or_declined() -> None:
 
 @pytest.mark.parametrize("urls", [None, "no.such.module"])
 def test_a_site_without_urls_is_not_our_business(urls: Any) -> None:
-    """Django says so itself, or the site has no use for them."""
+    """Django reports it, or the site needs no URLs."""
     from transport_kit_django.checks import check_site
 
     with override_settings(TRANSPORT_KIT={}, ROOT_URLCONF=urls):
@@ -199,7 +199,7 @@ def test_a_site_without_urls_is_not_our_business(urls: Any) -> None:
 
 
 def test_personal_data_while_debugging_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who tries things out locally has real sessions in the browser."""
+    """A developer's browser has real sessions."""
     assert ids(TRANSPORT_KIT={"SEND_DEFAULT_PII": True}, DEBUG=True) == ["W004"]
     assert ids(TRANSPORT_KIT={"SEND_DEFAULT_PII": True}) == []
     assert ids(TRANSPORT_KIT={"DSN": "nonsense", "STRICT": True}, DEBUG=True) == ["E004"]
@@ -208,7 +208,7 @@ def test_personal_data_while_debugging_is_told(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_spool_that_is_served_to_anyone_is_told(tmp_path: Path) -> None:
-    """What waits there are requests, with what people sent in them."""
+    """The spool contains requests with personal data."""
     media = tmp_path / "media"
     roots = {"MEDIA_ROOT": str(media), "STATIC_ROOT": tmp_path / "static"}
 
@@ -223,7 +223,7 @@ def test_a_spool_that_is_served_to_anyone_is_told(tmp_path: Path) -> None:
 
 
 def test_asgi_without_lifespan_and_without_a_spool_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits in memory is lost with every deployment."""
+    """The queue in memory would be lost with every deployment."""
     monkeypatch.setattr(asgi, "_used", False)
     module: Any = ModuleType("asgi_of_a_test")
     module.application = object()
@@ -237,6 +237,6 @@ def test_asgi_without_lifespan_and_without_a_spool_is_told(monkeypatch: pytest.M
 
 
 def test_a_path_that_has_no_meaning_is_told() -> None:
-    """An option that is taken and does nothing is the worst kind of default."""
+    """An option without any effect must not be accepted silently."""
     assert ids(TRANSPORT_KIT={"PATH": "/kit"}) == ["W007"]
     assert ids(TRANSPORT_KIT={"PATH": None}) == []

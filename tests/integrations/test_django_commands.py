@@ -22,13 +22,13 @@ from transport_kit_django.health_check import Transport
 
 @pytest.fixture(name="receiver")
 def _receiver() -> Iterator[FaultServer]:
-    """A server that takes what is sent."""
+    """A server that records what it receives."""
     with FaultServer() as receiver:
         yield receiver
 
 
 def transport(*arguments: str, setting: dict[str, Any]) -> tuple[int, str]:
-    """Exit status and output of `manage.py transport …`."""
+    """Return exit status and output of `manage.py transport …`."""
     out = io.StringIO()
     with override_settings(TRANSPORT_KIT=setting):
         try:
@@ -56,7 +56,7 @@ def test_flush_says_what_became_of_what_waited(receiver: FaultServer) -> None:
 
 
 def test_flush_that_runs_out_of_time_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or a deployment script goes on with things left behind."""
+    """A deployment script must not continue as if everything was delivered."""
     from transport_kit import FlushReport
 
     transport_of_a_test = CapturedTransport()
@@ -67,7 +67,7 @@ def test_flush_that_runs_out_of_time_is_a_failure(monkeypatch: pytest.MonkeyPatc
 
 
 def test_send_test_reports_as_the_site_would_and_says_that_it_arrived(receiver: FaultServer) -> None:
-    """The whole way, `before_send` and release included."""
+    """The event takes the whole way, including `before_send` and release."""
 
     def mark(event: dict[str, Any], hint: object) -> dict[str, Any]:
         return {**event, "tags": {"seen": "yes"}}
@@ -98,7 +98,7 @@ def test_send_test_reports_as_the_site_would_and_says_that_it_arrived(receiver: 
 def test_send_test_says_why_it_did_not_arrive(
     prepare: Callable[[FaultServer], None], setting: dict[str, Any], problem: str, receiver: FaultServer
 ) -> None:
-    """That is what it is run for."""
+    """The reason is the purpose of the command."""
     prepare(receiver)
     status, text = transport(
         "send-test", "--timeout", str(scaled(0.5)), setting={"DSN": receiver.dsn, **setting}
@@ -109,7 +109,7 @@ def test_send_test_says_why_it_did_not_arrive(
 
 
 def test_send_test_says_when_nobody_knows() -> None:
-    """A transport of the site's own need not count."""
+    """A site's own transport need not count losses."""
 
     class Silent(CapturedTransport):
         def capture_envelope(self, envelope: Any) -> bool:
@@ -123,7 +123,7 @@ def test_send_test_says_when_nobody_knows() -> None:
 
 
 def test_check_takes_the_steps_of_the_core_with_the_options_of_the_site(receiver: FaultServer) -> None:
-    """The proxy or the CA file of the settings may be what is wrong."""
+    """The proxy or the CA file of the settings may be wrong."""
     status, text = transport("check", "--json", setting={"DSN": receiver.dsn, "RELEASE": "shop@1.2.0"})
     facts = json.loads(text)
     assert (status, facts["ok"]) == (0, True)
@@ -145,7 +145,7 @@ def test_check_takes_the_steps_of_the_core_with_the_options_of_the_site(receiver
     ],
 )
 def test_check_without_a_dsn_says_so(setting: dict[str, Any], problem: str) -> None:
-    """In JSON too, in the shape of a check."""
+    """In JSON too, in the format of a check."""
     status, text = transport("check", setting=setting)
     assert status == 1
     assert problem in text
@@ -157,7 +157,7 @@ def test_check_without_a_dsn_says_so(setting: dict[str, Any], problem: str) -> N
 def test_check_without_its_package_names_the_install_line(
     receiver: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is an extra; everything else of the command works without."""
+    """The package is an extra; the other actions work without it."""
     for name in [*sys.modules]:
         if name.startswith("transport_kit.cli"):
             monkeypatch.delitem(sys.modules, name)
@@ -169,7 +169,7 @@ def test_check_without_its_package_names_the_install_line(
 
 @pytest.mark.parametrize("arguments", [[], ["drain"], ["health", "--timeout", "3"]])
 def test_a_wrong_call_is_refused(arguments: list[str]) -> None:
-    """With Django's own usage line, from a shell."""
+    """With Django's own usage message."""
     with pytest.raises(CommandError):
         transport(*arguments, setting={})
 
@@ -178,7 +178,7 @@ def test_a_wrong_call_is_refused(arguments: list[str]) -> None:
 
 
 def page(site: Site, setting: dict[str, Any], **options: Any) -> tuple[int, str]:
-    """What django-health-check's own view says."""
+    """Return the response of django-health-check's own view."""
     from types import ModuleType
 
     from django.urls import path
@@ -192,7 +192,7 @@ def page(site: Site, setting: dict[str, Any], **options: Any) -> tuple[int, str]
 
 @pytest.fixture(name="site")
 def _site() -> Iterator[Site]:
-    """Under ASGI, which is what that view is written for."""
+    """A site under ASGI, for which that view is made."""
     from contextlib import ExitStack
 
     with ExitStack() as stack:
@@ -200,7 +200,7 @@ def _site() -> Iterator[Site]:
 
 
 class Ill(CapturedTransport):
-    """Says that it is not quite well."""
+    """A transport whose health is `warn`."""
 
     def health(self) -> Health:
         return Health(pid=1, state="running", kind="Ill", failing=True)
@@ -215,7 +215,7 @@ def test_a_healthy_transport_is_ok_and_shows_no_secret(site: Site) -> None:
 
 
 def test_a_transport_that_cannot_deliver_is_unavailable(site: Site) -> None:
-    """Why is not for strangers."""
+    """The reason is not shown to strangers."""
     status, text = page(site, {"DSN": "nonsense"})
     assert (status, text) == (500, "Transport(): Unavailable: error delivery says fail\n")
     status, text = page(site, {"DSN": "nonsense", "HEALTH_DETAILS": "always"})
@@ -230,6 +230,6 @@ def test_a_warning_is_a_failure_only_when_asked(site: Site) -> None:
 
 
 def test_the_check_can_be_run_by_itself() -> None:
-    """Their management command does."""
+    """The management command of django-health-check does so."""
     with override_settings(TRANSPORT_KIT={"DSN": ""}):
         assert asyncio.run(Transport().get_result()).error is None

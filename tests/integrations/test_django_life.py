@@ -1,4 +1,4 @@
-"""When the transport of a Django site is made, started, replaced and closed."""
+"""Creating, starting, replacing and closing the transport of a Django site."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Lived(FunctionTransport):
-    """A transport of the user's own that writes down its life; made anew by the kit for each one."""
+    """A custom transport that records its life cycle; the kit makes a new one for each start."""
 
     lives: list[Lived]
 
@@ -50,13 +50,13 @@ class Lived(FunctionTransport):
 
 @pytest.fixture(name="lived")
 def _lived() -> type[Lived]:
-    """A fresh class, so that each test counts its own lives."""
+    """A fresh class, so that each test counts its own instances."""
     return type("Lived", (Lived,), {"lives": []})
 
 
 @pytest.fixture(name="python")
 def _python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a small Django site in an interpreter of its own."""
+    """Run a small Django site in its own interpreter."""
 
     def run(code: str, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         script = tmp_path / "manage.py"
@@ -95,7 +95,7 @@ urlpatterns = [path("transport/", include("transport_kit_django.urls"))]
 
 
 def test_ready_starts_no_thread_and_makes_no_transport(python: Any) -> None:
-    """It runs for every `manage.py migrate`, and in a parent that only forks."""
+    """`ready` runs for every `manage.py migrate`, and in a parent that only forks."""
     done = python(
         """
         django.setup()
@@ -115,7 +115,7 @@ def test_ready_starts_no_thread_and_makes_no_transport(python: Any) -> None:
 def test_the_first_request_of_each_process_starts_it(
     lived: type[Lived], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A durable queue may hold a backlog; and a forked worker has a start of its own."""
+    """A durable queue may hold a backlog; each forked worker starts its own transport."""
     with override_settings(TRANSPORT_KIT={"DSN": lived}):
         app = WSGIHandler()
         assert lived.lives[0].happened == []
@@ -130,7 +130,7 @@ def test_the_first_request_of_each_process_starts_it(
 
 
 def test_a_setting_that_a_test_overrides_makes_another_kit(sink: Any) -> None:
-    """`override_settings` must work as for everything else in Django, also for a handler that exists."""
+    """`override_settings` must work as for other settings, also with an existing handler."""
     app = WSGIHandler()
     with override_settings(TRANSPORT_KIT={"DSN": sink}):
         kit = get_kit()
@@ -144,7 +144,7 @@ def test_a_setting_that_a_test_overrides_makes_another_kit(sink: Any) -> None:
 
 
 def test_a_test_of_the_sites_own_sees_what_is_captured() -> None:
-    """The snippet of the documentation, with Django's own client, whose handler outlives the setting."""
+    """The snippet of the documentation, with Django's test client, whose handler outlives the setting."""
     browser = Client(raise_request_exception=False, headers={"host": "shop.example"})
     for _ in range(2):
         transport = CapturedTransport()
@@ -154,7 +154,7 @@ def test_a_test_of_the_sites_own_sees_what_is_captured() -> None:
 
 
 def test_a_wrong_setting_never_takes_the_site_down(caplog: pytest.LogCaptureFixture) -> None:
-    """One ERROR line, and health says so."""
+    """One ERROR line in the log, and a failing health status."""
     with caplog.at_level(logging.ERROR, "transport_kit"), override_settings(TRANSPORT_KIT={"MAX_SENDER": 1}):
         app = WSGIHandler()
         assert call_wsgi(app).body == b"hello"
@@ -167,7 +167,7 @@ def test_a_wrong_setting_never_takes_the_site_down(caplog: pytest.LogCaptureFixt
 
 @pytest.mark.parametrize("setting", [["DSN"], "https://key@sentry.example/1", None])
 def test_a_setting_that_is_no_dict_is_a_wrong_setting(setting: object) -> None:
-    """It is the user's file; anything may be in it."""
+    """A settings file may contain any value."""
     with override_settings(TRANSPORT_KIT=setting):
         assert call_wsgi(WSGIHandler()).body == b"hello"
         problem = get_kit().problem
@@ -177,13 +177,13 @@ def test_a_setting_that_is_no_dict_is_a_wrong_setting(setting: object) -> None:
 
 
 def test_strict_raises_when_the_middleware_is_loaded() -> None:
-    """For those who would rather not start at all."""
+    """For sites that prefer not to start."""
     with override_settings(TRANSPORT_KIT={"MAX_SENDERS": 0, "STRICT": True}), pytest.raises(OptionsError):
         WSGIHandler()
 
 
 def test_without_the_app_the_middleware_captures_nevertheless(python: Any) -> None:
-    """Somebody reads half of the page: the half that is there should work."""
+    """A site may follow only half of the set-up page; that half must work."""
     with FaultServer() as receiver:
         done = python(
             """
@@ -208,7 +208,7 @@ def test_without_the_app_the_middleware_captures_nevertheless(python: Any) -> No
 
 
 async def whole_life(app: Any, happened: list[str]) -> None:
-    """Be a server: start the app, end it, and write down when it says so."""
+    """Act as a server: start the app, end it, and record the times of its messages."""
     incoming = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
 
     async def receive() -> Any:
@@ -237,7 +237,7 @@ def test_the_transport_is_closed_before_shutdown_is_said_to_be_complete(lived: t
 def test_a_transport_that_fails_to_start_or_to_close_takes_nothing_down(
     lived: type[Lived], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The site was there before us."""
+    """The site must run as it does without the transport."""
 
     def fail(*_: object) -> None:
         raise OSError("disk")
@@ -275,7 +275,7 @@ def test_a_start_that_fails_with_the_first_request_fails_no_request(
 
 
 def test_a_management_command_delivers_what_it_captured_at_its_end(python: Any, tmp_path: Path) -> None:
-    """A nightly job lives for a second; nobody flushes in it."""
+    """A nightly job runs for a second and calls no flush."""
     commands = tmp_path / "nightly" / "management" / "commands"
     commands.mkdir(parents=True)
     (commands / "nightly.py").write_text(
@@ -321,7 +321,7 @@ execute_from_command_line(sys.argv)
 def test_what_ends_a_management_command_is_captured_once_and_delivered(
     arguments: tuple[str, ...], reported: list[str], python: Any, tmp_path: Path
 ) -> None:
-    """Nobody looks at the output of a nightly job. A `CommandError` is an answer to who typed it."""
+    """Nobody reads the output of a nightly job. A `CommandError` is a message to the user."""
     commands = tmp_path / "nightly" / "management" / "commands"
     commands.mkdir(parents=True)
     (commands / "nightly.py").write_text(
@@ -371,7 +371,7 @@ execute_from_command_line(sys.argv)
 
 
 def test_the_parent_of_runservers_reloader_sends_nothing(python: Any) -> None:
-    """It loads the site too, so each mistake at import would be reported twice."""
+    """It loads the site too, so each error at import would be reported twice."""
     with FaultServer() as receiver:
         done = python(RELOADED, "runserver", "0", TRANSPORT_KIT_DSN=receiver.dsn)
         seen = [next(iter(request.envelope.items)).get_bytes() for request in receiver.accepted]
@@ -381,7 +381,7 @@ def test_the_parent_of_runservers_reloader_sends_nothing(python: Any) -> None:
 
 
 def test_runserver_without_a_reloader_is_a_server(python: Any) -> None:
-    """Then there is one process, and it reports."""
+    """There is only one process, which reports."""
     with FaultServer() as receiver:
         done = python(RELOADED, "runserver", "--noreload", "0", TRANSPORT_KIT_DSN=receiver.dsn)
         assert len(receiver.event_ids()) == 1, done.stderr

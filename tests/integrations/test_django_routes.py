@@ -1,4 +1,4 @@
-"""The four routes of a Django site: answered before everything else, and never in somebody's place."""
+"""The four routes of a Django site: answered before everything else, without taking other paths."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ AROUND: dict[str, dict[str, Any]] = {
 def test_they_answer_before_whatever_the_site_puts_in_between(
     around: dict[str, Any], site: Site, sink: Any
 ) -> None:
-    """A probe has no session, speaks plain HTTP, and names the pod's address as host."""
+    """A probe has no session, speaks plain HTTP, and sends the pod's address as host."""
     call = site.serve(TRANSPORT_KIT={"DSN": sink, "FLUSH_TOKEN": TOKEN}, **around)
     assert [call(f"/transport/{leaf}").status for leaf in LEAVES] == [200, 200, 200, 404]
     reply = call("/transport/flush", method="POST", headers=BEARER, query="timeout=10")
@@ -73,7 +73,7 @@ def test_they_answer_before_whatever_the_site_puts_in_between(
 def test_they_answer_while_the_database_is_down(
     order: list[str], site: Site, sink: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With ATOMIC_REQUESTS Django opens a transaction around each view, and ours need none."""
+    """With ATOMIC_REQUESTS, Django opens a transaction around each view, which these don't need."""
     from django.db import connections
 
     monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", True)
@@ -84,7 +84,7 @@ def test_they_answer_while_the_database_is_down(
 
 
 def test_the_views_answer_without_the_middleware(site: Site, sink: Any) -> None:
-    """Behind the site's own layers, for who wants that: CSRF and login leave them alone even then."""
+    """The site may put them behind its own layers; they are exempt from CSRF and login even then."""
     behind = [
         "django.contrib.sessions.middleware.SessionMiddleware",
         "django.middleware.csrf.CsrfViewMiddleware",
@@ -97,7 +97,7 @@ def test_the_views_answer_without_the_middleware(site: Site, sink: Any) -> None:
 
 
 def test_they_answer_where_the_urlconf_puts_them(site: Site, sink: Any) -> None:
-    """The path is the site's to choose."""
+    """The site chooses the path."""
     urls = urlconf(path("_/kit/", include("transport_kit_django.urls")))
     call = site.serve(TRANSPORT_KIT={"DSN": sink}, ROOT_URLCONF=urls, ALLOWED_HOSTS=[])
     assert call("/_/kit/live").status == 200
@@ -117,13 +117,13 @@ def test_they_answer_below_a_script_name(sink: Any) -> None:
 
 @pytest.mark.parametrize("where", ["/app/health", "/transport/health/", "/transport/healthy", "/flush"])
 def test_every_other_path_is_the_sites(where: str, site: Site, sink: Any) -> None:
-    """We own four paths, not a word."""
+    """Only four paths are taken, and no other path with the same ending."""
     reply = site.serve(TRANSPORT_KIT={"DSN": sink})(where)
     assert (reply.status, reply.body == b"hello") in ((200, True), (404, False))
 
 
 def test_a_view_of_ours_that_the_site_has_wrapped_is_behind_its_wrapper(site: Site, sink: Any) -> None:
-    """Whoever asks for a login means it: the middleware must not walk around it."""
+    """The middleware must not bypass a login that the site requires."""
     urls = urlconf(path("health", login_required(HEALTH)), path("accounts/login/", django_site.hello))
     order = [
         OURS,
@@ -138,7 +138,7 @@ SIGNED = {"SESSION_ENGINE": "django.contrib.sessions.backends.signed_cookies"}
 
 
 def test_a_urlconf_that_fails_fails_as_it_did(site: Site, sink: Any) -> None:
-    """Ours is not the place to find that out."""
+    """The middleware must not change the error of a broken URLconf."""
     reply = site.serve(TRANSPORT_KIT={"DSN": sink}, ROOT_URLCONF="no.such.module")("/health")
     assert reply.status == 500 or isinstance(reply.error, ModuleNotFoundError)
 
@@ -146,7 +146,7 @@ def test_a_urlconf_that_fails_fails_as_it_did(site: Site, sink: Any) -> None:
 def test_probes_are_neither_captured_nor_logged_nor_mailed(
     site: Site, sink: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Django logs a 503 as an error and mails it to the admins: once per probe, all night."""
+    """Django would log a 503 as an error and mail it to the admins, once per probe."""
     call = site.serve(TRANSPORT_KIT={"DSN": "nonsense", "READY_REQUIRES_DELIVERY": True})
     with caplog.at_level(logging.DEBUG, "django.request"):
         assert [call(f"/transport/{leaf}").status for leaf in LEAVES] == [200, 503, 503, 404]
@@ -154,7 +154,7 @@ def test_probes_are_neither_captured_nor_logged_nor_mailed(
 
 
 def test_details_are_for_those_who_hold_the_token(site: Site, sink: Any) -> None:
-    """A WSGI server hands the header over as Latin-1 text, an ASGI server as bytes."""
+    """A WSGI server passes the header as Latin-1 text, an ASGI server as bytes."""
     call = site.serve(TRANSPORT_KIT={"DSN": sink, "FLUSH_TOKEN": "sésame-ouvre-toi"})
     assert json.loads(call("/transport/health").body) == {"status": "pass"}
     word = (
@@ -166,7 +166,7 @@ def test_details_are_for_those_who_hold_the_token(site: Site, sink: Any) -> None
 
 
 def test_head_has_the_headers_and_no_body(site: Site, sink: Any) -> None:
-    """Some probes ask so."""
+    """Some probes send HEAD."""
     reply = site.serve(TRANSPORT_KIT={"DSN": sink})("/transport/live", method="HEAD")
     headers = {name.lower(): value for name, value in reply.headers}
     assert (reply.status, reply.body, headers["content-length"]) == (200, b"", "17")
@@ -174,7 +174,7 @@ def test_head_has_the_headers_and_no_body(site: Site, sink: Any) -> None:
 
 
 def test_a_class_based_site_is_no_different(site: Site, sink: Any) -> None:
-    """A view may be anything that can be called, and need not be hashable."""
+    """A view may be any callable, also one that is not hashable."""
 
     class Unhashable:
         __hash__ = None  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""What is captured of a Flask app, what is not, and that nothing is changed."""
+"""Captured and ignored errors of a Flask app; capturing changes nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _site(sink: Any) -> Site:
 
 
 def test_an_unhandled_exception_is_captured_with_its_route_and_request(site: Site, sink: Any) -> None:
-    """Flask makes a 500 of it as without us; the event says where to look."""
+    """Flask returns its 500 as usual; the event has the details."""
     app = site()
     app.add_url_rule("/carts/<int:number>", view_func=fail)
     answer = app.test_client().get("/carts/1?page=2&token=x")
@@ -54,7 +54,7 @@ def test_an_unhandled_exception_is_captured_with_its_route_and_request(site: Sit
 
 @pytest.mark.parametrize("setting", ["TESTING", "DEBUG", "PROPAGATE_EXCEPTIONS"])
 def test_an_exception_that_flask_lets_through_is_captured_once(setting: str, site: Site, sink: Any) -> None:
-    """The signal comes first, then the exception passes the layer around the app."""
+    """The signal comes first, then the exception passes through the layer."""
     app = site()
     app.config[setting] = True
     app.add_url_rule("/", view_func=fail)
@@ -65,7 +65,7 @@ def test_an_exception_that_flask_lets_through_is_captured_once(setting: str, sit
 
 @pytest.mark.parametrize("handled", [Exception, CartError])
 def test_what_an_error_handler_answers_is_handled(handled: type[Exception], site: Site, sink: Any) -> None:
-    """The app dealt with it; `capture_exception` is the way to report it nevertheless."""
+    """The app has handled it; `capture_exception` reports it nevertheless."""
     app = site()
     app.add_url_rule("/carts/<number>", view_func=fail)
 
@@ -86,7 +86,7 @@ def test_what_an_error_handler_answers_is_handled(handled: type[Exception], site
 
 
 def test_what_an_error_handler_for_500_answers_is_captured(site: Site, sink: Any) -> None:
-    """It draws the page; the exception is as unhandled as before."""
+    """The handler renders the page; the exception is still unhandled."""
     app = site()
     app.add_url_rule("/", view_func=fail)
     app.register_error_handler(500, lambda error: ("our own page", 500))
@@ -95,7 +95,7 @@ def test_what_an_error_handler_for_500_answers_is_captured(site: Site, sink: Any
 
 
 def test_http_exceptions_are_answers(site: Site, sink: Any) -> None:
-    """`abort` is how a view says what to answer, also when it says 500."""
+    """`abort` is a view's way to respond, also with a 500."""
     app = site()
     app.add_url_rule("/<int:code>", view_func=abort)
     browser = app.test_client()
@@ -104,7 +104,7 @@ def test_http_exceptions_are_answers(site: Site, sink: Any) -> None:
 
 
 def test_an_async_view_is_captured_in_its_requests_scope(site: Site, sink: Any) -> None:
-    """Flask runs it on an event loop of its own, in a copy of the context."""
+    """Flask runs it on another event loop, in a copy of the context."""
     app = site()
 
     @app.get("/<name>")
@@ -119,7 +119,7 @@ def test_an_async_view_is_captured_in_its_requests_scope(site: Site, sink: Any) 
 
 
 def test_the_transaction_of_a_nested_blueprint_is_the_whole_rule(site: Site, sink: Any) -> None:
-    """The name a developer would search for."""
+    """Developers search for the complete rule."""
     app = site()
     outer, inner = Blueprint("outer", __name__), Blueprint("inner", __name__)
     inner.add_url_rule("/<int:number>", view_func=fail)
@@ -130,7 +130,7 @@ def test_the_transaction_of_a_nested_blueprint_is_the_whole_rule(site: Site, sin
 
 
 def test_the_prefix_of_a_mounted_app_is_part_of_its_names(site: Site, sink: Any) -> None:
-    """Two apps under one server have a `/` each."""
+    """Two apps under one server both have a route `/`."""
     app = site()
     app.add_url_rule("/carts", view_func=fail)
     mounted = DispatcherMiddleware(Flask("outer"), {"/shop": app})
@@ -143,7 +143,7 @@ def test_the_prefix_of_a_mounted_app_is_part_of_its_names(site: Site, sink: Any)
     "hook", ["url_value_preprocessor", "before_request", "after_request", "teardown_request"]
 )
 def test_errors_in_hooks_are_captured(hook: str, site: Site, sink: Any) -> None:
-    """Also those around the view: one of them fails before our hook, one when Flask is done."""
+    """One of the hooks fails before our hook, another after the view has returned."""
     app = site()
     app.add_url_rule("/é", view_func=lambda: "fine")
 
@@ -163,7 +163,7 @@ def test_errors_in_hooks_are_captured(hook: str, site: Site, sink: Any) -> None:
 
 
 def test_an_error_before_routing_has_the_path_for_a_name(site: Site, sink: Any) -> None:
-    """A session that can't be opened fails before Flask looks at the route."""
+    """A session that can't be opened fails before routing."""
     app = site()
 
     class Broken(SessionInterface):
@@ -185,7 +185,7 @@ def rows(error: Exception | None = None) -> Iterator[str]:
 
 @pytest.mark.parametrize("wrap", [lambda body: body, stream_with_context], ids=["plain", "context"])
 def test_an_error_in_a_streamed_body_is_captured_with_its_route(wrap: Any, site: Site, sink: Any) -> None:
-    """The client saw 200 and half a body, Flask saw nothing at all."""
+    """The client got 200 and half a body, and Flask notices nothing."""
     app = site()
 
     @app.get("/export/<name>")
@@ -208,7 +208,7 @@ def test_an_error_in_a_streamed_body_is_captured_with_its_route(wrap: Any, site:
 
 
 def test_an_error_when_a_body_is_closed_is_captured(site: Site, sink: Any) -> None:
-    """`call_on_close` is where apps tidy up after a download."""
+    """Apps use `call_on_close` to clean up after a download."""
     app = site()
 
     @app.get("/")
@@ -223,7 +223,7 @@ def test_an_error_when_a_body_is_closed_is_captured(site: Site, sink: Any) -> No
 
 
 def test_a_client_that_went_away_is_not_an_error(site: Site, sink: Any) -> None:
-    """Nobody can fix it."""
+    """No developer can fix it."""
     app = site()
     app.add_url_rule("/", view_func=lambda: Response(rows(ClientDisconnected())))
     with pytest.raises(ClientDisconnected):
@@ -232,7 +232,7 @@ def test_a_client_that_went_away_is_not_an_error(site: Site, sink: Any) -> None:
 
 
 def test_a_stream_that_is_complete_reports_nothing_and_is_handed_on_unchanged(site: Site, sink: Any) -> None:
-    """Chunk by chunk, as the app made it."""
+    """Chunk by chunk, as the app yields it."""
     app = site()
     app.add_url_rule("/", view_func=lambda: Response(rows()))
     chunks, _, _ = run_wsgi_app(app, create_environ("/"))
@@ -241,7 +241,7 @@ def test_a_stream_that_is_complete_reports_nothing_and_is_handed_on_unchanged(si
 
 
 def test_a_request_whose_body_nobody_reads_leaves_no_scope_behind(site: Site) -> None:
-    """Tests that look at the status only would otherwise nest each request in the one before."""
+    """Tests that check only the status would otherwise nest each request in the previous one."""
     app = site()
     outside = Scope.current()
     seen: list[Scope] = []
@@ -261,7 +261,7 @@ def test_a_request_whose_body_nobody_reads_leaves_no_scope_behind(site: Site) ->
 
 
 def test_a_file_that_the_server_sends_stays_one(site: Site) -> None:
-    """Servers look for their own file wrapper, and send such a body without reading it into Python."""
+    """Servers detect their own file wrapper and send the file without reading it into Python."""
     app = site()
     app.add_url_rule("/", view_func=lambda: send_file(io.BytesIO(b"file"), mimetype="text/plain"))
     body = app(create_environ("/"), lambda *_: lambda data: None)
@@ -273,7 +273,7 @@ def test_a_file_that_the_server_sends_stays_one(site: Site) -> None:
 def test_an_error_of_a_wsgi_middleware_further_in_is_captured(
     as_generator: bool, site: Site, sink: Any
 ) -> None:
-    """Whoever wrapped `wsgi_app` before us has no error handling of Flask's around it."""
+    """An inner WSGI middleware has no error handling of Flask around it."""
     app = site(init=False)
     inner = app.wsgi_app
 
@@ -293,7 +293,7 @@ def test_an_error_of_a_wsgi_middleware_further_in_is_captured(
 
 
 def test_a_body_without_close_can_be_closed(site: Site) -> None:
-    """PEP 3333 makes `close` optional for bodies; ours has one, as it is one around any."""
+    """PEP 3333 makes `close` optional for bodies; our wrapper always has one."""
     from transport_kit_flask.facts import Facts
     from transport_kit_flask.layer import _Stream
 
@@ -305,7 +305,7 @@ def test_a_body_without_close_can_be_closed(site: Site) -> None:
 
 
 def test_capturing_can_be_switched_off(site: Site, sink: Any) -> None:
-    """What is left is life cycle, health, flush, and `capture_exception`."""
+    """Life cycle, health, flush and `capture_exception` remain."""
     app = site(capture_errors=False)
     app.add_url_rule("/", view_func=fail)
     app.add_url_rule("/stream", view_func=lambda: Response(rows(CartError())))
@@ -319,7 +319,7 @@ def test_capturing_can_be_switched_off(site: Site, sink: Any) -> None:
 
 
 def test_no_byte_and_no_header_is_changed(site: Site, sink: Any) -> None:
-    """An integration that can be seen from outside is one that can break a client."""
+    """A visible integration could break clients."""
 
     def answers(app: Flask) -> list[object]:
         app.secret_key = "x"
@@ -352,7 +352,7 @@ def test_no_byte_and_no_header_is_changed(site: Site, sink: Any) -> None:
 
 
 def test_a_trace_is_continued_from_the_headers(site: Site, sink: Any) -> None:
-    """The error is found from the frontend's page load."""
+    """The error belongs to the trace of the frontend's page load."""
     app = site()
     app.add_url_rule("/", view_func=fail)
     trace = "0123456789abcdef0123456789abcdef"
@@ -361,7 +361,7 @@ def test_a_trace_is_continued_from_the_headers(site: Site, sink: Any) -> None:
 
 
 def test_a_transaction_has_the_route_and_the_status(site: Site, sink: Any) -> None:
-    """Also of a request that Flask made a 500 of, and of one whose route nobody knows."""
+    """Also for a request that ends in a 500, and for one without a route."""
     app = site(traces_sample_rate=1.0)
     app.add_url_rule("/carts/<int:number>", view_func=lambda number: "fine" if number else fail())
     browser = app.test_client()
@@ -378,7 +378,7 @@ def test_a_transaction_has_the_route_and_the_status(site: Site, sink: Any) -> No
 
 
 def test_a_hundred_requests_at_once_keep_their_scopes_apart(site: Site, sink: Any) -> None:
-    """A tag of one customer on the event of another would be worse than none."""
+    """A tag of another customer on an event would be a leak."""
     app = site()
     together = threading.Barrier(10)
 
@@ -396,7 +396,7 @@ def test_a_hundred_requests_at_once_keep_their_scopes_apart(site: Site, sink: An
 
 
 def test_an_exception_dispatched_by_hand_is_captured_with_its_request(site: Site, sink: Any) -> None:
-    """Without the WSGI layer around it, such as in a test of the app, the signal comes all the same."""
+    """A test of the app may bypass the WSGI layer; the signal is sent all the same."""
     app = site()
     app.add_url_rule("/carts", view_func=fail)
     with app.test_request_context("/carts"):
@@ -412,7 +412,7 @@ def test_an_exception_dispatched_by_hand_is_captured_with_its_request(site: Site
 def test_capture_exception_outside_of_any_app_is_a_line_in_the_log(
     sink: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It never raises: it is called where something else has gone wrong already."""
+    """It never raises, as it is called while handling another error."""
     assert kit.capture_exception(CartError()) is None
     with Flask("bare").app_context():
         assert kit.capture_exception(CartError()) is None
@@ -421,7 +421,7 @@ def test_capture_exception_outside_of_any_app_is_a_line_in_the_log(
 
 
 def test_a_request_leaves_no_cycle_behind(site: Site) -> None:
-    """Flask takes care that none of its objects waits for the collector; neither does ours."""
+    """Flask leaves no garbage for the collector, and neither must the extension."""
     app = site()
     app.add_url_rule("/", "plain", lambda: "fine")
     app.add_url_rule("/stream", "stream", lambda: Response(rows()))

@@ -1,4 +1,4 @@
-"""`flask transport`: the app's own settings, tried from a shell."""
+"""`flask transport`: commands that test delivery with the app's own settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from transport_kit_flask import TransportKit, get_kit
 
 @pytest.fixture(name="server")
 def _server() -> Iterator[FaultServer]:
-    """Where the app delivers to."""
+    """The server that the app delivers to."""
     with FaultServer() as server:
         yield server
 
@@ -35,21 +35,21 @@ def shell(**options: object) -> FlaskCliRunner:
 
 
 def run(runner: FlaskCliRunner, *arguments: str) -> tuple[int, Any]:
-    """Exit status, and what was printed: as JSON where that was asked for."""
+    """Return exit status and output, parsed if it is JSON."""
     done = runner.invoke(args=["transport", *arguments])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.output
     return done.exit_code, json.loads(done.output) if "--json" in arguments else done.output
 
 
 def test_the_commands_are_listed() -> None:
-    """`flask transport` alone says what there is."""
+    """`flask transport` alone lists its commands."""
     _, listed = run(shell(dsn=""), "--help")
     for name in ("check", "flush", "health", "send-test"):
         assert name in listed
 
 
 def test_a_group_of_the_apps_own_keeps_its_name() -> None:
-    """A railway may have had its `flask transport` for years."""
+    """An app may have had its own `flask transport` before."""
     app = Flask("railway")
     own = click.Group("transport")
     app.cli.add_command(own)
@@ -76,7 +76,7 @@ def test_check_takes_the_steps_with_the_apps_settings(server: FaultServer) -> No
     [("", "there is no DSN"), (CapturedTransport(), "no DSN"), ("nonsense", "invalid DSN")],
 )
 def test_check_without_a_dsn_says_so(dsn: object, problem: str) -> None:
-    """There is nothing to try."""
+    """There is nothing to check."""
     status, found = run(shell(dsn=dsn), "check", "--json")
     assert (status, found["ok"]) == (1, False)
     assert problem in found["problem"]
@@ -86,7 +86,7 @@ def test_check_without_a_dsn_says_so(dsn: object, problem: str) -> None:
 def test_check_without_its_packages_says_what_to_install(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Flask brings click, and nothing else that the command line needs."""
+    """Flask installs click, but no other dependency of the command line."""
     monkeypatch.setitem(sys.modules, "transport_kit.cli.check", None)
     status, text = run(shell(dsn=server.dsn), "check")
     assert status == 2
@@ -94,7 +94,7 @@ def test_check_without_its_packages_says_what_to_install(
 
 
 def test_send_test_goes_through_the_apps_own_settings(server: FaultServer) -> None:
-    """Its hooks and options included: what arrives is what the app would send."""
+    """Hooks and options apply: the event is the one that the app would send."""
     status, found = run(shell(dsn=server.dsn, environment="staging"), "send-test", "--json")
     assert (status, found["ok"], found["problem"]) == (0, True, None)
     assert server.event_ids() == [found["event_id"]]
@@ -107,7 +107,7 @@ def test_send_test_goes_through_the_apps_own_settings(server: FaultServer) -> No
 
 
 def test_send_test_says_why_it_was_not_delivered(server: FaultServer) -> None:
-    """Each of the ways an event ends."""
+    """Each way in which an event may be lost."""
     for answer, said in (
         (400, "not delivered: discarded: send_error (http 400)\n"),
         (403, "not delivered: the server refuses this DSN's key (403)\n"),
@@ -126,7 +126,7 @@ def test_send_test_says_why_it_was_not_delivered(server: FaultServer) -> None:
 
 
 def test_what_was_refused_without_a_reason_is_said_too() -> None:
-    """A transport of the user's own may count nothing."""
+    """A custom transport may not count its losses."""
     idle = Health(pid=1, state="running", kind="Own")
     assert _delivery_problem(None, idle, idle) == "the event was not accepted"
     lost = Health(
@@ -152,7 +152,7 @@ def test_flush_delivers_what_was_captured_while_the_app_was_loaded(server: Fault
 
 
 def test_flush_that_runs_out_of_time_ends_with_1() -> None:
-    """A deployment script sees it."""
+    """A deployment script checks the exit status."""
 
     class Slow(CapturedTransport):
         def _flush(self, timeout: float, until: str) -> FlushReport:
@@ -165,7 +165,7 @@ def test_flush_that_runs_out_of_time_ends_with_1() -> None:
 
 
 def test_a_command_of_the_apps_own_reports_what_ends_it_when_decorated() -> None:
-    """As the page says; a command is no request, and Flask has no signal for it."""
+    """As documented: a command is no request, and Flask has no signal for its exception."""
     transport = CapturedTransport()
     runner = shell(dsn=transport)
 
@@ -182,7 +182,7 @@ def test_a_command_of_the_apps_own_reports_what_ends_it_when_decorated() -> None
 
 @pytest.mark.parametrize(("dsn", "status", "exit_code"), [("", "pass", 0), ("nonsense", "fail", 1)])
 def test_health_shows_whether_the_settings_can_be_used(dsn: str, status: str, exit_code: int) -> None:
-    """In the words of the route, with all details: who has a shell is no stranger."""
+    """The output of the health route with all details, as a shell user is trusted."""
     code, found = run(shell(dsn=dsn), "health", "--json")
     assert (code, found["status"]) == (exit_code, status)
     assert "checks" in found

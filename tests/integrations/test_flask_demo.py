@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("app", ["django", "fastapi", "flask"])
 def test_the_demo_shows_the_error_of_each_framework(app: str) -> None:
-    """Whoever uses Django wants to see Django; the default is tested beside."""
+    """Django users want a Django demo; the default app has its own test."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("TRANSPORT_KIT_")}
     environ |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'integrations'}", "COLUMNS": "120"}
     done = subprocess.run(
@@ -39,7 +39,7 @@ def test_the_demo_shows_the_error_of_each_framework(app: str) -> None:
 
 
 def test_make_demo_runs_the_app_that_was_asked_for() -> None:
-    """And says so for one that there is not."""
+    """An unknown app is refused with a message."""
     for arguments, ran in (
         (["APP=flask", "ONCE=1"], "example_apps/demo.py flask --once"),
         ([], "example_apps/demo.py starlette"),

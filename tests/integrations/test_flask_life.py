@@ -1,4 +1,4 @@
-"""The extension's life: set-up, several apps, settings that are wrong, processes."""
+"""The life cycle of the extension: set-up, several apps, invalid settings, processes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def site(**options: object) -> Flask:
 
 
 def test_the_state_is_the_apps_and_the_extension_has_none() -> None:
-    """Flask's rule for extensions: one object, any number of apps, also in a factory."""
+    """Flask's rule for extensions: one object serves any number of apps, also in a factory."""
     kit = TransportKit()
     apps = [Flask("one"), Flask("two")]
     transports = [CapturedTransport(), CapturedTransport()]
@@ -54,7 +54,7 @@ def test_the_state_is_the_apps_and_the_extension_has_none() -> None:
 
 
 def test_a_second_init_app_raises_and_changes_nothing() -> None:
-    """Everything would be captured twice."""
+    """Otherwise everything would be captured twice."""
     app = site(dsn="")
     before = app.wsgi_app
     with pytest.raises(RuntimeError, match="'shop' before"):
@@ -64,8 +64,7 @@ def test_a_second_init_app_raises_and_changes_nothing() -> None:
 
 
 def test_an_app_that_refuses_the_routes_is_left_as_it_was() -> None:
-    """Flask takes no blueprint after the first request, nor a second one of the same name: better an app
-    without us than one with half of us."""
+    """Flask refuses blueprints after the first request, and duplicates: no partial set-up may remain."""
     served = Flask("served")
     served.add_url_rule("/", view_func=lambda: "hello")
     served.test_client().get("/")
@@ -84,7 +83,7 @@ def test_an_app_that_refuses_the_routes_is_left_as_it_was() -> None:
 
 
 def test_a_key_of_the_config_that_is_no_text_is_somebody_elses() -> None:
-    """A dict takes any key."""
+    """A dict may have any keys."""
     app = Flask("shop")
     app.config.update({7: "seven", "TRANSPORT_KIT_DSN": ""})
     TransportKit(app)
@@ -92,7 +91,7 @@ def test_a_key_of_the_config_that_is_no_text_is_somebody_elses() -> None:
 
 
 def test_an_app_without_the_extension_says_so() -> None:
-    """Rather than an AttributeError from within."""
+    """With a clear message instead of an AttributeError."""
     with pytest.raises(RuntimeError, match="init_app"):
         get_kit(Flask("bare"))
     with Flask("bare").app_context(), pytest.raises(RuntimeError, match="init_app"):
@@ -100,7 +99,7 @@ def test_an_app_without_the_extension_says_so() -> None:
 
 
 def test_apps_with_equal_dsn_and_options_share_one_transport() -> None:
-    """One queue, one connection, one pause when the server asks for one."""
+    """They share the queue, the connections and the server's rate limits."""
     first, second = site(dsn=DSN, release="a"), site(dsn=DSN, release="b", path="/other")
     assert get_kit(first).transport is get_kit(second).transport
     assert get_kit(first).reporter is not get_kit(second).reporter
@@ -110,7 +109,7 @@ def test_apps_with_equal_dsn_and_options_share_one_transport() -> None:
 def test_options_come_from_the_config_first_then_from_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As with every other option of Flask's."""
+    """As for Flask's own options."""
     monkeypatch.setenv("TRANSPORT_KIT_DSN", DSN)
     monkeypatch.setenv("TRANSPORT_KIT_RELEASE", "of the environment")
     monkeypatch.setenv("TRANSPORT_KIT_ENVIRONMENT", "staging")
@@ -128,7 +127,7 @@ def test_options_come_from_the_config_first_then_from_the_environment(
 def test_a_wrong_setting_is_one_line_and_a_health_that_fails(
     options: dict[str, object], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It never takes the app down."""
+    """It must not stop the app."""
     app = site(**options)
     (record,) = [record for record in caplog.records if record.name == "transport_kit"]
     assert record.levelno == logging.ERROR
@@ -160,7 +159,7 @@ def test_an_option_that_can_not_be_used_is_one_line_and_deliveries_go_on(
 def test_strict_raises_in_init_app_and_leaves_the_app_untouched(
     options: dict[str, object], error: type[Exception]
 ) -> None:
-    """For deployments that would rather not start."""
+    """For deployments that prefer not to start."""
     app = Flask("shop")
     before = app.wsgi_app
     app.config.update(
@@ -176,7 +175,7 @@ def test_strict_raises_in_init_app_and_leaves_the_app_untouched(
 def test_the_first_request_starts_the_transport_and_the_first_after_a_fork_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A server's parent only forks; each of its children serves."""
+    """A server's parent only forks; its children serve."""
     started: list[int] = []
 
     class Watched(CapturedTransport):
@@ -195,7 +194,7 @@ def test_the_first_request_starts_the_transport_and_the_first_after_a_fork_again
 
 
 def test_a_closed_transport_is_replaced_when_the_kit_starts_again() -> None:
-    """A second life of an app in the same process, as in a test suite."""
+    """An app may start again in the same process, as in a test suite."""
     with FaultServer() as server:
         app = site(dsn=server.dsn)
         kit = get_kit(app)
@@ -210,7 +209,7 @@ def test_a_closed_transport_is_replaced_when_the_kit_starts_again() -> None:
 
 
 def test_the_end_of_an_app_context_closes_nothing() -> None:
-    """Flask tears one down after each request, which is the trap of `teardown_appcontext`."""
+    """`teardown_appcontext` runs after each request, so it must not close the transport."""
     transport = CapturedTransport()
     app = site(dsn=transport)
     for _ in range(3):
@@ -221,7 +220,7 @@ def test_the_end_of_an_app_context_closes_nothing() -> None:
 
 
 def test_an_app_that_goes_takes_its_part_along() -> None:
-    """A test suite makes a thousand apps."""
+    """A test suite creates thousands of apps; each must be garbage-collected."""
     app = site(dsn=DSN)
     refs: list[weakref.ref[Any]] = [
         weakref.ref(app),

@@ -1,4 +1,4 @@
-"""What an event says of a Flask request: what is known without asking anyone, and what may leave the app."""
+"""The request in events of a Flask app: only data that is in memory, and only data that may be sent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _site(sink: Any) -> Site:
 
 
 def test_the_layer_opens_no_session_and_reads_no_body(site: Site) -> None:
-    """A session that was looked at adds `Vary: Cookie`; a body that was read is gone."""
+    """Accessing a session adds `Vary: Cookie`; reading a body consumes it."""
     app = site(send_default_pii=True)
 
     @app.post("/")
@@ -64,7 +64,7 @@ def test_a_body_is_sent_as_far_as_the_app_kept_it(
 
 
 def test_without_pii_no_body_no_user_and_no_address_is_sent(site: Site, sink: Any) -> None:
-    """The default."""
+    """This is the default."""
     app = site()
 
     @app.post("/")
@@ -80,7 +80,7 @@ def test_without_pii_no_body_no_user_and_no_address_is_sent(site: Site, sink: An
 
 
 class Account(flask_login.UserMixin):  # type: ignore[misc]  # comes without types
-    """A model whose attributes are a query away, but for those that were loaded."""
+    """A model whose attributes need a query unless they are loaded."""
 
     def __init__(self, **loaded: object) -> None:
         self.__dict__.update(loaded)
@@ -91,7 +91,7 @@ class Account(flask_login.UserMixin):  # type: ignore[misc]  # comes without typ
 
 @pytest.mark.parametrize("loads", [True, False])
 def test_the_user_of_flask_login_is_sent_if_it_was_loaded(loads: bool, site: Site, sink: Any) -> None:
-    """Loading it would be a query, in the middle of an error."""
+    """Loading it would need a query during an error."""
     app = site(send_default_pii=True)
     app.secret_key = "x"
     manager = flask_login.LoginManager(app)
@@ -123,7 +123,7 @@ def test_the_user_of_flask_login_is_sent_if_it_was_loaded(loads: bool, site: Sit
 
 
 def test_a_user_set_by_hand_wins(site: Site, sink: Any) -> None:
-    """The app knows better than an extension's guess."""
+    """The app knows better than the extension."""
     app = site(send_default_pii=True)
 
     @app.get("/")
@@ -137,7 +137,7 @@ def test_a_user_set_by_hand_wins(site: Site, sink: Any) -> None:
 
 
 def test_a_host_that_flask_refuses_is_what_the_event_shows(site: Site, sink: Any) -> None:
-    """`request.url` raises for it, and the event is there to explain why."""
+    """`request.url` raises for it, and the event must show the cause."""
 
     class Strict(Request):
         trusted_hosts = ["shop.example"]  # noqa: RUF012 - Werkzeug's declaration
@@ -155,7 +155,7 @@ def test_a_host_that_flask_refuses_is_what_the_event_shows(site: Site, sink: Any
 
 
 def test_a_request_without_a_host_header_shows_the_servers_name(site: Site, sink: Any) -> None:
-    """HTTP/1.0 has none."""
+    """HTTP/1.0 requires no host header."""
     app = site()
     app.add_url_rule("/", view_func=fail)
     for port in ("80", "8000"):
@@ -168,7 +168,7 @@ def test_a_request_without_a_host_header_shows_the_servers_name(site: Site, sink
 def test_an_environ_that_breaks_pep_3333_costs_the_request_not_the_event(
     site: Site, sink: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever calls the app, the exception is worth its report."""
+    """The exception matters more than its request."""
     app = site(init=False)
 
     def broken(environ: Any, start_response: Any) -> Iterable[bytes]:

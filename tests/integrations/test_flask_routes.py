@@ -1,4 +1,4 @@
-"""The four routes of a Flask app: answered before its hooks, its session and its host checks."""
+"""The four routes of a Flask app: answered before hooks, session and host checks."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def site(prepare: Callable[[Flask], object] = lambda app: None, **options: objec
 
 
 def said(answer: TestResponse) -> Any:
-    """Its JSON; None from what says that it is none."""
+    """Return the JSON of a response; None if its content type is another."""
     return answer.json
 
 
 def test_the_four_leaves_answer_under_the_default_path() -> None:
-    """One line in the app, and an orchestrator has what it asks for."""
+    """One line in the app gives an orchestrator its probes."""
     browser = site(flush_token=TOKEN).test_client()
     assert [browser.get(f"/transport/{leaf}").status_code for leaf in LEAVES] == [200] * 3
     flushed = browser.post("/transport/flush?timeout=0", headers=BEARER)
@@ -92,7 +92,7 @@ def broken_sessions(app: Flask) -> None:
 def test_they_answer_before_whatever_the_app_puts_around_its_views(
     prepare: Callable[[Flask], object],
 ) -> None:
-    """A probe has no session and speaks plain HTTP to an address; and the session store may be down."""
+    """A probe has no session and speaks plain HTTP to an address; the session store may be down."""
     browser = site(prepare, flush_token=TOKEN).test_client()
     answers = [browser.get(f"/transport/{leaf}") for leaf in LEAVES]
     answers.append(browser.post("/transport/flush?timeout=0", headers=BEARER))
@@ -114,12 +114,12 @@ def test_they_answer_before_whatever_the_app_puts_around_its_views(
     ],
 )
 def test_every_other_path_is_the_apps(path: str) -> None:
-    """We own four paths, not a prefix."""
+    """Only four paths are taken, not a prefix."""
     assert site().test_client().get(path).status_code == 418
 
 
 def test_another_path_or_none_can_be_chosen() -> None:
-    """`/transport` may be a page of a railway's."""
+    """`/transport` may be a page of the app."""
     browser = site(path="/_internal").test_client()
     assert browser.get("/_internal/live").status_code == 200
     assert browser.get("/transport/live").status_code == 418
@@ -129,7 +129,7 @@ def test_another_path_or_none_can_be_chosen() -> None:
 
 
 def test_a_mounted_app_answers_below_its_mount() -> None:
-    """Each app keeps its own health."""
+    """Each app has its own health."""
     inner = site(dsn="nonsense")
     browser = Client(DispatcherMiddleware(site(), {"/inner": inner}), WerkzeugResponse)
     assert browser.get("/transport/health").status_code == 200
@@ -146,7 +146,7 @@ def test_the_routes_have_names() -> None:
 
 @pytest.mark.parametrize("prepare", [login_first, https_only])
 def test_the_hook_answers_first_where_the_layer_was_not_passed(prepare: Callable[[Flask], object]) -> None:
-    """A test of the app that dispatches by hand sees what a server's client sees."""
+    """A test that dispatches by hand gets the same answers as a client of the server."""
     app = site(prepare)
     with app.test_request_context("/transport/health"):
         answer = app.full_dispatch_request()
@@ -158,7 +158,7 @@ def test_the_hook_answers_first_where_the_layer_was_not_passed(prepare: Callable
 
 
 def test_a_flush_that_takes_too_long_is_a_504() -> None:
-    """`curl -f` in a deployment script sees it."""
+    """`curl -f` in a deployment script detects it."""
 
     class Slow(FunctionTransport):
         def _flush(self, timeout: float, until: str) -> FlushReport:
@@ -170,7 +170,7 @@ def test_a_flush_that_takes_too_long_is_a_504() -> None:
 
 
 def test_requests_for_the_routes_start_nothing_and_are_not_captured() -> None:
-    """A pod that only answers probes sends nothing."""
+    """A pod that only answers probes needs no transport."""
     started: list[bool] = []
 
     class Watched(FunctionTransport):

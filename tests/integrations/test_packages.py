@@ -1,4 +1,4 @@
-"""The packages of the integrations, seen from outside: what imports what."""
+"""The packages of the integrations: their imports and their documentation pages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGES = sorted(path.name for path in ROOT.iterdir() if (path / "__init__.py")
 
 
 def imported(source: Path, package: str) -> set[str]:
-    """The modules of its own package that a module imports, wherever in its text."""
+    """Return the modules of its own package that a module imports, at any place of its text."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module is not None:
@@ -27,7 +27,7 @@ def imported(source: Path, package: str) -> set[str]:
 
 
 def test_the_pages_have_the_same_headings_in_the_same_order() -> None:
-    """Who knows one of them finds the way in all."""
+    """Readers who know one page find their way in all."""
     pages = sorted((ROOT.parent / "docs" / "integrations").glob("*.md"))
     headings = [
         [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("## ")]
@@ -40,7 +40,7 @@ def test_the_pages_have_the_same_headings_in_the_same_order() -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_module_of_an_integration_imports_itself_in_the_end(package: str) -> None:
-    """A circle works until somebody imports its other end first; an import inside a function is one too."""
+    """An import cycle works until another module of it is imported first; imports in functions count too."""
     modules = {
         f"{package}.{path.relative_to(ROOT / package).with_suffix('').as_posix().replace('/', '.')}": path
         for path in (ROOT / package).rglob("*.py")

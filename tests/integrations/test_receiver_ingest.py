@@ -206,7 +206,7 @@ def test_the_key_is_found_in_each_place(
 
 
 def test_a_dsn_in_the_envelope_is_enough(client: Client, store: Store) -> None:
-    """A tunnel forwards the body alone."""
+    """A tunnel forwards only the body."""
     body = envelope(({"type": "event"}, b"{}"), event_id=EVENT_ID, dsn=f"https://{KEY}@sentry.example/42")
     assert client.post(body, {}).status_code == 200
     assert client.post(body).status_code == 200
@@ -271,7 +271,7 @@ def test_a_project_that_is_no_number_is_a_bad_path(client: Client, project: str)
 
 
 def test_a_leading_zero_stays_in_the_project(client: Client, store: Store) -> None:
-    """Ids are text; the DSN's and the path's may differ in zeros only."""
+    """Ids are text, but the project of DSN and path may differ in leading zeros."""
     body = envelope(dsn=f"https://{KEY}@sentry.example/0042")
     assert client.post(body, path="/api/042/envelope/").status_code == 200
     assert store.latest(1)[0]["project"] == "042"
@@ -356,7 +356,7 @@ def test_as_many_items_as_there_are_slots_are_accepted(client: Client) -> None:
 def test_the_deprecated_endpoint_wraps_its_event_byte_for_byte(
     client: Client, store: Store, path: str
 ) -> None:
-    """Old clients and shell scripts still post bare events."""
+    """Old clients and shell scripts still post plain events."""
     body = b'{\n "event_id": "%s", "message": "h\\u0069"\n}' % EVENT_ID.encode()
     assert client.post(body, path=path).json() == {"id": EVENT_ID}
     (item,) = Envelope.deserialize(newest(store)).items

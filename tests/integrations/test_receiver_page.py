@@ -42,7 +42,7 @@ def post_event(client: Client, event: Any, *more: bytes, **headers: Any) -> None
 
 
 class Tags(html.parser.HTMLParser):
-    """The elements of a page and their attributes."""
+    """The elements of a page with their attributes."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def test_the_list_shows_the_newest_first_and_reloads_itself(client: Client, stor
 
 
 def test_a_long_list_says_where_the_rest_is(client: Client) -> None:
-    """The page shows a hundred; the JSON has all."""
+    """The page shows a hundred envelopes; the JSON has all."""
     for _ in range(101):
         client.post()
     page = client.get("/").text
@@ -327,7 +327,7 @@ def test_large_envelopes_are_cut_on_the_page_and_whole_in_the_raw_view(client: C
 
 
 def test_headers_of_any_size_do_not_swell_the_list(client: Client) -> None:
-    """A header line may have a megabyte and numbers of any length."""
+    """A header line may have a megabyte, and numbers of any length."""
     wide = {str(n): {str(m): "x" * 50 for m in range(100)} for n in range(100)}
     post_event(client, {}, **wide)
     post_event(client, {}, huge=10**30, long="x" * 2000, deep=[[[[[[[[1]]]]]]]])
@@ -410,7 +410,7 @@ def test_what_is_not_there_is_404(client: Client, path: str) -> None:
 
 
 def test_an_event_is_found_by_its_id_in_any_spelling(client: Client) -> None:
-    """Clients log it with dashes or in capitals."""
+    """Clients log ids with dashes or in capitals."""
     client.post()
     dashed = f"{EVENT_ID[:8]}-{EVENT_ID[8:12]}-{EVENT_ID[12:16]}-{EVENT_ID[16:20]}-{EVENT_ID[20:]}"
     for spelling in (EVENT_ID, EVENT_ID.upper(), dashed):

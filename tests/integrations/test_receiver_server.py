@@ -122,7 +122,7 @@ def test_a_store_that_was_given_stays_open() -> None:
 
 
 def test_a_restart_on_a_file_shows_what_was_there(tmp_path: Path) -> None:
-    """`--store FILE`."""
+    """`--store FILE` keeps envelopes across restarts."""
     path = tmp_path / "events.db"
     with Receiver(store=path) as receiver:
         post(receiver)

@@ -1,4 +1,4 @@
-"""What is captured of a Starlette, FastAPI or bare ASGI app, what is not, and that nothing is changed."""
+"""Captured and ignored errors of a Starlette, FastAPI or bare ASGI app; capturing changes nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Message = MutableMapping[str, Any]
 
 
 def test_an_exception_that_escapes_is_captured_and_goes_on_unchanged(sink: Any, client: Any) -> None:
-    """The error handler, the server's log and the response are the app's own, as without us."""
+    """Error handler, server log and response are the same as without the middleware."""
     seen = client(site(sink, Route("/cart/{id}", fail)), "/cart/1", query_string=b"page=2&token=x")
     assert isinstance(seen.error, CartError)
     assert seen.status == 500
@@ -46,7 +46,7 @@ def test_an_exception_that_escapes_is_captured_and_goes_on_unchanged(sink: Any, 
 
 
 def test_it_works_on_fastapi(sink: Any, client: Any) -> None:
-    """The line that users copy from the documentation."""
+    """Uses the line of the documentation."""
     app = fastapi.FastAPI()
 
     @app.get("/cart/{number}")
@@ -106,7 +106,7 @@ def shop() -> fastapi.FastAPI:
 def test_fastapis_dependencies_and_validation_fail_as_they_should(
     path: str, captured: str | None, sink: Any, client: Any
 ) -> None:
-    """A request that is wrong is answered with 422; an answer that is wrong, or a dependency, is a bug."""
+    """An invalid request gets a 422; an invalid response or a failing dependency is a bug."""
     plain = client(shop(), path)
     app = shop()
     app.add_middleware(TransportMiddleware, dsn=sink)
@@ -117,7 +117,7 @@ def test_fastapis_dependencies_and_validation_fail_as_they_should(
 
 
 def test_nothing_of_ours_is_in_the_openapi_schema(sink: Any, client: Any) -> None:
-    """The app's documentation is for the app's users."""
+    """An API's documentation must contain only the API."""
     plain, app = shop(), shop()
     app.add_middleware(TransportMiddleware, dsn=sink)
     app.router.routes.extend(transport_routes())
@@ -127,7 +127,7 @@ def test_nothing_of_ours_is_in_the_openapi_schema(sink: Any, client: Any) -> Non
 
 
 def test_it_works_on_a_bare_asgi_function(sink: Any, client: Any) -> None:
-    """Quart, Litestar, or Django's ASGI handler are that much."""
+    """Quart, Litestar and Django's ASGI handler are such functions."""
     error = CartError("bare")
     seen = client(TransportMiddleware(failing(error), dsn=sink), "/x")
     assert seen.error is error
@@ -135,7 +135,7 @@ def test_it_works_on_a_bare_asgi_function(sink: Any, client: Any) -> None:
 
 
 def test_a_background_task_that_fails_is_captured(sink: Any, client: Any) -> None:
-    """Its response has long been sent: nobody else would see it."""
+    """The response was sent long before: nothing else shows the error."""
 
     def task() -> None:
         raise CartError("in the background")
@@ -149,7 +149,7 @@ def test_a_background_task_that_fails_is_captured(sink: Any, client: Any) -> Non
 
 
 def test_a_body_that_breaks_while_it_is_streamed_is_captured(sink: Any, client: Any) -> None:
-    """The client got 200 and half a body: only the event tells."""
+    """The client got 200 and half a body: only the event shows the error."""
 
     async def rows() -> AsyncIterator[bytes]:
         yield b"one,"
@@ -165,7 +165,7 @@ def test_a_body_that_breaks_while_it_is_streamed_is_captured(sink: Any, client: 
 
 
 def test_a_websocket_that_fails_is_captured_with_its_request(sink: Any) -> None:
-    """It has no status that a log would show."""
+    """An access log has no status for it."""
 
     async def chat(socket: WebSocket) -> None:
         await socket.accept()
@@ -187,7 +187,7 @@ def test_a_websocket_that_fails_is_captured_with_its_request(sink: Any) -> None:
 
 
 def test_what_the_app_handles_is_not_captured(sink: Any, client: Any) -> None:
-    """A 404, a 422 or an exception with a handler is the app's answer, not its failure."""
+    """A 404, a 422 or an exception with a handler is the app's response, no failure."""
 
     async def gone(request: Request) -> Response:
         raise HTTPException(503, "later")
@@ -203,7 +203,7 @@ def test_what_the_app_handles_is_not_captured(sink: Any, client: Any) -> None:
 
 @pytest.mark.parametrize("key", [Exception, 500])
 def test_a_handler_that_draws_the_page_of_a_500_changes_nothing(key: Any, sink: Any, client: Any) -> None:
-    """Starlette raises on what such a handler has answered: it is as unhandled as before."""
+    """Starlette raises the exception again after such a handler: it is still unhandled."""
 
     async def page(request: Request, error: Exception) -> Response:
         return PlainTextResponse("sorry", status_code=500)
@@ -219,7 +219,7 @@ def test_a_handler_that_draws_the_page_of_a_500_changes_nothing(key: Any, sink: 
     "error", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(1), GeneratorExit()]
 )
 def test_the_end_of_a_task_or_process_is_not_captured(error: BaseException, sink: Any) -> None:
-    """A server cancels a request whose client has gone, and Ctrl-C is no bug."""
+    """A server cancels the request of a disconnected client, and Ctrl-C is no bug."""
     scope = {"type": "http", "path": "/", "headers": []}
     running = TransportMiddleware(failing(error), dsn=sink)(scope, None, None)  # type: ignore[arg-type]
     with pytest.raises(type(error)):
@@ -232,7 +232,7 @@ async def server_send(message: Message) -> None:
 
 
 class Server:
-    """Servers hand over methods, or objects that can be called."""
+    """A server whose `send` is a method or a callable object."""
 
     async def send(self, message: Message) -> None:
         raise ConnectionResetError("client gone")
@@ -245,7 +245,7 @@ class Server:
 def test_an_oserror_of_the_servers_send_is_a_client_that_went_away(
     send: Callable[..., Any], sink: Any, client: Any
 ) -> None:
-    """ASGI lets `send` raise OSError after a disconnect; a download that was stopped is no bug."""
+    """ASGI allows `send` to raise OSError after a disconnect; an aborted download is no bug."""
 
     async def download(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -280,7 +280,7 @@ def test_a_disconnect_is_not_an_error_alone_or_in_a_group(
 
 
 def test_what_a_task_group_raises_is_one_event_with_all_of_it(sink: Any, client: Any) -> None:
-    """Two calls side by side that both fail are one failed request."""
+    """Two concurrent calls that both fail are one failed request."""
 
     async def page(request: Request) -> Response:
         async def call(name: str) -> None:
@@ -299,7 +299,7 @@ def test_what_a_task_group_raises_is_one_event_with_all_of_it(sink: Any, client:
 
 
 def test_a_cancelled_request_is_no_error_and_ends_as_cancelled(sink: Any, client: Any) -> None:
-    """Servers cancel the request of a client that has gone; its transaction says so, its session is fine."""
+    """Servers cancel the request of a disconnected client: its transaction is cancelled, its session fine."""
     app = TransportMiddleware(
         failing(asyncio.CancelledError()), dsn=sink, traces_sample_rate=1.0, release="shop@1"
     )
@@ -318,7 +318,7 @@ def test_a_cancelled_request_is_no_error_and_ends_as_cancelled(sink: Any, client
 def test_a_sampled_request_is_a_transaction_with_its_route_and_status(
     path: str, status: str, sink: Any, client: Any
 ) -> None:
-    """And the caller's trace goes on; no message is changed for it."""
+    """It continues the caller's trace; messages are not changed."""
     trace = "0123456789abcdef0123456789abcdef"
     headers = [(b"host", b"shop.example"), (b"sentry-trace", f"{trace}-0123456789abcdef-1".encode())]
     plain = client(Starlette(routes=pages()), path, headers=headers)
@@ -334,7 +334,7 @@ def test_a_sampled_request_is_a_transaction_with_its_route_and_status(
 
 
 def test_a_websocket_is_a_transaction_of_its_own_kind(sink: Any) -> None:
-    """It has no status to be told of."""
+    """It has no HTTP status."""
 
     async def echo(socket: WebSocket) -> None:
         await socket.accept()
@@ -352,7 +352,7 @@ def test_a_websocket_is_a_transaction_of_its_own_kind(sink: Any) -> None:
 
 
 def test_requests_are_counted_as_sessions_of_the_release(sink: Any, client: Any) -> None:
-    """How many went well is what an error rate is made of; probes of our own routes are no requests."""
+    """Error rates need the number of successes; probes of the four routes don't count."""
     app = site(sink, *pages(), release="shop@1")
     for path in ("/plain", "/plain", "/fail", "/missing", "/transport/live"):
         client(app, path)
@@ -365,7 +365,7 @@ def test_requests_are_counted_as_sessions_of_the_release(sink: Any, client: Any)
 
 
 def test_capture_errors_off_leaves_routes_and_life_cycle(sink: Any, client: Any) -> None:
-    """Some report by other means and want the transport alone."""
+    """Some apps capture by other means and need only the transport."""
     app = TransportMiddleware(failing(CartError("x")), dsn=sink, capture_errors=False)
     assert isinstance(client(app).error, CartError)
     assert client(app, "/transport/live").status == 200
@@ -374,7 +374,7 @@ def test_capture_errors_off_leaves_routes_and_life_cycle(sink: Any, client: Any)
 
 
 def test_two_middlewares_capture_one_exception_once(sink: Any, client: Any) -> None:
-    """A mounted app may have its own, and a copied line may be there twice."""
+    """A mounted app may have its own, or a line was copied twice."""
     inner = site(sink, Route("/fail", fail))
     outer = site(sink, Mount("/inner", app=inner), middleware=(Middleware(TransportMiddleware, dsn=sink),))
     assert isinstance(client(outer, "/inner/fail").error, CartError)
@@ -382,7 +382,7 @@ def test_two_middlewares_capture_one_exception_once(sink: Any, client: Any) -> N
 
 
 def test_the_same_exception_object_counts_again_in_a_later_request(sink: Any, client: Any) -> None:
-    """Some apps raise a module-level instance; each request failed."""
+    """Some apps raise one module-level instance; each request has failed."""
     app = TransportMiddleware(failing(CartError("shared")), dsn=sink)
     client(app)
     client(app)
@@ -390,7 +390,7 @@ def test_the_same_exception_object_counts_again_in_a_later_request(sink: Any, cl
 
 
 def test_what_the_app_captured_by_hand_is_not_captured_again_when_it_escapes(sink: Any, client: Any) -> None:
-    """Report, then raise, is a common pattern."""
+    """To capture and then raise is a common pattern."""
 
     async def page(request: Request) -> Response:
         try:
@@ -404,7 +404,7 @@ def test_what_the_app_captured_by_hand_is_not_captured_again_when_it_escapes(sin
 
 
 def test_get_kit_finds_the_kit_in_a_request_and_says_what_is_missing(sink: Any, client: Any) -> None:
-    """A handler that reports what it handles needs no global."""
+    """A handler that captures by hand needs no global kit."""
     found: list[Kit] = []
 
     async def page(request: Request) -> Response:
@@ -419,7 +419,7 @@ def test_get_kit_finds_the_kit_in_a_request_and_says_what_is_missing(sink: Any, 
 
 
 def test_a_kit_comes_instead_of_a_dsn_and_options(sink: Any) -> None:
-    """Silently ignoring one of two would be a guess."""
+    """One of the two must not be ignored silently."""
     own = Kit({"dsn": sink}, source="test", environ={})
     for more in ({"dsn": sink}, {"path": "/x"}):
         with pytest.raises(TypeError, match="either a kit"):
@@ -427,7 +427,7 @@ def test_a_kit_comes_instead_of_a_dsn_and_options(sink: Any) -> None:
 
 
 def test_among_100_concurrent_requests_the_one_that_fails_is_the_one_reported(sink: Any, client: Any) -> None:
-    """Scopes must not mix, whoever runs in between."""
+    """Scopes must not mix, whatever runs in between."""
     gate: list[asyncio.Event] = []
 
     async def page(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""What a newcomer types first: `make demo`. It shows one error arrive, or says why it did not."""
+"""`make demo`: shows the arrival of one error, or the reason why it did not arrive."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEMO = [sys.executable, str(ROOT / "example_apps" / "demo.py")]
 
 @pytest.fixture(name="environ")
 def _environ() -> dict[str, str]:
-    """As in a fresh shell, with this checkout importable."""
+    """The environment of a fresh shell, with this checkout importable."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("TRANSPORT_KIT_")}
     return environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "integrations")]),
@@ -32,7 +32,7 @@ def _environ() -> dict[str, str]:
 
 
 def test_the_demo_shows_the_500_the_event_and_the_health_and_ends_with_0(environ: dict[str, str]) -> None:
-    """The first minute decides whether somebody goes on."""
+    """A new user judges the library by the demo."""
     done = subprocess.run(
         [*DEMO, "--once"], check=False, env=environ, timeout=50, capture_output=True, text=True
     )
@@ -61,7 +61,7 @@ def port_is_closed(url: str) -> bool:
 def test_the_demo_stays_until_it_is_told_to_end_and_leaves_nothing_running(
     number: signal.Signals, status: int, environ: dict[str, str]
 ) -> None:
-    """Its page is there to be looked at; a server left behind would hold memory for days."""
+    """Users look at its page; a server left behind would hold memory for days."""
     with subprocess.Popen(
         DEMO, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as running:
@@ -101,7 +101,7 @@ def test_the_demo_says_why_when_the_event_did_not_arrive(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A demo that claims success in spite of all would be worse than none."""
+    """A demo must not report success after a failure."""
     for name, text in (environ | {variable: value}).items():
         monkeypatch.setenv(name, text)
     monkeypatch.setattr(demo, "PATIENCE", 0.3)
@@ -120,7 +120,7 @@ def test_the_demo_says_why_when_the_event_did_not_arrive(
 
 @pytest.fixture(name="machine")
 def _machine(tmp_path: Path) -> tuple[list[str], Path]:
-    """A copy of what make reads, with a `python` of the test's choosing."""
+    """A copy of the files that make reads, with a `python` chosen by the test."""
     make = program("make")
     for name in ("Makefile", "constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
@@ -140,7 +140,7 @@ def _machine(tmp_path: Path) -> tuple[list[str], Path]:
 def test_make_says_in_a_sentence_what_a_machine_lacks(
     script: str | None, sentence: str, goal: str, machine: tuple[list[str], Path]
 ) -> None:
-    """Asked before anything is made: a traceback out of pip would send its reader elsewhere."""
+    """Checked before anything is made: a traceback of pip would mislead."""
     command, fake = machine
     if script is not None:
         fake.write_text(f"#!/bin/sh\n{script}\n")
@@ -152,14 +152,14 @@ def test_make_says_in_a_sentence_what_a_machine_lacks(
 
 
 def test_make_alone_lists_what_there_is() -> None:
-    """Nobody reads a Makefile to learn its targets."""
+    """Users should not have to read the Makefile."""
     done = subprocess.run(["make", "-C", str(ROOT)], check=True, timeout=30, capture_output=True, text=True)
     for goal in ("venv", "test", "demo", "lint", "types", "wheel", "chaos", "clean"):
         assert re.search(rf"make {goal} +\S", done.stdout), goal
 
 
 def test_constraints_are_pins_and_nothing_else() -> None:
-    """No address: where packages come from is the machine's own business."""
+    """Without an index: each machine chooses its own."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = [line for line in lines if not line.startswith("#")]
     assert pins

@@ -1,4 +1,4 @@
-"""Deliberate 5xx answers, reported by those who ask for it; the client gets what it got before."""
+"""Deliberate 5xx responses, reported on request; the client gets the same response."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transport_kit_starlette import TransportMiddleware, report_server_errors
 
 
 async def answer(request: Request) -> Response:
-    """The status that the path says, as an exception; some have no body."""
+    """Raise an exception with the status of the path; some statuses have no body."""
     raise HTTPException(request.path_params["status"], "said so", headers={"X-Shop": "yes"})
 
 
@@ -32,7 +32,7 @@ def site(sink: Any, handler: Any, **options: Any) -> Starlette:
 
 
 def test_a_deliberate_503_is_reported_as_handled_with_its_request_and_route(sink: Any, client: Any) -> None:
-    """A middleware can't see it: it is a response long before."""
+    """A middleware can't see the exception, only the response."""
     seen = client(site(sink, report_server_errors(), release="shop@1"), "/503")
     assert (seen.status, seen.body) == (503, b"said so")
     assert sink.exception["type"] == "HTTPException"
@@ -43,21 +43,21 @@ def test_a_deliberate_503_is_reported_as_handled_with_its_request_and_route(sink
 
 
 def test_what_is_the_clients_fault_is_not_reported(sink: Any, client: Any) -> None:
-    """A 404 is an answer."""
+    """A 404 is a normal response."""
     app = site(sink, report_server_errors())
     assert [client(app, f"/{status}").status for status in (404, 499)] == [404, 499]
     assert sink.events == []
 
 
 def test_capture_errors_off_is_off_here_too(sink: Any, client: Any) -> None:
-    """Whatever captures by itself stops."""
+    """The option turns off all automatic captures."""
     assert client(site(sink, report_server_errors(), capture_errors=False), "/500").status == 500
     assert sink.events == []
 
 
 @pytest.mark.parametrize("status", [204, 304, 404, 500, 503])
 def test_the_answer_is_starlettes_own_to_the_byte(status: int, sink: Any, client: Any) -> None:
-    """204 and 304 have no body, and headers of the exception are kept."""
+    """204 and 304 have no body, and the exception's headers are kept."""
     plain = client(site(sink, None), f"/{status}")
     handled = client(site(sink, report_server_errors()), f"/{status}")
     assert handled.messages == plain.messages
@@ -87,7 +87,7 @@ def test_the_answer_is_fastapis_own_to_the_byte(status: int, sink: Any, client: 
 
 
 def test_a_handler_that_is_no_coroutine_runs_off_the_loop(sink: Any, client: Any) -> None:
-    """As the framework would run it: it may block."""
+    """It may block, so it runs on a thread, as in the framework."""
     threads: list[int] = []
 
     def handler(request: Request, error: Exception) -> Response:
@@ -108,7 +108,7 @@ def test_a_handler_that_is_no_coroutine_runs_off_the_loop(sink: Any, client: Any
 def test_without_the_middleware_the_answer_is_the_same_and_the_log_says_what_is_missing(
     client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A reporter must never make a 503 a 500."""
+    """Reporting must not turn a 503 into a 500."""
     app = Starlette(
         routes=[Route("/{status:int}", answer)], exception_handlers={HTTPException: report_server_errors()}
     )

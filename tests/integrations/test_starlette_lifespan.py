@@ -1,4 +1,4 @@
-"""The transport lives as long as the app: started with it, closed before the server is told of its end."""
+"""The transport starts with the app, and is closed before the server learns that the app has ended."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Lived(FunctionTransport):
-    """A transport of the user's own that writes down its life; made anew by the kit for each one."""
+    """A custom transport that records its life cycle; the kit makes a new one for each start."""
 
     lives: list[Lived]
 
@@ -61,7 +61,7 @@ class Lived(FunctionTransport):
 
 @pytest.fixture(name="lived")
 def _lived() -> type[Lived]:
-    """A fresh class, so that each test counts its own lives."""
+    """A fresh class, so that each test counts its own instances."""
     return type("Lived", (Lived,), {"lives": []})
 
 
@@ -82,7 +82,7 @@ def site(dsn: Any, lifespan: Any = None, **options: Any) -> Starlette:
 
 
 async def whole_life(app: Any, happened: list[str]) -> BaseException | None:
-    """Be a server: start the app, end it, and write down when it says so."""
+    """Act as a server: start the app, end it, and record the times of its messages."""
     incoming = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
 
     async def receive() -> Message:
@@ -117,7 +117,7 @@ def test_the_transport_is_closed_before_shutdown_is_said_to_be_complete(lived: t
 def test_a_lifespan_that_fails_is_captured_and_delivered_before_the_server_hears_of_it(
     when: str, message: str, lived: type[Lived]
 ) -> None:
-    """An app that does not come up is the one error nobody sees in any other place."""
+    """No request shows the error of an app that does not start."""
     happened: list[str] = []
 
     @contextlib.asynccontextmanager
@@ -135,7 +135,7 @@ def test_a_lifespan_that_fails_is_captured_and_delivered_before_the_server_hears
 
 
 def test_a_lifespan_that_fails_is_not_captured_when_capturing_is_off(lived: type[Lived]) -> None:
-    """`capture_errors=False` means all of them."""
+    """`capture_errors=False` turns off all automatic captures."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -152,7 +152,7 @@ def test_a_lifespan_that_fails_is_not_captured_when_capturing_is_off(lived: type
 
 
 def test_a_failed_message_without_an_exception_closes_all_the_same(lived: type[Lived]) -> None:
-    """Other frameworks send it after they have handled what failed."""
+    """Other frameworks send it after they have handled the exception."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "lifespan.startup.failed", "message": "no"})
@@ -165,7 +165,7 @@ def test_a_failed_message_without_an_exception_closes_all_the_same(lived: type[L
 def test_for_an_app_without_lifespan_the_server_is_answered_and_the_transport_closed(
     answer: str, lived: type[Lived], client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A bare ASGI function raises, or returns, and uvicorn's workers would give no other sign of the end."""
+    """A bare ASGI function raises or returns, and uvicorn's workers give no other sign of their end."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -189,7 +189,7 @@ def test_for_an_app_without_lifespan_the_server_is_answered_and_the_transport_cl
 def test_an_app_that_fails_after_it_spoke_of_its_lifespan_raises_as_without_us(
     asks: bool, lived: type[Lived]
 ) -> None:
-    """It knows the lifespan, and the server decides what its failure means."""
+    """The app has a lifespan, and the server decides how to handle its failure."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await (receive() if asks else send({"type": "lifespan.startup.complete"}))
@@ -212,7 +212,7 @@ def test_a_second_start_of_the_same_app_makes_a_new_transport(lived: type[Lived]
 
 
 def test_without_a_lifespan_the_first_request_starts_it_once(lived: type[Lived], client: Any) -> None:
-    """Mounted apps and some servers have none."""
+    """Mounted apps and some servers have no lifespan."""
     app = site(lived)
     for _ in range(3):
         assert client(app).body == b"hello"
@@ -223,7 +223,7 @@ def test_without_a_lifespan_the_first_request_starts_it_once(lived: type[Lived],
 def test_with_a_lifespan_requests_start_nothing_more_even_after_its_end(
     lived: type[Lived], client: Any
 ) -> None:
-    """A straggler during shutdown must not bring a closed transport back to life."""
+    """A late request during shutdown must not restart a closed transport."""
     app = site(lived)
     with TestClient(app) as browser:
         browser.get("/")
@@ -265,7 +265,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def test_the_first_request_after_a_fork_starts_the_childs_transport() -> None:
-    """A durable queue may hold a backlog that no capture would wake anyone for."""
+    """A durable queue may hold a backlog, which must not wait for a capture."""
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "integrations")])}
     done = subprocess.run(
         [sys.executable, "-c", FORKED], check=False, env=environ, timeout=30, capture_output=True, text=True
@@ -276,7 +276,7 @@ def test_the_first_request_after_a_fork_starts_the_childs_transport() -> None:
 def test_a_transport_that_fails_to_start_or_close_does_not_stop_the_app(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A transport of somebody else's may raise; the app starts, serves and ends."""
+    """A custom transport may raise; the app starts, serves and ends."""
 
     class Broken(FunctionTransport):
         def __init__(self, options: TransportOptions | None = None) -> None:
@@ -295,7 +295,7 @@ def test_a_transport_that_fails_to_start_or_close_does_not_stop_the_app(
 
 
 def test_the_users_own_lifespan_and_state_are_as_without_us(sink: Any) -> None:
-    """What a lifespan yields reaches requests."""
+    """The state that a lifespan yields reaches requests."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
@@ -312,7 +312,7 @@ def test_the_users_own_lifespan_and_state_are_as_without_us(sink: Any) -> None:
 
 
 def shop_lifespan(happened: list[str], *, fails: str = "") -> Any:
-    """The app's own, which writes down its ends and fails in one of them."""
+    """The app's own lifespan, which records its events and may fail in one of them."""
 
     @contextlib.asynccontextmanager
     async def shop(app: Starlette) -> AsyncIterator[dict[str, Any]]:
@@ -334,7 +334,7 @@ async def greet(request: Request) -> Response:
 def test_a_composed_lifespan_keeps_the_apps_state_within_the_life_of_the_transport(
     lived: type[Lived],
 ) -> None:
-    """For an app without our middleware; what the shop reports in its shutdown must still go out."""
+    """For an app without our middleware; captures during its shutdown must still be delivered."""
     kit = Kit({"dsn": lived}, source="test", environ={})
     happened = lived.lives[0].happened
     app = Starlette(routes=[Route("/", greet)], lifespan=lifespan(shop_lifespan(happened), kit=kit))
@@ -349,8 +349,7 @@ def test_a_composed_lifespan_keeps_the_apps_state_within_the_life_of_the_transpo
 def test_a_composed_lifespan_that_fails_is_reported_once_and_fails(
     fails: str, wrapped: bool, lived: type[Lived]
 ) -> None:
-    """The server must learn of it as without us, and the event must be out by then; also beside the
-    middleware."""
+    """The server sees the same failure, and the event is delivered by then, also with the middleware."""
     kit = Kit({"dsn": lived}, source="test", environ={})
     happened = lived.lives[0].happened
     app: Any = Starlette(lifespan=lifespan(shop_lifespan(happened, fails=fails), kit=kit))
@@ -362,7 +361,7 @@ def test_a_composed_lifespan_that_fails_is_reported_once_and_fails(
 
 
 def test_a_composed_lifespan_reports_nothing_when_capturing_is_off(lived: type[Lived]) -> None:
-    """And fails all the same."""
+    """The failure is the same."""
     kit = Kit({"dsn": lived, "capture_errors": False}, source="test", environ={})
     app = Starlette(lifespan=lifespan(shop_lifespan([], fails="startup"), kit=kit))
     assert isinstance(asyncio.run(whole_life(app, [])), ValueError)
@@ -370,7 +369,7 @@ def test_a_composed_lifespan_reports_nothing_when_capturing_is_off(lived: type[L
 
 
 def test_an_app_with_no_lifespan_of_its_own_is_composed_too_and_may_start_again(lived: type[Lived]) -> None:
-    """`lifespan(kit=kit)` is the kit's alone; on FastAPI as on Starlette."""
+    """`lifespan(kit=kit)` only starts and closes the kit; on FastAPI as on Starlette."""
     kit = Kit({"dsn": lived}, source="test", environ={})
     app = fastapi.FastAPI(lifespan=lifespan(kit=kit))
     for _ in range(2):
@@ -380,7 +379,7 @@ def test_an_app_with_no_lifespan_of_its_own_is_composed_too_and_may_start_again(
 
 
 def test_a_transport_handed_in_is_flushed_at_the_end_and_stays_open(lived: type[Lived]) -> None:
-    """Two apps may share one; the first to end must not end the other's."""
+    """Two apps may share one; the end of the first must not close it."""
     own = lived()
     with TestClient(site(own)) as browser:
         browser.get("/")
@@ -389,7 +388,7 @@ def test_a_transport_handed_in_is_flushed_at_the_end_and_stays_open(lived: type[
 
 
 def test_two_apps_in_one_process_have_their_own(lived: type[Lived], client: Any) -> None:
-    """Closing one leaves the other delivering."""
+    """Closing one transport must not stop the other."""
     one, two = site(lived), site(lived)
     with TestClient(two, raise_server_exceptions=False) as browser:
         with TestClient(one):
@@ -408,7 +407,7 @@ def error_of(url: str) -> int:
 
 
 def test_an_error_under_uvicorn_reaches_the_receiver_though_the_server_stops_at_once(serve: Any) -> None:
-    """The whole way once: a socket in, an envelope out, and no wait in between."""
+    """The whole way with real sockets, and without a wait in between."""
     with FaultServer() as receiver:
         served = serve(site(receiver.dsn, shutdown_timeout=SOON), lifespan="on")
         assert error_of(f"{served.url}/fail?a=1") == 500
@@ -451,7 +450,7 @@ def test_under_a_root_path_of_uvicorn_routes_and_requests_are_the_clients(serve:
 
 
 def test_a_shared_kit_is_closed_with_the_app_and_opened_by_the_next_start(sink: Any) -> None:
-    """A global kit serves scripts and the app alike."""
+    """A global kit may serve both scripts and the app."""
     kit = Kit({"dsn": sink}, source="test", environ={})
     app = Starlette(routes=[Route("/", hello)], middleware=[Middleware(TransportMiddleware, kit=kit)])
     first = kit.transport

@@ -1,4 +1,4 @@
-"""What passes through the middleware passes unchanged."""
+"""The middleware passes on everything unchanged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transport_kit_starlette import TransportMiddleware
 
 
 def test_a_basehttpmiddleware_in_between_changes_nothing(sink: Any, client: Any) -> None:
-    """It is the most common kind, and has its own ways with exceptions."""
+    """The most common kind of middleware handles exceptions in its own way."""
     app = site(sink, Route("/", fail), middleware=(Middleware(Passing),))
     assert isinstance(client(app).error, CartError)
     assert sink.exception["value"] == "bad cart"
@@ -40,7 +40,7 @@ def test_a_basehttpmiddleware_in_between_changes_nothing(sink: Any, client: Any)
 )
 @pytest.mark.parametrize("pii", [False, True])
 def test_no_message_of_the_app_is_changed(path: str, facts: dict[str, Any], pii: bool, client: Any) -> None:
-    """Same messages, same order, same bytes: nobody can see from outside that we are there."""
+    """Same messages, same order, same bytes: the middleware can't be seen from outside."""
     plain = client(Starlette(routes=pages()), path, **facts)
     wrapped = client(site(NullTransport(), *pages(), send_default_pii=pii), path, **facts)
     assert wrapped.messages == plain.messages
@@ -48,7 +48,7 @@ def test_no_message_of_the_app_is_changed(path: str, facts: dict[str, Any], pii:
 
 
 def test_websockets_pass_through_even_on_our_own_paths(sink: Any) -> None:
-    """The four routes are HTTP; a socket of that name is the app's."""
+    """The four routes are HTTP; a websocket of the same path is the app's."""
 
     async def echo(socket: WebSocket) -> None:
         await socket.accept(subprotocol="v1")
@@ -68,7 +68,7 @@ def test_websockets_pass_through_even_on_our_own_paths(sink: Any) -> None:
 
 
 def test_a_scope_of_another_type_goes_to_the_app_as_it_is(sink: Any) -> None:
-    """ASGI is extended by new types; they are not ours to judge."""
+    """ASGI may get new types of scope."""
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

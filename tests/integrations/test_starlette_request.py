@@ -1,4 +1,4 @@
-"""What an event says of an ASGI request: what is known without asking anyone, and what may leave the app."""
+"""The request in events of an ASGI app: only data that is in memory, and only data that may be sent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transport_kit_starlette.facts import Tee
 
 
 class Loaded:
-    """A user as an authentication backend leaves it, with more than anybody may ask for."""
+    """A user as set by an authentication backend, with attributes that must not be read."""
 
     def __init__(self) -> None:
         self.id = 7
@@ -46,7 +46,7 @@ class Loaded:
 def test_the_user_that_a_backend_has_loaded_is_sent_with_pii_only(
     user: object, sent: dict[str, str], sink: Any, client: Any
 ) -> None:
-    """Looked up in memory, without a call of the user's own code."""
+    """It is read from memory, without running the user's own code."""
 
     class Authenticating:
         def __init__(self, app: Any) -> None:
@@ -70,7 +70,7 @@ def test_the_user_that_a_backend_has_loaded_is_sent_with_pii_only(
 def test_the_request_is_told_as_the_client_made_it_although_mounts_change_the_scope(
     path: str, root_path: str, sink: Any, client: Any
 ) -> None:
-    """A Mount rewrites `root_path` in the dict that we see; servers differ in what `path` holds."""
+    """A Mount changes `root_path` in the same dict; servers differ in the content of `path`."""
 
     async def broken(scope: Any, receive: Any, send: Any) -> None:
         raise CartError("mounted")
@@ -82,7 +82,7 @@ def test_the_request_is_told_as_the_client_made_it_although_mounts_change_the_sc
 
 
 def test_cookies_bodies_and_addresses_stay_in_by_default(sink: Any, client: Any) -> None:
-    """Personal data leaves the app only when its owner says so."""
+    """Personal data is sent only if the app enables it."""
 
     async def login(request: Request) -> Response:
         await request.body()
@@ -113,7 +113,7 @@ def test_cookies_bodies_and_addresses_stay_in_by_default(sink: Any, client: Any)
 
 
 def test_only_the_beginning_of_a_body_that_was_read_is_kept(sink: Any, client: Any) -> None:
-    """An upload of a gigabyte must not be held for an event that may never come."""
+    """An upload of a gigabyte must not be held for an event that may never be made."""
 
     async def upload(request: Request) -> Response:
         size = 0
@@ -129,7 +129,7 @@ def test_only_the_beginning_of_a_body_that_was_read_is_kept(sink: Any, client: A
 
 
 def test_of_a_body_no_more_is_held_than_an_event_can_say() -> None:
-    """The bound is on memory per request, not only on what is sent."""
+    """The bound applies to the memory of each request, not only to the event."""
     chunks = [b"a" * 100, b"b" * 10**6, b"c"]
 
     async def receive() -> dict[str, Any]:
@@ -145,7 +145,7 @@ def test_of_a_body_no_more_is_held_than_an_event_can_say() -> None:
 
 
 def test_an_exception_is_captured_although_its_scope_breaks_the_specification(sink: Any, client: Any) -> None:
-    """The request is only the context; the exception is the report."""
+    """The exception matters more than its request."""
     app = TransportMiddleware(failing(CartError("x")), dsn=sink, path=None)
     client(app, headers=[("host", "text, not bytes")])
     assert sink.exception["value"] == "x"
@@ -160,7 +160,7 @@ def test_a_request_without_server_client_or_host_is_reported(sink: Any, client: 
 
 
 def test_what_a_server_leaves_out_of_a_scope_is_empty(sink: Any, client: Any) -> None:
-    """`root_path` may be missing or None with servers and test harnesses of old; a route needs no query."""
+    """Old servers and test harnesses omit `root_path` or set it to None; a route needs no query."""
     app = TransportMiddleware(failing(CartError("x")), dsn=sink)
     client(app, "/carts", root_path=None)
     assert sink.event["transaction"] == "/carts"

@@ -1,4 +1,4 @@
-"""What a request is called: the route as the app wrote it, below the mounts that lead to it."""
+"""The names of requests: the route as the app declares it, below the prefixes of its mounts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from transport_kit_starlette import TransportMiddleware, get_kit
 
 
 class CartError(Exception):
-    """The app's own."""
+    """An error of the app."""
 
 
 async def fail(request: Request) -> Response:
@@ -30,7 +30,7 @@ async def fail(request: Request) -> Response:
 
 
 class Failing(HTTPEndpoint):
-    """An endpoint of the kind that answers several methods."""
+    """An endpoint class that answers several methods."""
 
     async def get(self, request: Request) -> Response:
         raise CartError("bad cart")
@@ -41,7 +41,7 @@ async def bare(scope: Any, receive: Any, send: Any) -> None:
 
 
 class Copying:
-    """A middleware that hands a copy of the scope further in, as some do."""
+    """A middleware that passes on a copy of the scope."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -51,7 +51,7 @@ class Copying:
 
 
 class Hiding(Copying):
-    """And one that keeps to itself what it wraps."""
+    """A middleware that does not expose the app that it wraps."""
 
     def __init__(self, app: Any) -> None:
         self._inner = app
@@ -61,7 +61,7 @@ class Hiding(Copying):
 
 
 class Passing(BaseHTTPMiddleware):
-    """The kind of middleware that runs the app in another task."""
+    """A middleware that runs the app in another task."""
 
     async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         return await call_next(request)
@@ -104,7 +104,7 @@ LAYERS: list[tuple[Any, ...]] = [(), (Copying,), (Hiding,), (Passing, Copying)]
 def test_a_request_is_called_by_its_mounts_and_its_route(
     path: str, route: str, layers: tuple[Any, ...], sink: Any, client: Any
 ) -> None:
-    """A name with a number in it makes every cart a problem of its own, whatever layers are in between."""
+    """With numbers in the name, each cart would be a problem of its own; layers in between don't matter."""
     middleware = [Middleware(TransportMiddleware, dsn=sink), *map(Middleware, layers)]
     client(Starlette(routes=routes(), middleware=middleware), path)
     assert name(sink) == (route, "route")
@@ -115,7 +115,7 @@ def test_a_request_is_called_by_its_mounts_and_its_route(
 def test_it_is_called_the_same_when_the_middleware_is_wrapped_around_the_app(
     path: str, route: str, wrap: Callable[[Any], Any], sink: Any, client: Any
 ) -> None:
-    """Then no `app` is in the scope yet, and the innermost one is when it is asked for."""
+    """Then the scope has no `app` before the app runs, and later that of the innermost one."""
     client(TransportMiddleware(wrap(Starlette(routes=routes())), dsn=sink), path)
     assert name(sink) == (route, "route")
 
@@ -137,7 +137,7 @@ def test_the_servers_prefix_is_part_of_the_name(path: str, route: str, sink: Any
 
 @pytest.mark.parametrize("layers", [(), (Copying,)])
 def test_a_host_route_adds_nothing(layers: tuple[Any, ...], sink: Any, client: Any) -> None:
-    """The host is in the request's URL."""
+    """The request's URL has the host."""
     middleware = [Middleware(TransportMiddleware, dsn=sink), *map(Middleware, layers)]
     app = Starlette(routes=routes(), middleware=middleware)
     client(app, "/v1", headers=[(b"host", b"api.shop.example")])
@@ -145,26 +145,26 @@ def test_a_host_route_adds_nothing(layers: tuple[Any, ...], sink: Any, client: A
 
 
 def rejecting(app: Any) -> Any:
-    """A middleware that fails before any route is looked for."""
+    """A middleware that fails before routing."""
     return bare
 
 
 @pytest.mark.parametrize("path", ["/missing", "/carts/seven", "/shop"])
 def test_what_fits_no_route_is_called_by_its_path(path: str, sink: Any, client: Any) -> None:
-    """There is nothing better, and the source says so."""
+    """There is no better name, and the source is `url`."""
     middleware = [Middleware(TransportMiddleware, dsn=sink), Middleware(rejecting)]
     client(Starlette(routes=routes()[:3], middleware=middleware), path)
     assert name(sink) == (path, "url")
 
 
 def test_an_app_without_routes_is_called_by_the_path(sink: Any, client: Any) -> None:
-    """Quart, Litestar and Django have routes of their own kinds."""
+    """Quart, Litestar and Django have other kinds of routes."""
     client(TransportMiddleware(bare, dsn=sink), "/x/1", root_path="/proxy")
     assert name(sink) == ("/proxy/x/1", "url")
 
 
 def test_an_app_that_seems_to_wrap_itself_is_called_by_the_path(sink: Any, client: Any) -> None:
-    """Some objects have every attribute that one asks for; the search ends."""
+    """Some objects return a value for any attribute; the search must end."""
 
     class Endless:
         @property
@@ -184,7 +184,7 @@ def test_an_app_that_seems_to_wrap_itself_is_called_by_the_path(sink: Any, clien
 def test_of_routes_that_fit_the_method_decides_and_then_the_order(
     method: str, status: int, route: str, sink: Any, client: Any
 ) -> None:
-    """As routers do it: a 405 is answered by the first route that fits but for the method."""
+    """As in routers: the first route that matches but for the method answers the 405."""
 
     class Strict(Copying):
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -200,7 +200,7 @@ def test_of_routes_that_fit_the_method_decides_and_then_the_order(
 
 
 def test_a_websocket_is_called_by_its_route(sink: Any) -> None:
-    """Rooms have names too."""
+    """Websockets have routes too."""
 
     async def chat(socket: WebSocket) -> None:
         await socket.accept()
@@ -217,7 +217,7 @@ def test_a_websocket_is_called_by_its_route(sink: Any) -> None:
 
 
 class Broken(Convertor[str]):
-    """A convertor that fails when it is asked outside of its request."""
+    """A convertor that raises when called outside of its request."""
 
     regex = "x+"
     asked = 0
@@ -236,7 +236,7 @@ class Broken(Convertor[str]):
 def test_an_apps_own_convertor_that_fails_costs_the_name_and_not_the_event(
     layers: tuple[Any, ...], sink: Any, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the routes have to be asked again, they are the app's code; what the scope says is left."""
+    """If routes must be matched again, they run the app's code; on failure the name comes from the scope."""
     monkeypatch.setitem(CONVERTOR_TYPES, "broken", Broken())
     left: list[bool] = []
 
@@ -283,13 +283,13 @@ def fastapi_site(sink: Any) -> fastapi.FastAPI:
     ],
 )
 def test_fastapis_routers_and_mounts_are_in_the_name(path: str, route: str, sink: Any, client: Any) -> None:
-    """The newest FastAPI keeps included routers as they are: the route alone doesn't know its prefixes."""
+    """The newest FastAPI keeps included routers, and the route does not contain their prefixes."""
     client(fastapi_site(sink), path)
     assert name(sink) == (route, "route")
 
 
 def test_a_sampler_is_told_the_name_that_the_event_will_have(sink: Any, client: Any) -> None:
-    """It is asked before any router has run, and decides by the route all the same."""
+    """It runs before routing, but must decide by the route."""
     told: list[Any] = []
 
     def sampler(facts: dict[str, Any]) -> float:

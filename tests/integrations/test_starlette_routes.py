@@ -1,4 +1,4 @@
-"""The four routes of a Starlette app: answered outermost by the middleware, or where a router puts them."""
+"""The four routes of a Starlette app: answered by the middleware before all layers, or by a router."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ BEARER = (b"authorization", f"Bearer {TOKEN}".encode())
 
 
 class NoEntry(AuthenticationBackend):
-    """Lets nobody in."""
+    """A middleware that refuses every request."""
 
     async def authenticate(self, connection: HTTPConnection) -> tuple[AuthCredentials, BaseUser] | None:
         raise AuthenticationError("no")
 
 
 class Session(BaseHTTPMiddleware):
-    """Gives everyone a cookie."""
+    """A middleware that sets a cookie."""
 
     async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         response = await call_next(request)
@@ -60,7 +60,7 @@ def site(
 
 
 def test_the_four_leaves_answer_under_the_default_path(sink: Any, client: Any) -> None:
-    """One line in the app, and an orchestrator has what it asks for."""
+    """One line in the app gives an orchestrator its probes."""
     app = site(sink, flush_token=TOKEN)
     assert [client(app, f"/transport/{leaf}").status for leaf in ("live", "ready", "health")] == [
         200,
@@ -85,7 +85,7 @@ def test_the_four_leaves_answer_under_the_default_path(sink: Any, client: Any) -
 def test_they_answer_before_host_checks_redirects_login_and_sessions(
     inside: Middleware, sink: Any, client: Any
 ) -> None:
-    """A probe has no session, speaks plain HTTP, and names the pod's address as host."""
+    """A probe has no session, speaks plain HTTP, and sends the pod's address as host."""
     app = site(sink, inside, flush_token=TOKEN)
     assert [client(app, f"/transport/{leaf}").status for leaf in ("live", "ready", "health")] == [
         200,
@@ -111,7 +111,7 @@ def test_they_answer_before_host_checks_redirects_login_and_sessions(
     ],
 )
 def test_every_other_path_is_the_apps(path: str, sink: Any, client: Any) -> None:
-    """We own four paths, not a prefix, and guess no slashes."""
+    """Only four paths are taken: no prefix, and no variants with slashes."""
     assert client(site(sink), path).status == 418
 
 
@@ -129,12 +129,12 @@ def test_every_other_path_is_the_apps(path: str, sink: Any, client: Any) -> None
 def test_they_are_found_below_root_path_as_each_server_tells_it(
     path: str, root_path: str, ours: bool, sink: Any, client: Any
 ) -> None:
-    """The app's own address is what follows the proxy's prefix."""
+    """The routes follow the prefix of the proxy."""
     assert (client(site(sink), path, root_path=root_path).status == 200) is ours
 
 
 def test_a_mounted_app_answers_below_its_mount(sink: Any, client: Any) -> None:
-    """An app within an app keeps its own health."""
+    """A mounted app has its own health."""
     inner = Starlette(middleware=[Middleware(TransportMiddleware, dsn="nonsense")])
     outer = site(sink, routes=[Mount("/inner", app=inner), Mount("/deep", routes=[Mount("/er", app=inner)])])
     assert client(outer, "/transport/health").status == 200
@@ -144,7 +144,7 @@ def test_a_mounted_app_answers_below_its_mount(sink: Any, client: Any) -> None:
 
 
 def test_another_path_or_none_can_be_chosen(sink: Any, client: Any) -> None:
-    """`/transport` may be a page of a railway's."""
+    """`/transport` may be a page of the app."""
     assert client(site(sink, path="/_internal"), "/_internal/live").status == 200
     assert client(site(sink, path="/_internal"), "/transport/live").status == 418
     assert client(site(sink, path=None), "/transport/live").status == 418
@@ -152,7 +152,7 @@ def test_another_path_or_none_can_be_chosen(sink: Any, client: Any) -> None:
 
 @pytest.mark.parametrize("leaf", ["live", "ready", "health"])
 def test_head_and_wrong_methods_are_answered_as_http_says(leaf: str, sink: Any, client: Any) -> None:
-    """HEAD has the length of what GET would have sent; another method learns what is allowed."""
+    """HEAD has the length that GET would have; the answer to another method lists the allowed ones."""
     app = site(sink)
     get, head = (client(app, f"/transport/{leaf}", method=method) for method in ("GET", "HEAD"))
     assert (head.status, head.headers, head.body) == (get.status, get.headers, b"")
@@ -168,7 +168,7 @@ def test_head_and_wrong_methods_are_answered_as_http_says(leaf: str, sink: Any, 
 def test_flush_is_404_without_a_token_set_and_given_once(
     token: str | None, headers: list[tuple[bytes, bytes]], sink: Any, client: Any
 ) -> None:
-    """Nobody else learns that there is such a route."""
+    """Other clients must not learn that the route exists."""
     assert (
         client(site(sink, flush_token=token), "/transport/flush", method="POST", headers=headers).status
         == 404
@@ -176,7 +176,7 @@ def test_flush_is_404_without_a_token_set_and_given_once(
 
 
 def test_several_accept_headers_are_read_as_one(sink: Any, client: Any) -> None:
-    """RFC 9110 section 5.3: a list may come in several fields."""
+    """RFC 9110 section 5.3: a list may be in several fields."""
     headers = [(b"accept", b"image/png"), (b"accept", b"text/html")]
     assert (
         client(site(sink), "/transport/health", headers=headers)
@@ -186,7 +186,7 @@ def test_several_accept_headers_are_read_as_one(sink: Any, client: Any) -> None:
 
 
 def test_a_flush_does_not_stop_the_event_loop(client: Any) -> None:
-    """While one client waits for ten seconds, all others are served."""
+    """While one client waits for ten seconds, others are served."""
 
     class Held(FunctionTransport):
         def _flush(self, timeout: float, until: str) -> FlushReport:
@@ -215,7 +215,7 @@ def test_a_flush_does_not_stop_the_event_loop(client: Any) -> None:
 
 
 def test_the_routes_are_not_captured_and_start_nothing(client: Any) -> None:
-    """A probe every second must neither be reported nor bring a thread to life in a parent that forks."""
+    """A probe per second must not be reported, nor start a thread in a parent that forks."""
     started: list[int] = []
 
     class Counting(FunctionTransport):
@@ -235,7 +235,7 @@ def test_the_routes_are_not_captured_and_start_nothing(client: Any) -> None:
 
 
 def test_transport_routes_show_the_kit_of_the_middleware_around(sink: Any, client: Any) -> None:
-    """Who wants a login before health puts the routes behind it."""
+    """An app that requires a login for health puts the routes behind it."""
     routes: list[BaseRoute] = [Mount("/ops", routes=transport_routes())]
     app = site(sink, routes=routes, path=None, flush_token=TOKEN)
     assert [client(app, f"/ops/{leaf}").status for leaf in ("live", "ready", "health")] == [200, 200, 200]
@@ -247,14 +247,14 @@ def test_transport_routes_show_the_kit_of_the_middleware_around(sink: Any, clien
 
 
 def test_transport_routes_stand_behind_what_is_around_the_router(sink: Any, client: Any) -> None:
-    """That is their use, and why the middleware's own promise is not theirs."""
+    """Unlike the middleware's own routes, they come after the layers around the router."""
     login = Middleware(AuthenticationMiddleware, backend=NoEntry())
     app = site(sink, login, routes=[Mount("/ops", routes=transport_routes())], path=None)
     assert client(app, "/ops/health").status == 400
 
 
 def test_transport_routes_take_a_kit_where_no_middleware_is(sink: Any, client: Any) -> None:
-    """The bare kit: health and flush for an app that captures by other means."""
+    """Health and flush for an app that captures by other means."""
     kit = Kit({"dsn": sink, "health_details": "always"}, source="test", environ={})
     kit.capture_exception(ValueError("one"))
     app = Starlette(routes=[Mount("/ops", routes=transport_routes(kit))])
@@ -263,14 +263,14 @@ def test_transport_routes_take_a_kit_where_no_middleware_is(sink: Any, client: A
 
 
 def test_transport_routes_without_a_kit_say_what_is_missing(client: Any) -> None:
-    """A silent 404 would send its reader searching in the wrong place."""
+    """A 404 without a message would mislead."""
     seen = client(Starlette(routes=transport_routes()), "/health")
     assert isinstance(seen.error, RuntimeError)
     assert "add_middleware" in str(seen.error)
 
 
 def test_nothing_of_ours_is_in_a_fastapi_schema(sink: Any, client: Any) -> None:
-    """An API's documentation is about the API."""
+    """An API's documentation must contain only the API."""
     app = fastapi.FastAPI(routes=[Mount("/ops", routes=transport_routes())])
     app.router.routes.extend(transport_routes())
     app.add_middleware(TransportMiddleware, dsn=sink)
@@ -279,7 +279,7 @@ def test_nothing_of_ours_is_in_a_fastapi_schema(sink: Any, client: Any) -> None:
 
 
 def test_names_lead_to_the_routes(sink: Any) -> None:
-    """`url_path_for` is how Starlette users write links."""
+    """Starlette apps make links by `url_path_for`."""
     app = site(sink, routes=[Mount("/ops", name="ops", routes=transport_routes())])
     assert app.url_path_for("ops:transport_health") == "/ops/health"
 
@@ -287,7 +287,7 @@ def test_names_lead_to_the_routes(sink: Any) -> None:
 def test_a_bad_dsn_leaves_the_app_up_and_health_says_fail(
     client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A typo must cost reports, not customers."""
+    """A typo must not stop the app."""
     key = "0123456789abcdef0123456789abcdef"
     app = site(f"http://{key}@/nowhere", health_details="always")
     with TestClient(app) as browser:
@@ -303,7 +303,7 @@ def test_a_bad_dsn_leaves_the_app_up_and_health_says_fail(
 
 
 def test_a_bad_dsn_is_raised_when_strict_at_construction(sink: Any) -> None:
-    """Wrapped by hand at import; through `add_middleware` when Starlette builds its stack, at startup."""
+    """When wrapped by hand, at import; with `add_middleware`, when Starlette builds its stack at startup."""
     with pytest.raises(ValueError, match="invalid DSN"):
         TransportMiddleware(Starlette(), dsn="nonsense", strict=True)
     app = site("nonsense", strict=True)
