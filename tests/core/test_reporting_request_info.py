@@ -217,7 +217,7 @@ def test_what_clients_send_fills_no_memory() -> None:
     assert len(request_info._harmless) <= request_info._MAX_HARMLESS
     assert len(request_info._header_names) <= request_info._MAX_HARMLESS
     assert max(map(len, request_info._harmless)) <= request_info._HARMLESS_LENGTH
-    assert max(map(len, request_info._header_names)) <= request_info._REMEMBERED_LENGTH
+    assert max(map(len, request_info._header_names)) <= request_info._CACHED_LENGTH
 
 
 def test_a_secret_in_a_header_is_filtered_each_time_and_not_remembered() -> None:

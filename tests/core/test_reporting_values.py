@@ -271,11 +271,11 @@ def test_names_of_addresses_are_known(name: str) -> None:
 
 def test_long_names_are_searched_and_not_remembered() -> None:
     """Clients choose the names of headers and cookies; caching them would fill the memory."""
-    before = scrub._remembered.cache_info().currsize
+    before = scrub._cached_search.cache_info().currsize
     assert is_sensitive("x" * 100_000 + "token")
     assert is_private("remote_addr" + "x" * 100_000)
     assert not is_personal("x" * 100_000)
-    assert scrub._remembered.cache_info().currsize == before
+    assert scrub._cached_search.cache_info().currsize == before
 
 
 @pytest.mark.parametrize(

@@ -86,19 +86,19 @@ class TransportHandler(logging.Handler):
             if is_own_logger(record.name) or str(record.threadName).startswith(_THREAD_NAME):
                 return
             reporter = self._reporter() if callable(self._reporter) else self._reporter
-            wanted = [
+            as_log, as_event, as_breadcrumb = [
                 limit is not None and record.levelno >= limit
                 for limit in (self._log_level, self._event_level, self._breadcrumb_level)
             ]
-            if not any(wanted):
+            if not (as_log or as_event or as_breadcrumb):
                 return
             text = tidy(_message(record), _BODY_LENGTH)
-            shown = scrub_text(text)
-            if wanted[0]:
-                reporter.logs.add(_log(record, text, shown, reporter))
-            if wanted[1]:
-                _capture(record, text, shown, reporter)
-            if wanted[2]:
+            clean_text = scrub_text(text)
+            if as_log:
+                reporter.logs.add(_log(record, text, clean_text, reporter))
+            if as_event:
+                _capture(record, text, clean_text, reporter)
+            if as_breadcrumb:
                 # After the event, so that the event's breadcrumbs don't contain the event itself.
                 level = _EVENT_LEVELS.get(_level(record.levelno)[0], _level(record.levelno)[0])
                 Scope.current().add_breadcrumb(text, category=record.name, level=level, type="log")
@@ -129,7 +129,7 @@ def _level(number: int) -> tuple[str, int]:
     return "trace", 1
 
 
-def _log(record: logging.LogRecord, text: str, shown: str, reporter: Reporter) -> Log:
+def _log(record: logging.LogRecord, text: str, clean_text: str, reporter: Reporter) -> Log:
     level, severity = _level(record.levelno)
     created = record.created
     trace = trace_facts(Scope.current().unit, reporter.tracing)
@@ -143,7 +143,7 @@ def _log(record: logging.LogRecord, text: str, shown: str, reporter: Reporter) -
         attributes["message.template"] = _attribute(_value(record.msg))
         pairs = parameters.items() if isinstance(parameters, dict) else enumerate(parameters)
         for name, value in list(pairs)[:_MAX_EXTRA]:
-            parameter = FILTERED if is_private(str(name)) else _parameter(value, text, shown)
+            parameter = FILTERED if is_private(str(name)) else _parameter(value, text, clean_text)
             attributes[f"message.parameter.{tidy(name, _NAME_LENGTH)}"] = _attribute(parameter)
     for name, value in list(vars(record).items()):
         if name not in _USUAL and len(attributes) < 2 * _MAX_EXTRA:
@@ -154,7 +154,7 @@ def _log(record: logging.LogRecord, text: str, shown: str, reporter: Reporter) -
         "span_id": trace["span_id"],
         "level": level,
         "severity_number": severity,
-        "body": shown,
+        "body": clean_text,
         "attributes": attributes,
     }
 
@@ -163,15 +163,15 @@ def _value(value: object) -> object:
     return bounded(value, Room(_VALUE_BYTES), _VALUE)
 
 
-def _parameter(value: object, text: str, shown: str) -> object:
+def _parameter(value: object, text: str, clean_text: str) -> object:
     """Return a parameter of a message, or the marker if scrubbing removed it from the text.
 
     Such a parameter is a secret by its place in the text, as in `"password=%s"`.
     """
     result = _value(value)
-    if shown != text:
+    if clean_text != text:
         rendered = str(result)
-        if shown.count(rendered) < max(1, text.count(rendered)):
+        if clean_text.count(rendered) < max(1, text.count(rendered)):
             return FILTERED
     return result
 
@@ -188,13 +188,13 @@ def _attribute(value: object) -> Log:
     return {"value": value if cls is str else str(value), "type": "string"}
 
 
-def _capture(record: logging.LogRecord, text: str, shown: str, reporter: Reporter) -> None:
+def _capture(record: logging.LogRecord, text: str, clean_text: str, reporter: Reporter) -> None:
     level = _level(record.levelno)[0]
-    logentry: Log = {"formatted": shown}
+    logentry: Log = {"formatted": clean_text}
     if record.args and isinstance(record.msg, str):
         logentry["message"] = scrub_text(tidy(record.msg, _BODY_LENGTH))
         if isinstance(record.args, tuple):
-            logentry["params"] = [_parameter(value, text, shown) for value in record.args[:_MAX_EXTRA]]
+            logentry["params"] = [_parameter(value, text, clean_text) for value in record.args[:_MAX_EXTRA]]
     facts: Log = {"logger": tidy(tag_value(record.name), _NAME_LENGTH), "logentry": logentry}
     extra = {name: value for name, value in vars(record).items() if name not in _USUAL}
     if extra:

@@ -253,23 +253,23 @@ class Reporter:
             this exception was captured before in the current scope.
         """
         full_hint: dict[str, Any] = dict(hint) if hint else {}
-        marked: list[BaseException] = []
+        marks: list[BaseException] = []
 
         def build() -> Event | None:
-            captured = sys.exc_info()[1] if error is None else error
+            exception = sys.exc_info()[1] if error is None else error
             if (
-                captured is None
-                or not issubclass(type(captured), BaseException)
-                or not mark_captured(captured)
+                exception is None
+                or not issubclass(type(exception), BaseException)
+                or not mark_captured(exception)
             ):
                 return None
-            marked.append(captured)
-            if issubclass(type(captured), RecursionError):
+            marks.append(exception)
+            if issubclass(type(exception), RecursionError):
                 _need_stack(_FRAMES_NEEDED)
             event = self.pipeline.event(level)
             event["exception"] = {
                 "values": exception_values(
-                    captured,
+                    exception,
                     self._frames,
                     mechanism=tidy(mechanism, _MECHANISM_LENGTH) or "generic",
                     handled=bool(handled),
@@ -278,12 +278,12 @@ class Reporter:
             event.update(facts or {})
             if transaction:
                 set_name(event, transaction, transaction_source)
-            full_hint["exc_info"] = (type(captured), captured, traceback_of(captured))
+            full_hint["exc_info"] = (type(exception), exception, traceback_of(exception))
             return event
 
         def undo() -> None:
-            if marked:
-                take_mark_back(marked[0])
+            if marks:
+                take_mark_back(marks[0])
 
         return self.pipeline.capture(build, full_hint, attachments=attachments, request=request, undo=undo)
 

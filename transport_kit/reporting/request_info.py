@@ -45,7 +45,7 @@ _METHOD = re.compile(r"[A-Za-z]{1,32}")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 #: Rules for a header's value: secrets filtered, always hidden, hidden without PII, filtered per cookie.
 _SCRUBBED, _SECRET, _PERSONAL, _COOKIES = range(4)
-_REMEMBERED_LENGTH: Final = 64
+_CACHED_LENGTH: Final = 64
 #: Length and number of the cached header values that hold no secret.
 _HARMLESS_LENGTH: Final = 256
 _MAX_HARMLESS: Final = 1024
@@ -139,7 +139,7 @@ def _header_name(key: str) -> str:
         name = key[5:]
     name = name.replace("_", "-").title()
     # Clients choose the names of headers, so the cache is bounded.
-    if len(key) <= _REMEMBERED_LENGTH:
+    if len(key) <= _CACHED_LENGTH:
         if len(_header_names) >= _MAX_HARMLESS:
             _header_names.clear()
         _header_names[key] = name
@@ -184,19 +184,17 @@ def request_interface(info: RequestInfo, *, send_pii: bool, bodies: str = "mediu
 def _headers(headers: tuple[tuple[str, str], ...], send_pii: bool) -> dict[str, str]:
     result: dict[str, str] = {}
     for received_name, value in headers[:_MAX_HEADERS]:
-        name, rule = (
-            _rule(received_name) if len(received_name) <= _REMEMBERED_LENGTH else _rule_of(received_name)
-        )
+        name, rule = _rule(received_name) if len(received_name) <= _CACHED_LENGTH else _rule_of(received_name)
         if rule == _SCRUBBED or (rule == _PERSONAL and send_pii):
-            shown = _harmless.get(value)
-            if shown is None:
-                shown = _scrubbed_value(value)
+            text = _harmless.get(value)
+            if text is None:
+                text = _scrub_value(value)
         elif rule == _COOKIES and send_pii:
-            shown = scrub_text(scrub_cookies(tidy(value, _MAX_HEADER)))
+            text = scrub_text(scrub_cookies(tidy(value, _MAX_HEADER)))
         else:
-            shown = FILTERED
+            text = FILTERED
         # A name received twice is one header with both values (RFC 9110 section 5.3).
-        result[name] = cut(f"{result[name]}, {shown}", _MAX_HEADER) if name in result else shown
+        result[name] = cut(f"{result[name]}, {text}", _MAX_HEADER) if name in result else text
     return result
 
 
@@ -215,13 +213,13 @@ _rule = lru_cache(maxsize=4096)(_rule_of)
 _harmless: dict[str, str] = {}
 
 
-def _scrubbed_value(value: str) -> str:
-    shown = scrub_text(tidy(value, _MAX_HEADER))
-    if type(value) is str and shown == value and len(value) <= _HARMLESS_LENGTH:
+def _scrub_value(value: str) -> str:
+    text = scrub_text(tidy(value, _MAX_HEADER))
+    if type(value) is str and text == value and len(value) <= _HARMLESS_LENGTH:
         if len(_harmless) >= _MAX_HARMLESS:
             _harmless.clear()
         _harmless[value] = value
-    return shown
+    return text
 
 
 def _cookies(cookies: Mapping[str, str]) -> dict[str, str]:

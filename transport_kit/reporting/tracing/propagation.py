@@ -101,11 +101,11 @@ class Tracing:
             dsc = sentry_members(header("baggage") or "") or None
         else:
             return Trace()
-        if trace_id == _NO_TRACE or span_id == _NO_SPAN or self._is_foreign(dsc or {}):
+        if trace_id == _NO_TRACE or span_id == _NO_SPAN or self._is_of_other_organisation(dsc or {}):
             return Trace()
         return Trace(trace_id, span_id, sampled, dsc)
 
-    def _is_foreign(self, dsc: Mapping[str, str]) -> bool:
+    def _is_of_other_organisation(self, dsc: Mapping[str, str]) -> bool:
         """Return True if the trace is of another organisation, or, in strict mode, may be of another."""
         org_id = dsc.get("org_id")
         if org_id and self._org_id:

@@ -57,8 +57,10 @@ class Trace:
         # The received DSC under the key ""; else one DSC per public key, as two reporters with different DSNs
         # may share a process. `dict.setdefault` is atomic.
         self._frozen: dict[str, Mapping[str, str]] = {} if frozen is None else {"": frozen}
-        drawn = int.from_bytes(chance[24:]) / 2.0**64
-        self.sample_rand = _rand(frozen, parent_sampled, drawn) if frozen else _six_decimals(drawn)
+        random_number = int.from_bytes(chance[24:]) / 2.0**64
+        self.sample_rand = (
+            _rand(frozen, parent_sampled, random_number) if frozen else _six_decimals(random_number)
+        )
 
     def header(self, span_id: str | None = None) -> str:
         """Return `sentry-trace` for a call made by `span_id`, by default by the unit's own span."""
@@ -78,7 +80,7 @@ def new_span_id() -> str:
     return random_bytes(8).hex()
 
 
-def _rand(dsc: Mapping[str, str], sampled: bool | None, drawn: float) -> float:
+def _rand(dsc: Mapping[str, str], sampled: bool | None, random_number: float) -> float:
     """Return the received `sample_rand`, or one that agrees with the caller's rate and decision."""
     received = _fraction(dsc.get("sample_rand"))
     if received is not None and received < 1.0:
@@ -87,14 +89,14 @@ def _rand(dsc: Mapping[str, str], sampled: bool | None, drawn: float) -> float:
     if rate is not None and sampled is not None:
         if not sampled:
             # Rounded up: six decimals must not bring it below the rate.
-            return min(math.ceil((rate + drawn * (1.0 - rate)) * 1e6) / 1e6, 0.999999)
-        drawn *= rate
-    return _six_decimals(drawn)
+            return min(math.ceil((rate + random_number * (1.0 - rate)) * 1e6) / 1e6, 0.999999)
+        random_number *= rate
+    return _six_decimals(random_number)
 
 
-def _six_decimals(drawn: float) -> float:
+def _six_decimals(random_number: float) -> float:
     """Round down to the six decimals that are sent, so that it stays below 1."""
-    return math.floor(drawn * 1e6) / 1e6
+    return math.floor(random_number * 1e6) / 1e6
 
 
 def _fraction(text: str | None) -> float | None:

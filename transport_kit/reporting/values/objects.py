@@ -56,7 +56,7 @@ def fields_of(value: object, cls: type, plan: Plan) -> dict[str, Any]:
 
 def plan_of(cls: type) -> Plan | None:
     """Return the plan for reading a dataclass, attrs class or Pydantic model; None for any other class."""
-    names = _declared(cls)
+    names = _field_names(cls)
     if names is None:
         return None
     spaces = [_namespace(base) for base in _mro(cls)]
@@ -77,14 +77,14 @@ def names_of(cls: type) -> tuple[str, ...]:
     return ()
 
 
-def _declared(cls: type) -> list[str] | None:
+def _field_names(cls: type) -> list[str] | None:
     """Return the names of the fields to show, in order; None for a class of another kind."""
     for base in _mro(cls):
         space = _namespace(base)
         for marker, names_in in (
-            ("__dataclass_fields__", _of_mapping),
-            ("__attrs_attrs__", _of_tuple),
-            ("__pydantic_fields__", _of_mapping),
+            ("__dataclass_fields__", _names_of_mapping),
+            ("__attrs_attrs__", _names_of_tuple),
+            ("__pydantic_fields__", _names_of_mapping),
         ):
             if marker in space:
                 try:
@@ -96,11 +96,11 @@ def _declared(cls: type) -> list[str] | None:
     return None
 
 
-def _of_mapping(fields: Any) -> list[str]:
+def _names_of_mapping(fields: Any) -> list[str]:
     return [name for name, field in dict.items(fields) if field.repr]
 
 
-def _of_tuple(fields: Any) -> list[str]:
+def _names_of_tuple(fields: Any) -> list[str]:
     return [field.name for field in tuple.__iter__(fields) if field.repr]
 
 

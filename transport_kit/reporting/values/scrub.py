@@ -31,7 +31,7 @@ __all__ = [
 
 #: Replaces a secret.
 FILTERED: Final = "[Filtered]"
-_REMEMBERED_LENGTH: Final = 64
+_CACHED_LENGTH: Final = 64
 
 _SENSITIVE: Final = (
     r"auth|token|secret|passw|passphrase|pwd|key|jwt|bearer|sso|saml|csrf|xsrf|credential|session|sessid"
@@ -119,14 +119,14 @@ def is_private(name: str) -> bool:
 
 def _classify(name: str) -> tuple[bool, bool]:
     # Clients choose the names of headers and cookies, so long ones are not cached.
-    return _remembered(name) if len(name) <= _REMEMBERED_LENGTH else _search(name)
+    return _cached_search(name) if len(name) <= _CACHED_LENGTH else _search(name)
 
 
 def _search(name: str) -> tuple[bool, bool]:
     return _SECRET.search(name) is not None, _PERSONAL.search(name) is not None
 
 
-_remembered = lru_cache(maxsize=4096)(_search)
+_cached_search = lru_cache(maxsize=4096)(_search)
 
 
 def scrub_userinfo(text: str) -> str:
