@@ -99,11 +99,11 @@ class FrameReader:
         """Return one frame. `share` is a `Room` to reuse for the frame's part of `room`."""
         frame = step.tb_frame
         result, ours = self._place(frame, step.tb_lineno or 0)
-        left = room.left
-        if not ours and left > 2 * MINIMUM:
-            allowance = share.left = left if left < VARS_BYTES else VARS_BYTES
+        bytes_left = room.left
+        if not ours and bytes_left > 2 * MINIMUM:
+            allowance = share.left = bytes_left if bytes_left < VARS_BYTES else VARS_BYTES
             variables = self._variables(frame, share)
-            room.left = left - allowance + share.left
+            room.left = bytes_left - allowance + share.left
             if variables:
                 result["vars"] = variables
         return result
@@ -188,10 +188,10 @@ class FrameReader:
                 cost = self._cost(name)
             if cost == 0 or (top_level and issubclass(type(value), _LANGUAGE)):
                 continue  # imports and definitions at the top level only repeat the source
-            left = room.left - (cost if cost > 0 else -cost)
-            if left < MINIMUM or len(result) >= _MAX_VARIABLES:
+            bytes_left = room.left - (cost if cost > 0 else -cost)
+            if bytes_left < MINIMUM or len(result) >= _MAX_VARIABLES:
                 break
-            room.left = left
+            room.left = bytes_left
             result[name] = bounded(value, room, limits) if cost > 0 else FILTERED
         return result
 
@@ -235,12 +235,12 @@ def _relative(path: str, module: str | None) -> str:
     if path.startswith("<"):
         return path
     if module is not None:
-        expected = module.split(".")
+        module_parts = module.split(".")
         parts = path.split(os.sep)
-        if parts[-1] in ("__init__.py", "__main__.py") and expected[-1] != parts[-1][:-3]:
-            expected.append(parts[-1][:-3])
-        tail = parts[-len(expected) :]
-        if [*tail[:-1], tail[-1].partition(".")[0]] == expected:
+        if parts[-1] in ("__init__.py", "__main__.py") and module_parts[-1] != parts[-1][:-3]:
+            module_parts.append(parts[-1][:-3])
+        tail = parts[-len(module_parts) :]
+        if [*tail[:-1], tail[-1].partition(".")[0]] == module_parts:
             return "/".join(tail)
     roots = [root for root in list(sys.path) if type(root) is str and root and path.startswith(_folder(root))]
     root = _folder(max(roots, key=len)) if roots else os.path.dirname(path) + os.sep

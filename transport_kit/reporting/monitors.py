@@ -40,7 +40,7 @@ _UNITS: Final = frozenset({"year", "month", "week", "day", "hour", "minute"})
 #: Id of a run, and its start in monotonic seconds.
 _Run = tuple[str, float]
 # The running runs of all monitors begun in this context or a surrounding one, innermost last.
-_begun: ContextVar[tuple[_Run, ...]] = ContextVar("transport_kit_runs", default=())
+_context_runs: ContextVar[tuple[_Run, ...]] = ContextVar("transport_kit_runs", default=())
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -106,22 +106,22 @@ class Monitor:
     def __enter__(self) -> Self:
         run = (new_uuid(), time.monotonic())
         self._runs.append(run)
-        _begun.set((*_begun.get(), run))
+        _context_runs.set((*_context_runs.get(), run))
         self._send(run[0], "in_progress", None)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        begun = _begun.get()
+        context_runs = _context_runs.get()
         # Left in another context than it was entered in (by a callback): take the newest run.
-        candidates = [run for run in begun if run in self._runs] or self._runs.copy()
+        candidates = [run for run in context_runs if run in self._runs] or self._runs.copy()
         try:
             run = candidates[-1]
             self._runs.remove(run)
         except (IndexError, ValueError):
             return  # no run was begun, or another thread ended it
-        _begun.set(tuple(other for other in begun if other is not run))
+        _context_runs.set(tuple(other for other in context_runs if other is not run))
         duration = time.monotonic() - run[1]
         if isinstance(error, Exception):
             self._capture(error, mechanism="auto.monitor", handled=False)

@@ -352,21 +352,21 @@ def _unusable(name: str, value: str, limit: int) -> str | None:
     )
 
 
-def _copy(value: Any, depth: int, left: list[int]) -> Any:
+def _copy(value: Any, depth: int, budget: list[int]) -> Any:
     """Return a copy of plain dicts, lists and tuples (as lists), `depth` levels deep; shares everything else.
 
     Args:
         value: The value to copy.
         depth: Levels still to copy.
-        left: One element: the number of containers that may still be copied. A container that holds itself
+        budget: One element: the number of containers that may still be copied. A container that holds itself
             twice would otherwise never end.
     """
-    if depth and left[0] > 0:
+    if depth and budget[0] > 0:
         kind = type(value)
         if kind is dict:
-            left[0] -= 1
-            return {name: _copy(element, depth - 1, left) for name, element in value.items()}
+            budget[0] -= 1
+            return {name: _copy(element, depth - 1, budget) for name, element in value.items()}
         if kind is list or kind is tuple:
-            left[0] -= 1
-            return [_copy(element, depth - 1, left) for element in value]
+            budget[0] -= 1
+            return [_copy(element, depth - 1, budget) for element in value]
     return value

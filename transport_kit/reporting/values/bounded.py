@@ -185,8 +185,8 @@ def bounded(value: Any, room: Room, limits: Limits, depth: int = 0) -> Any:
                     if base is tuple and cls is not tuple:
                         names = names_of(cls)
                         if names and len(names) == tuple.__len__(value):
-                            named = dict(zip(names, tuple.__iter__(value), strict=True))
-                            return _mapping(named, room, limits, depth)
+                            by_name = dict(zip(names, tuple.__iter__(value), strict=True))
+                            return _mapping(by_name, room, limits, depth)
                     return _sequence(value, base, room, limits, depth)
         except RuntimeError:
             # Another thread changed the set or dict during the copy: render its class only.
@@ -274,42 +274,42 @@ def _sequence(value: Any, base: Any, room: Room, limits: Limits, depth: int) -> 
     if length == 2 == len(elements) and type(elements[0]) is str and _hides(elements[0], limits):
         elements[1] = FILTERED  # a header or form field as a pair
     # Reserve room for a number per element; `_render_elements` corrects it for other elements.
-    left = room.left - 2
-    count = (left - MINIMUM) // (_NUMBER + 1)
+    bytes_left = room.left - 2
+    count = (bytes_left - MINIMUM) // (_NUMBER + 1)
     if count < len(elements):
         del elements[max(count, 0) :]
-    left -= len(elements) * (_NUMBER + 1)
+    bytes_left -= len(elements) * (_NUMBER + 1)
     for element in elements:
         # The most common case is handled here, as a call of `bounded` costs more than the rest of the loop.
         # Bounds of a billion in two separate comparisons, because the interpreter compares small integers
         # fastest.
         if type(element) is not int or element > 1_000_000_000 or element < -1_000_000_000:
-            left = _render_elements(elements, left, room, limits, depth)
+            bytes_left = _render_elements(elements, bytes_left, room, limits, depth)
             break
-    room.left = left
-    if length > len(elements) and left > 2 * MINIMUM:
+    room.left = bytes_left
+    if length > len(elements) and bytes_left > 2 * MINIMUM:
         note = f"<{length - len(elements)} more>"
-        room.left = left - len(note) - 3
+        room.left = bytes_left - len(note) - 3
         elements.append(note)
     return elements
 
 
-def _render_elements(elements: list[Any], left: int, room: Room, limits: Limits, depth: int) -> int:
+def _render_elements(elements: list[Any], bytes_left: int, room: Room, limits: Limits, depth: int) -> int:
     """Replace each element by its bounded form; return the bytes left.
 
-    `left` already excludes the room of a number for each element.
+    `bytes_left` already excludes the room of a number for each element.
     """
     for place, element in enumerate(elements):
         if type(element) is int and element < 1_000_000_000 and element > -1_000_000_000:
             continue
-        left += _NUMBER
-        if left < MINIMUM:
-            left += (len(elements) - place) * (_NUMBER + 1) - _NUMBER
+        bytes_left += _NUMBER
+        if bytes_left < MINIMUM:
+            bytes_left += (len(elements) - place) * (_NUMBER + 1) - _NUMBER
             del elements[place:]
             break
-        room.left = left
+        room.left = bytes_left
         elements[place] = rendered = bounded(element, room, limits, depth + 1)
-        left = room.left
+        bytes_left = room.left
         if (
             type(rendered) is str
             and rendered[:2] == "--"
@@ -317,7 +317,7 @@ def _render_elements(elements: list[Any], left: int, room: Room, limits: Limits,
             and _hides(rendered, limits)
         ):
             elements[place + 1] = FILTERED  # the value after a flag, as in a command's arguments
-    return left
+    return bytes_left
 
 
 def _hides(name: str, limits: Limits) -> bool:
@@ -329,7 +329,7 @@ def _mapping(value: dict[Any, Any], room: Room, limits: Limits, depth: int) -> d
     result: dict[str, Any] = {}
     costs = limits.costs
     breadth = limits.breadth
-    left = room.left - 2  # local copy of `room.left`, written back before each call that changes it
+    bytes_left = room.left - 2  # local copy of `room.left`, written back before each call that changes it
     length = dict.__len__(value)
     # Copied in one atomic step: other threads may change the dict. A small dict is fastest to copy whole.
     members = dict.copy(value).items() if length <= _SMALL else list(islice(dict.items(value), breadth))
@@ -341,26 +341,26 @@ def _mapping(value: dict[Any, Any], room: Room, limits: Limits, depth: int) -> d
         if cost is None:
             name, cost = _known_key(name, limits)
         if cost > 0:
-            left -= cost  # of the key, and of a number
-            if left < _BESIDE_NUMBER:
-                left += cost
+            bytes_left -= cost  # of the key, and of a number
+            if bytes_left < _BESIDE_NUMBER:
+                bytes_left += cost
                 break
             if type(element) is int and element < 1_000_000_000 and element > -1_000_000_000:
                 result[name] = element
             else:
-                room.left = left + _NUMBER
+                room.left = bytes_left + _NUMBER
                 result[name] = bounded(element, room, limits, depth + 1)
-                left = room.left
+                bytes_left = room.left
         else:
-            left += cost
-            if left < 0:
-                left -= cost
+            bytes_left += cost
+            if bytes_left < 0:
+                bytes_left -= cost
                 break
             result[name] = FILTERED
-    room.left = left
-    if length > len(result) and left > 2 * MINIMUM:
+    room.left = bytes_left
+    if length > len(result) and bytes_left > 2 * MINIMUM:
         note = f"<{length - len(result)} more>"
-        room.left = left - len(note) - 9
+        room.left = bytes_left - len(note) - 9
         result["..."] = note
     return result
 
