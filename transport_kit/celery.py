@@ -24,12 +24,10 @@ _MECHANISM: Final = "auto.queue.celery"
 def connect(kit: Kit) -> None:
     """Report failing tasks through this kit. Call it where the Celery app is made.
 
-    - Each task gets its own scope, and its name becomes the transaction name. The exception of a failing task
-    is
-      captured once; exceptions of its `throws`, `Retry`, `Ignore` and `Reject` are not.
-    - A process of a prefork worker delivers its queue before it ends, for at most `shutdown_timeout` seconds.
-    Other
-      pools end with the worker, which needs no hook.
+    - Each task gets its own scope, and its name becomes the transaction name. The exception of a failing
+      task is captured once; exceptions of its `throws`, `Retry`, `Ignore` and `Reject` are not.
+    - A process of a prefork worker delivers its queue before it ends, for at most `shutdown_timeout`
+      seconds. Other pools end with the worker, which needs no hook.
 
     Connecting another kit replaces the first.
     """

@@ -36,12 +36,10 @@ def was_used() -> bool:
 def with_lifespan(application: ASGIApplication) -> ASGIApplication:
     """Add a lifespan to the site: `application = with_lifespan(get_asgi_application())`.
 
-    - The transport starts with the server, and is closed before the server learns that shutdown is complete.
-    Without
-      this, uvicorn ends its workers without any hook, and the queue in memory is lost.
-    - An exception that ends a streaming body, or that escapes from Django itself, is captured and propagates
-    unchanged.
-      A disconnected client is not an error.
+    - The transport starts with the server, and is closed before the server learns that shutdown is
+      complete. Without this, uvicorn ends its workers without any hook, and the queue in memory is lost.
+    - An exception that ends a streaming body, or that escapes from Django itself, is captured and
+      propagates unchanged. A disconnected client is not an error.
 
     Lifespan messages are not passed on to the wrapped application.
     """

@@ -29,12 +29,10 @@ OPEN_REQUESTS: Final = "transport_kit.open_requests"
 class TransportMiddleware:
     """Captures and delivers errors of a Django site, and serves the health routes. The first of `MIDDLEWARE`.
 
-    - Requests for the four routes are answered here, before host checks, redirects, login, CSRF, sessions and
-    database
-      transactions: probes have no session, and the database may be down.
-    - Every other request gets its own scope. An exception that Django turns into a 500 is captured once, with
-    the route
-      as transaction name.
+    - Requests for the four routes are answered here, before host checks, redirects, login, CSRF, sessions
+      and database transactions: probes have no session, and the database may be down.
+    - Every other request gets its own scope. An exception that Django turns into a 500 is captured once,
+      with the route as transaction name.
     - Responses are passed on unchanged.
 
     Raises:

@@ -33,12 +33,10 @@ class TransportKit:
     `TRANSPORT_KIT_DSN` and every option as `TRANSPORT_KIT_<NAME>` from `app.config`, and missing ones from
     the environment. Apps with equal DSN and transport options share one transport.
 
-    - An exception that Flask turns into a 500, or propagates, is captured. One that an `errorhandler` for its
-    class,
-      or for `Exception`, handles is not. One that breaks a streamed body is.
-    - `live`, `ready`, `health` and `flush` are served under `TRANSPORT_KIT_PATH`, before the app's own hooks,
-    and
-      before its session is opened.
+    - An exception that Flask turns into a 500, or propagates, is captured. One that an `errorhandler` for
+      its class, or for `Exception`, handles is not. One that breaks a streamed body is.
+    - `live`, `ready`, `health` and `flush` are served under `TRANSPORT_KIT_PATH`, before the app's own
+      hooks, and before its session is opened.
     - Adds the commands `flask transport check`, `send-test`, `flush` and `health`.
     - The transport starts with the first request and is closed at the end of the process.
 

@@ -37,15 +37,14 @@ class TransportMiddleware:
 
     - `live`, `ready`, `health` and `flush` are answered here under `path`, before any other layer.
     - An exception that escapes the app is captured and propagates unchanged, also from a background task, a
-    streamed
-      body, a websocket, and the app's own startup and shutdown. A disconnected client is not an error:
-      `ClientDisconnect`, `WebSocketDisconnect` and an `OSError` raised by the server's `send` are not
-      captured. Cancellation is never captured.
+      streamed body, a websocket, and the app's own startup and shutdown. A disconnected client is not an
+      error: `ClientDisconnect`, `WebSocketDisconnect` and an `OSError` raised by the server's `send` are
+      not captured. Cancellation is never captured.
     - Each request and each websocket has its own scope, and is a transaction if it is sampled.
-    - The transport starts with the lifespan, or with the first request if there is no lifespan (mounted, or a
-    server
-      without it), and is closed before the server learns that shutdown is complete. For an app without a
-      lifespan, the middleware answers the lifespan itself. A second start of the app makes a new transport.
+    - The transport starts with the lifespan, or with the first request if there is no lifespan (mounted, or
+      a server without it), and is closed before the server learns that shutdown is complete. For an app
+      without a lifespan, the middleware answers the lifespan itself. A second start of the app makes a new
+      transport.
 
     Args:
         app: The ASGI app to wrap; positional only, so that type checkers let `add_middleware` pass options.
