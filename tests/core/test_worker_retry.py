@@ -366,7 +366,8 @@ def test_an_envelope_the_server_can_t_stand_does_not_stop_the_others() -> None:
         worker.submit(event("poison"))
         for _ in range(30):
             worker.submit(event())
-        assert until(lambda: len(delivered) == 30)
+        assert until(lambda: worker.pending == 1)
+        assert len(delivered) == 30
         assert worker.flush(0.0).pending == 1
 
 
