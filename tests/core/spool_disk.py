@@ -391,5 +391,10 @@ class Place:
         folder = self.disk.find(f"/spool/{IDENTITY}/seg")
         return [] if folder is None else [name for name in folder.names if name.endswith(".log")]
 
+    def sizes(self) -> list[int]:
+        """Bytes of each segment, oldest first."""
+        folder = self.disk.find(f"/spool/{IDENTITY}/seg")
+        return [] if folder is None else [len(folder.names[name].data) for name in self.segments()]
+
     def die(self, spool: FileSpool) -> None:
         self.system(spool).die()

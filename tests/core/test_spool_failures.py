@@ -14,7 +14,7 @@ from tests.core.worker_support import until
 from tests.timing import SOON
 from transport_kit.queues.spool import FileSpool
 from transport_kit.queues.spool.directory import identity_of, open_directory, store_credentials
-from transport_kit.queues.spool.segments import Gap, Reader, Record, RecordKind, SegmentName
+from transport_kit.queues.spool.segments import HEADER_BYTES, Gap, Reader, Record, RecordKind, SegmentName
 from transport_kit.queues.spool.writer import Full
 
 
@@ -405,7 +405,8 @@ def test_a_busy_process_has_its_next_segment_ready(place: Place) -> None:
         spool.put(event(number, "x" * 9000))
     place.disk.failing = {"create": errno.ENOSPC}
     assert spool.put(event(4)).accepted
-    assert spool._current().writer._current[4].size < 9000  # type: ignore[union-attr]
+    assert spool.facts().in_memory == 0
+    assert HEADER_BYTES < place.sizes()[1] < 9000
     spool.claim(0, 0.0)
     place.disk.failing = {}
     assert sorted(filter(None, drained(spool))) == ids(0, 1, 2, 3, 4)
@@ -429,7 +430,7 @@ def test_a_process_that_fills_several_segments_a_second_has_as_many_ready(place:
     for number in range(14, 40):
         spool.put(event(number, "x" * 9000))
     spool.claim(0, 0.0)
-    assert len(spool._current().writer._spare[4]) == 4  # type: ignore[union-attr]
+    assert place.sizes().count(HEADER_BYTES) == 4
     spool.close()
     assert sorted(filter(None, drained(place.spool()))) == ids(*range(40))
     assert place.segments() == []
