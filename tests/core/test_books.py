@@ -217,17 +217,17 @@ def test_what_a_request_carried_comes_back_once() -> None:
     report = made.attach_report(alone=True)
     assert report == (("send_error", "error", 1),)
     made.give_back(report)
-    assert made.take_untold() == report
-    assert made.take_untold() == ()
+    assert made.take_unreported() == report
+    assert made.take_unreported() == ()
     made.lose(LossReason.SEND_ERROR, EVENT)
     made.attach_report(alone=True)
     made.lose(LossReason.NETWORK_ERROR, EVENT)
-    assert sorted(made.take_untold()) == [("network_error", "error", 1), ("send_error", "error", 1)]
+    assert sorted(made.take_unreported()) == [("network_error", "error", 1), ("send_error", "error", 1)]
     made.lose(LossReason.SEND_ERROR, EVENT)
     made.attach_report(alone=True)
-    made.carried()
-    made.carried()
-    assert made.take_untold() == ()
+    made.end_request()
+    made.end_request()
+    assert made.take_unreported() == ()
 
 
 def test_without_client_reports_nothing_is_there_to_tell() -> None:
@@ -235,7 +235,7 @@ def test_without_client_reports_nothing_is_there_to_tell() -> None:
     made = books(send_client_reports=False)
     made.lose(LossReason.SEND_ERROR, EVENT)
     assert not made.unreported
-    assert made.take_untold() == ()
+    assert made.take_unreported() == ()
     assert made.ledger.snapshot().discarded == {"send_error": {"error": 1}}
 
 

@@ -1,7 +1,8 @@
-"""The books of one worker: how far its life is, what became of what, who waits for it, what to report.
+"""The shared state of one worker: its state, its ledger, the tickets of flushes, and the report schedule.
 
-Owns no lock and no thread. Every method that changes something is called while holding the lock that
-guards the queue too, so that queue and books change together; see `ledger.py` for what then always holds.
+Owns no lock and no thread. Any thread calls methods that change something, but only while holding the
+worker's `StateLock`, which also guards the queue unless that is shared. So queue and ledger change together;
+`ledger.py` states their invariant.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from transport_kit.transport.worker.outcome import Outcome, Ticket, WorkerState
 
 __all__ = ["Books"]
 
-#: Seconds that a look for a due report waits at least.
+#: Minimum seconds between two checks for a due report.
 SOON = 0.05
-#: Losses the app asked for; all others are a reason to look at the health page.
-_WANTED_LOSSES = frozenset(
+#: Reasons of losses that the app intends; they do not change `last_drop`.
+_INTENDED_LOSSES = frozenset(
     {
         LossReason.SAMPLE_RATE,
         LossReason.BACKPRESSURE,
@@ -35,13 +36,13 @@ _WANTED_LOSSES = frozenset(
 
 
 class Books:
-    """What a worker knows of itself and of its envelopes.
+    """The state and the counts of a worker.
 
     Args:
-        lock: The worker's.
-        shared: Whether its queue is.
-        options: Whether and how often to report losses.
-        clock: Monotonic seconds.
+        lock: The lock of the worker.
+        shared: True if the worker's queue is shared with other processes.
+        options: The options; `send_client_reports` and `client_report_interval` are used.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -50,39 +51,42 @@ class Books:
         self._shared = shared
         self._options = options
         self._clock = clock
-        # All of it is written only while holding the lock. `state` and `unreported` may be read without.
+        # Any thread writes the following attributes, but only while holding `lock`. `state`, `unreported` and
+        # the three attributes about reports and transfers may be read without it.
         self.ledger = Ledger()
         self.state = WorkerState.NEW
         self.last_drop: float | None = None
         self.tickets: list[Ticket] = []
-        self.settled = threading.Condition(lock.rlock)  # a ticket or a report is done, or all is over
-        # A flush wants the losses reported now; `reporting` while that request is under way.
+        # Notified when a ticket, a report or a transfer of losses is done, and when the worker closes.
+        self.settled = threading.Condition(lock.rlock)
+        # True if a flush requested a report that is not due yet.
         self.report_wanted = False
+        # True while a report without an envelope is being sent.
         self.reporting = False
-        # So many threads move loss counts between a shared queue and the ledger.
+        # Number of threads that transfer losses between a shared queue and the ledger.
         self.transfers_in_progress = 0
-        # Losses that a request carries now, by the thread that sends it.
-        self._carried: dict[int, Report] = {}
+        # The losses attached to the current request of each sending thread, by its ident.
+        self._attached: dict[int, Report] = {}
         self._last_report = clock()
 
-    # -- what became of what ---------------------------------------------------------------------------
+    # -- counts ----------------------------------------------------------------------------------------
 
     def lose(self, reason: LossReason, quantities: Pairs) -> None:
-        """Captured and lost in one."""
+        """Count items as captured and lost, without being pending in between."""
         self._note_drop(reason)
         self.ledger.lose(reason, quantities)
 
     def discard(self, reason: LossReason, quantities: Pairs) -> None:
-        """Lost after it was pending."""
+        """Count pending items as lost."""
         self._note_drop(reason)
         self.ledger.discard(reason, quantities)
 
     def _note_drop(self, reason: LossReason) -> None:
-        if reason not in _WANTED_LOSSES:
+        if reason not in _INTENDED_LOSSES:
             self.last_drop = self._clock()
 
     def count_put(self, quantities: Pairs, put: Put) -> None:
-        """What a put came to, the envelopes that were sacrificed for it included."""
+        """Count the result of a put, including the envelopes evicted by it."""
         if self.state is WorkerState.NEW:
             self.state = WorkerState.RUNNING
         if put.accepted and self._shared:
@@ -90,18 +94,18 @@ class Books:
         elif put.accepted:
             self.ledger.capture(quantities)
         else:
-            # A shared queue outlives the process, and is a cache to the server.
+            # A shared queue outlives the process: in the server's terms it is a cache.
             self.lose(LossReason.CACHE_OVERFLOW if self._shared else LossReason.QUEUE_OVERFLOW, quantities)
         if put.evicted:
             evicted = put.evicted if isinstance(put.evicted, list) else list(put.evicted)
             self.give_up(evicted, LossReason.CACHE_OVERFLOW if self._shared else LossReason.QUEUE_OVERFLOW)
 
     def give_up(self, claims: list[Claim], reason: LossReason) -> None:
-        """Count what a queue let go; each claim is taken out in the step that counts it."""
+        """Count claims that a queue gave up; each is removed from `claims` in the step that counts it."""
         while claims:
             claim = claims[-1]
             if self._shared:
-                # It was counted as stored, by whichever process put it.
+                # The process that put it has counted it as stored.
                 self.ledger.claim(claim.sealed.quantities)
             else:
                 self.settle_ticket(claim, delivered=False)
@@ -109,7 +113,7 @@ class Books:
             del claims[-1]
 
     def mend(self, pending: Iterable[Claim]) -> None:
-        """Make the counts true again from what is settled and what is pending."""
+        """Recompute the counts and the tickets from the settled and the pending envelopes."""
         pending = tuple(pending)
         self.ledger.mend([claim.sealed.quantities for claim in pending])
         for ticket in self.tickets:
@@ -117,13 +121,13 @@ class Books:
         self.settled.notify_all()
 
     def forget_stored(self, claims: Iterable[Claim], reason: LossReason) -> None:
-        """A shared queue could not keep what was counted as stored."""
+        """Count as lost the envelopes that a shared queue accepted but could not store."""
         for claim in claims:
             self.ledger.claim(claim.sealed.quantities)
             self.discard(reason, claim.sealed.quantities)
 
     def settle(self, claim: Claim, outcome: Outcome) -> None:
-        """A final outcome: what was left out on the way is counted now, once."""
+        """Count a final outcome, and the quantities left out before sending with their own reasons."""
         rest = claim.sealed.quantities
         for reason, quantities in outcome.lost:
             kept = rest - quantities
@@ -136,7 +140,7 @@ class Books:
         self.settle_ticket(claim, delivered=outcome.reason is None)
 
     def settle_ticket(self, claim: Claim, *, delivered: bool) -> None:
-        """Tell the flushes that wait for it that an envelope is settled."""
+        """Update the tickets of the flushes that wait for a settled envelope."""
         done = False
         for ticket in self.tickets:
             if claim.id <= ticket.last:
@@ -145,7 +149,7 @@ class Books:
                 ticket.discarded += not delivered
                 done = done or ticket.remaining <= 0
         if done:
-            # Those of flushes that a signal handler ended, too.
+            # This also removes the tickets of flushes that a signal handler ended by raising.
             self.tickets = [ticket for ticket in self.tickets if ticket.remaining > 0]
             self.settled.notify_all()
 
@@ -153,11 +157,11 @@ class Books:
 
     @property
     def unreported(self) -> bool:
-        """Whether there are losses to report."""
+        """True if there are losses to report."""
         return self._options.send_client_reports and self.ledger.unreported
 
     def report_due(self, now: float) -> bool:
-        """Whether to report, alone if need be."""
+        """Return True if a report must be sent, without an envelope if necessary."""
         if not self.unreported:
             self.report_wanted = False
         if self.reporting or not self.unreported:
@@ -165,12 +169,12 @@ class Books:
         return self.report_wanted or now - self._last_report >= self._options.client_report_interval
 
     def until_due(self, now: float) -> float:
-        """Seconds until a report may be due; a loss that comes meanwhile waits one interval more."""
+        """Return the seconds until a report may be due; a later loss may wait for one more interval."""
         interval = self._options.client_report_interval
         return max(SOON, self._last_report + interval - now) if self.unreported else interval
 
     def take_report(self, *, alone: bool) -> Report:
-        """The losses to tell now; none when a report went out recently, unless it goes alone."""
+        """Return the losses to report now; none within the interval of the last report, unless `alone`."""
         now = self._clock()
         recently = now - self._last_report < self._options.client_report_interval
         if recently and not alone and not self.report_wanted:
@@ -180,30 +184,30 @@ class Books:
         return self.ledger.take_report()
 
     def attach_report(self, *, alone: bool) -> Report:
-        """`take_report` for a request that this thread sends; `carried` or `give_back` is its end."""
-        report = self._carried[threading.get_ident()] = self.take_report(alone=alone)
+        """Return `take_report` for a request of this thread, which ends with `end_request` or `give_back`."""
+        report = self._attached[threading.get_ident()] = self.take_report(alone=alone)
         return report
 
     def give_back(self, report: Report) -> None:
-        """No final answer came to the request that carried it."""
-        self.carried()
+        """Count the losses of `report` as unreported again: its request got no final answer."""
+        self.end_request()
         self.ledger.give_back(report)
 
-    def carried(self) -> None:
-        """This thread's request is over, and what it carried told or given back."""
-        self._carried.pop(threading.get_ident(), None)
+    def end_request(self) -> None:
+        """End this thread's request: its losses are reported, or given back."""
+        self._attached.pop(threading.get_ident(), None)
 
-    def take_untold(self) -> Report:
-        """At the end: losses that nobody was told of, and those on their way without an answer so far."""
+    def take_unreported(self) -> Report:
+        """Return all losses that are unreported at the end, including those of unanswered requests."""
         if not self._options.send_client_reports:
             return ()
-        while self._carried:
-            self.ledger.give_back(self._carried.popitem()[1])
+        while self._attached:
+            self.ledger.give_back(self._attached.popitem()[1])
         return self.ledger.take_report()
 
     def end_report(self, now: float) -> None:
-        """A report that went alone is over."""
-        # Also when there was nothing to say, or a limit forbade it: the next one has its own time.
+        """End a report that was sent without an envelope."""
+        # Also if it was empty or limited: the next one is due after another interval.
         self._last_report = now
         self.reporting = self.report_wanted = False
         self.settled.notify_all()

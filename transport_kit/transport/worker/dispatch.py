@@ -235,7 +235,7 @@ class Dispatcher:
             outcome = Outcome(LossReason.INTERNAL_SDK_ERROR, answered=None)
         if isinstance(task, _Report):
             with self._lock.rlock:
-                self._books.carried()
+                self._books.end_request()
                 now = self._clock()
                 self._update_breaker_locked(outcome, began, now)
                 self._books.end_report(now)
@@ -293,7 +293,7 @@ class Dispatcher:
         shared = self._queue.shared
         retry_at: float | None = None
         with self._lock.rlock:
-            self._books.carried()
+            self._books.end_request()
             if self._claims.pop(claim.id, None) is None:
                 return
             now = self._clock()

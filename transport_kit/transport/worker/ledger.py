@@ -1,7 +1,8 @@
-"""The ledger: what became of every item, by data category, and the client reports that say so.
+"""The ledger: the quantities captured, delivered and discarded, and the losses for client reports.
 
-Counts quantities, not envelopes. Owns no lock: all methods are called by a caller that holds the lock
-which also guards the queue, so that whenever that lock is free, per category,
+Counts quantities per data category, not envelopes. Owns no lock: any thread calls its methods, but only while
+holding the worker's `StateLock`, which also guards the queue unless that is shared. Whenever the lock is
+free, for each category,
 
     captured + claimed_from_shared == delivered + discarded + pending + stored_in_shared + returned_to_shared
 """
@@ -19,7 +20,7 @@ __all__ = ["Ledger", "LedgerSnapshot"]
 
 @dataclass(frozen=True, slots=True)
 class LedgerSnapshot:
-    """Totals at one moment, each a mapping from data category to quantity."""
+    """The totals at one moment, by data category; those of `discarded` by reason and data category."""
 
     captured: Mapping[str, int]
     delivered: Mapping[str, int]
@@ -29,7 +30,7 @@ class LedgerSnapshot:
     returned_to_shared: Mapping[str, int]
 
     def settled(self, category: str) -> int:
-        """Quantity of `category` that was delivered or discarded."""
+        """Return the quantity of `category` that was delivered or discarded."""
         return self.delivered.get(category, 0) + sum(
             by_category.get(category, 0) for by_category in self.discarded.values()
         )
@@ -59,9 +60,10 @@ _Loss: TypeAlias = tuple[
 
 
 class Ledger:
-    """Counts per process, transport and life of it. Not thread-safe: see the module's first lines.
+    """The counts of one worker. Not thread-safe: see the module's docstring.
 
-    Each method changes its counts as its last step, and all of them in that one (see `lock.py`).
+    Each method changes all its counts in one step, its last one, which no signal handler can interrupt (see
+    `runtime/lock.py`).
     """
 
     __slots__ = (
@@ -84,63 +86,63 @@ class Ledger:
         self._unreported: dict[tuple[str, str], int] = {}
 
     def capture(self, quantities: Pairs) -> None:
-        """Accepted: pending from now on."""
+        """Count accepted items, which are pending then."""
         captured = self._captured
         captured |= _grown(captured, quantities)
 
     def lose(self, reason: LossReason, quantities: Pairs) -> None:
-        """Captured and discarded in one step: it never was pending."""
+        """Count items as captured and discarded, without being pending in between."""
         captured = self._captured
         grown = _grown(captured, quantities)
-        discarded, lost, unreported, untold = self._loss(reason, quantities)
+        discarded, lost, unreported, reportable = self._loss(reason, quantities)
         captured |= grown
         discarded |= lost
-        unreported |= untold
+        unreported |= reportable
 
     def deliver(self, quantities: Pairs) -> None:
-        """From pending to delivered."""
+        """Count pending items as delivered."""
         delivered = self._delivered
         delivered |= _grown(delivered, quantities)
 
     def discard(self, reason: LossReason, quantities: Pairs) -> None:
-        """From pending to discarded."""
-        discarded, lost, unreported, untold = self._loss(reason, quantities)
+        """Count pending items as discarded."""
+        discarded, lost, unreported, reportable = self._loss(reason, quantities)
         discarded |= lost
-        unreported |= untold
+        unreported |= reportable
 
     def _loss(self, reason: LossReason, quantities: Pairs) -> _Loss:
-        """The counts that a loss changes, and what is to be put into them."""
+        """Return the two dicts that a loss changes, each followed by its changed entries."""
         discarded = self._discarded.setdefault(reason.value, {})
         unreported = self._unreported
-        untold = _grown(unreported, [((reason.value, name), n) for name, n in quantities if reason.reported])
-        return discarded, _grown(discarded, quantities), unreported, untold
+        losses = [((reason.value, name), n) for name, n in quantities if reason.reported]
+        return discarded, _grown(discarded, quantities), unreported, _grown(unreported, losses)
 
     def capture_delivered(self, quantities: Pairs) -> None:
-        """Captured and delivered in one step."""
+        """Count items as captured and delivered, without being pending in between."""
         captured, delivered = self._captured, self._delivered
         grown, more = _grown(captured, quantities), _grown(delivered, quantities)
         captured |= grown
         delivered |= more
 
     def store(self, quantities: Pairs) -> None:
-        """Captured into a shared queue, in one step: this process has done its part."""
+        """Count items as captured and stored in a shared queue; they are not pending in this process."""
         captured, stored = self._captured, self._stored_in_shared
         grown, more = _grown(captured, quantities), _grown(stored, quantities)
         captured |= grown
         stored |= more
 
     def claim(self, quantities: Pairs) -> None:
-        """Taken from a shared queue: pending here from now on."""
+        """Count items claimed from a shared queue, which are pending in this process then."""
         claimed = self._claimed_from_shared
         claimed |= _grown(claimed, quantities)
 
     def give_up_claim(self, quantities: Pairs) -> None:
-        """Returned to a shared queue: no longer pending here."""
+        """Count pending items as returned to a shared queue."""
         returned = self._returned_to_shared
         returned |= _grown(returned, quantities)
 
     def mend(self, pending: Iterable[Pairs]) -> None:
-        """Make `captured` true again from what is settled and what is pending; not for a shared queue."""
+        """Recompute `captured` from the settled and the pending quantities. Not for a shared queue."""
         captured: dict[str, int] = {}
         for counts in (self._delivered, *self._discarded.values()):
             captured |= _grown(captured, counts.items())
@@ -150,22 +152,22 @@ class Ledger:
 
     @property
     def unreported(self) -> bool:
-        """Whether there is something for a client report."""
+        """True if there are losses for a client report."""
         return bool(self._unreported)
 
     def take_report(self) -> Report:
-        """What the next client report says; taken and reset in one step."""
-        taken = tuple([(reason, category, n) for (reason, category), n in self._unreported.items() if n])
+        """Return the unreported losses, and count them as reported."""
+        report = tuple([(reason, category, n) for (reason, category), n in self._unreported.items() if n])
         self._unreported = {}
-        return taken
+        return report
 
     def give_back(self, report: Iterable[tuple[str, str, int]]) -> None:
-        """Undo `take_report` after a request without an answer, or with a 5xx."""
+        """Count losses as unreported again, after a request without an answer or with a 5xx."""
         unreported = self._unreported
         unreported |= _grown(unreported, [((reason, category), n) for reason, category, n in report])
 
     def snapshot(self) -> LedgerSnapshot:
-        """A copy that no later call changes."""
+        """Return a copy of the counts."""
         return LedgerSnapshot(
             captured=dict(self._captured),
             delivered=dict(self._delivered),
@@ -177,7 +179,7 @@ class Ledger:
 
 
 def _grown(counts: Mapping[_Key, int], more: Iterable[tuple[_Key, int]]) -> dict[_Key, int]:
-    """The entries of `counts` that change when `more` is added, with their new values."""
+    """Return the entries of `counts` that change when `more` is added, with their new values."""
     grown: dict[_Key, int] = {}
     for key, quantity in more:
         grown[key] = (grown[key] if key in grown else counts.get(key, 0)) + quantity

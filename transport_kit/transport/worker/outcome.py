@@ -1,7 +1,9 @@
-"""What a delivery, a flush and a worker came to: the values between worker, deliverer and caller.
+"""Values exchanged between the worker, the delivery function and callers: outcomes, reports, snapshots.
 
-Owns no behaviour but small constructors. Threads: instances never change, but for a `Ticket`, which changes
-only while the worker's lock is held.
+Owns no behaviour except small constructors.
+
+Threads: instances never change, except a `Ticket`, which any thread changes, but only while holding the
+worker's `StateLock`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ __all__ = ["Deliver", "FlushReport", "Outcome", "Ticket", "WorkerFacts", "Worker
 
 
 class WorkerState(enum.IntEnum):
-    """A worker's life. It only moves forward; CLOSED is final."""
+    """The state of a worker. It only increases; CLOSED is final."""
 
     NEW = 0
     RUNNING = 1
@@ -31,15 +33,16 @@ class WorkerState(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one delivery came to. Whatever of the envelope is not in `lost` shares its fate.
+    """The outcome of one delivery. It applies to all items of the envelope that are not in `lost`.
 
     Attributes:
-        reason: None: delivered. Otherwise discarded for it, or with `again` given up for it at last.
-        again: Whether the envelope is kept and tried again.
-        lost: What was left out before sending, and why; counted once, when the envelope is settled.
-        not_before: With `again`: monotonic seconds the receiver asked us to wait for.
-        answered: Whether the receiver gave a sign of life; None when it was not asked.
-        server_fault: Whether the answer was a 5xx: a client report that went along is kept.
+        reason: None if the envelope was delivered. Otherwise the reason for which it is discarded; with
+            `again`, only if it can't be retried.
+        again: True if the envelope is to be retried.
+        lost: Quantities left out before sending, with their reasons; counted once the envelope is settled.
+        not_before: With `again`, the earliest time of the retry in monotonic seconds, or 0.0.
+        answered: True if the receiver answered, False if it did not, None if it was not asked.
+        server_fault: True for an answer of 5xx: the losses of an attached client report remain unreported.
     """
 
     reason: LossReason | None = None
@@ -51,20 +54,20 @@ class Outcome:
 
     @classmethod
     def retry(cls, reason: LossReason, not_before: float = 0.0) -> Self:
-        """Not delivered, and worth another attempt; `reason` counts if there can't be one."""
+        """Return the outcome of an attempt to retry; `reason` counts if the envelope can't be retried."""
         return cls(reason, again=True, not_before=not_before, answered=False)
 
     def with_lost(self, reason: LossReason, quantities: Pairs) -> Outcome:
-        """The same, and `quantities` were left out for `reason`."""
+        """Return a copy to which `quantities`, left out for `reason`, are added."""
         return replace(self, lost=(*self.lost, (reason, quantities)))
 
 
-#: Delivers one envelope within so many seconds; None for the envelope means: only a client report.
+#: Delivers one envelope, or only a client report if it is None, within the given number of seconds.
 Deliver = Callable[[SealedEnvelope | None, float], Outcome]
 
 
 class WorkerFacts(NamedTuple):
-    """A snapshot of a worker; times are monotonic seconds."""
+    """A snapshot of a worker. Times are monotonic seconds."""
 
     state: WorkerState
     senders: int
@@ -76,13 +79,14 @@ class WorkerFacts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FlushReport:
-    """What became of the envelopes accepted before the call; truthy iff `ok`.
+    """The result of a flush, about the envelopes accepted before the call. True in a condition if `ok`.
 
     Attributes:
-        ok: Whether each of them is settled, or stored in a durable queue.
-        delivered, discarded: Envelopes settled during the call. Discarded ones don't make it false.
-        stored: Envelopes that a durable queue keeps.
-        pending: Envelopes that are still waiting or on their way.
+        ok: True if each envelope is settled, or stored in a durable queue. A discarded one is settled.
+        delivered: Number of envelopes delivered during the call.
+        discarded: Number of envelopes discarded during the call.
+        stored: Number of envelopes stored in a durable queue.
+        pending: Number of envelopes that are still waiting or being delivered.
     """
 
     ok: bool
@@ -97,7 +101,14 @@ class FlushReport:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """What a flush waits for: the envelopes put up to the one with the id `last` that are not settled."""
+    """The envelopes a flush waits for: those with an id up to `last` that are not settled.
+
+    Attributes:
+        last: Id of the last envelope put before the flush.
+        remaining: Number of envelopes that are not settled.
+        delivered: Number of envelopes delivered since.
+        discarded: Number of envelopes discarded since.
+    """
 
     last: int = 0
     remaining: int = 0

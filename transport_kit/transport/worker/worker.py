@@ -410,7 +410,7 @@ class BackgroundWorker:
         with self._lock.rlock:
             while self._books.transfers_in_progress and may_wait and (rest := deadline - self._clock()) > 0:
                 self._books.settled.wait(rest)
-            report = self._books.take_untold()
+            report = self._books.take_unreported()
         if report and not self._queue.put_losses(report, ending=True):
             self.give_back(report)
 
