@@ -1,4 +1,4 @@
-"""What the tests of connections share: a pool, servers on raw sockets, proxies, a certificate authority."""
+"""Helpers of the tests of connections: a pool, servers on raw sockets, proxies, a certificate authority."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_pool(
     clock: Callable[[], float] = time.monotonic,
     **options: object,
 ) -> Iterator[ConnectionPool]:
-    """A pool that reads no variables of the machine that runs the tests."""
+    """Provide a pool that ignores the environment variables of the test run."""
     options = {"connect_timeout": min(SOON, 300.0), "request_timeout": SOON, **options}
     pool = ConnectionPool(
         url,
@@ -61,7 +61,7 @@ def failure(pool: ConnectionPool, body: bytes = BODY) -> ExchangeError:
 
 @contextlib.contextmanager
 def silent_listener(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
-    """The port of a listener whose backlog is full: SYNs to it are dropped, as by a dead route."""
+    """Provide the port of a listener with a full backlog: SYNs are dropped, as by a firewall."""
     with socket.create_server((host, port), backlog=0) as server, contextlib.ExitStack() as fillers:
         for _ in range(4):
             filler = fillers.enter_context(socket.socket())
@@ -71,7 +71,7 @@ def silent_listener(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
 
 
 class Raw:
-    """Accepts connections and hands each to `serve` on a thread of its own."""
+    """A server that calls `serve` for each connection, on a thread of its own."""
 
     def __init__(
         self, serve: Callable[[socket.socket, int], None], context: ssl.SSLContext | None = None
@@ -135,9 +135,9 @@ def read_head(sock: socket.socket) -> bytes:
 
 
 def relay(left: socket.socket, right: socket.socket, slow: threading.Event) -> None:
-    """Both directions, until both have ended; one thread, because a TLS socket bears no more.
+    """Copy bytes in both directions until both have ended, on one thread, as a TLS socket requires.
 
-    When `slow` is set, what comes back drips.
+    While `slow` is set, the bytes from `right` are sent slowly, one by one.
     """
     if isinstance(left, ssl.SSLSocket) and (waiting := left.pending()):
         right.sendall(left.recv(waiting))
@@ -168,7 +168,7 @@ def relay(left: socket.socket, right: socket.socket, slow: threading.Event) -> N
 
 
 class HttpProxy(Raw):
-    """CONNECT and absolute-form, as one proxy; every head it read is in `heads`."""
+    """An HTTP proxy for CONNECT and the absolute form; `heads` contains all request heads."""
 
     def __init__(
         self, context: ssl.SSLContext | None = None, *, refuse: bytes = b"", drip: bool = False
@@ -207,7 +207,7 @@ class HttpProxy(Raw):
 
 
 class SocksProxy(Raw):
-    """SOCKS5 (RFC 1928), with a user and password (RFC 1929) when given."""
+    """A SOCKS5 proxy (RFC 1928), optionally with a user and password (RFC 1929)."""
 
     def __init__(self, user: tuple[bytes, bytes] | None = None) -> None:
         super().__init__(self._proxy)
@@ -240,7 +240,7 @@ class SocksProxy(Raw):
 
 
 class Tls:
-    """A CA, its bundle on disk, and server contexts."""
+    """A certificate authority with its bundle on disk, and server contexts."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)

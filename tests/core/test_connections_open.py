@@ -1,4 +1,4 @@
-"""ConnectionPool on real sockets: the request, opening a connection, and nothing imported too early."""
+"""ConnectionPool on real sockets: requests, new connections, and late imports."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _server() -> Iterator[FaultServer]:
 
 
 def test_a_post_arrives_as_it_was_given(server: FaultServer) -> None:
-    """Path, headers and body are the caller's; Host and Content-Length are ours."""
+    """Path, headers and body are sent unchanged; the pool adds Host and Content-Length."""
     server.answer(200, {"X-Sentry-Rate-Limits": "1:error"}, b'{"id":"a"}')
     with make_pool(server.url) as pool:
         response = post(pool)
@@ -71,7 +71,7 @@ def _resolve_to(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
 def test_a_dead_address_before_a_good_one_does_not_hold_a_post_up(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A dual-stack name with a broken IPv6 route: a short process delivered nothing in its two seconds."""
+    """With a broken IPv6 route, a process of two seconds delivered nothing to a dual-stack name."""
     _resolve_to(monkeypatch, "127.0.0.2", "127.0.0.3", "127.0.0.1")
     with (
         silent_listener("127.0.0.2", server.port),
@@ -84,7 +84,7 @@ def test_a_dead_address_before_a_good_one_does_not_hold_a_post_up(
 def test_a_resolver_that_is_silent_fails_the_post_within_its_timeout(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It swallowed queries for ten seconds, whatever `connect_timeout` said."""
+    """A resolver without an answer blocked for ten seconds, whatever `connect_timeout` was."""
     release = threading.Event()
     lookup = socket.getaddrinfo
 
@@ -104,7 +104,7 @@ def test_a_resolver_that_is_silent_fails_the_post_within_its_timeout(
 
 
 def test_changed_headers_are_sent_changed(server: FaultServer) -> None:
-    """The head is cached; a change of path or headers must not be lost to that."""
+    """The head is cached by path and headers."""
     with make_pool(server.url) as pool:
         pool.post("/a", {"A": "1"}, b"x")
         pool.post("/a", {"A": "2"}, b"xy")
@@ -152,7 +152,7 @@ def test_what_would_change_the_framing_is_never_sent(
     ["ftp://127.0.0.1/", "127.0.0.1:80", "http://", "http:///x", "http://ex\u200eample/", "http://a b/"],
 )
 def test_only_http_urls_with_a_host_make_a_pool(url: str) -> None:
-    """A mistake shows at construction, not at the first event."""
+    """A mistake is an error at construction, not at the first event."""
     with pytest.raises(ValueError, match=r"URL|host"):
         ConnectionPool(url, TransportOptions(), environ={})
 
@@ -187,7 +187,7 @@ def test_it_reaches_a_server_on_ipv6() -> None:
 
 
 def test_a_refused_connection_is_told_at_once(server: FaultServer) -> None:
-    """Nothing was sent: everything may be sent again."""
+    """Nothing was sent, so that the request may be repeated."""
     server.down()
     with make_pool(server.url) as pool:
         error = failure(pool)
@@ -196,7 +196,7 @@ def test_a_refused_connection_is_told_at_once(server: FaultServer) -> None:
 
 
 def test_a_name_that_does_not_exist_is_a_failure_to_connect() -> None:
-    """The resolver's errors have a family of their own."""
+    """The resolver's errors are of a class of their own."""
     with make_pool("http://no-such-host.invalid") as pool:
         assert failure(pool).kind == "connect"
     with make_pool(f"http://{'a' * 70}.invalid") as pool:

@@ -30,7 +30,7 @@ from transport_kit.transport.wire.connections import ConnectionPool
 
 @pytest.fixture(name="tls", scope="module")
 def _tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
-    """One certificate authority for all tests here."""
+    """One certificate authority for all tests of this module."""
     return Tls(tmp_path_factory.mktemp("tls"))
 
 
@@ -61,7 +61,7 @@ def test_plain_http_goes_through_a_proxy_in_absolute_form(server: FaultServer) -
 
 
 def test_given_proxy_authorization_wins_over_the_url(server: FaultServer) -> None:
-    """A token for a proxy that wants no Basic."""
+    """A proxy may require a scheme other than Basic."""
     with (
         HttpProxy() as proxy,
         make_pool(
@@ -76,7 +76,7 @@ def test_given_proxy_authorization_wins_over_the_url(server: FaultServer) -> Non
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_https_goes_through_a_tunnel(tls: Tls, host: str) -> None:
-    """The proxy sees a CONNECT with its headers, and none of ours."""
+    """The proxy reads a CONNECT with its own headers, and no header of the request."""
     with (
         FaultServer(host=host, ssl_context=tls.server()) as server,
         HttpProxy() as proxy,
@@ -100,7 +100,7 @@ def test_https_goes_through_a_tunnel(tls: Tls, host: str) -> None:
 
 
 def test_tls_goes_through_a_tls_proxy(tls: Tls) -> None:
-    """TLS inside TLS: the proxy proves who it is before it gets the credentials."""
+    """TLS inside TLS: the proxy's certificate is verified before the credentials are sent."""
     with (
         FaultServer(ssl_context=tls.server()) as server,
         HttpProxy(tls.server()) as proxy,
@@ -117,7 +117,7 @@ def test_tls_goes_through_a_tls_proxy(tls: Tls) -> None:
 
 
 def test_the_deadline_holds_for_tls_inside_tls(tls: Tls) -> None:
-    """There a socket's timeout holds for parts of a record only."""
+    """For TLS inside TLS a socket's timeout applies to parts of a record only."""
     with (
         FaultServer(ssl_context=tls.server()) as server,
         HttpProxy(tls.server()) as proxy,
@@ -134,7 +134,7 @@ def test_the_deadline_holds_for_tls_inside_tls(tls: Tls) -> None:
 
 
 def test_plain_http_goes_through_a_tls_proxy(server: FaultServer, tls: Tls) -> None:
-    """The way to the proxy is protected, the rest is the proxy's."""
+    """Only the connection to the proxy is encrypted."""
     with (
         HttpProxy(tls.server()) as proxy,
         make_pool(server.url, ca_certs=tls.bundle, proxy=f"https://127.0.0.1:{proxy.port}") as pool,
@@ -144,7 +144,7 @@ def test_plain_http_goes_through_a_tls_proxy(server: FaultServer, tls: Tls) -> N
 
 
 def test_a_proxy_gets_no_client_certificate(tls: Tls) -> None:
-    """It is for the server; to a proxy it would say who we are."""
+    """The client certificate is only for the server; it would reveal the client's identity to a proxy."""
     context = tls.server()
     context.verify_mode = ssl.CERT_REQUIRED
     tls.ca.configure_trust(context)
@@ -164,7 +164,7 @@ def test_a_proxy_gets_no_client_certificate(tls: Tls) -> None:
 
 
 def test_a_proxy_with_an_unknown_certificate_is_a_proxy_failure(tls: Tls) -> None:
-    """Told from the server's own certificate: the fix is elsewhere."""
+    """The error differs from that for the server's certificate, as the remedy is different."""
     with HttpProxy(tls.server("other.test")) as proxy:
         for url in ("https://127.0.0.1:9", "http://127.0.0.1:9"):
             with make_pool(url, ca_certs=tls.bundle, proxy=f"https://127.0.0.1:{proxy.port}") as pool:
@@ -172,7 +172,7 @@ def test_a_proxy_with_an_unknown_certificate_is_a_proxy_failure(tls: Tls) -> Non
 
 
 def test_a_bad_certificate_behind_a_proxy_is_a_tls_failure(tls: Tls) -> None:
-    """The proxy did its part."""
+    """The proxy has opened the tunnel, so that the error is the server's."""
     with (
         FaultServer(ssl_context=tls.server("other.test")) as server,
         HttpProxy() as proxy,
@@ -182,7 +182,7 @@ def test_a_bad_certificate_behind_a_proxy_is_a_tls_failure(tls: Tls) -> None:
 
 
 def test_a_proxy_that_refuses_is_named(tls: Tls) -> None:
-    """407 is the most common trouble with a company's proxy; its text is a stranger's."""
+    """407 is a common answer of company proxies; its text is untrusted."""
     refusal = b"HTTP/1.1 407 Auth\x1b[2J Required\r\nProxy-Authenticate: Basic\r\n\r\n"
     with (
         HttpProxy(refuse=refusal) as proxy,
@@ -200,7 +200,7 @@ def test_a_proxy_that_refuses_is_named(tls: Tls) -> None:
 
 @pytest.mark.parametrize("answer", [b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"A" * 70_000, b"\r\n"])
 def test_a_proxy_that_talks_nonsense_is_a_proxy_failure(tls: Tls, answer: bytes) -> None:
-    """Whatever listens there, the sender lives."""
+    """Any answer of a proxy is an error, and does not end the sender."""
     with (
         HttpProxy(refuse=answer) as proxy,
         make_pool("https://127.0.0.1:9", ca_certs=tls.bundle, proxy=f"http://127.0.0.1:{proxy.port}") as pool,
@@ -209,7 +209,7 @@ def test_a_proxy_that_talks_nonsense_is_a_proxy_failure(tls: Tls, answer: bytes)
 
 
 def test_a_proxy_that_drips_its_answer_costs_the_connect_timeout(tls: Tls) -> None:
-    """A byte in time, each time, would hold a sender for hours."""
+    """Otherwise one byte before each timeout would block a sender for hours."""
     with (
         HttpProxy(drip=True) as proxy,
         make_pool(
@@ -227,7 +227,7 @@ def test_a_proxy_that_drips_its_answer_costs_the_connect_timeout(tls: Tls) -> No
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_proxy_that_is_down_is_a_proxy_failure(server: FaultServer, scheme: str, tls: Tls) -> None:
-    """The server may be well: say who is not."""
+    """The error names the proxy, as the server may be available."""
     server.down()
     with make_pool(f"{scheme}://127.0.0.1:9", ca_certs=tls.bundle, proxy=server.url) as pool:
         error = failure(pool)
@@ -236,7 +236,7 @@ def test_a_proxy_that_is_down_is_a_proxy_failure(server: FaultServer, scheme: st
 
 
 def test_proxies_come_from_the_environment_unless_it_is_not_trusted(server: FaultServer) -> None:
-    """Containers get their proxy this way."""
+    """Containers configure their proxy by environment variables."""
     with HttpProxy() as proxy:
         environ = {"http_proxy": f"127.0.0.1:{proxy.port}"}
         with make_pool(server.url, environ=environ) as pool:
@@ -253,7 +253,7 @@ def test_proxies_come_from_the_environment_unless_it_is_not_trusted(server: Faul
     ("scheme", "kind", "host"), [("socks5", 1, b"\x7f\0\0\1"), ("socks5h", 3, b"localhost")]
 )
 def test_socks_proxies_carry_http_and_https(tls: Tls, scheme: str, kind: int, host: bytes) -> None:
-    """socks5 resolves names here, socks5h leaves it to the proxy."""
+    """With socks5 the client resolves names, with socks5h the proxy does."""
     user = (b"us:er", b"p@ss")
     with (
         FaultServer() as plain,
@@ -271,7 +271,7 @@ def test_socks_proxies_carry_http_and_https(tls: Tls, scheme: str, kind: int, ho
 
 
 def test_a_socks_proxy_that_refuses_is_a_proxy_failure() -> None:
-    """A wrong password, or a proxy that isn't there."""
+    """The password is wrong, or the proxy is not reachable."""
     with SocksProxy((b"user", b"right")) as proxy:
         address = f"socks5://user:wr0ng@127.0.0.1:{proxy.port}"
         with make_pool("http://127.0.0.1:9", proxy=address) as pool:
@@ -283,7 +283,7 @@ def test_a_socks_proxy_that_refuses_is_a_proxy_failure() -> None:
 
 
 def test_a_bad_certificate_behind_a_socks_proxy_is_a_tls_failure(tls: Tls) -> None:
-    """As behind any other proxy."""
+    """The same as behind an HTTP proxy."""
     with (
         FaultServer(ssl_context=tls.server("other.test")) as server,
         SocksProxy() as proxy,
@@ -293,7 +293,7 @@ def test_a_bad_certificate_behind_a_socks_proxy_is_a_tls_failure(tls: Tls) -> No
 
 
 def test_a_socks_proxy_without_pysocks_fails_at_construction(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing extra fails when it is asked for, with the line that installs it."""
+    """A missing extra is an error at construction, with the install line."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pip install 'transport-kit\[socks\]'") as caught:
         ConnectionPool("http://h", TransportOptions(proxy="socks5://h"), environ={})
@@ -304,7 +304,7 @@ def test_a_socks_proxy_without_pysocks_fails_at_construction(monkeypatch: pytest
 
 
 def test_a_bad_proxy_fails_at_construction() -> None:
-    """With the option's name."""
+    """The error contains the option's name."""
     with pytest.raises(OptionsError, match="proxy"):
         ConnectionPool("http://h", TransportOptions(proxy="gopher://h"), environ={})
 

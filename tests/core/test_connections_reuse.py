@@ -1,4 +1,4 @@
-"""ConnectionPool on real sockets: which connections are used again, and which are not."""
+"""ConnectionPool on real sockets: the reuse of connections."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _server() -> Iterator[FaultServer]:
 
 
 def test_one_connection_carries_many_posts(server: FaultServer) -> None:
-    """A TLS handshake costs more than an event."""
+    """A TLS handshake takes longer than sending an event."""
     with make_pool(server.url) as pool:
         for _ in range(5):
             post(pool)
@@ -44,7 +44,7 @@ def test_one_connection_carries_many_posts(server: FaultServer) -> None:
 
 
 def test_posts_at_the_same_time_have_connections_of_their_own(server: FaultServer) -> None:
-    """Senders share a pool and never a socket; idle connections are used again, the latest first."""
+    """Senders share a pool, never a socket; the most recently used connection is reused first."""
     server.hold()
     with make_pool(server.url) as pool:
         threads = [threading.Thread(target=post, args=(pool,)) for _ in range(4)]
@@ -62,7 +62,7 @@ def test_posts_at_the_same_time_have_connections_of_their_own(server: FaultServe
 
 
 def test_without_keep_alive_each_post_connects(server: FaultServer) -> None:
-    """For servers and middleboxes that can't."""
+    """Some servers and middleboxes do not support keep-alive."""
     with make_pool(server.url, keep_alive=False) as pool:
         post(pool)
         post(pool)
@@ -71,7 +71,7 @@ def test_without_keep_alive_each_post_connects(server: FaultServer) -> None:
 
 
 def test_a_connection_the_server_ends_is_not_kept(server: FaultServer) -> None:
-    """`Connection: close` is a promise."""
+    """After `Connection: close` the connection must not be reused."""
     server.answer(200, {"Connection": "close"}, times=1)
     with make_pool(server.url) as pool:
         post(pool)
@@ -80,7 +80,7 @@ def test_a_connection_the_server_ends_is_not_kept(server: FaultServer) -> None:
 
 
 def test_idle_connections_that_were_dropped_are_not_used(server: FaultServer) -> None:
-    """A keep-alive timeout of the server's must not cost an envelope or a retry."""
+    """The server's keep-alive timeout must not cause a loss or a retry."""
     with make_pool(server.url) as pool:
         post(pool)
         assert server.drop_idle() == 1
@@ -89,7 +89,7 @@ def test_idle_connections_that_were_dropped_are_not_used(server: FaultServer) ->
 
 
 def test_a_connection_with_unasked_bytes_is_not_used() -> None:
-    """The next answer would be read from them: response splitting."""
+    """Otherwise the bytes would be read as the next answer: response splitting."""
     more = threading.Event()
     sent = threading.Event()
 
@@ -111,7 +111,7 @@ def test_a_connection_with_unasked_bytes_is_not_used() -> None:
 
 
 def test_old_idle_connections_are_replaced(server: FaultServer) -> None:
-    """After a minute a middlebox may have forgotten them, silently."""
+    """After a minute a middlebox may have dropped the connection without notice."""
     now = 0.0
     with make_pool(server.url, clock=lambda: now) as pool:
         post(pool)
@@ -123,7 +123,7 @@ def test_old_idle_connections_are_replaced(server: FaultServer) -> None:
 
 
 def test_a_reset_on_a_reused_connection_is_retried_at_once() -> None:
-    """The server closed just as we wrote: nothing was answered, and it is nobody's fault."""
+    """The server closed the idle connection while the request was written, and sent no answer."""
     served = []
 
     def serve(sock: socket.socket, number: int) -> None:
@@ -145,7 +145,7 @@ def test_a_reset_on_a_reused_connection_is_retried_at_once() -> None:
 
 
 def test_the_retry_happens_once(server: FaultServer) -> None:
-    """A server that always resets is the breaker's matter."""
+    """The breaker handles a server that always resets."""
     with make_pool(server.url) as pool:
         post(pool)
         server.fault("close")
@@ -156,7 +156,7 @@ def test_the_retry_happens_once(server: FaultServer) -> None:
 
 @pytest.mark.parametrize("fault", ["half", "garbage", "hang"])
 def test_other_failures_on_a_reused_connection_are_not_retried(server: FaultServer, fault: str) -> None:
-    """Once a byte came, or time has passed, the server may have acted."""
+    """After a byte of an answer, or a timeout, the server may have acted on the request."""
     with make_pool(server.url, request_timeout=scaled(0.2) if fault == "hang" else SOON) as pool:
         post(pool)
         server.fault(fault)
@@ -168,7 +168,7 @@ def test_other_failures_on_a_reused_connection_are_not_retried(server: FaultServ
 
 
 def test_a_failure_on_a_fresh_connection_is_not_retried(server: FaultServer) -> None:
-    """Only an idle connection has the excuse."""
+    """Only an idle connection may have been closed before the request."""
     server.fault("reset")
     with make_pool(server.url) as pool:
         assert failure(pool).kind == "reset"
@@ -176,7 +176,7 @@ def test_a_failure_on_a_fresh_connection_is_not_retried(server: FaultServer) -> 
 
 
 def test_a_connection_that_failed_is_not_used_again(server: FaultServer) -> None:
-    """The rest of a late answer would be taken for the next one."""
+    """Otherwise the rest of a late answer would be read as the next one."""
     server.fault("hang", times=1)
     with make_pool(server.url) as pool:
         with pytest.raises(ExchangeError) as caught:
@@ -189,7 +189,7 @@ def test_a_connection_that_failed_is_not_used_again(server: FaultServer) -> None
 
 
 def test_a_given_timeout_covers_connecting_and_the_exchange(server: FaultServer) -> None:
-    """The last POST before an exit has what is left of the time, not thirty seconds."""
+    """The last POST before an exit must finish in the remaining time, not in thirty seconds."""
     server.fault("hang")
     with make_pool(server.url) as pool:
         began = time.monotonic()
@@ -203,7 +203,7 @@ def test_a_given_timeout_covers_connecting_and_the_exchange(server: FaultServer)
 
 
 def test_an_early_refusal_of_a_large_body_is_read(server: FaultServer) -> None:
-    """Without the 413 the envelope would be retried for an hour."""
+    """Without reading the 413, the envelope would be retried for an hour."""
     server.fault("early")
     with make_pool(server.url) as pool:
         response = post(pool, b"x" * 20_000_000)
@@ -212,7 +212,7 @@ def test_an_early_refusal_of_a_large_body_is_read(server: FaultServer) -> None:
 
 
 def test_a_closed_pool_refuses_and_keeps_nothing(server: FaultServer) -> None:
-    """After close no socket is left, not even one that was in use meanwhile."""
+    """After `close` no socket is open, not even one in use during the call."""
     server.hold()
     with make_pool(server.url) as pool:
         thread = threading.Thread(target=post, args=(pool,))

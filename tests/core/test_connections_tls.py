@@ -27,7 +27,7 @@ from transport_kit.testing import FaultServer
 
 @pytest.fixture(name="tls", scope="module")
 def _tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
-    """One certificate authority for all tests here."""
+    """One certificate authority for all tests of this module."""
     return Tls(tmp_path_factory.mktemp("tls"))
 
 
@@ -43,7 +43,7 @@ def test_tls_is_verified_against_the_given_bundle(tls: Tls) -> None:
 
 
 def test_an_unknown_authority_is_refused(tls: Tls) -> None:
-    """By default certifi decides, and it doesn't know ours."""
+    """certifi's authorities do not include the test's."""
     with FaultServer(ssl_context=tls.server()) as server, make_pool(server.url) as pool:
         error = failure(pool)
     assert (error.kind, error.body_sent) == ("tls", False)
@@ -52,7 +52,7 @@ def test_an_unknown_authority_is_refused(tls: Tls) -> None:
 
 
 def test_a_certificate_for_another_name_is_refused(tls: Tls) -> None:
-    """A valid certificate of somebody else's is an attack."""
+    """A valid certificate for another host indicates an attack."""
     with (
         FaultServer(ssl_context=tls.server("other.test")) as server,
         make_pool(server.url, ca_certs=tls.bundle) as pool,
@@ -62,7 +62,7 @@ def test_a_certificate_for_another_name_is_refused(tls: Tls) -> None:
 
 
 def test_a_server_without_tls_is_a_tls_failure(tls: Tls) -> None:
-    """https on the http port is a common slip."""
+    """https with the http port is a common mistake."""
 
     def serve(sock: socket.socket, _: int) -> None:
         sock.recv(65536)
@@ -73,7 +73,7 @@ def test_a_server_without_tls_is_a_tls_failure(tls: Tls) -> None:
 
 
 def test_a_server_silent_in_the_handshake_costs_the_connect_timeout(tls: Tls) -> None:
-    """The timeout covers TLS too."""
+    """The timeout includes the TLS handshake."""
 
     def serve(sock: socket.socket, _: int) -> None:
         while sock.recv(65536):
@@ -89,7 +89,7 @@ def test_a_server_silent_in_the_handshake_costs_the_connect_timeout(tls: Tls) ->
 
 @pytest.mark.parametrize("emptied", [True, False], ids=["empty", "gone"])
 def test_a_bundle_that_can_not_be_read_any_more_is_a_tls_failure(tls: Tls, emptied: bool) -> None:
-    """Rotated away under a running app: an error that names the option, not a crash."""
+    """A bundle removed while the app runs causes an error that names the option, not a crash."""
     bundle = tls.folder / "rotated.pem"
     bundle.write_bytes(b"")
     with make_pool("https://127.0.0.1:9", ca_certs=bundle) as pool:
@@ -102,7 +102,7 @@ def test_a_bundle_that_can_not_be_read_any_more_is_a_tls_failure(tls: Tls, empti
 
 @pytest.mark.parametrize("name", ["ca_certs", "client_cert", "client_key"])
 def test_a_file_that_an_option_names_and_can_not_be_read_is_an_error_at_once(tls: Tls, name: str) -> None:
-    """At the first delivery nobody would be looking any more. The text holds no path."""
+    """The error is raised at construction, where it is noticed. Its text contains no path."""
     cert, key = tls.client_files()
     missing = tls.folder / "missing.pem"
     files: dict[str, Any] = {"ca_certs": tls.bundle, "client_cert": cert, "client_key": key, name: missing}
@@ -117,7 +117,7 @@ def test_a_file_that_an_option_names_and_can_not_be_read_is_an_error_at_once(tls
 
 @pytest.fixture(name="hashed", scope="module")
 def _hashed(tls: Tls) -> Path:
-    """A directory of authorities as OpenSSL reads it: each file is named by the hash of its subject."""
+    """Return a directory of authorities for OpenSSL: each file is named by the hash of its subject."""
     folder = tls.folder / "authorities"
     folder.mkdir()
     printed = subprocess.run(
@@ -148,7 +148,7 @@ def _hashed(tls: Tls) -> Path:
 def test_authorities_of_the_environment_are_trusted_in_their_order(
     environ: dict[str, str], tls: Tls, hashed: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A company's image sets them for every tool; what names nothing is one warning, and the next counts."""
+    """A variable that names no readable file causes one warning, and the next source is used."""
     other = Tls(tls.folder / "other")
     places = {"bundle": tls.bundle, "hashed": hashed, "other": other.bundle, "nothing": tls.folder / "none"}
     named = {
@@ -174,7 +174,7 @@ def test_authorities_of_the_environment_are_trusted_in_their_order(
 def test_authorities_that_do_not_count_are_not_trusted(
     options: dict[str, Any], environ: dict[str, str], tls: Tls
 ) -> None:
-    """An option wins over the environment, and certifi comes last."""
+    """An option precedes the environment, and the environment precedes certifi."""
     other = Tls(tls.folder / "another")
     places = {"bundle": tls.bundle, "other": other.bundle, "nothing": tls.folder / "none"}
     options = {name: places.get(value, value) for name, value in options.items()}
@@ -187,7 +187,7 @@ def test_authorities_that_do_not_count_are_not_trusted(
 
 
 def test_authorities_that_were_renewed_on_disk_are_read_at_the_next_connection(tls: Tls) -> None:
-    """Without a restart; and while the file is half written, those read last hold."""
+    """No restart is necessary. While a file is incomplete, the previous authorities are used."""
     other = Tls(tls.folder / "renewed")
     bundle = tls.folder / "current.pem"
     bundle.write_bytes(Path(other.bundle).read_bytes())
@@ -207,7 +207,7 @@ def test_authorities_that_were_renewed_on_disk_are_read_at_the_next_connection(t
 
 
 def test_a_client_certificate_that_was_renewed_on_disk_is_shown_at_the_next_connection(tls: Tls) -> None:
-    """Short-lived certificates are replaced every day."""
+    """Short-lived certificates are replaced every day, without a restart."""
     context = tls.server()
     context.verify_mode = ssl.CERT_REQUIRED
     other = Tls(tls.folder / "old")
@@ -225,7 +225,7 @@ def test_a_client_certificate_that_was_renewed_on_disk_is_shown_at_the_next_conn
 
 
 def test_a_client_certificate_is_presented(tls: Tls) -> None:
-    """Some proxies in front of a server want one."""
+    """Some reverse proxies require a client certificate."""
     context = tls.server()
     context.verify_mode = ssl.CERT_REQUIRED
     tls.ca.configure_trust(context)
@@ -239,13 +239,13 @@ def test_a_client_certificate_is_presented(tls: Tls) -> None:
             assert post(pool).status == 200
         with make_pool(server.url, ca_certs=tls.bundle) as pool:
             error = failure(pool)
-    # TLS 1.3 tells only after the handshake; the alert may lose against the reset behind it.
+    # With TLS 1.3 the alert arrives after the handshake, or is lost because of the reset that follows it.
     assert error.kind in ("tls", "reset")
     assert len(server.requests) == 2
 
 
 def test_an_encrypted_key_asks_nobody_for_a_passphrase(tls: Tls) -> None:
-    """OpenSSL would read the terminal, and the sender would hang there."""
+    """Otherwise OpenSSL would prompt on the terminal, and the sender would hang."""
     from cryptography.hazmat.primitives import serialization
 
     cert, key = tls.client_files()

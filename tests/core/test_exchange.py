@@ -35,7 +35,7 @@ class Trickle(socket.socket):
 
 @contextlib.contextmanager
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Our side and the server's."""
+    """Connected sockets: the client's and the server's."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ours, theirs
@@ -46,7 +46,7 @@ def run(sock: socket.socket, body: bytes = BODY, seconds: float = SOON) -> Respo
 
 
 def answer(data: bytes, *, end: bool = True) -> Response:
-    """What an exchange makes of `data`, with the end of the connection behind it."""
+    """Return the response of an exchange whose server sends `data` and closes."""
     with pair() as (ours, theirs):
         theirs.sendall(data)
         if end:
@@ -65,7 +65,7 @@ def chunked(body: bytes) -> bytes:
 
 
 def test_the_request_goes_out_byte_for_byte() -> None:
-    """The exchange writes what it was given and nothing else."""
+    """The exchange writes head and body unchanged, and nothing else."""
     with pair() as (ours, theirs):
         theirs.sendall(OK)
         response = run(ours)
@@ -98,19 +98,19 @@ def test_the_request_goes_out_byte_for_byte() -> None:
     ],
 )
 def test_every_framing_is_read_to_its_end(data: bytes, status: int, body: bytes, reusable: bool) -> None:
-    """A byte too few breaks this answer, a byte too many breaks the next."""
+    """Reading too few bytes breaks this answer, reading too many breaks the next one."""
     response = answer(data)
     assert (response.status, response.body, response.reusable) == (status, body, reusable)
 
 
 @pytest.mark.parametrize("data", [OK, chunked(b"2\r\nok\r\n0\r\n\r\n"), b"HTTP/1.1 204 No\r\n\r\n"])
 def test_a_complete_answer_needs_no_end_of_connection(data: bytes) -> None:
-    """Keep-alive: waiting for more would cost the deadline."""
+    """With keep-alive, waiting for more bytes would last until the deadline."""
     assert answer(data, end=False).reusable
 
 
 def test_header_names_are_lower_case_and_repeats_are_joined() -> None:
-    """Rate limits may come in several lines."""
+    """A server may send rate limits in several header lines."""
     headers = b"X-Sentry-Rate-Limits: 1:a\r\nX-SENTRY-RATE-LIMITS:\t2:b \r\nEmpty:\r\nOdd: caf\xe9\r\n"
     response = answer(b"HTTP/1.1 429 Slow\r\n" + headers + b"Content-Length: 0\r\n\r\n")
     assert response.headers == {
@@ -189,7 +189,7 @@ BENT = [
     ids=lambda data: repr(data[:60])[1:],
 )
 def test_what_is_not_exactly_http_is_refused(data: bytes) -> None:
-    """A lenient reader is what response smuggling and header injection need."""
+    """A lenient parser permits response smuggling and header injection."""
     error = failure(data)
     assert error.kind == "protocol"
     assert error.body_sent
@@ -198,7 +198,7 @@ def test_what_is_not_exactly_http_is_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("data", BENT, ids=lambda data: repr(data[:60])[1:])
 def test_a_success_in_bent_framing_is_an_answer_and_costs_the_connection(data: bytes) -> None:
-    """The server has the envelope: it was sent again fourteen times a second, and stored as often."""
+    """The server has accepted the envelope: a retry would store it again."""
     limits = b"200 OK\r\nX-Sentry-Rate-Limits: 60:error"
     for sent in (data, data.replace(b"200 OK", limits, 1)):
         response = answer(sent)
@@ -212,7 +212,7 @@ def test_a_success_in_bent_framing_is_an_answer_and_costs_the_connection(data: b
     "body", [b"Content-Length: 5\r\n\r\nok", b"Transfer-Encoding: chunked\r\n\r\n5\r\nok"]
 )
 def test_a_success_whose_body_does_not_end_is_an_answer(body: bytes) -> None:
-    """Whether the connection is cut or the body drips until the deadline."""
+    """The connection is closed early, or the body arrives too slowly for the deadline."""
     data = b"HTTP/1.1 200 OK\r\n" + body
     assert answer(data).status == 200
     with pair() as (ours, theirs):
@@ -222,7 +222,7 @@ def test_a_success_whose_body_does_not_end_is_an_answer(body: bytes) -> None:
 
 
 def test_a_success_in_bent_framing_before_the_request_was_sent_is_refused() -> None:
-    """It can't be the answer to what the server has not read."""
+    """It can't be the answer to a request that the server has not read."""
     for data in (b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"):
         with pair() as (ours, theirs):
             theirs.sendall(data)
@@ -241,7 +241,7 @@ def test_a_success_in_bent_framing_before_the_request_was_sent_is_refused() -> N
     ids=["short", "of HTTP/1.0", "without end"],
 )
 def test_interim_answers_while_the_body_is_sent_are_bounded_too(unit: bytes) -> None:
-    """Endless ones cost 30 seconds of CPU and 41 MB: the same bounds hold on every path that reads."""
+    """Without the bound, endless interim answers took 30 seconds of CPU and 41 MB."""
     flood = memoryview(unit * (1 + 10_000_000 // len(unit)))
     sent = 0
 
@@ -268,13 +268,13 @@ def fields(count: int) -> bytes:
 
 
 def head_of(size: int) -> bytes:
-    """An answer whose head has this many bytes, the empty line not counted."""
+    """Return an answer with a head of `size` bytes, without the empty line."""
     start = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nA: "
     return start + b"b" * (size - len(start)) + b"\r\n\r\n"
 
 
 def trailer_of(size: int) -> bytes:
-    """An answer whose trailer has lines of this many bytes together, line ends not counted."""
+    """Return an answer with trailer lines of `size` bytes in all, without line ends."""
     return chunked(b"0\r\n" + b"A: b\r\n" * 1000 + b"A: " + b"b" * (size - 4003) + b"\r\n\r\n")
 
 
@@ -332,7 +332,7 @@ def test_each_bound_is_where_it_is_said_to_be(within: bytes, beyond: bytes) -> N
     ids=["length", "chunk", "chunks"],
 )
 def test_a_body_is_read_to_its_end_up_to_a_mebibyte(within: bytes, beyond: bytes) -> None:
-    """The next byte costs a connection and no more time; each chunk counts 64 bytes beside its data."""
+    """A longer body costs the connection, but no more time; each chunk counts 64 bytes plus its data."""
     for data, reusable in ((within, True), (beyond, False)):
         with pair() as (ours, theirs):
             writer = threading.Thread(target=feed, args=(theirs, data))
@@ -351,13 +351,13 @@ def test_a_body_is_read_to_its_end_up_to_a_mebibyte(within: bytes, beyond: bytes
     ],
 )
 def test_a_body_that_is_given_up_spoils_its_connection_although_no_more_has_come(data: bytes) -> None:
-    """The rest comes later, and would be the answer to the next request."""
+    """The rest arrives later, and would be read as the next answer."""
     response = answer(data, end=False)
     assert (len(response.body), response.reusable) == (65536, False)
 
 
 class Wrapped:
-    """A stream that is no `socket`, as TLS inside TLS is none; each byte comes by itself."""
+    """A stream that is no `socket`, like TLS inside TLS; each read returns one byte."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -368,7 +368,7 @@ class Wrapped:
 
 
 def test_a_stream_of_any_make_is_read_as_a_socket_is() -> None:
-    """Whatever it is made of: to the answer's end, to the connection's, or to the deadline."""
+    """The answer is read to its end, to the end of the connection, or until the deadline."""
     with pair() as (ours, theirs):
         writer = threading.Thread(target=feed, args=(theirs, OK))
         writer.start()
@@ -385,19 +385,19 @@ def test_a_stream_of_any_make_is_read_as_a_socket_is() -> None:
 
 
 def test_an_error_while_opening_has_sent_and_received_nothing() -> None:
-    """Whoever raises one says no more than its kind; it may be repeated at once."""
+    """The defaults of an error raised while opening: the request may be repeated at once."""
     error = ExchangeError("connect", "refused")
     assert (error.body_sent, error.answered) == (False, False)
 
 
 def test_no_byte_of_an_answer_is_told_apart() -> None:
-    """Only then may a POST on a reused connection be repeated at once."""
+    """Only without a byte of an answer may a POST on a reused connection be repeated."""
     error = failure(b"")
     assert (error.kind, error.body_sent, error.answered) == ("reset", True, False)
 
 
 def test_an_error_says_what_without_saying_what_came() -> None:
-    """Errors are logged; header values and bodies may be secrets."""
+    """Errors are logged; header values and bodies may contain secrets."""
     error = failure(b"HTTP/1.1 500 No\r\nSet-Cookie: s3cret\0\r\n\r\n")
     assert str(error) == "protocol: control characters in the headers"
     assert "s3cret" not in repr(error)
@@ -412,7 +412,7 @@ def test_an_error_says_what_without_saying_what_came() -> None:
 
 
 def test_a_description_is_short_and_printable() -> None:
-    """The text of an error may come from a server."""
+    """The text of an error may be chosen by a server."""
     assert describe(ConnectionResetError(104, "reset")) == "ConnectionResetError: reset"
     assert describe(OSError("Tunnel failed: 407 \x1b[2J" + "x" * 500)) == (
         "OSError: Tunnel failed: 407 [2J" + "x" * 137
@@ -422,7 +422,7 @@ def test_a_description_is_short_and_printable() -> None:
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "end"])
 def test_a_long_body_is_read_but_not_kept(framing: str) -> None:
-    """An error page may be large; what is kept goes to a log line."""
+    """An error page may be large; only its beginning is needed for the log."""
     body = b"x" * 500_000
     if framing == "length":
         data = b"HTTP/1.1 500 No\r\nContent-Length: %d\r\n\r\n" % len(body) + body
@@ -450,7 +450,7 @@ def test_a_long_body_is_read_but_not_kept(framing: str) -> None:
     ],
 )
 def test_a_body_beyond_the_limit_is_not_waited_for(data: bytes) -> None:
-    """The status is known; four gigabytes of page are not worth a thread."""
+    """The status is known; reading a body of gigabytes would only block a sender."""
     with pair() as (ours, theirs):
         writer = threading.Thread(target=feed, args=(theirs, data))
         writer.start()
@@ -468,7 +468,7 @@ def feed(sock: socket.socket, data: bytes) -> None:
 
 
 def test_the_deadline_holds_against_a_server_that_never_answers() -> None:
-    """A hanging server costs a sender thread this long and no longer."""
+    """A server that hangs blocks a sender no longer than the deadline."""
     with pair() as (ours, _):
         began = time.monotonic()
         with pytest.raises(ExchangeError) as caught:
@@ -479,11 +479,11 @@ def test_the_deadline_holds_against_a_server_that_never_answers() -> None:
 
 @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"])
 def test_the_deadline_holds_against_a_drip(start: bytes) -> None:
-    """A byte before each timeout would keep a sender for ever, were it counted anew."""
+    """If each read had a timeout of its own, a slow server could block a sender forever."""
     now = 0.0
 
     class Dripping(socket.socket):
-        """Each byte takes a second of the fake clock."""
+        """A socket on which each byte takes a second of the fake clock."""
 
         def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
             nonlocal now
@@ -500,7 +500,7 @@ def test_the_deadline_holds_against_a_drip(start: bytes) -> None:
 
 
 def test_nothing_is_sent_after_the_deadline() -> None:
-    """A late exchange must not begin."""
+    """An exchange must not begin after its deadline."""
     with pair() as (ours, theirs):
         with pytest.raises(ExchangeError) as caught:
             run(ours, seconds=-1)
@@ -511,7 +511,7 @@ def test_nothing_is_sent_after_the_deadline() -> None:
 
 @pytest.mark.parametrize("size", [60_000, 3_000_000])
 def test_the_deadline_holds_while_sending(size: int) -> None:
-    """A server that doesn't read can't hold a sender either."""
+    """A server that does not read must not block a sender beyond the deadline."""
     with pair() as (ours, _):
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         began = time.monotonic()
@@ -530,7 +530,7 @@ def read_all(sock: socket.socket, count: int) -> bytes:
 
 @pytest.mark.parametrize("size", [0, 65_536, 65_537, 5_000_000])
 def test_bodies_of_any_size_arrive_whole(size: int) -> None:
-    """Beyond 64 KiB the body goes out in pieces."""
+    """Bodies of more than 64 KiB are sent in parts."""
     body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     received = []
 
@@ -548,7 +548,7 @@ def test_bodies_of_any_size_arrive_whole(size: int) -> None:
 
 @pytest.mark.parametrize("interim", [b"", b"HTTP/1.1 100 Continue\r\n\r\n"])
 def test_an_early_answer_ends_the_sending(interim: bytes) -> None:
-    """A server that refuses the body need not read it: sending on would wait for the deadline."""
+    """A server that refuses the body need not read it: further sending would block until the deadline."""
     refused = b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno"
     with pair() as (ours, theirs):
         theirs.sendall(interim + refused)
@@ -557,7 +557,7 @@ def test_an_early_answer_ends_the_sending(interim: bytes) -> None:
 
 
 def test_an_early_answer_that_is_cut_short_counts_as_one() -> None:
-    """The server has seen the request: repeating it at once on a fresh connection is for silence only."""
+    """The server has read the request, so that it must not be repeated at once on a new connection."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(b"HTTP/1.1 413 Too")
@@ -568,7 +568,7 @@ def test_an_early_answer_that_is_cut_short_counts_as_one() -> None:
 
 
 def test_an_interim_answer_does_not_end_the_sending() -> None:
-    """A 100 that nobody asked for is allowed, and the body is still wanted."""
+    """An unexpected 100 is allowed, and the server still expects the body."""
     size = 2_000_000
     received: list[bytes] = []
 
@@ -600,7 +600,7 @@ def tcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @pytest.mark.parametrize("size", [4, 5_000_000])
 def test_an_answer_survives_the_reset_behind_it(size: int) -> None:
-    """A server that closes with unread bytes resets; its 413 is in our buffer by then."""
+    """A server that closes with unread bytes resets the connection after its 413 was received."""
     with tcp_pair() as (ours, theirs):
         theirs.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
         ours.sendall(b"unread")
@@ -614,7 +614,7 @@ def test_an_answer_survives_the_reset_behind_it(size: int) -> None:
 @pytest.mark.parametrize("size", [4, 5_000_000])
 @pytest.mark.parametrize("last", [b"", b"garbage!!!"])
 def test_a_reset_while_sending_is_told_as_such(size: int, last: bytes) -> None:
-    """The body can't have arrived, so anything may be sent again."""
+    """The body can't have arrived completely, so that the request may be repeated."""
     with tcp_pair() as (ours, theirs):
         if last:
             theirs.sendall(last)
@@ -631,7 +631,7 @@ def test_a_reset_while_sending_is_told_as_such(size: int, last: bytes) -> None:
 
 
 def test_an_end_of_the_connection_while_sending_is_a_reset() -> None:
-    """Whoever says goodbye without an answer will not give one."""
+    """A server that closes its side without an answer will not send one."""
     with pair() as (ours, theirs):
         theirs.shutdown(socket.SHUT_WR)
         with pytest.raises(ExchangeError, match="while the body was being sent") as caught:
@@ -686,7 +686,7 @@ def outcome(data: bytes, sizes: list[int], *, close: bool) -> Response | tuple[s
 @given(data=_ANSWERS, close=st.booleans())
 @example(data=OK, close=True)
 def test_any_bytes_are_an_answer_or_an_exchange_error(data: bytes, close: bool) -> None:
-    """A worker thread must outlive whatever listens on the other side."""
+    """No answer may end a sender thread."""
     result = outcome(data, [], close=close)
     if isinstance(result, Response):
         assert 200 <= result.status <= 599
@@ -702,11 +702,11 @@ def test_any_bytes_are_an_answer_or_an_exchange_error(data: bytes, close: bool) 
 @example(data=b"HTTP/1.1 100 C\r\n\r\n" + OK + b"tail", sizes=[1] * 100)
 @example(data=b"HTTP/1.1 200 OK\r\n\n\r\n", sizes=[1] * 100)
 def test_how_bytes_are_split_changes_nothing(data: bytes, sizes: list[int]) -> None:
-    """The network cuts where it likes."""
+    """The network may split the bytes at any point."""
     whole = outcome(data, [], close=False)
     split = outcome(data, sizes, close=False)
     if isinstance(whole, Response) and isinstance(split, Response):
-        # Bytes behind the answer are seen only when they came along with it.
+        # Bytes after the answer are noticed only if they were received together with it.
         assert (split.status, split.headers, split.body) == (whole.status, whole.headers, whole.body)
         assert split.reusable or not whole.reusable
     else:
@@ -744,7 +744,7 @@ Pairs = Callable[[], contextlib.AbstractContextManager[tuple[ssl.SSLSocket, ssl.
 
 
 def test_tls_carries_an_exchange(tls_pair: Pairs) -> None:
-    """The same code, on a socket whose readability means less."""
+    """A TLS socket may be readable without application data."""
     with tls_pair() as (ours, theirs):
         theirs.sendall(OK)
         assert run(ours) == answer(OK)
@@ -752,7 +752,7 @@ def test_tls_carries_an_exchange(tls_pair: Pairs) -> None:
 
 
 def test_tls_sends_large_bodies_whole(tls_pair: Pairs) -> None:
-    """Session tickets make the socket readable without an answer."""
+    """Session tickets make the socket readable before an answer arrives."""
     body = bytes(range(256)) * 10_000
     received = []
 
@@ -769,14 +769,14 @@ def test_tls_sends_large_bodies_whole(tls_pair: Pairs) -> None:
 
 
 def test_tls_reads_an_early_answer(tls_pair: Pairs) -> None:
-    """The 413 is inside a record; only a read can tell it from a ticket."""
+    """Only reading distinguishes a record with the 413 from a session ticket."""
     with tls_pair() as (ours, theirs):
         theirs.sendall(b"HTTP/1.1 413 No\r\nContent-Length: 0\r\n\r\n")
         assert run(ours, b"x" * 5_000_000).status == 413
 
 
 def test_a_tls_failure_is_told_from_a_reset(tls_pair: Pairs) -> None:
-    """Under TLS 1.3 a missing client certificate shows only now: a matter of configuration."""
+    """With TLS 1.3 a missing client certificate fails the exchange, not the handshake."""
     with tls_pair() as (ours, theirs):
         socket.socket.sendall(theirs, b"\x17\x03\x03\x00\x20" + b"\0" * 32)  # a record that can't be right
         with pytest.raises(ExchangeError) as caught:
@@ -786,7 +786,7 @@ def test_a_tls_failure_is_told_from_a_reset(tls_pair: Pairs) -> None:
 
 
 def test_the_end_of_a_tls_connection_is_a_reset(tls_pair: Pairs) -> None:
-    """Servers drop idle TLS connections without a word, too."""
+    """Servers also close idle TLS connections without a TLS alert."""
     with tls_pair() as (ours, theirs):
         theirs.close()
         with pytest.raises(ExchangeError) as caught:

@@ -39,7 +39,7 @@ def paused(retry_after: str, *, status: int = 429) -> float:
 
 @pytest.mark.parametrize("vector", VECTORS, ids=[vector["id"] for vector in VECTORS])
 def test_every_vector_limits_what_it_says(vector: dict[str, Any]) -> None:
-    """The vectors are the server's own tests and our stated choices."""
+    """The vectors are the server's own tests and this library's documented choices."""
     limits = RateLimits()
     history = [(-math.inf, limits)]
     for step in vector["steps"]:
@@ -64,7 +64,7 @@ def test_every_vector_limits_what_it_says(vector: dict[str, Any]) -> None:
 
 
 def test_the_known_categories_are_those_of_the_vector_file() -> None:
-    """A name missing here would make the server's limit on it invisible."""
+    """A limit on a category that is missing in the list would be ignored."""
     assert sorted(DATA["known_categories"]) == sorted(KNOWN_CATEGORIES)
 
 
@@ -96,13 +96,13 @@ def test_the_known_categories_are_those_of_the_vector_file() -> None:
     ],
 )
 def test_a_header_is_read_as_relay_writes_and_reads_it(text: str, expected: dict[str, float]) -> None:
-    """Spaces, odd numbers and namespaces: a group misread is either hammering or silence."""
+    """A misread group would cause either too many requests or none."""
     assert limited(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "invalid", ",,, ,", "abc:error"])
 def test_a_429_with_an_unreadable_header_falls_back_to_retry_after(text: str) -> None:
-    """The server did ask for a pause; a header we can't read is no permission to go on."""
+    """The server requested a pause; an unreadable header does not cancel it."""
     limits = RateLimits().updated(429, {HEADER: text, "Retry-After": "7"}, 0.0)
     assert limits.active(0.0) == {ALL: 7.0}
     assert limited(text, status=429) == {ALL: 60.0}
@@ -110,7 +110,7 @@ def test_a_429_with_an_unreadable_header_falls_back_to_retry_after(text: str) ->
 
 @pytest.mark.parametrize("text", ["42:foo", "0:error", "60:metric_bucket:key:reason:spans"])
 def test_a_429_whose_groups_were_read_needs_no_fallback(text: str) -> None:
-    """A limit on what we don't send says precisely that the rest may go on."""
+    """A limit on categories that are never sent does not limit the others."""
     limits = RateLimits().updated(429, {HEADER: text, "Retry-After": "7"}, 0.0)
     assert limits.active(0.0) == {}
 
@@ -128,13 +128,13 @@ def test_a_429_whose_groups_were_read_needs_no_fallback(text: str) -> None:
 def test_a_503_pauses_everything_only_if_it_says_so(
     headers: dict[str, str], expected: dict[str, float]
 ) -> None:
-    """Maintenance announces its length; a bare 503 is the breaker's business."""
+    """A server in maintenance sends Retry-After; the breaker handles a 503 without it."""
     assert RateLimits().updated(503, headers, 0.0).active(0.0) == expected
 
 
 @pytest.mark.parametrize("status", [200, 301, 400, 408, 413, 500, 502, 504])
 def test_retry_after_is_ignored_on_other_statuses(status: int) -> None:
-    """The documents require it on 429 only, and proxies add it at will."""
+    """The protocol requires it for 429 only, and proxies may add it to any answer."""
     assert RateLimits().updated(status, {"Retry-After": "30"}, 0.0) == RateLimits()
 
 
@@ -154,7 +154,7 @@ def test_retry_after_is_ignored_on_other_statuses(status: int) -> None:
     ],
 )
 def test_all_three_date_forms_are_read(text: str, expected: float) -> None:
-    """RFC 9110 section 5.6.7: a recipient must accept the obsolete two as well."""
+    """RFC 9110 section 5.6.7: a recipient must accept the two obsolete forms as well."""
     assert retry_after_seconds({"retry-after": text}, wall=WALL) == expected
     assert paused(text) == expected
 
@@ -177,27 +177,27 @@ def test_all_three_date_forms_are_read(text: str, expected: float) -> None:
     ],
 )
 def test_an_unreadable_retry_after_is_none_and_pauses_a_minute(text: str) -> None:
-    """No length can be told, yet a pause was asked for."""
+    """The server requested a pause of unknown length."""
     assert retry_after_seconds({"Retry-After": text}, wall=WALL) is None
     assert paused(text) == 60.0
 
 
 def test_retry_after_is_none_when_absent() -> None:
-    """Absence differs from zero: only the second is an answer."""
+    """An absent header is not a pause of zero seconds."""
     assert retry_after_seconds({}, wall=WALL) is None
     assert retry_after_seconds({"RETRY-AFTER": "-3"}, wall=WALL) == 0.0
     assert retry_after_seconds({"retry-after": "2.5"}, wall=WALL) == 3.0
 
 
 def test_what_is_left_until_a_date_is_rounded_up() -> None:
-    """As a number of seconds is: half a second early is one refusal more."""
+    """A request half a second early would be refused."""
     headers = {"Retry-After": "Tue, 14 Nov 2023 22:14:20 GMT"}
     assert retry_after_seconds(headers, wall=WALL + 0.25) == 60.0
     assert retry_after_seconds(headers, wall=WALL - 0.25) == 61.0
 
 
 def test_a_date_is_read_against_the_system_clock_by_default() -> None:
-    """Callers hold a monotonic clock only."""
+    """Callers provide only a monotonic clock."""
     headers = {"Retry-After": formatdate(time.time() + 90, usegmt=True)}
     assert RateLimits().updated(429, headers, 5.0).limited_until(None) == pytest.approx(95.0, abs=2)
 
@@ -209,13 +209,13 @@ def test_header_names_are_found_in_any_case_and_repeats_are_joined() -> None:
 
 
 def test_headers_that_are_not_text_are_passed_over() -> None:
-    """A foreign client's mapping may hold bytes; limits of the readable ones still apply."""
+    """A third-party client's mapping may contain bytes; the readable headers still apply."""
     headers: Any = {b"retry-after": b"5", 7: "x", "Retry-After": None, HEADER: "60:error"}
     assert RateLimits().updated(429, headers, 0.0).active(0.0) == {"error": 60.0}
 
 
 def test_an_active_all_is_not_hidden_by_a_shorter_category() -> None:
-    """The effective limit is the longer of both; another client looks at the category alone."""
+    """The effective limit is the later of both, unlike in clients that check only the category."""
     limits = RateLimits().updated(200, {HEADER: "600::key, 5:error:key"}, 0.0)
     assert limits.limited_until("error") == 600.0
     assert limits.limited_until(None) == 600.0
@@ -225,7 +225,7 @@ def test_an_active_all_is_not_hidden_by_a_shorter_category() -> None:
 
 
 def test_items_without_a_category_are_held_back_by_all_only() -> None:
-    """Client reports of unknown items must not stop for a limit on errors."""
+    """A limit on errors does not limit items without a category."""
     limits = RateLimits().updated(200, {HEADER: "60:error;default"}, 0.0)
     assert limits.limited_until("error") == 60.0
     assert limits.limited_until(None) == 0.0
@@ -233,7 +233,7 @@ def test_items_without_a_category_are_held_back_by_all_only() -> None:
 
 
 def test_expired_limits_leave_the_table() -> None:
-    """What is over is no news for health, and the table stays small."""
+    """Health does not show expired limits, and the table stays small."""
     first = RateLimits().updated(200, {HEADER: "10:error, 100:session"}, 0.0)
     assert first.active(10.0) == {"session": 100.0}
     later = first.updated(200, {}, 10.0)
@@ -242,14 +242,14 @@ def test_expired_limits_leave_the_table() -> None:
 
 
 def test_a_response_without_news_keeps_the_very_table() -> None:
-    """The common case allocates nothing that would be kept."""
+    """The common case keeps no new object."""
     limits = RateLimits().updated(200, {HEADER: "100:session"}, 0.0)
     assert limits.updated(200, {"Content-Type": "application/json"}, 50.0) is limits
     assert limits.updated(200, {HEADER: "0:error, -1:span"}, 50.0) is limits
 
 
 def test_tables_are_values() -> None:
-    """Threads share them without a lock, which is safe only while nothing can change them."""
+    """Threads share tables without a lock, which requires that they are immutable."""
     limits = RateLimits().updated(200, {HEADER: "60:error"}, 0.0)
     limits.active(0.0)["session"] = 1e9
     assert limits.limited_until("session") == 0.0
@@ -275,7 +275,7 @@ def test_tables_are_values() -> None:
     ],
 )
 def test_a_header_of_64_kib_is_read_in_linear_time(head: str, unit: str, tail: str) -> None:
-    """A hostile server must not buy seconds of the sender's time with one header."""
+    """A hostile server must not block a sender for seconds with one header."""
 
     def read(size: int) -> RateLimits:
         text = head + unit * (size // len(unit)) + tail
@@ -322,7 +322,7 @@ responses = st.tuples(statuses, mappings, times)
 
 @given(st.lists(responses, min_size=1, max_size=5))
 def test_no_response_shortens_an_active_limit(history: list[tuple[int, Mapping[str, str], float]]) -> None:
-    """A server under stress sends many headers; the longest pause it asked for stands."""
+    """The longest requested pause remains in force, whatever later responses contain."""
     limits = RateLimits()
     now = 0.0
     for status, headers, step in history:
@@ -339,7 +339,7 @@ def test_no_response_shortens_an_active_limit(history: list[tuple[int, Mapping[s
     statuses, st.dictionaries(st.one_of(names, st.binary(max_size=4), st.none()), texts | st.none()), times
 )
 def test_nothing_in_a_response_raises(status: int, headers: Any, now: float) -> None:
-    """An exception here would lose the envelope's outcome."""
+    """An exception would lose the outcome of the delivery."""
     limits = RateLimits().updated(status, headers, now, wall=WALL)
     pause = retry_after_seconds(headers, wall=WALL)
     assert limits.limited_until(None) >= 0.0
@@ -348,6 +348,6 @@ def test_nothing_in_a_response_raises(status: int, headers: Any, now: float) -> 
 
 @given(st.sampled_from(sorted(KNOWN_CATEGORIES)), st.floats(min_value=0.001, max_value=1e12), times)
 def test_a_limit_lasts_the_seconds_rounded_up(category: str, seconds: float, now: float) -> None:
-    """Rounding down would send the first envelope into the tail of the limit."""
+    """With rounding down, the first envelope would be sent before the end of the limit."""
     active = limited(f"{seconds!r}:{category}:key", now=now)
     assert active == {category: now + math.ceil(seconds)}

@@ -25,7 +25,7 @@ def opened(now: float = 100.0, *, draw: float = 0.5, not_before: float = 0.0) ->
     ("attempt", "ceiling"), [(1, 0.5), (2, 1.0), (3, 2.0), (7, 32.0), (8, 60.0), (9, 60.0), (10**9, 60.0)]
 )
 def test_the_ceiling_doubles_up_to_the_cap(attempt: int, ceiling: float) -> None:
-    """Short hiccups cost little, long outages are not hammered."""
+    """Short outages delay little, and long ones cause few requests."""
     assert BACKOFF.delay(attempt, 0.0) == 0.0
     assert BACKOFF.delay(attempt, 0.5) == ceiling / 2
 
@@ -39,7 +39,7 @@ def test_the_ceiling_doubles_up_to_the_cap(attempt: int, ceiling: float) -> None
 def test_every_delay_lies_between_nothing_and_its_ceiling(
     base: float, factor: float, attempt: int, draw: float
 ) -> None:
-    """Full jitter spreads a fleet's clients over the whole span, and no number overflows."""
+    """Full jitter spreads many clients over the whole range, and no number overflows."""
     backoff = Backoff(base, base * factor)
     delay = backoff.delay(attempt, draw)
     ceiling = min(backoff.cap, base * 2.0 ** min(attempt - 1, 64))
@@ -49,7 +49,7 @@ def test_every_delay_lies_between_nothing_and_its_ceiling(
 
 
 def test_an_endless_outage_costs_no_time_to_compute() -> None:
-    """A power of two with a billion digits would stall the worker."""
+    """Computing a power of two with a billion digits would block the worker."""
     tracemalloc.start()
     try:
         assert BACKOFF.delay(10**9, 0.999) <= 60.0
@@ -62,13 +62,13 @@ def test_an_endless_outage_costs_no_time_to_compute() -> None:
     ("base", "cap"), [(0, 1), (-1, 1), (2, 1), (1, math.inf), (math.nan, 1), (1, math.nan)]
 )
 def test_bounds_that_make_no_sense_are_refused(base: float, cap: float) -> None:
-    """A back-off of nothing is a busy loop."""
+    """A back-off of 0 seconds would be a busy loop."""
     with pytest.raises(ValueError, match="base must be more than 0"):
         Backoff(base, cap)
 
 
 def test_a_new_breaker_is_closed_and_lets_all_pass() -> None:
-    """Nothing is held back before anything failed, and an attempt changes nothing."""
+    """Before the first failure all attempts are permitted, and an attempt changes nothing."""
     breaker = CircuitBreaker(BACKOFF)
     assert breaker.state == "closed"
     assert breaker.permits(0.0)
@@ -78,7 +78,7 @@ def test_a_new_breaker_is_closed_and_lets_all_pass() -> None:
 
 
 def test_a_failure_opens_it_until_the_drawn_delay_is_over() -> None:
-    """One refused connection is enough: the others would only wait for theirs."""
+    """One failure suffices: other attempts would probably fail as well."""
     breaker = opened(100.0, draw=0.5)
     assert breaker.state == "open"
     assert breaker.failures == 1
@@ -88,13 +88,13 @@ def test_a_failure_opens_it_until_the_drawn_delay_is_over() -> None:
 
 
 def test_the_receivers_own_date_moves_the_probe_later_only() -> None:
-    """Retry-After is a request to wait, never one to hurry."""
+    """Retry-After can only delay the next probe."""
     assert opened(100.0, not_before=500.0).next_probe == 500.0
     assert opened(100.0, not_before=5.0).next_probe == 100.25
 
 
 def test_only_one_probe_goes_out() -> None:
-    """Eight senders waking at once are the herd that a recovering server dies of."""
+    """The requests of eight senders at once could overload a recovering server."""
     probing = opened().began(101.0)
     assert probing.state == "probing"
     assert not probing.permits(10_000.0)
@@ -102,7 +102,7 @@ def test_only_one_probe_goes_out() -> None:
 
 
 def test_a_failed_probe_doubles_the_delay() -> None:
-    """The longer the outage, the rarer the question."""
+    """The longer the outage, the rarer the probes."""
     again = opened(100.0).began(101.0).failed(102.0, began=101.0, draw=0.5)
     assert again.state == "open"
     assert again.failures == 2
@@ -112,7 +112,7 @@ def test_a_failed_probe_doubles_the_delay() -> None:
 
 
 def test_failures_from_before_it_opened_change_nothing() -> None:
-    """Eight attempts under way when the server died are one failure, not eight."""
+    """Eight attempts under way when the server dies are one failure, not eight."""
     breaker = opened(100.0)
     assert breaker.failed(101.0, began=99.5, draw=0.9) is breaker
     probing = breaker.began(101.0)
@@ -120,7 +120,7 @@ def test_failures_from_before_it_opened_change_nothing() -> None:
 
 
 def test_an_old_failure_may_still_bring_the_receivers_date() -> None:
-    """The date says something about the server now, whoever was told."""
+    """The time concerns the server, whichever attempt received it."""
     later = opened(100.0).failed(101.0, began=99.5, draw=0.9, not_before=700.0)
     assert later.next_probe == 700.0
     assert later.failures == 1
@@ -130,13 +130,13 @@ def test_an_old_failure_may_still_bring_the_receivers_date() -> None:
 
 
 def test_a_failure_without_a_probe_out_does_not_escalate() -> None:
-    """A failure told twice is one failure."""
+    """A failure reported twice counts once."""
     again = opened(100.0).began(101.0).failed(102.0, began=101.0, draw=0.5)
     assert again.failed(102.0, began=101.0, draw=0.5) is again
 
 
 def test_success_closes_whatever_the_state() -> None:
-    """An answer is proof, even if it belongs to an attempt that began long ago."""
+    """An answer shows that the server works, even if the attempt began long ago."""
     for breaker in (CircuitBreaker(BACKOFF), opened(), opened().began(101.0)):
         closed = breaker.succeeded(200.0)
         assert closed.state == "closed"
@@ -146,14 +146,14 @@ def test_success_closes_whatever_the_state() -> None:
 
 
 def test_a_failure_from_before_the_last_success_does_not_open_it() -> None:
-    """The receiver answered after that attempt had begun; the failure is old news."""
+    """The receiver has answered since that attempt began, so that its failure does not count."""
     closed = opened(100.0).began(101.0).succeeded(102.0)
     assert closed.failed(103.0, began=101.0, draw=0.5, not_before=900.0) is closed
     assert closed.failed(103.0, began=102.0, draw=0.5).state == "open"
 
 
 def test_a_flush_may_hasten_the_probe_but_not_double_it() -> None:
-    """Someone waits for the outcome now; a second probe would tell nothing more."""
+    """A waiting caller needs the outcome now, but a second probe adds no information."""
     breaker = opened(100.0, draw=0.9)
     hastened = breaker.hastened(100.1)
     assert hastened.permits(100.1)
@@ -166,7 +166,7 @@ def test_a_flush_may_hasten_the_probe_but_not_double_it() -> None:
 
 
 def test_a_probe_without_a_verdict_makes_room_for_another() -> None:
-    """What was to be sent may turn out limited or expired; the breaker must not wait for it forever."""
+    """The probe's envelope may be limited or expired; the breaker must not wait for it forever."""
     given_up = opened(100.0).began(101.0).gave_up(103.0)
     assert given_up.state == "open"
     assert given_up.failures == 1
@@ -175,7 +175,7 @@ def test_a_probe_without_a_verdict_makes_room_for_another() -> None:
 
 
 def test_breakers_are_values() -> None:
-    """Health shows one while the worker goes on with the next."""
+    """Health reads a breaker while the worker replaces it."""
     assert opened(100.0) == opened(100.0)
     assert hash(opened(100.0)) == hash(opened(100.0))
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -183,7 +183,7 @@ def test_breakers_are_values() -> None:
 
 
 class Senders(RuleBasedStateMachine):
-    """Concurrent attempts against one breaker, in any order, told apart as a reader would tell them."""
+    """Concurrent attempts against one breaker, in any order, compared with a simple model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ class Senders(RuleBasedStateMachine):
         self.tick(0.001)
         self.attempts.pop(data.draw(st.integers(0, len(self.attempts) - 1)))
         self.breaker = self.breaker.succeeded(self.now)
-        # A probe that is still out is now an attempt from before the last close.
+        # A probe that is still under way is now an attempt from before the last success.
         self.attempts = [(began, False) for began, _ in self.attempts]
         assert self.breaker.state == "closed"
 
@@ -270,7 +270,7 @@ class Senders(RuleBasedStateMachine):
 
     @invariant()
     def a_probe_always_comes(self) -> None:
-        """No history may leave the breaker shut forever."""
+        """After any sequence of events another probe is permitted eventually."""
         probing = self.breaker.state == "probing"
         assert probing or self.breaker.permits(max(self.now, self.breaker.next_probe))
 

@@ -1,4 +1,4 @@
-"""Flush and close of a worker: what they wait for, how long, and what they report."""
+"""Flush and close of a worker: their waits, timeouts and reports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from transport_kit.transport.worker.outcome import FlushReport, Outcome, WorkerS
 
 
 def test_flush_waits_for_what_was_accepted_before_it_and_no_more() -> None:
-    """Under constant traffic a flush would never return otherwise."""
+    """Otherwise a flush would never return under constant traffic."""
     deliver = Deliverer()
     deliver.hold()
     queue = memory(quick())
@@ -43,7 +43,7 @@ def test_flush_waits_for_what_was_accepted_before_it_and_no_more() -> None:
 
 
 def test_flush_says_what_was_delivered_discarded_and_is_pending() -> None:
-    """The caller decides by it whether to go on; a discarded envelope is settled."""
+    """The caller uses the report to decide whether to continue; a discarded envelope counts as settled."""
     deliver = Deliverer(Outcome(), DISCARD)
     deliver.hold()
     queue = memory(quick())
@@ -62,7 +62,7 @@ def test_flush_says_what_was_delivered_discarded_and_is_pending() -> None:
 
 
 def test_an_overflow_settles_what_a_flush_waits_for() -> None:
-    """What was sacrificed is discarded, not pending for ever."""
+    """An evicted envelope is discarded, and no longer pending."""
     deliver = Deliverer()
     deliver.hold()
     options = quick(max_senders=1, max_queue_items=2)
@@ -81,7 +81,7 @@ def test_an_overflow_settles_what_a_flush_waits_for() -> None:
 
 @pytest.mark.parametrize("call", ["flush", "close", "end"])
 def test_a_wait_ends_in_time_although_the_server_hangs_and_the_queue_is_full(call: str) -> None:
-    """A shutdown costs what was agreed and no more."""
+    """A shutdown takes no longer than its timeout."""
     timeout = scaled(0.5)
 
     def measure() -> float:
@@ -98,7 +98,7 @@ def test_a_wait_ends_in_time_although_the_server_hangs_and_the_queue_is_full(cal
 
 
 def test_several_callers_wait_at_once_each_for_its_own_time() -> None:
-    """A health check's flush and a shutdown's may meet."""
+    """A flush of a health check and one of a shutdown may overlap."""
     deliver = Deliverer()
     deliver.hold()
     with running(deliver) as worker:
@@ -121,7 +121,7 @@ def test_several_callers_wait_at_once_each_for_its_own_time() -> None:
 
 
 def test_a_wait_without_end_is_no_error() -> None:
-    """`flush(inf)` is what somebody writes who really wants it delivered."""
+    """`flush(inf)` is a legitimate call that waits without a limit."""
     with running(Deliverer()) as worker:
         worker.submit(event())
         assert worker.flush(float("inf")).ok
@@ -132,7 +132,7 @@ def test_a_wait_without_end_is_no_error() -> None:
 
 
 def test_a_second_close_waits_for_the_first_and_does_not_cut_it_short() -> None:
-    """An impatient hook at exit must not discard what a patient one is delivering."""
+    """An exit hook with a short timeout must not discard envelopes that another call waits for."""
     deliver = Deliverer()
     deliver.hold()
     with running(deliver) as worker:
@@ -156,7 +156,7 @@ def test_a_second_close_waits_for_the_first_and_does_not_cut_it_short() -> None:
 
 
 def test_an_interrupted_close_still_closes() -> None:
-    """Ctrl-C during a shutdown: nothing is left half way."""
+    """After Ctrl-C during a shutdown the worker is closed."""
     deliver = Deliverer()
     deliver.hold()
     with running(deliver) as worker:

@@ -1,7 +1,7 @@
-"""A signal handler raises at any instruction of a worker's calls: it reaches the caller, and all stays true.
+"""Calls of a worker in which a signal handler raises, at every instruction of them.
 
-Celery's soft time limit, a gunicorn worker's timeout and many a test runner's raise out of a signal handler,
-wherever the main thread happens to be.
+Celery's soft time limit, and the timeouts of gunicorn workers and test runners, are raised by a signal
+handler at any point of the main thread.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BATCH = transaction("two spans")
 
 @dataclass
 class Case:
-    """A worker, and what is called on it."""
+    """A worker and the call to interrupt."""
 
     worker: BackgroundWorker
     queue: MemoryQueue
@@ -40,7 +40,7 @@ def _first() -> Case:
 
 
 def _full() -> Case:
-    """Every further envelope sacrifices one; the deliveries wait, so nothing else changes the queue."""
+    """A full queue: each put evicts an envelope. Deliveries wait, so that nothing else changes the queue."""
     case = _case(lambda worker: worker.submit(SMALL), max_queue_items=4, max_senders=1)
     case.deliver.hold()
     case.worker.submit(SMALL)
@@ -99,7 +99,7 @@ CALLS: dict[str, Callable[[], Case]] = {
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", CALLS)
 def test_a_handler_that_raises_at_any_instruction_spoils_nothing(name: str) -> None:
-    """The exception is the app's and reaches it; no lock stays behind, no count is off, and work goes on."""
+    """The exception reaches the app, the lock is released, all counts are right, and the worker continues."""
     ends = name in ("a close", "a kill")
     for instruction in every_instruction():
         case = CALLS[name]()

@@ -1,6 +1,8 @@
-"""The eleven invariants of the design, section 4, as far as they are the worker's.
+"""The invariants of a worker, under any load, fault or interruption.
 
-What a call of the state table does is in the other `test_worker_*.py`; here is what holds whatever happens.
+1: no envelope disappears without being counted. 2: a capture never raises, blocks or waits for I/O. 6: a
+server that does not answer costs bounded memory. 7: one bad envelope never stops the next. 10: no work is
+left without a sender. 11: an idle worker costs nothing. The other `test_worker_*.py` test single calls.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ SMALL = event("small")
 
 
 def test_1_nothing_disappears_under_load_faults_and_overflow() -> None:
-    """Eight threads capture while deliveries fail in every way; the books balance at every moment."""
+    """Eight threads capture while deliveries fail in every way; the ledger balances at every moment."""
     chance = random.Random(7)
     guard = threading.Lock()
 
@@ -92,7 +94,7 @@ def test_1_nothing_disappears_under_load_faults_and_overflow() -> None:
 
 
 def test_1_an_envelope_is_settled_once_although_kill_and_delivery_race() -> None:
-    """Counted as killed or as delivered, never as both."""
+    """An envelope is counted as killed or as delivered, never as both."""
     for _ in range(50):
         deliver = Deliverer()
         queue = memory(quick())
@@ -110,7 +112,7 @@ def test_1_an_envelope_is_settled_once_although_kill_and_delivery_race() -> None
 
 
 def test_2_a_capture_takes_no_longer_while_deliveries_hang() -> None:
-    """A dead server is no reason for a slow request."""
+    """A server that does not answer must not slow down requests of the app."""
     deliver = Deliverer()
     deliver.hold()
     with running(deliver, quick(max_queue_items=100)) as worker:
@@ -126,7 +128,7 @@ def test_2_a_capture_takes_no_longer_while_deliveries_hang() -> None:
 
 
 def test_2_a_capture_made_by_the_delivery_is_refused_and_counted() -> None:
-    """A log line of the HTTP code, captured, would be delivered, which would log."""
+    """Otherwise a captured log line of the HTTP code would be delivered and cause the next line."""
     accepted: list[bool] = []
 
     def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
@@ -141,7 +143,7 @@ def test_2_a_capture_made_by_the_delivery_is_refused_and_counted() -> None:
 
 
 class _Inside(MemoryQueue):
-    """A queue that is interrupted in each of its critical sections, once per call, by a capture."""
+    """A queue that a capture interrupts once per call, inside a critical section."""
 
     def __init__(self) -> None:
         super().__init__(1000, 1 << 30)
@@ -194,7 +196,7 @@ def _on_signal() -> Iterator[list[Callable[[], object]]]:
 def test_2_a_signal_inside_any_section_of_ours_may_capture(
     where: str, on_signal: list[Callable[[], object]]
 ) -> None:
-    """The handler's capture is accepted, waits for nothing, and is delivered without another call."""
+    """The handler's capture is accepted without waiting, and is delivered without another call."""
     main = _thread.get_ident()
     queue = _Inside()
     deliver = Deliverer()
@@ -228,7 +230,7 @@ def test_2_a_signal_inside_any_section_of_ours_may_capture(
 
 
 def test_2_a_capture_left_aside_while_a_flush_goes_to_wait_is_taken_in() -> None:
-    """The flush holds the lock when the signal comes, and then lets go of it without an end of section."""
+    """The signal arrives while the flush owns the lock, which `Condition.wait` then releases."""
     deliver = Deliverer()
     deliver.hold()
     with running(deliver, quick(max_senders=2)) as worker:
@@ -252,7 +254,7 @@ def test_2_a_capture_left_aside_while_a_flush_goes_to_wait_is_taken_in() -> None
 
 
 def test_2_a_capture_that_interrupts_the_last_look_for_work_finds_a_sender() -> None:
-    """Nothing waits, says the section; the capture that came inside it relies on its end."""
+    """The section found no work; the capture that interrupted it relies on the check after the section."""
     deliver = Deliverer()
     with running(deliver) as worker:
         plain = worker._dispatcher.needed_locked
@@ -272,7 +274,7 @@ def test_2_a_capture_that_interrupts_the_last_look_for_work_finds_a_sender() -> 
 
 
 def test_2_the_side_deque_is_bounded_like_the_queue() -> None:
-    """A handler that captures without end inside a section."""
+    """A handler that captures in a loop inside a section must not exceed the queue's bounds."""
     queue = memory(quick(max_queue_items=3))
     worker = BackgroundWorker(queue, Deliverer(), quick(max_queue_items=3))
     with queue.lock.rlock:
@@ -291,7 +293,7 @@ def test_2_the_side_deque_is_bounded_like_the_queue() -> None:
 
 
 def test_2_a_capture_left_aside_before_the_end_counts_to_it() -> None:
-    """`kill` inside the same section: what was accepted is given up, and counted as that."""
+    """`kill` inside the same section discards the deferred envelope, and counts it as killed."""
     queue = memory(quick())
     worker = BackgroundWorker(queue, Deliverer(), quick())
     with queue.lock.rlock:
@@ -307,7 +309,7 @@ def test_2_a_capture_left_aside_before_the_end_counts_to_it() -> None:
 
 
 def test_2_a_logging_handler_on_root_may_capture_at_debug() -> None:
-    """Ours and everybody's lines: what the worker logs on its own threads is refused, not nested."""
+    """Lines that the worker logs on its own threads are refused, so that captures do not nest."""
     records: list[str] = []
 
     class Capturing(logging.Handler):
@@ -344,7 +346,7 @@ def test_2_a_logging_handler_on_root_may_capture_at_debug() -> None:
 
 @untraced
 def test_2_a_capture_in_del_during_a_collection_is_counted() -> None:
-    """The collector runs where it likes, in our sections too."""
+    """A collection may run at any point, also inside a critical section."""
 
     class Dying:
         def __init__(self) -> None:
@@ -366,7 +368,7 @@ def test_2_a_capture_in_del_during_a_collection_is_counted() -> None:
         finally:
             gc.set_threshold(*thresholds)
             gc.unfreeze()
-        # While a sender collects, a collection of ours does nothing.
+        # While a sender collects, a collection on this thread does nothing.
         assert until(lambda: gc.collect() >= 0 and len(made) == 500)
         assert worker.flush(SOON).ok
         assert worker.facts().totals.captured == {"error": 1000}
@@ -377,7 +379,7 @@ def test_2_a_capture_in_del_during_a_collection_is_counted() -> None:
 
 
 def test_6_the_queue_holds_no_more_than_its_bounds_those_in_hand_included() -> None:
-    """The app's memory is the app's."""
+    """Envelopes being delivered count towards the bounds of the queue."""
     deliver = Deliverer()
     deliver.hold()
     size = SMALL.stored
@@ -391,7 +393,7 @@ def test_6_the_queue_holds_no_more_than_its_bounds_those_in_hand_included() -> N
 
 
 def test_6_an_error_pushes_out_a_replay_and_never_the_other_way() -> None:
-    """What is worth least goes first."""
+    """A full queue evicts envelopes of the lowest class first."""
     deliver = Deliverer()
     deliver.hold()
     with running(deliver, quick(max_queue_items=3, max_senders=1)) as worker:
@@ -413,7 +415,7 @@ def test_6_an_error_pushes_out_a_replay_and_never_the_other_way() -> None:
 
 
 def test_7_a_handler_that_fails_on_our_own_line_loses_nothing() -> None:
-    """The line about the poison is written by the app's code, which may fail in its turn."""
+    """The error about a failed delivery goes to the app's logging handlers, which may raise too."""
 
     class Broken(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -434,7 +436,7 @@ def test_7_a_handler_that_fails_on_our_own_line_loses_nothing() -> None:
 
 
 def test_7_a_queue_that_fails_to_be_claimed_from_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that was full for a moment."""
+    """The disk may be full for a moment."""
     monkeypatch.setattr(dispatch, "CLAIM_AGAIN", 0.0)
     deliver = Deliverer()
     failures = [OSError("disk"), OSError("disk")]
@@ -452,7 +454,7 @@ def test_7_a_queue_that_fails_to_be_claimed_from_is_asked_again(monkeypatch: pyt
 
 
 def test_7_the_end_does_not_wait_for_a_queue_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sender pauses over a claim that failed, and the worker is killed meanwhile."""
+    """The worker is killed while a sender pauses after a claim that failed."""
     monkeypatch.setattr(dispatch, "CLAIM_AGAIN", 10 * SOON)
     failed = threading.Event()
 
@@ -474,7 +476,7 @@ def test_7_the_end_does_not_wait_for_a_queue_that_fails(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("senders", [1, 2, 8])
 def test_10_no_wake_up_is_lost(senders: int) -> None:
-    """Bursts of every size, each begun at any moment of the one before: all is delivered, every time."""
+    """Bursts of every size, each begun at any moment of the previous one, are delivered completely."""
     chance = random.Random(senders)
     deliver = Deliverer()
     with running(deliver, quick(max_senders=senders)) as worker:
@@ -490,7 +492,7 @@ def test_10_no_wake_up_is_lost(senders: int) -> None:
 
 
 def test_10_captures_from_many_threads_at_the_same_moment_all_find_a_sender() -> None:
-    """The moment when a sender hands on the watch is met from all sides."""
+    """Captures coincide with the moment at which a sender ends its watch."""
     deliver = Deliverer()
     with running(deliver) as worker:
         rounds, callers = 60, 6
@@ -520,7 +522,7 @@ def _switches(thread: int) -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's account of wake-ups")
 def test_11_an_idle_worker_wakes_at_most_once_a_second() -> None:
-    """A laptop's battery, and a hundred processes on a host."""
+    """A hundred idle processes on a host must not use its processors."""
     thread: list[int] = []
 
     def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
@@ -540,7 +542,7 @@ def test_11_an_idle_worker_wakes_at_most_once_a_second() -> None:
 
 
 def test_11_a_capture_at_rest_is_on_its_way_within_a_tenth_of_a_second() -> None:
-    """The median of fifty, each to a worker that had parked, and would look again in a minute."""
+    """The median of fifty captures, each to a worker whose watcher waits for up to a minute."""
 
     def once() -> float:
         arrived = threading.Event()
@@ -565,7 +567,7 @@ def test_11_a_capture_at_rest_is_on_its_way_within_a_tenth_of_a_second() -> None
 
 
 def test_11_a_put_wakes_nobody_while_the_worker_is_awake() -> None:
-    """Waking a thread on every put costs the capturing one more than the capture."""
+    """Waking a thread on every put costs the capturing thread more than the capture itself."""
     queue = memory(quick())
     woken: list[int] = []
     deliver = Deliverer()
@@ -591,7 +593,7 @@ def test_11_a_put_wakes_nobody_while_the_worker_is_awake() -> None:
 
 
 class SharedQueue(MemoryQueue):
-    """A queue whose state is elsewhere: its own lock, and never called under the worker's."""
+    """A shared queue: it has its own lock, and asserts that the caller does not own the worker's lock."""
 
     shared = True
 
@@ -656,7 +658,7 @@ def _shared_balance(worker: BackgroundWorker) -> None:
 
 
 def test_shared_what_is_stored_is_settled_and_delivered_all_the_same() -> None:
-    """A flush of a spool is quick; whoever wants to know that it arrived asks for it."""
+    """A flush of a spool returns once envelopes are stored, unless it waits until they are delivered."""
     deliver = Deliverer(ValueError("poison"), RETRY)
     queue, worker = _shared(deliver, max_senders=2)
     for _ in range(20):
@@ -678,7 +680,7 @@ def test_shared_what_is_stored_is_settled_and_delivered_all_the_same() -> None:
 
 
 def test_shared_a_backlog_from_before_is_found() -> None:
-    """The process that stored it is gone."""
+    """The process that stored the envelopes has ended."""
     deliver = Deliverer()
     queue, worker = _shared(deliver)
     queue.put(SMALL)
@@ -692,7 +694,7 @@ def test_shared_a_backlog_from_before_is_found() -> None:
 
 
 def test_shared_what_is_on_the_disk_is_not_given_up_when_the_retry_window_is_over(tmp_path: Path) -> None:
-    """An outage of a day is what a spool is for: its own bounds decide, and its `max_age` is one of them."""
+    """A spool bridges an outage of a day: only its own bounds apply, `max_age` among them."""
     spool = FileSpool(str(tmp_path / "spool"), "0123456789abcdef")
     worker = BackgroundWorker(spool, Deliverer(RETRY, RETRY), quick(retry_window=0.0))
     worker.submit(SMALL)
@@ -703,7 +705,7 @@ def test_shared_what_is_on_the_disk_is_not_given_up_when_the_retry_window_is_ove
 
 
 def test_shared_the_end_gives_back_what_is_in_hand() -> None:
-    """The next drainer delivers it; here it is neither lost nor delivered."""
+    """The next drainer delivers the envelope; this process counts it neither as lost nor as delivered."""
     deliver = Deliverer()
     deliver.hold()
     queue, worker = _shared(deliver, max_senders=1)
@@ -727,7 +729,7 @@ def test_shared_the_end_gives_back_what_is_in_hand() -> None:
 
 
 def test_shared_what_is_sacrificed_counts_as_the_cache_s_overflow() -> None:
-    """It was stored, perhaps by another process: it comes back to be lost here. So does what never got in."""
+    """Evicted envelopes, perhaps of another process, and refused ones are counted as lost by this process."""
     deliver = Deliverer()
     deliver.hold()
     _, worker = _shared(deliver, items=2, max_senders=1)
@@ -744,7 +746,7 @@ def test_shared_what_is_sacrificed_counts_as_the_cache_s_overflow() -> None:
 
 
 def test_shared_a_queue_that_fails_costs_no_thread_and_no_count() -> None:
-    """Every call may meet a full disk."""
+    """Every call of the queue may fail, as on a full disk."""
     deliver = Deliverer()
     queue, worker = _shared(deliver, max_senders=1)
     queue.fail = {"put", "ack", "release", "close"}
@@ -764,7 +766,7 @@ def test_shared_a_queue_that_fails_costs_no_thread_and_no_count() -> None:
 
 
 def test_shared_a_claim_that_comes_after_the_end_is_given_back() -> None:
-    """The sender was in the queue's claim when the worker was killed."""
+    """A sender was inside `claim` when the worker was killed."""
     deliver = Deliverer()
     queue, worker = _shared(deliver)
     claimed, go = threading.Event(), threading.Event()
@@ -788,7 +790,7 @@ def test_shared_a_claim_that_comes_after_the_end_is_given_back() -> None:
 
 
 def test_shared_losses_are_left_to_whoever_drains(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One report for all processes of a host; while nobody takes them they stay ours, and are not lost."""
+    """The drainer reports for all processes of a host; losses it has not taken remain in this process."""
     monkeypatch.setattr(dispatch, "CLAIM_AGAIN", 0.01)
     deliver = Deliverer()
     queue, worker = _shared(deliver, client_report_interval=0.05)
@@ -812,7 +814,7 @@ def test_shared_losses_are_left_to_whoever_drains(monkeypatch: pytest.MonkeyPatc
 
 
 def test_shared_losses_that_the_queue_does_not_take_are_reported_here() -> None:
-    """This process is the one that drains: its own losses, and those it was left."""
+    """The process that drains reports its own losses, and those put by other processes."""
     queue: SharedQueue
     reported: list[Report] = []
     left: list[Report] = [(("cache_overflow", "error", 2),)]
@@ -831,7 +833,7 @@ def test_shared_losses_that_the_queue_does_not_take_are_reported_here() -> None:
 
 
 def test_shared_losses_on_their_way_are_waited_for_whoever_else_moves_some() -> None:
-    """A forwarder that ends asks for a report while a sender takes losses over: neither ends the other's."""
+    """A forwarder requests a report while a sender transfers losses: neither ends the other's transfer."""
     queue, worker = _shared(Deliverer())
     taking, go = threading.Event(), threading.Event()
     caller = threading.get_ident()
@@ -855,7 +857,7 @@ def test_shared_losses_on_their_way_are_waited_for_whoever_else_moves_some() -> 
 
 
 def test_shared_what_a_closing_queue_can_not_keep_is_counted() -> None:
-    """Its disk is gone, and memory ends with the process."""
+    """The queue can't write, and envelopes in memory end with the process."""
     queue, worker = _shared(Deliverer(Outcome.retry(LossReason.NETWORK_ERROR, time.monotonic() + 60)))
     worker.submit(SMALL)
     assert until(lambda: worker.facts().totals.returned_to_shared)
@@ -866,7 +868,7 @@ def test_shared_what_a_closing_queue_can_not_keep_is_counted() -> None:
 
 
 def test_shared_a_queue_is_looked_after_while_the_breaker_is_open() -> None:
-    """It keeps its bounds, and who may drain it, in its claims: none of them is skipped in an outage."""
+    """`claim` enforces the queue's bounds and its election, so it is called during an outage as well."""
     looks: list[int] = []
     deliver = Deliverer(Outcome.retry(LossReason.NETWORK_ERROR, time.monotonic() + 3600))
     queue, worker = _shared(deliver)
@@ -884,7 +886,7 @@ def test_shared_a_queue_is_looked_after_while_the_breaker_is_open() -> None:
 
 
 def test_shared_a_flush_ends_with_what_it_waits_for_however_long_it_may_take() -> None:
-    """Whoever waits for delivery gives it an hour, and hopes for a second."""
+    """A flush with a timeout of an hour returns as soon as the queue is empty."""
     queue, worker = _shared(Deliverer())
     worker.submit(SMALL)
     assert worker.flush(3600.0, "delivered").ok
@@ -904,7 +906,7 @@ def test_shared_a_flush_ends_with_what_it_waits_for_however_long_it_may_take() -
 
 
 def test_shared_a_flush_has_a_backlog_delivered_and_begins_nothing_without_one() -> None:
-    """A process that captures nothing needs no thread; one that is closed must not live again."""
+    """Without a backlog no thread is started, and a closed worker is not started again."""
     deliver = Deliverer()
     queue, worker = _shared(deliver)
     assert worker.flush(0.0).ok
@@ -921,7 +923,7 @@ def test_shared_a_flush_has_a_backlog_delivered_and_begins_nothing_without_one()
 
 
 def test_shared_an_end_waits_for_nobody_unless_losses_are_on_their_way() -> None:
-    """A process that ends has other things to do."""
+    """The end of a process must not be delayed without a reason."""
     _, worker = _shared(Deliverer())
     waits: list[float | None] = []
 
@@ -941,7 +943,7 @@ def test_shared_an_end_waits_for_nobody_unless_losses_are_on_their_way() -> None
 def test_shared_a_queue_is_full_at_its_bounds_and_beyond_them(
     waiting: int, claimed: int, size: int, full: bool
 ) -> None:
-    """Several processes may fill one queue past what each of them looked at."""
+    """Several processes together may put more than the bound that each of them checked."""
     queue, worker = _shared(Deliverer())
     queue.stats = lambda: QueueStats(waiting, claimed, size, 2, 10, None)  # type: ignore[method-assign]
     assert worker.full() is full
@@ -949,7 +951,7 @@ def test_shared_a_queue_is_full_at_its_bounds_and_beyond_them(
 
 
 def test_a_report_is_under_way_while_it_is_wanted_sent_or_gathered() -> None:
-    """A forwarder that ends waits for this to become false."""
+    """A forwarder waits at its end until `reporting` is False."""
     with running(Deliverer()) as worker:
         seen = [worker.reporting]
         for name in ("report_wanted", "reporting", "transfers_in_progress"):
@@ -960,7 +962,7 @@ def test_a_report_is_under_way_while_it_is_wanted_sent_or_gathered() -> None:
 
 
 def test_whoever_waits_looks_around_a_few_times_a_second() -> None:
-    """A wait that spins would take a core from the very deliveries that it waits for."""
+    """A busy wait would take processor time from the deliveries it waits for."""
     deliver = Deliverer()
     deliver.hold()
     options = quick()
@@ -982,7 +984,7 @@ def test_whoever_waits_looks_around_a_few_times_a_second() -> None:
 
 
 def test_shared_losses_that_the_queue_does_not_take_ride_on_the_envelope_at_hand() -> None:
-    """They were due already: waiting for another interval could be waiting for the next process."""
+    """The losses are due already, and the process may end before another interval is over."""
     carried: list[Report] = []
 
     def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:

@@ -1,4 +1,4 @@
-"""The worker's states: new, running, draining, closed; calls inside a section; what is left behind."""
+"""The states of a worker, calls inside a critical section, and the memory it uses over time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from transport_kit.transport.worker.worker import BackgroundWorker
 
 
 def test_a_new_worker_has_no_thread_until_the_first_capture() -> None:
-    """Construction happens at import in many apps, and in a parent that only forks."""
+    """Many apps construct a worker at import, or in a parent process that only forks."""
     deliver = Deliverer()
     threads = _thread._count()
     with running(deliver) as worker:
@@ -48,14 +48,14 @@ def test_a_new_worker_has_no_thread_until_the_first_capture() -> None:
 
 
 def test_a_flush_of_nothing_is_true_at_once_and_starts_nothing() -> None:
-    """A view that flushes after each request pays nothing when there is nothing."""
+    """A view may flush after each request, usually without a pending envelope."""
     with running(Deliverer()) as worker:
         assert worker.flush(SOON) == FlushReport(True)
         assert worker.facts().state is WorkerState.NEW
 
 
 def test_start_brings_a_sender_before_there_is_work() -> None:
-    """A durable queue may hold a backlog; a second start changes nothing."""
+    """A durable queue may contain a backlog; a second start has no effect."""
     with running(Deliverer()) as worker:
         worker.start()
         assert worker.is_alive()
@@ -66,7 +66,7 @@ def test_start_brings_a_sender_before_there_is_work() -> None:
 
 @pytest.mark.parametrize("used", [False, True])
 def test_a_closed_worker_refuses_counts_and_stays_closed(used: bool) -> None:
-    """Closed is final: whoever wants to go on makes another one."""
+    """CLOSED is final: the app has to create another worker."""
     with running(Deliverer()) as worker:
         if used:
             worker.submit(event())
@@ -84,7 +84,7 @@ def test_a_closed_worker_refuses_counts_and_stays_closed(used: bool) -> None:
 
 
 def test_captures_are_refused_while_draining() -> None:
-    """Else a busy app would never come to its end."""
+    """Otherwise the close of a busy app would never finish."""
     deliver = Deliverer()
     deliver.hold()
     with running(deliver) as worker:
@@ -101,7 +101,7 @@ def test_captures_are_refused_while_draining() -> None:
 
 
 def test_kill_counts_what_is_left_and_ends_the_flushes_that_wait_for_it() -> None:
-    """Whoever waits learns that there is nothing to wait for, and what became of it."""
+    """A waiting flush returns, and reports the envelopes as discarded."""
     deliver = Deliverer()
     deliver.hold()
     queue = memory(quick())
@@ -120,7 +120,7 @@ def test_kill_counts_what_is_left_and_ends_the_flushes_that_wait_for_it() -> Non
 
 
 def test_flush_and_close_on_a_sender_return_at_once() -> None:
-    """A deliverer, or a log handler it calls, that flushes would wait for itself."""
+    """A flush by the delivery function, or by a log handler it calls, would wait for itself."""
     took: list[float] = []
     reports: list[FlushReport] = []
 
@@ -138,7 +138,7 @@ def test_flush_and_close_on_a_sender_return_at_once() -> None:
 
 
 def test_a_thread_that_gets_the_number_of_a_sender_that_ended_is_none() -> None:
-    """The system gives a new thread the number of one that is gone; its captures would be refused."""
+    """The system reuses thread idents; a new thread's captures must not be refused as a sender's."""
     senders: set[int] = set()
     taken: list[bool] = []
 
@@ -164,7 +164,7 @@ def test_a_thread_that_gets_the_number_of_a_sender_that_ended_is_none() -> None:
 
 
 def test_a_close_on_a_sender_ends_the_worker_without_waiting() -> None:
-    """It can't wait for the envelope in its own hands: that one is counted as closed."""
+    """The close can't wait for the envelope that its own thread delivers, and counts it as closed."""
     closed = threading.Event()
 
     def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
@@ -180,7 +180,7 @@ def test_a_close_on_a_sender_ends_the_worker_without_waiting() -> None:
 
 
 def test_calls_from_inside_a_section_return_at_once_and_take_effect_at_its_end() -> None:
-    """A signal handler that flushes, closes or starts: the thread below it holds what senders need."""
+    """In a signal handler that flushes, closes or starts, the interrupted thread owns the lock."""
     deliver = Deliverer()
     queue = memory(quick())
     worker = BackgroundWorker(queue, deliver, quick())
@@ -206,7 +206,7 @@ def test_calls_from_inside_a_section_return_at_once_and_take_effect_at_its_end()
 
 
 def test_a_new_worker_that_is_started_inside_a_section_starts_with_the_next_capture() -> None:
-    """Nothing is started there; the first capture does it."""
+    """`start` inside a section starts no sender; the first capture does."""
     queue = memory(quick())
     worker = BackgroundWorker(queue, Deliverer(), quick())
     with queue.lock.rlock:
@@ -218,7 +218,7 @@ def test_a_new_worker_that_is_started_inside_a_section_starts_with_the_next_capt
 
 
 def test_what_is_captured_while_a_snapshot_is_taken_finds_a_sender() -> None:
-    """A section of a mere look may be interrupted too; its end sees to what was left aside."""
+    """A capture that interrupts the section of a snapshot is run after that section."""
     for look in ("facts", "pending", "full", "queue"):
         deliver = Deliverer()
         queue = memory(quick())
@@ -250,14 +250,14 @@ def test_what_is_captured_while_a_snapshot_is_taken_finds_a_sender() -> None:
         worker.kill()
 
 
-# -- what it costs -------------------------------------------------------------------------------------
+# -- memory and load -----------------------------------------------------------------------------------
 
 
 SMALL = event("small")
 
 
 def test_nothing_is_left_of_ten_thousand_envelopes() -> None:
-    """A web app lives for months."""
+    """The processes of a web app run for months."""
     deliver = Deliverer()
     queue = memory(quick())
     before = _thread._count()
@@ -283,7 +283,7 @@ def test_nothing_is_left_of_ten_thousand_envelopes() -> None:
 
 
 def test_the_last_drop_is_remembered_unless_the_app_asked_for_it() -> None:
-    """Health warns of losses; what sampling leaves out is none."""
+    """Health warns of losses, but not of events left out by sampling."""
     clock = Clock()
     worker = BackgroundWorker(memory(quick(), clock), Deliverer(), quick(), clock=clock)
     worker.lose(LossReason.SAMPLE_RATE, ONE_LOST)
@@ -293,7 +293,7 @@ def test_the_last_drop_is_remembered_unless_the_app_asked_for_it() -> None:
 
 
 def test_full_says_whether_the_next_put_costs_another() -> None:
-    """Sampling by load asks for it."""
+    """Sampling by load uses `full`."""
     deliver = Deliverer()
     deliver.hold()
     with running(deliver, quick(max_queue_items=2, max_senders=1)) as worker:

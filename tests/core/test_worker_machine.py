@@ -1,7 +1,7 @@
-"""Any order of captures, flushes, faults, forks and ends: after each step the books balance.
+"""Captures, flushes, faults, forks and ends in any order; the ledger balances after each step.
 
-The first machine drives a worker, the second a whole transport whose network is a script, in which a
-forked child has to be new. What is pending is counted from the queue's contents, never from the ledger.
+The first machine tests a worker, the second one a transport with scripted answers and forked children.
+Pending quantities are counted from the contents of the queue, not taken from the ledger.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from transport_kit.transport.wire.exchange import ExchangeError, Response
 from transport_kit.transport.worker.outcome import Outcome
 from transport_kit.transport.worker.worker import BackgroundWorker
 
-# Python 3.12 warns of every fork of a process with threads: forking one is what is tested.
+# Python 3.12 warns of every fork of a process with threads, which these tests need.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 STEPS = settings(
@@ -68,7 +68,7 @@ FAULTS = [
 
 
 class WorkerMachine(RuleBasedStateMachine):
-    """A worker of three senders and a queue of twelve."""
+    """A worker of three senders and a queue of twelve items."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class WorkerMachine(RuleBasedStateMachine):
             return Outcome()
         if isinstance(fault, BaseException):
             worker.give_back(report)
-            # Without threads the caller delivers, and an exit raised there is the caller's.
+            # Without threads the caller delivers, and a SystemExit raised there reaches the caller.
             raise ValueError("poison") if self.no_threads else fault
         if fault.again:
             worker.give_back(report)
@@ -212,7 +212,7 @@ class WorkerMachine(RuleBasedStateMachine):
 
 
 class ScriptedTransport(BaseHttpTransport):
-    """A transport whose server is a list."""
+    """A transport that takes the server's answers from a list."""
 
     def __init__(self) -> None:
         self.faults: list[Response | ExchangeError] = []
@@ -263,7 +263,7 @@ def _parts(transport: BaseHttpTransport) -> tuple[BackgroundWorker, MemoryQueue]
 
 
 class TransportMachine(RuleBasedStateMachine):
-    """A transport, and children forked from it at any moment."""
+    """A transport, and child processes forked at any moment."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -306,7 +306,7 @@ class TransportMachine(RuleBasedStateMachine):
 
     @rule(inside=st.booleans())
     def fork(self, inside: bool) -> None:
-        """A child is new, whatever its parent was doing; the parent doesn't notice."""
+        """A child starts with a new state in any state of its parent; the parent is unaffected."""
         transport = self.transport
         closed = transport.closed
         worker, queue = _parts(transport)
@@ -376,24 +376,24 @@ class TransportMachine(RuleBasedStateMachine):
 
 
 def test_a_worker_s_books_balance_in_any_order_of_calls() -> None:
-    """Invariant 1: nothing disappears, whatever comes when."""
+    """Invariant 1, nothing disappears, holds for any order of calls."""
     run_state_machine_as_test(WorkerMachine, settings=STEPS)
 
 
 def test_a_transport_s_books_balance_in_any_order_of_calls_and_forks() -> None:
-    """And a child is new: it delivers its own, and nothing of its parent's."""
+    """A forked child starts with a new state, and delivers only its own envelopes."""
     run_state_machine_as_test(TransportMachine, settings=settings(STEPS, max_examples=15))
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
 def test_a_worker_s_books_balance_in_a_long_campaign() -> None:
-    """The same, for minutes."""
+    """The same machine with many more examples."""
     run_state_machine_as_test(WorkerMachine, settings=CAMPAIGN)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
 def test_a_transport_s_books_balance_in_a_long_campaign() -> None:
-    """The same, for minutes."""
+    """The same machine with many more examples."""
     run_state_machine_as_test(TransportMachine, settings=settings(CAMPAIGN, max_examples=300))

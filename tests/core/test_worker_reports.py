@@ -1,4 +1,4 @@
-"""Client reports of a worker: when they are due, what they ride on, what is never reported."""
+"""Client reports of a worker: their schedule, their requests, and the losses that are not reported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _reporting() -> Reporting:
 
 
 def test_a_flush_sends_the_losses_even_alone(reporting: Reporting) -> None:
-    """At the end of a process nothing else may follow for them to ride on."""
+    """At the end of a process there may be no later envelope to attach the report to."""
     with running(reporting) as worker:
         reporting.worker = worker
         worker.lose(LossReason.BEFORE_SEND, ONE_LOST)
@@ -51,7 +51,7 @@ def test_a_flush_sends_the_losses_even_alone(reporting: Reporting) -> None:
 
 
 def test_a_report_that_is_due_rides_on_an_envelope(reporting: Reporting) -> None:
-    """One request instead of two."""
+    """The report is attached to the envelope's request: one request instead of two."""
     queue = memory(quick())
     with running(reporting, quick(max_senders=1), queue) as worker:
         reporting.worker = worker
@@ -63,7 +63,7 @@ def test_a_report_that_is_due_rides_on_an_envelope(reporting: Reporting) -> None
 
 
 def test_a_report_goes_out_by_itself_when_its_interval_is_over(reporting: Reporting) -> None:
-    """Losses are told within a minute or two even if nobody flushes."""
+    """Losses are reported within two intervals even without a flush."""
     with running(reporting, quick(client_report_interval=0.05)) as worker:
         reporting.worker = worker
         worker.submit(event())
@@ -72,7 +72,7 @@ def test_a_report_goes_out_by_itself_when_its_interval_is_over(reporting: Report
 
 
 def test_reports_keep_their_interval_unless_someone_flushes(reporting: Reporting) -> None:
-    """Under a storm of losses each envelope would carry one."""
+    """Otherwise, with many losses, each envelope would carry a report."""
     with running(reporting, quick(max_senders=1)) as worker:
         reporting.worker = worker
         for _ in range(3):
@@ -85,7 +85,7 @@ def test_reports_keep_their_interval_unless_someone_flushes(reporting: Reporting
 
 
 def test_a_report_nobody_took_comes_again_with_the_next_flush() -> None:
-    """The same losses, and what came meanwhile."""
+    """The report contains the same losses and later ones."""
     reporting = Reporting(False, True)
     with running(reporting) as worker:
         reporting.worker = worker
@@ -97,7 +97,7 @@ def test_a_report_nobody_took_comes_again_with_the_next_flush() -> None:
 
 
 def test_a_look_for_a_due_report_is_never_at_once_and_without_losses_a_whole_interval_off() -> None:
-    """The watcher waits so long: while a report is under way, and while nothing happens, it must not turn."""
+    """`until_due` is the watcher's timeout: a value near 0 would make it spin."""
     clock = Clock()
     books = Books(StateLock(), False, quick(client_report_interval=60.0), clock)
     clock.now += 600.0
@@ -110,7 +110,7 @@ def test_a_look_for_a_due_report_is_never_at_once_and_without_losses_a_whole_int
 
 
 def test_a_report_that_goes_alone_is_a_probe_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else nothing would be delivered any more: the breaker would wait for its verdict for ever."""
+    """Otherwise the breaker would wait for the probe's outcome forever."""
     reporting = Reporting(False, True)
     with running(reporting, quick(backoff_base=3000.0, backoff_max=3000.0)) as worker:
         reporting.worker = worker
@@ -124,7 +124,7 @@ def test_a_report_that_goes_alone_is_a_probe_like_any_other(monkeypatch: pytest.
 
 
 def test_a_flush_is_noticed_by_a_watcher_on_its_way_to_the_queue(reporting: Reporting) -> None:
-    """It had looked what is due just before the flush, and then waits for an envelope that never comes."""
+    """The watcher checked for a due report just before the flush, and then waits for an envelope."""
     entered, go = threading.Event(), threading.Event()
 
     class Slow(CountingQueue):
@@ -148,7 +148,7 @@ def test_a_flush_is_noticed_by_a_watcher_on_its_way_to_the_queue(reporting: Repo
 
 @pytest.mark.parametrize("reason", [reason for reason in LossReason if not reason.reported])
 def test_our_own_reasons_are_not_reported(reason: LossReason, reporting: Reporting) -> None:
-    """The server knows no such reason, or knows already."""
+    """The server does not know these reasons, or has counted the losses itself."""
     with running(reporting) as worker:
         reporting.worker = worker
         worker.lose(reason, ONE_LOST)
@@ -159,7 +159,7 @@ def test_our_own_reasons_are_not_reported(reason: LossReason, reporting: Reporti
 
 @pytest.mark.parametrize("limited", [False, True])
 def test_losses_that_are_not_to_be_reported_cost_nothing(limited: bool) -> None:
-    """Switched off, or forbidden by a limit: the worker must not spin over them."""
+    """If reports are disabled or limited, unreported losses must not make the worker spin."""
     calls: list[SealedEnvelope | None] = []
 
     def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:

@@ -32,7 +32,7 @@ from transport_kit.transport.worker.worker import BackgroundWorker
 
 
 def test_an_envelope_is_tried_again_until_it_is_delivered() -> None:
-    """An outage costs time, not envelopes."""
+    """An outage delays envelopes, but loses none."""
     with running(Deliverer(RETRY, RETRY, RETRY), quick(max_senders=2)) as worker:
         worker.submit(event())
         assert flushed(worker) == (1, 0)
@@ -40,7 +40,7 @@ def test_an_envelope_is_tried_again_until_it_is_delivered() -> None:
 
 
 def test_an_envelope_is_given_up_when_its_window_is_over() -> None:
-    """Counted then, once, for what kept it from being delivered."""
+    """The envelope is counted once, with the reason of its last failed attempt."""
     with running(Deliverer(*[RETRY] * 50), quick(retry_window=0.0)) as worker:
         worker.submit(event())
         assert flushed(worker) == (0, 1)
@@ -50,7 +50,7 @@ def test_an_envelope_is_given_up_when_its_window_is_over() -> None:
 
 @pytest.mark.parametrize(("age", "kept"), [(9.5, True), (10.0, False)])
 def test_the_window_is_over_for_what_is_as_old_as_it(age: float, kept: bool) -> None:
-    """Its age when the attempt ends decides, not when it began."""
+    """The age at the end of the attempt counts, not the age at its beginning."""
     clock, deliver = Clock(), Deliverer(RETRY)
     options = quick(retry_window=10.0)
     worker = BackgroundWorker(memory(options, clock), deliver, options, clock=clock, draw=lambda: 0.5)
@@ -68,7 +68,7 @@ def test_the_window_is_over_for_what_is_as_old_as_it(age: float, kept: bool) -> 
 
 
 def test_the_server_s_pause_is_kept() -> None:
-    """`Retry-After` is a demand; neither envelope nor probe goes before."""
+    """Neither the envelope nor a probe is sent before the time in `Retry-After`."""
     due = time.monotonic() + 0.3
     deliver = Deliverer(Outcome.retry(LossReason.SEND_ERROR, due))
     with running(deliver) as worker:
@@ -79,7 +79,7 @@ def test_the_server_s_pause_is_kept() -> None:
 
 
 def test_the_server_s_pause_holds_for_its_envelope_although_others_are_delivered() -> None:
-    """A success of another sender closes the breaker; what the server asked to hold back still waits."""
+    """Another sender's success closes the breaker, but the envelope still waits for its `Retry-After`."""
     clock = Clock()
     opened = {text: threading.Event() for text in ("asked", "other", "next")}
     opened["next"].set()
@@ -94,7 +94,7 @@ def test_the_server_s_pause_holds_for_its_envelope_although_others_are_delivered
         return outcomes.pop(text, Outcome())
 
     options = quick(max_senders=2)
-    # Without jitter's share the back-off alone would let it go at once, before what was never tried.
+    # With a draw of 0 the back-off is 0, and the retry would precede envelopes that were never tried.
     worker = BackgroundWorker(memory(options, clock), deliver, options, clock=clock, draw=lambda: 0.0)
     try:
         for text in ("asked", "other"):
@@ -116,7 +116,7 @@ def test_the_server_s_pause_holds_for_its_envelope_although_others_are_delivered
 
 
 def test_the_pause_of_an_envelope_doubles_with_each_of_its_attempts() -> None:
-    """One that always fails must not come back as often as one that failed once."""
+    """An envelope that always fails must be retried less often than one that failed once."""
     clock = Clock()
     pauses: list[float] = []
 
@@ -143,7 +143,7 @@ def test_the_pause_of_an_envelope_doubles_with_each_of_its_attempts() -> None:
 def test_a_queue_that_can_t_be_claimed_from_is_left_alone_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A full disk or a lost mount lasts: trying again at once would take a whole processor."""
+    """A full disk or a lost mount persists: immediate retries would use a whole processor."""
     monkeypatch.setattr(dispatch, "CLAIM_AGAIN", 0.2)
     claimed_at: list[float] = []
 
@@ -161,7 +161,7 @@ def test_a_queue_that_can_t_be_claimed_from_is_left_alone_for_a_while(
 
 
 def test_a_worker_ends_at_once_although_a_claim_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pause after it is cut short, before it began too: no thread outlives its worker by it."""
+    """The pause after the failed claim ends with the worker, even if it has not begun yet."""
     monkeypatch.setattr(dispatch, "CLAIM_AGAIN", 3600.0)
     entered, go = threading.Event(), threading.Event()
 
@@ -182,7 +182,7 @@ def test_a_worker_ends_at_once_although_a_claim_failed(monkeypatch: pytest.Monke
 
 
 def test_a_flush_brings_the_next_attempt_forward_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Someone waits, so it is worth a try; in a loop it would be a back door around the back-off."""
+    """A flush permits an early retry, but calling it in a loop must not bypass the back-off."""
     assert dispatch.EARLY_RETRY_INTERVAL == 1.0
     monkeypatch.setattr(dispatch, "EARLY_RETRY_INTERVAL", SOON)
     options = quick(backoff_base=3000.0, backoff_max=3000.0, max_senders=2)
@@ -202,7 +202,7 @@ def test_a_flush_brings_the_next_attempt_forward_once_a_second(monkeypatch: pyte
 
 
 def test_while_the_breaker_is_open_one_probe_goes_out() -> None:
-    """A server that comes back is not met by eight senders and ten thousand envelopes."""
+    """A server that recovers gets one probe, not the requests of all senders at once."""
     deliver = Deliverer(*[RETRY] * 8)
     deliver.hold()
     with running(deliver, quick(backoff_base=3000.0, backoff_max=3000.0)) as worker:
@@ -228,7 +228,7 @@ def test_while_the_breaker_is_open_one_probe_goes_out() -> None:
 
 
 def test_whoever_waits_at_the_breaker_sleeps_until_something_changes() -> None:
-    """An outage lasts hours: before a probe, and while one is out, no sender may turn in a loop."""
+    """Before a probe, and while one is under way, senders must not poll: an outage may last hours."""
     pauses: list[float | None] = []
 
     class Noting(threading.Condition):
@@ -259,7 +259,7 @@ def test_whoever_waits_at_the_breaker_sleeps_until_something_changes() -> None:
 
 
 def test_a_delivery_that_raises_is_no_verdict_on_the_server() -> None:
-    """Poison is our own fault: it opens no breaker, and as a probe it closes none."""
+    """An error of the library neither opens the breaker nor, as a probe, closes it."""
     options = quick(backoff_base=3000.0, backoff_max=3000.0)
     with running(Deliverer(ValueError()), options) as worker:
         worker.submit(event())
@@ -277,7 +277,7 @@ def test_a_delivery_that_raises_is_no_verdict_on_the_server() -> None:
 
 
 def test_deliveries_that_raise_cost_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    """Ten thousand poisoned envelopes are one line, and a number in health."""
+    """Later failures are only counted, so that ten thousand of them log one line."""
     with running(Deliverer(ValueError(), ValueError()), quick(max_senders=1)) as worker:
         worker.submit(event())
         worker.submit(event())
@@ -286,13 +286,13 @@ def test_deliveries_that_raise_cost_one_line(caplog: pytest.LogCaptureFixture) -
 
 
 def test_an_envelope_that_was_claimed_as_the_breaker_opened_waits() -> None:
-    """The watcher was about to take one when the other sender's failure came in."""
+    """The failure of another sender opened the breaker between the claim and the attempt."""
     failing, opened = threading.Event(), threading.Event()
     deliver = Deliverer(RETRY)
     options = quick(backoff_base=3000.0, backoff_max=3000.0)
 
     class Late(MemoryQueue):
-        """Hands out the second envelope just after the first has failed."""
+        """A queue that returns the second envelope just after the first has failed."""
 
         def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
             claims = super().claim(limit, timeout)
@@ -317,7 +317,7 @@ def test_an_envelope_that_was_claimed_as_the_breaker_opened_waits() -> None:
 
 
 def test_an_old_attempt_without_a_verdict_makes_no_room_for_a_second_probe() -> None:
-    """Only the probe's own end does."""
+    """Only the end of the probe itself permits another one."""
     options = quick(backoff_base=3000.0, backoff_max=3000.0, max_senders=3)
     opened = {text: threading.Event() for text in ("old", "failing", "probe", "next")}
     outcomes = {"old": Outcome(LossReason.RATELIMIT_BACKOFF, answered=None), "failing": RETRY}
@@ -351,7 +351,7 @@ def test_an_old_attempt_without_a_verdict_makes_no_room_for_a_second_probe() -> 
 
 
 def test_an_envelope_the_server_can_t_stand_does_not_stop_the_others() -> None:
-    """It fails each time, and fails as the probe: the others get their turn to show the server lives."""
+    """The envelope fails each time, also as the probe; other envelopes must be tried as probes as well."""
     delivered: list[bytes] = []
 
     def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
@@ -372,7 +372,7 @@ def test_an_envelope_the_server_can_t_stand_does_not_stop_the_others() -> None:
 
 
 def test_what_was_left_out_counts_once_however_often_it_is_tried() -> None:
-    """A limit drops an item at each attempt; it was lost once."""
+    """A limit drops an item at each attempt; the loss is counted once."""
     sealed = transaction()
     lost = (("span", 3),)
     again = RETRY.with_lost(LossReason.RATELIMIT_BACKOFF, lost)
@@ -386,7 +386,7 @@ def test_what_was_left_out_counts_once_however_often_it_is_tried() -> None:
 
 
 def test_what_was_left_out_of_a_refused_envelope_has_its_own_reason() -> None:
-    """Each part is counted for what happened to it."""
+    """Items left out before sending and items refused are counted with their own reasons."""
     outcome = DISCARD.with_lost(LossReason.RATELIMIT_BACKOFF, (("span", 3), ("error", 5)))
     with running(Deliverer(outcome)) as worker:
         worker.submit(transaction())

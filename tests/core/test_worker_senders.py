@@ -1,4 +1,4 @@
-"""The worker's senders: how many there are, what they survive, and what is done without threads."""
+"""The senders of a worker: their number, errors in deliveries, and deliveries without threads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from transport_kit.transport.worker.outcome import Outcome
 
 
 def test_senders_grow_while_all_are_busy_and_leave_when_nobody_needs_them() -> None:
-    """Fifty milliseconds to an answer and one sender would be twenty envelopes a second."""
+    """With answers after 50 ms, one sender would deliver only twenty envelopes per second."""
     deliver = Deliverer()
     deliver.hold()
     with running(deliver, quick(max_senders=8)) as worker:
@@ -56,7 +56,7 @@ def test_senders_grow_while_all_are_busy_and_leave_when_nobody_needs_them() -> N
 
 
 def test_at_the_end_all_senders_leave_at_once() -> None:
-    """Also those that linger in case they are needed."""
+    """Idle senders that wait for their turn end as well."""
 
     def measure() -> float:
         deliver = Deliverer()
@@ -76,7 +76,7 @@ def test_at_the_end_all_senders_leave_at_once() -> None:
 
 
 def test_one_sender_does_for_what_comes_one_at_a_time() -> None:
-    """Each further thread would cost a switch per envelope, and none of it would be faster."""
+    """More threads would add a switch per envelope without delivering faster."""
     deliver = Deliverer()
     with running(deliver) as worker:
         for n in range(1, 200):
@@ -87,7 +87,7 @@ def test_one_sender_does_for_what_comes_one_at_a_time() -> None:
 
 
 def test_a_session_at_a_time_with_eight_senders_retries_included() -> None:
-    """They would overtake one another; the events between them do not wait."""
+    """Sessions delivered in parallel could arrive out of order; events need not wait for them."""
     order: list[int] = []
     together: list[int] = []
     guard = threading.Lock()
@@ -119,7 +119,7 @@ def test_a_session_at_a_time_with_eight_senders_retries_included() -> None:
 
 
 def test_a_session_does_not_wait_for_a_wake_that_never_comes() -> None:
-    """The watcher has parked while the first one took its time: its end must say that the next may go."""
+    """The watcher waits while the first session is delivered; the end of that delivery must wake it."""
     deliver = Deliverer()
     deliver.hold()
     queue = memory(quick())
@@ -136,7 +136,7 @@ def test_a_session_does_not_wait_for_a_wake_that_never_comes() -> None:
 
 @pytest.mark.parametrize("failure", [ValueError("x"), SystemExit(3), KeyboardInterrupt(), MemoryError()])
 def test_a_sender_survives_whatever_a_delivery_raises(failure: BaseException) -> None:
-    """One bad envelope never stops the next."""
+    """The next envelope is delivered all the same."""
     with running(Deliverer(failure, failure), quick(max_senders=1)) as worker:
         for _ in range(4):
             worker.submit(event())
@@ -146,7 +146,7 @@ def test_a_sender_survives_whatever_a_delivery_raises(failure: BaseException) ->
 
 
 def test_a_sender_that_died_is_replaced_while_someone_waits() -> None:
-    """Whatever killed it, such as an exception set from another thread: the flush finds another."""
+    """A flush calls another sender if the first died, as of an exception set from another thread."""
     dead = threading.Event()
 
     class Deadly(MemoryQueue):
@@ -163,7 +163,7 @@ def test_a_sender_that_died_is_replaced_while_someone_waits() -> None:
 
 
 def test_a_thread_that_was_never_started_is_forgotten() -> None:
-    """A signal handler raised between the decision to start a sender and its start."""
+    """A signal handler may raise between the decision to start a sender and its start."""
     deliver = Deliverer()
     queue = memory(quick())
     with running(deliver, quick(), queue) as worker:
@@ -175,7 +175,7 @@ def test_a_thread_that_was_never_started_is_forgotten() -> None:
 
 
 def test_a_sender_that_comes_too_late_leaves_again() -> None:
-    """Its call was void, and others have come since: there are never more than allowed."""
+    """The call was void and other senders arrived: the late one ends, as the maximum is reached."""
     deliver = Deliverer()
     deliver.hold()
     with running(deliver, quick(max_senders=1)) as worker:
@@ -192,7 +192,7 @@ def test_a_sender_that_comes_too_late_leaves_again() -> None:
 
 @pytest.mark.skipif(sys.gettrace() is not None, reason="would take the tracer's place")
 def test_a_sender_obeys_a_tracer_and_a_profiler() -> None:
-    """A debugger's breakpoint in a deliverer has to be hit, and coverage has to see it."""
+    """Debuggers and coverage must work in the delivery function."""
     seen: set[str] = set()
 
     def note(frame: FrameType, what: str, argument: object) -> None:
@@ -214,7 +214,7 @@ def test_a_sender_obeys_a_tracer_and_a_profiler() -> None:
 
 
 def test_without_threads_an_envelope_is_delivered_in_the_caller() -> None:
-    """It would wait for ever otherwise."""
+    """Otherwise the envelope would never be delivered."""
     deliver = Deliverer()
     with running(deliver) as worker:
         NoThreads(worker)
@@ -228,7 +228,7 @@ def test_without_threads_an_envelope_is_delivered_in_the_caller() -> None:
 
 
 def test_without_threads_a_capture_made_by_the_delivery_is_refused() -> None:
-    """It would nest without end."""
+    """Otherwise deliveries in the caller would nest without end."""
     accepted: list[bool] = []
 
     def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
@@ -243,7 +243,7 @@ def test_without_threads_a_capture_made_by_the_delivery_is_refused() -> None:
 
 
 def test_without_threads_the_caller_s_time_is_bounded_and_the_breaker_obeyed() -> None:
-    """A dead server costs the caller one attempt, not one per capture."""
+    """While the server does not answer, one capture makes an attempt, not each."""
     budgets: list[float] = []
 
     def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
@@ -261,7 +261,7 @@ def test_without_threads_the_caller_s_time_is_bounded_and_the_breaker_obeyed() -
 
 
 def test_without_threads_a_flush_sends_the_losses_in_the_caller() -> None:
-    """It would wait its whole time for somebody to send them."""
+    """Otherwise the flush would wait for its whole timeout."""
     reporting = Reporting()
     with running(reporting) as worker:
         reporting.worker = worker
@@ -272,7 +272,7 @@ def test_without_threads_a_flush_sends_the_losses_in_the_caller() -> None:
 
 
 def test_without_threads_a_look_delivers_nothing() -> None:
-    """Health is a snapshot: no I/O, whatever waits."""
+    """A snapshot such as health does no I/O, even if envelopes wait."""
     deliver = Deliverer()
     queue = memory(quick())
     with running(deliver, quick(), queue) as worker:
@@ -289,7 +289,7 @@ def test_without_threads_a_look_delivers_nothing() -> None:
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, SystemExit])
 def test_without_threads_the_caller_s_own_interrupt_is_the_caller_s(failure: type[BaseException]) -> None:
-    """Ctrl-C while it delivers: it is raised there, and the envelope is counted."""
+    """Ctrl-C during a delivery in the caller is raised in the caller, and the envelope is counted."""
     with running(Deliverer(failure())) as worker:
         NoThreads(worker)
         with pytest.raises(failure):
@@ -301,7 +301,7 @@ def test_without_threads_the_caller_s_own_interrupt_is_the_caller_s(failure: typ
 
 
 def test_at_the_end_of_a_process_a_capture_waits_for_its_own_delivery() -> None:
-    """No thread may be left to do it later; all the waits share one budget."""
+    """No thread may be left to deliver later. All waits together stay within the given seconds."""
     deliver = Deliverer()
     with running(deliver) as worker:
         worker.submit(event())

@@ -1,8 +1,8 @@
-"""Captures out of signal handlers and collections, many thousands of them, at any instruction.
+"""Many thousands of captures in signal handlers and garbage collections, at any instruction.
 
-A signal storm interrupts the main thread wherever it is: in our critical sections, between them, while it
-waits. Nothing may hang, and afterwards every capture is accounted for. The long forms add up to far more
-than the 100 000 captures that the design asks for; the short ones to a tenth.
+A storm of signals interrupts the main thread at any point: in critical sections, between them, and in waits.
+Nothing may hang, and afterwards every capture is counted. The long tests make far more than 100 000 captures,
+the short ones a tenth of that.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ SESSION = session("one")
 def storm(handler: Callable[[], object], interval: float = 0.0001) -> Iterator[None]:
     """Call `handler` in a signal handler on the main thread, thousands of times a second.
 
-    Each signal is sent `interval` seconds after the last handler's end: a machine that is slower than its
-    signals would nest them without end. A handler that returns False has had enough.
+    Each signal is sent `interval` seconds after the end of the last handler, as otherwise handlers would nest
+    without end on a slow machine. The storm ends when a handler returns False.
     """
     on = [True]
 
@@ -67,7 +67,7 @@ def storm(handler: Callable[[], object], interval: float = 0.0001) -> Iterator[N
 
 
 class Dying:
-    """Captures when a collection takes it; a cycle, so that nothing else does."""
+    """An object that captures in `__del__`; it is in a cycle, so that only a collection frees it."""
 
     def __init__(self, worker: BackgroundWorker, made: list[int]) -> None:
         self.worker = worker
@@ -80,7 +80,7 @@ class Dying:
 
 
 def _signals_and_collections(captures: int) -> None:
-    """All at once: the main thread, two others, a signal storm and forced collections."""
+    """Capture at the same time on three threads, in signal handlers and in forced collections."""
     made = {"main": 0, "others": 0, "signals": 0}
     died = [0]
     deliver = _Fickle()
@@ -138,7 +138,7 @@ def _signals_and_collections(captures: int) -> None:
 
 
 class _Fickle:
-    """Delivers, mostly."""
+    """A deliverer that fails now and then."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -153,20 +153,20 @@ class _Fickle:
 
 
 def test_every_capture_of_a_storm_is_accounted_for() -> None:
-    """Ten thousand; none hangs, none is lost without a count."""
+    """None of ten thousand captures hangs or is lost without being counted."""
     _signals_and_collections(10_000)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_every_capture_of_a_long_storm_is_accounted_for() -> None:
-    """A hundred thousand, three times."""
+    """The same with a hundred thousand captures, three times."""
     for _ in range(3):
         _signals_and_collections(100_000)
 
 
 def test_a_storm_while_the_main_thread_only_looks_and_waits() -> None:
-    """The captures of the handlers have nobody but the ends of those sections to see to them."""
+    """Only the checks after the interrupted sections call a sender for the handlers' captures."""
     made = [0]
     deliver = Deliverer()
     queue = memory(quick())
@@ -188,7 +188,7 @@ def test_a_storm_while_the_main_thread_only_looks_and_waits() -> None:
 
 @pytest.mark.parametrize("call", ["flush", "close", "kill", "end"])
 def test_an_end_in_the_middle_of_a_storm_comes_in_time(call: str) -> None:
-    """SIGTERM does not wait for a quiet moment."""
+    """SIGTERM may arrive at any moment."""
     timeout = scaled(0.3)
     worker_calls: dict[str, Callable[[BackgroundWorker], object]] = {
         "flush": lambda worker: worker.flush(timeout),
@@ -212,7 +212,7 @@ def test_an_end_in_the_middle_of_a_storm_comes_in_time(call: str) -> None:
 
 
 def test_handlers_that_flush_and_close_in_a_storm_hang_nobody() -> None:
-    """A handler may do more than capture; in a section of ours it must not wait."""
+    """A handler that flushes or closes inside a critical section must not wait."""
     calls = [0]
     slow: list[float] = []
     for _ in range(3):
@@ -243,11 +243,11 @@ def test_handlers_that_flush_and_close_in_a_storm_hang_nobody() -> None:
 
 
 class Interrupted(Exception):
-    """What a soft time limit raises out of its signal handler."""
+    """The exception raised by a signal handler, as by a soft time limit."""
 
 
 def test_handlers_that_raise_leave_a_worker_that_still_works() -> None:
-    """A task's time limit strikes anywhere. It reaches the task, no count is off, and nothing hangs."""
+    """The exception reaches the task, all counts are right, and nothing hangs."""
     raised = [0]
     deliver = Deliverer()
     queue = memory(quick())

@@ -1,4 +1,4 @@
-"""What the tests of queue and worker share: envelopes of each class, a deliverer to script, a fair count."""
+"""Helpers of the tests of queue and worker: envelopes of each class, a scripted deliverer, an own count."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from transport_kit.transport.worker.ledger import LedgerSnapshot
 from transport_kit.transport.worker.outcome import FlushReport, Outcome, WorkerState
 from transport_kit.transport.worker.worker import BackgroundWorker
 
-#: For captures at any instruction, the tracer's own included: coverage takes a lock there that it can't
-#: take twice, so a handler that interrupts it hangs. What storms run through, other tests cover.
+#: For tests that capture at any instruction, also of the tracer: coverage's tracer has a lock that is not
+#: re-entrant, so that a handler that interrupts it hangs. Other tests cover the same code.
 untraced = pytest.mark.skipif(sys.gettrace() is not None, reason="the tracer has a lock of its own")
 
 
@@ -59,7 +59,7 @@ ONE_LOST = (("error", 1),)
 
 
 class Clock:
-    """Monotonic seconds that pass when told to."""
+    """A clock whose monotonic seconds pass only in calls of a test."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -69,9 +69,9 @@ class Clock:
 
 
 class Deliverer:
-    """Delivers by script: an outcome for each call, `Outcome()` when the script has ended.
+    """A deliverer that returns or raises one element of its script per call, then `Outcome()`.
 
-    While `held`, each call waits. `began` counts calls, `at_once` is the most at the same time.
+    While `held`, each call waits. `began` contains the calls, `at_once` is the maximum of concurrent ones.
     """
 
     def __init__(self, *script: Outcome | BaseException) -> None:
@@ -109,7 +109,7 @@ class Deliverer:
         self._open.set()
 
     def wait_for(self, calls: int) -> bool:
-        """Whether so many deliveries begin in time."""
+        """Return True once `calls` deliveries have begun, or False after `SOON` seconds."""
         with self.changed:
             return self.changed.wait_for(lambda: len(self.began) >= calls, SOON)
 
@@ -119,7 +119,7 @@ class Deliverer:
 
 
 class Reporting:
-    """A deliverer that takes the due report along, as the HTTP transport does."""
+    """A deliverer that attaches the due report, as the HTTP transport does."""
 
     def __init__(self, *answers: bool) -> None:
         self.answers = list(answers)
@@ -139,7 +139,7 @@ class Reporting:
 
 
 class NoThreads:
-    """A host that is out of threads, or an interpreter that is ending."""
+    """Makes the start of threads fail, as at the limit of threads or at the interpreter's end."""
 
     def __init__(self, worker: BackgroundWorker) -> None:
         self.tries = 0
@@ -151,7 +151,7 @@ class NoThreads:
 
 
 def until(true: Callable[[], object]) -> bool:
-    """Whether it becomes true in time; for what no condition announces."""
+    """Return True once `true` returns True, or False after `SOON` seconds."""
     pause = threading.Event()
     deadline = time.monotonic() + SOON
     while not true():
@@ -187,7 +187,7 @@ def parked(queue: MemoryQueue) -> bool:
 
 
 def quick(**fields: object) -> TransportOptions:
-    """Options under which retries come at once."""
+    """Return options with a back-off of about a millisecond."""
     defaults: dict[str, object] = {"backoff_base": 0.001, "backoff_max": 0.002, "shutdown_timeout": SOON}
     return TransportOptions(**{**defaults, **fields})  # type: ignore[arg-type]
 
@@ -202,7 +202,7 @@ def running(
     options: TransportOptions | None = None,
     queue: MemoryQueue | None = None,
 ) -> Iterator[BackgroundWorker]:
-    """A worker on a queue in memory, killed in the end; its books balance then, and its threads go."""
+    """Provide a worker on a queue in memory; at the end kill it and check its ledger and its threads."""
     options = options or quick()
     queue = queue or memory(options)
     worker = BackgroundWorker(queue, deliver, options)
@@ -225,7 +225,7 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def flushed(worker: BackgroundWorker) -> tuple[int, int]:
-    """Errors delivered and discarded in all, once nothing is left."""
+    """Flush, and return the total numbers of errors delivered and discarded."""
     assert worker.flush(SOON).ok
     totals = worker.facts().totals
     lost = sum(counts.get("error", 0) for counts in totals.discarded.values())
@@ -233,7 +233,7 @@ def flushed(worker: BackgroundWorker) -> tuple[int, int]:
 
 
 def held(queue: MemoryQueue) -> Counter[str]:
-    """Quantities per category that a queue really holds, counted from its innermost parts."""
+    """Return the quantities per category in a queue, counted from its private containers."""
     claims = [claim for lane in queue._lanes for claim in (*lane.retried, *lane.waiting)]
     claims += [claim for _, _, claim in queue._delayed]
     claims += queue._claimed.values()
@@ -246,7 +246,7 @@ def held(queue: MemoryQueue) -> Counter[str]:
 
 
 def accounted(totals: LedgerSnapshot, pending: Counter[str]) -> None:
-    """Invariant 1, category by category."""
+    """Assert invariant 1 for each category."""
     settled = {category for counts in totals.discarded.values() for category in counts}
     for category in {*totals.captured, *totals.claimed_from_shared, *totals.delivered, *settled, *pending}:
         came = totals.captured.get(category, 0) + totals.claimed_from_shared.get(category, 0)
@@ -260,7 +260,7 @@ def accounted(totals: LedgerSnapshot, pending: Counter[str]) -> None:
 
 
 def balance(worker: BackgroundWorker, queue: MemoryQueue) -> None:
-    """Invariant 1, with what is pending counted from the queue's contents and not from the ledger."""
+    """Assert invariant 1, with the pending quantities counted from the queue's contents."""
     queue.lock.run_deferred()
     with queue.lock.rlock:
         facts, pending = worker.facts(), held(queue)
