@@ -175,21 +175,21 @@ class TransportOptions(_Options):
     """Options of a transport: queueing, sending and giving up envelopes.
 
     Attributes:
-        max_queue_items: Envelopes held, claimed ones included; at least 1. A full queue gives up the
-            oldest of the lowest class, and counts it.
-        max_queue_bytes: Bytes held, claimed ones included. Past a quarter of it an envelope is
-            compressed as it is put.
+        max_queue_items: Largest number of envelopes in the queue, claimed ones included. A full queue drops
+            the oldest of the lowest class, and counts it.
+        max_queue_bytes: Largest number of bytes in the queue, claimed ones included. Above a quarter of
+            it, envelopes are compressed when they are put.
         max_event_bytes: An event or transaction larger than this is trimmed (frame variables, then
-            breadcrumbs, then extra), and refused when that does not suffice.
+            breadcrumbs, then extra), and refused if that does not suffice.
         max_attachment_bytes: An attachment larger than this is refused.
         max_envelope_bytes: An envelope larger than this is refused.
-        max_senders: Threads that deliver while envelopes wait; one at rest.
-        shutdown_timeout: Seconds `Transport.close` and `flush` wait by default; 0 skips the wait.
+        max_senders: Largest number of threads that deliver; one remains at rest.
+        shutdown_timeout: Seconds that `Transport.close` and `flush` wait by default; 0 for no wait.
         connect_timeout: Seconds to open a connection: name, all addresses, proxy and TLS together.
         request_timeout: Seconds from the first byte sent to the last byte of the answer.
-        retry_window: Seconds an envelope is kept and retried before it is given up and counted.
-        retry_statuses: HTTP statuses after which an envelope is kept and retried. `()` restores the
-            strict rule that any answer is final.
+        retry_window: Seconds for which an envelope is retried before it is dropped and counted.
+        retry_statuses: HTTP statuses after which an envelope is kept and retried. With `()`
+            every answer is final.
         backoff_base: Seconds; the first delay is drawn from 0 to this, doubling per failure.
         backoff_max: Seconds; no delay exceeds it.
         compression: `gzip`, `isal` (gzip made by the package isal), `br`, `zstd` or `none`.
@@ -210,17 +210,17 @@ class TransportOptions(_Options):
         handle_sigterm: Whether a default-disposed SIGTERM drains before it ends the process.
         queue: `memory`, or `file:///` and the path of a directory: a spool, which survives the process and
             is shared by all processes that name it. The directory is made when its parent exists.
-        spool_max_bytes: Bytes of all that a spool holds for one DSN; past it the oldest of the lowest class
-            goes, and is counted.
-        spool_max_count: Envelopes that a spool holds for one DSN; None for no bound.
-        spool_max_age: Seconds after which an envelope in a spool is given up and counted.
-        spool_segment_bytes: A file of a spool past this is closed, and the next one begun.
-        spool_durability: `process`: accepted survives the death of every process; `host`: and the loss of
-            power, at the price of a disk's sync before a capture returns.
-        spool_drain: Whether this process may deliver what is in the spool; False leaves that to others.
+        spool_max_bytes: Largest number of bytes in a spool for one DSN; above it the oldest envelopes of the
+            lowest class are dropped, and counted.
+        spool_max_count: Largest number of envelopes in a spool for one DSN; None for no bound.
+        spool_max_age: Seconds after which an envelope in a spool is dropped and counted.
+        spool_segment_bytes: Size in bytes above which a file of a spool is closed, and the next one begun.
+        spool_durability: `process`: accepted envelopes survive the end of every process. `host`: they also
+            survive a loss of power; each capture waits for a sync of the disk.
+        spool_drain: Whether this process may deliver from the spool; False leaves that to other processes.
         spool_credentials: Whether the DSN is stored in the spool, readable to its owner only, for a
-            forwarder that is not given it otherwise.
-        spool_force: Whether a spool on a network filesystem is taken all the same.
+            forwarder that does not get it in another way.
+        spool_force: Whether a spool on a network filesystem is allowed.
 
     Raises:
         OptionsError: A value is out of range or of the wrong type. Names the field.
@@ -318,27 +318,26 @@ class ReporterOptions(_Options):
         release: The app's version, such as `shop@1.2.0`; at most 200 characters.
         environment: Such as `production` (the default) or `staging`.
         dist: A build of the release.
-        server_name: This host's name; None asks the operating system.
+        server_name: This host's name; None for the operating system's.
         send_default_pii: Whether user identity, client addresses, cookies and bodies are sent.
         in_app_include: Module prefixes that are the app's own; wins over `in_app_exclude`.
         in_app_exclude: Module prefixes that are not the app's own.
-        before_send: Called with `(event, hint)`; returns the event to send, or None to drop it, as
-            a failure does too. A dropped one is counted as `before_send`.
-        detect_release: Whether a `release` that is not given is looked for once, at the start: in the
-            environment of known platforms, in the git checkout, in `pyproject.toml`.
+        before_send: Called with `(event, hint)`; returns the event to send, or None to drop it. An
+            exception drops it too. Dropped events are counted as `before_send`.
+        detect_release: Whether a missing `release` is detected once, at the start: from the environment of
+            known platforms, the git checkout, or `pyproject.toml`.
         sample_rate: Share of error events that are sent; the others are counted.
-        max_breadcrumbs: Breadcrumbs that go with an event; at most 100.
+        max_breadcrumbs: Largest number of breadcrumbs in an event; at most 100.
         max_request_body_size: Bodies that are sent, with `send_default_pii`: `never`, `small` (up to
-            1000 bytes), `medium` (10 000) or `always`; no event holds more than 8 KiB of one.
+            1000 bytes), `medium` (10 000) or `always`; an event contains at most 8 KiB of one.
         traces_sample_rate: Share of new traces whose transactions are sent; None (the default) turns
-            tracing off: traces are continued and handed on, and nothing is measured.
+            tracing off: traces are continued and propagated, but nothing is measured.
         traces_sampler: Called with a dict (`name`, `source`, `op`, `parent_sampled`, `request`); returns
             the rate for this transaction, or None for `traces_sample_rate`. Overrides the caller's decision.
-        trace_propagation_targets: URLs that `outgoing_headers` makes headers for: texts that they hold, or
-            compiled patterns; None is all.
-        propagate_traceparent: Whether W3C `traceparent` is read where there is no `sentry-trace`, and sent.
-        strict_trace_continuation: Whether a trace is only continued when it says that it is of the same
-            organisation.
+        trace_propagation_targets: URLs for which `outgoing_headers` makes headers: texts that they contain,
+            or compiled patterns; None for all.
+        propagate_traceparent: Whether W3C `traceparent` is sent, and read if there is no `sentry-trace`.
+        strict_trace_continuation: Whether a trace is continued only if it names the same organisation.
         auto_session_tracking: Whether each request's outcome is counted in sessions; needs a release.
     """
 
@@ -393,7 +392,7 @@ class IntegrationOptions(_Options):
     Attributes:
         path: Where live, ready, health and flush answer; None leaves the routes out.
         flush_token: Bearer token for `POST flush` and for health details; None turns flush off.
-        health_details: `always`, or `token`: strangers see the status only.
+        health_details: `always`, or `token`: without the token only the status is shown.
         ready_requires_delivery: Whether `ready` answers 503 while health is `fail`.
         strict: Whether a configuration error is raised instead of reported by health.
         capture_errors: Whether exceptions that escape a request are captured.
