@@ -50,7 +50,7 @@ class Full(Exception):
     """The spool is over its size and no drainer evicts: a new record is refused."""
 
 
-class _Open:
+class _OpenSegment:
     """A segment that this process appends to.
 
     `users` contains one token per thread inside a write; list operations are atomic. A thread adds its token
@@ -151,15 +151,15 @@ class Writer:
         self._pid = self._system.process()
         # The segment of each class that is written to. Read by every thread; replaced by the thread that
         # holds `_rolling`, and set to None by a thread whose write to it failed.
-        self._current: list[_Open | None] = [None] * len(Priority)
+        self._current: list[_OpenSegment | None] = [None] * len(Priority)
         # Segments of each class created ahead: added by `prepare`, taken by the thread that holds `_rolling`.
-        self._spare: list[list[_Open]] = [[] for _ in Priority]
+        self._spare: list[list[_OpenSegment]] = [[] for _ in Priority]
         # Segments of each class begun since the last `prepare`.
         self._rolled = [0] * len(Priority)
         # Segments that a put retired; any thread may close them.
-        self._full: list[_Open] = []
+        self._full: list[_OpenSegment] = []
         # All open segments, for `close` and for a forked child. Items are set and deleted atomically.
-        self._open: dict[SegmentName, _Open] = {}
+        self._open: dict[SegmentName, _OpenSegment] = {}
         # Number of records in closed segments of this process, as long as the files exist: for figures only.
         self._counts: dict[str, int] = {}
         # Guards the change to the next segment. Held during I/O, so it is acquired without blocking only.
@@ -232,7 +232,7 @@ class Writer:
                     self._close_if_last(segment)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _is_descriptor_lost(self, segment: _Open, error: OSError) -> bool:
+    def _is_descriptor_lost(self, segment: _OpenSegment, error: OSError) -> bool:
         """Handle a failed write; return True if another segment may be tried."""
         if error.errno != errno.ENOSPC:
             self._mark_retired(segment)
@@ -243,7 +243,7 @@ class Writer:
         self._counts[segment.text] = len(segment.records)
         return True
 
-    def _sync(self, segment: _Open, records: int) -> None:
+    def _sync(self, segment: _OpenSegment, records: int) -> None:
         """Write the segment to the disk, unless another thread did so after this record was written."""
         with segment.sync_lock:
             if segment.synced >= records:
@@ -263,7 +263,7 @@ class Writer:
 
     # -- segments --------------------------------------------------------------------------------------
 
-    def _next_segment(self, rank: int, segment: _Open | None) -> tuple[_Open, bool]:
+    def _next_segment(self, rank: int, segment: _OpenSegment | None) -> tuple[_OpenSegment, bool]:
         """Return the segment to write to in place of `segment`, which is full or None.
 
         The second value is True if it is for one record only.
@@ -339,7 +339,7 @@ class Writer:
         for spares in self._spare:
             spares[:] = [spare for spare in spares if not spare.retired]
 
-    def _begin(self, rank: int) -> _Open:
+    def _begin(self, rank: int) -> _OpenSegment:
         """Create a segment: write and lock a draft, then link it under the name that readers look for."""
         system, within = self._system, self._directory.segments
         name = SegmentName(rank, self._wall_ns(), self._pid, system.random(8))
@@ -360,7 +360,7 @@ class Writer:
             system.close(fd)
             raise
         self._remove_draft(draft)
-        segment = _Open(name, fd, (status.st_dev, status.st_ino))
+        segment = _OpenSegment(name, fd, (status.st_dev, status.st_ino))
         self._open[name] = segment
         return segment
 
@@ -370,17 +370,17 @@ class Writer:
         except OSError:
             pass  # the drainer removes drafts that no process has locked
 
-    def _mark_retired(self, segment: _Open) -> None:
+    def _mark_retired(self, segment: _OpenSegment) -> None:
         """Keep threads from beginning a write to the segment; the caller makes sure that it is closed."""
         if self._current[segment.rank] is segment:
             self._current[segment.rank] = None
         segment.retired = True
 
-    def _retire(self, segment: _Open) -> None:
+    def _retire(self, segment: _OpenSegment) -> None:
         self._mark_retired(segment)
         self._close_if_last(segment)
 
-    def _close_if_last(self, segment: _Open) -> None:
+    def _close_if_last(self, segment: _OpenSegment) -> None:
         if segment.users:
             return
         try:
