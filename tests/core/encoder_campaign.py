@@ -1,7 +1,7 @@
-"""Hostile values encoded at any distance from the recursion limit, in a process that must live.
+"""Encodes hostile values at all distances from the recursion limit, in a process that must survive.
 
-`python -m tests.core.encoder_campaign SEED CASES` prints how many were sealed and how many refused. A case
-depends on the seed and its number alone.
+`python -m tests.core.encoder_campaign SEED CASES` prints the numbers of sealed and refused values. A case
+depends only on the seed and its number.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ LEAVES: list[Any] = [
     ),
 ]
 if encoder.NAME != "orjson 3.10.0":
-    # It has no guard against these: docs/operations.md.
+    # The encoder has no guard against these: docs/operations.md.
     LEAVES += [Raising.ONE, Circular.ONE, uuid.UUID.__new__(uuid.UUID)]
 WRAPS: list[Wrap] = [
     lambda value: [value],
@@ -128,7 +128,7 @@ WRAPS: list[Wrap] = [
 
 
 def hostile(chance: random.Random) -> Any:
-    """A value: plain, awkward, deep or in a circle."""
+    """Return a value: plain, awkward, deep or circular."""
     value = chance.choice(LEAVES)
     depth = chance.choice((0, 1, 3, 10, 10, 60, 253, 254, 255, 300, 3_000, 100_000))
     some = [WRAPS[0], WRAPS[1], WRAPS[2], WRAPS[3]] if depth > 300 else WRAPS
@@ -139,7 +139,7 @@ def hostile(chance: random.Random) -> Any:
     for _ in range(depth):
         wrap = chance.choice(few)
         doubled += wrap is WRAPS[5]
-        # Twice at each level is more than any memory holds.
+        # Two references at each level would not fit into any memory.
         value = wrap(value) if wrap is not WRAPS[5] or doubled < 10 else [value]
     if chance.random() < 0.3 and not doubled:
         end.append(chance.choice((value, (value,), ((value,),), {"back": (value,)})))
@@ -147,7 +147,7 @@ def hostile(chance: random.Random) -> Any:
 
 
 def check(value: Any) -> bool:
-    """Encode it; whether it was sealed. What is sealed must be JSON."""
+    """Encode the value; return True if it was sealed. The result must be JSON."""
     try:
         data = encode(value, "event")
     except (SealError, RecursionError):
@@ -160,17 +160,17 @@ results: list[bytes] = []
 
 
 def by_frames(levels: int, value: Any) -> bool:
-    """At a depth of so many frames of Python."""
+    """Run at a depth of that many frames of Python."""
     return by_frames(levels - 1, value) if levels else check(value)
 
 
 def by_calls(levels: int, value: Any) -> bool:
-    """The same, each frame by way of C."""
+    """The same, with a C function between the frames."""
     return next(map(by_calls, (levels - 1,), (value,))) if levels else check(value)
 
 
 def at_the_limit(value: Any) -> bool:
-    """In the handler of a RecursionError, as deep as can be, and once more at each frame above."""
+    """Run in the handler of a RecursionError at the greatest depth, and again at each frame above."""
     try:
         return at_the_limit(value)
     except RecursionError:
@@ -180,7 +180,7 @@ def at_the_limit(value: Any) -> bool:
 
 
 def wire(chance: random.Random) -> None:
-    """Deep text through every reader."""
+    """Pass deep text to every parser."""
     depth = chance.choice((10, 254, 255, 1023, 1025, 200_000))
     sign, end = chance.choice((("[", "]"), ('{"a":', "}")))
     text = sign * depth + "1" + end * depth
@@ -195,7 +195,7 @@ def wire(chance: random.Random) -> None:
 
 
 def case(chance: random.Random) -> bool:
-    """One case; whether its value was sealed."""
+    """Run one case; return True if its value was sealed."""
     value = hostile(chance)
     limit = sys.getrecursionlimit()
     way = chance.random()
@@ -222,7 +222,7 @@ def case(chance: random.Random) -> bool:
 
 
 def main(seed: str, cases: str) -> None:
-    """Run them, with where it stands on stderr should the process die."""
+    """Run the cases; print the current one on stderr, in case the process dies."""
     faulthandler.enable()
     sealed = 0
     for number in range(int(cases)):

@@ -1,8 +1,8 @@
-"""Signal handlers that raise, at every instruction in turn.
+"""Runs calls with a signal handler that raises at each instruction in turn.
 
-A storm of signals finds an instruction by luck; here each is struck in order, so that a failure comes back
-with its number. The signal is sent before the instruction runs; its handler runs where the interpreter looks
-for signals next, which is where a real one would run.
+A storm of signals hits an instruction by chance; here each is hit in order, so that a failure can be
+repeated by its number. The signal is sent before the instruction runs, and its handler runs when the
+interpreter next checks for signals, as a real one would.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ import pytest
 
 import transport_kit
 
-#: The tracer of coverage and this one exclude each other.
+#: The tracer of coverage excludes this one.
 untraced = pytest.mark.skipif(sys.gettrace() is not None, reason="there is one tracer at a time")
 
 _OURS = str(Path(transport_kit.__file__).parent)
 
 
 class Interrupted(Exception):
-    """What a soft time limit raises out of its signal handler."""
+    """The exception that the signal handler raises, like a soft time limit."""
 
 
 class _Strike(int):
     """A signal number that is sent when `now` is read.
 
-    Reading an attribute is no call: the interpreter does not look for signals after it, and so first looks
-    in the code that is traced.
+    Reading an attribute is no call: the interpreter does not check for signals after it, and so first checks
+    in the traced code.
     """
 
     now = property(_thread.interrupt_main)
@@ -46,7 +46,11 @@ _STRIKE = _Strike(signal.SIGUSR1)
 
 
 def strike(call: Callable[[], object], instruction: int) -> tuple[bool, BaseException | None]:
-    """Run `call`, with a signal before its `instruction`-th of ours; whether it came, and what was raised."""
+    """Run `call` with a signal before the `instruction`-th instruction of the library.
+
+    Returns:
+        True if the signal was sent; and the exception that `call` raised, or None.
+    """
     struck: list[bool] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -54,7 +58,7 @@ def strike(call: Callable[[], object], instruction: int) -> tuple[bool, BaseExce
         raise Interrupted
 
     before = signal.signal(_STRIKE, handle)
-    # Python discards what is raised inside a callback of the collector, such as Hypothesis has one.
+    # Python discards exceptions in a callback of the garbage collector, such as Hypothesis has.
     gc.disable()
     try:
         _watched(call, instruction)
@@ -67,7 +71,7 @@ def strike(call: Callable[[], object], instruction: int) -> tuple[bool, BaseExce
 
 
 def _watched(call: Callable[[], object], instruction: int) -> None:
-    """Run `call`, and strike when so many instructions have begun on this thread."""
+    """Run `call`, and send the signal when so many instructions have begun on this thread."""
     left = [instruction]
     here = threading.get_ident()
     if sys.version_info < (3, 12):
@@ -76,7 +80,7 @@ def _watched(call: Callable[[], object], instruction: int) -> None:
             if event == "opcode":
                 left[0] -= 1
                 if left[0] == 0:
-                    sys.settrace(None)  # or this would be the next code to be entered
+                    sys.settrace(None)  # otherwise this would be the next code to be entered
                     _ = _STRIKE.now
             return local
 
@@ -92,7 +96,7 @@ def _watched(call: Callable[[], object], instruction: int) -> None:
         finally:
             sys.settrace(None)
     else:
-        # Tracing sees a function's instructions only from its second call on here.
+        # Tracing reports a function's instructions only from its second call on.
         monitoring = sys.monitoring
 
         def at(code: CodeType, offset: int) -> object:
@@ -113,12 +117,12 @@ def _watched(call: Callable[[], object], instruction: int) -> None:
 
 @functools.cache
 def _instrument() -> None:
-    """Have the instructions of all our functions reported, once and for good: it takes long."""
+    """Let all functions of the library report their instructions, once and for good, as it is slow."""
     if sys.version_info >= (3, 12):
         monitoring = sys.monitoring
         monitoring.use_tool_id(monitoring.DEBUGGER_ID, __name__)
         for function in gc.get_objects():
-            # Not `isinstance`: objects of other tests pretend to be of other classes, or raise when asked.
+            # Not `isinstance`: objects of other tests imitate other classes, or raise.
             if type(function) is FunctionType:
                 for code in _with_inner(function.__code__):
                     if code.co_filename.startswith(_OURS):
@@ -135,7 +139,7 @@ def _with_inner(code: CodeType) -> Iterator[CodeType]:
 
 
 def every_instruction(step: int = 1) -> Iterator[int]:
-    """Numbers for `strike`, until the loop over them ends: it knows when the call is over."""
+    """Yield numbers for `strike`, until the loop over them has reached the end of the call."""
     instruction = 1
     while True:
         yield instruction

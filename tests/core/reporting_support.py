@@ -1,4 +1,4 @@
-"""What the tests of reporting share: a reporter whose envelopes are kept, and ways to make its events."""
+"""Helpers of the reporting tests: a reporter whose envelopes are stored, and readers of its items."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ SPAN = "a0cfbde2bdff3adc"
 
 
 class Kept(CapturedTransport):
-    """Keeps what is captured, and can say what was lost."""
+    """A transport that stores envelopes and counts losses."""
 
     def lost(self) -> dict[str, dict[str, int]]:
-        """Losses by reason and category."""
+        """The losses by reason and category."""
         return {reason: dict(counts) for reason, counts in self.health().discarded_by_category.items()}
 
     @property
     def transactions(self) -> list[dict[str, Any]]:
-        """The payloads of all transactions, in order."""
+        """Return the payloads of all transactions, in order."""
         return self.payloads("transaction")
 
     def check_ins(self) -> list[dict[str, Any]]:
-        """The payloads of all check-ins, in order."""
+        """Return the payloads of all check-ins, in order."""
         return self.payloads("check_in")
 
     def logs(self) -> list[dict[str, Any]]:
-        """All log items, in order."""
+        """Return all log items, in order."""
         return [log for container in self.payloads("log") for log in container["items"]]
 
 
 def reporter_for(transport: Kept, **options: Any) -> Reporter:
-    """A reporter with these options, and none that depends on the checkout it runs in."""
+    """Return a reporter with these options, none of which depends on the checkout."""
     return Reporter(transport, ReporterOptions(**{"detect_release": False, **options}))
 
 
 def raised(error: BaseException) -> BaseException:
-    """The exception with a traceback, as if it had been caught."""
+    """Return the exception with a traceback, as if it had been caught."""
     try:
         raise error
     except BaseException as caught:

@@ -1,4 +1,4 @@
-"""The strict parser: the protocol's vectors, hostile input, and headers that only look like JSON objects."""
+"""The strict parser: the protocol's vectors, hostile input, and malformed headers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _fault(data: bytes, **limits: int) -> InvalidEnvelope:
 
 @pytest.mark.parametrize("vector", VALID, ids=lambda vector: vector["id"])
 def test_a_valid_vector_is_parsed_and_written_canonically(vector: dict[str, Any]) -> None:
-    """Headers as received, payloads byte for byte, and bytes that every receiver reads the same way."""
+    """Headers and payloads are kept byte for byte, and every receiver parses the output in the same way."""
     data = base64.b64decode(vector["input_b64"])
     envelope = Envelope.deserialize(data)
     assert envelope.headers == vector["expect"]["headers"]
@@ -52,7 +52,7 @@ def test_a_valid_vector_is_parsed_and_written_canonically(vector: dict[str, Any]
 
 @pytest.mark.parametrize("vector", INVALID, ids=lambda vector: vector["id"])
 def test_an_invalid_vector_is_refused_for_its_reason(vector: dict[str, Any]) -> None:
-    """Damaged bytes must not travel on: a receiver would answer 400 and lose the whole."""
+    """A receiver would answer 400 to damaged bytes, and lose the whole envelope."""
     data = base64.b64decode(vector["input_b64"])
     fault = _fault(data)
     assert fault.reason in [vector["expect"]["error"], *vector.get("alt_errors", ())]
@@ -72,7 +72,7 @@ def test_an_invalid_vector_is_refused_for_its_reason(vector: dict[str, Any]) -> 
     ],
 )
 def test_an_error_names_the_byte_where_the_fault_begins(data: bytes, reason: str, offset: int) -> None:
-    """Whoever debugs a corrupt spool or tunnel needs the place, not only the fact."""
+    """The offset is needed to debug a corrupt spool or tunnel."""
     fault = _fault(data)
     assert (fault.reason, fault.offset) == (reason, offset)
 
@@ -111,7 +111,7 @@ def test_an_error_names_the_byte_where_the_fault_begins(data: bytes, reason: str
     ],
 )
 def test_what_only_looks_like_a_header_is_refused(header: bytes) -> None:
-    """The typed readers of receivers refuse each of these, and the whole envelope with it."""
+    """The typed parsers of receivers refuse each of these, and the whole envelope with it."""
     assert _fault(header + b"\n").reason == "envelope_header"
 
 
@@ -134,13 +134,13 @@ def test_what_only_looks_like_a_header_is_refused(header: bytes) -> None:
     ],
 )
 def test_a_malformed_item_header_is_refused(item: bytes) -> None:
-    """A parser that guesses a length swallows the items behind it."""
+    """A parser that guessed a length would swallow the following items."""
     fault = _fault(b"{}\n" + item + b"\na\n")
     assert (fault.reason, fault.offset) == ("item_header", 3)
 
 
 def test_what_receivers_tolerate_in_a_header_is_kept() -> None:
-    """Unknown names twice, pairs of surrogates, white space inside, null and large numbers are legal."""
+    """Repeated unknown names, surrogate pairs, white space, null and large numbers are legal."""
     envelope = Envelope.deserialize(
         b'{ "x" : 1, "x" : 2, "face":"\\ud83d\\ude00", "n":{"sent_at":1,"sent_at":2},'
         b'\r "big":18446744073709551615 }\n'
@@ -154,7 +154,7 @@ def test_what_receivers_tolerate_in_a_header_is_kept() -> None:
 
 
 def test_an_item_header_at_the_end_of_input_is_an_empty_item() -> None:
-    """Some clients write no newline behind an empty payload."""
+    """Some clients write no newline after an empty payload."""
     for ending in (
         b'{"type":"x"}',
         b'{"type":"x"}\n',
@@ -175,14 +175,14 @@ def _peak(data: bytes) -> tuple[InvalidEnvelope, int]:
 
 
 def test_a_length_of_four_gigabytes_allocates_nothing() -> None:
-    """A header must not decide how much memory a receiver takes."""
+    """A header must not determine the memory that a receiver uses."""
     fault, peak = _peak(b'{}\n{"type":"attachment","length":4294967295}\nx\n')
     assert (fault.reason, fault.offset) == ("truncated", 45)
     assert peak < 100_000
 
 
 def test_a_header_of_a_hundred_megabytes_is_refused_unread() -> None:
-    """Refused by its length alone: not copied, not decoded."""
+    """Its length suffices to refuse it; it is neither copied nor decoded."""
     fault, peak = _peak(b'{"a":"' + b"x" * 100_000_000 + b'"}\n')
     assert (fault.reason, fault.offset) == ("envelope_header", 0)
     assert peak < 100_000
@@ -201,7 +201,7 @@ def test_a_header_line_may_have_a_mebibyte_and_not_a_byte_more() -> None:
 
 
 def test_headers_are_bounded_in_sum() -> None:
-    """Tiny JSON values take twenty times their bytes as Python objects; many long lines would add up."""
+    """Small JSON values take twenty times their bytes as Python objects, and many long lines would add up."""
     line = b'{"type":"x","length":0,"a":[' + b",".join([b"[]"] * 300_000) + b"]}\n\n"
     fault, peak = _peak(b"{}\n" + line * 40)
     assert fault.reason == "item_header"
@@ -211,7 +211,7 @@ def test_headers_are_bounded_in_sum() -> None:
 
 
 def test_a_million_items_stop_at_the_bound() -> None:
-    """The thousand and first item is refused before the rest is looked at."""
+    """Item 1001 is refused before the rest is parsed."""
     data = b"{}\n" + b'{"type":"x","length":0}\n\n' * 1_000_000
     fault, peak = _peak(data)
     assert (fault.reason, fault.offset) == ("too_many_items", 3 + 1000 * 25)
@@ -242,7 +242,7 @@ def test_a_stream_is_read_to_a_bound() -> None:
 
 
 def test_any_buffer_can_be_parsed() -> None:
-    """Spools and servers hand over what they have."""
+    """Spools and servers have different buffer types."""
     for data in (bytearray(b"{}\n"), memoryview(b"{}\n")):
         assert Envelope.deserialize(data).headers == {}
 
@@ -271,7 +271,7 @@ def envelopes(draw: st.DrawFn) -> Envelope:
 
 @given(envelopes())
 def test_parsing_gives_back_what_was_serialised(envelope: Envelope) -> None:
-    """Whatever the payloads hold: newlines, braces, half an envelope."""
+    """Payloads may contain newlines, braces, or half an envelope."""
     data = envelope.serialize()
     parsed = Envelope.deserialize(data)
     assert parsed.headers == envelope.headers

@@ -18,10 +18,10 @@ import pytest
 from transport_kit.runtime import forks
 from transport_kit.runtime.forks import ForkGuard, PerProcess, after_fork
 
-# Python 3.12 warns of every fork of a process with threads: forking one is what is tested.
+# Python 3.12 warns about each fork of a process with threads, which these tests need.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 SOON = 30.0
-#: The forks that hooks see, and one made in C, which none does.
+#: A fork that hooks see, and one made in C, which no hook sees.
 FORKS: dict[str, Callable[[], int]] = {"os.fork": os.fork, "in C": lambda: ctypes.PyDLL(None).fork()}
 
 
@@ -38,7 +38,7 @@ def in_child(work: Callable[[], bool], fork: Callable[[], int] = os.fork) -> boo
 
 
 class Process:
-    """A process id that a test changes: a fork that no hook sees."""
+    """A process id that a test changes, to simulate a fork that no hook sees."""
 
     def __init__(self) -> None:
         self.pid = 1
@@ -48,7 +48,7 @@ class Process:
 
 
 class Value:
-    """Knows which value it was built from."""
+    """A value that refers to the one it was built from."""
 
     def __init__(self, parent: Value | None) -> None:
         self.parent = parent
@@ -58,7 +58,7 @@ class Value:
 
 
 def test_a_value_is_built_at_once_and_only_once() -> None:
-    """A transport whose queue can't be made raises where it is constructed."""
+    """A transport whose queue can't be made must raise in its constructor."""
     parents: list[Value | None] = []
 
     def build(parent: Value | None) -> Value:
@@ -73,7 +73,7 @@ def test_a_value_is_built_at_once_and_only_once() -> None:
 
 @pytest.mark.parametrize("fork", FORKS.values(), ids=FORKS)
 def test_a_forked_child_builds_its_own(fork: Callable[[], int]) -> None:
-    """And the parent's stays what it was, in both processes."""
+    """The parent's value does not change in either process."""
     values = PerProcess(Value)
     parent = values.get()
 
@@ -92,7 +92,7 @@ def test_a_forked_child_builds_its_own(fork: Callable[[], int]) -> None:
 
 @pytest.mark.parametrize("used", [True, False], ids=["used by the child", "unused by the child"])
 def test_a_grandchild_builds_from_its_nearest_ancestor_with_a_value(used: bool) -> None:
-    """A server forks a worker, and the worker a task, before either has captured anything."""
+    """A server may fork a worker, and the worker a task, before either has captured anything."""
     values = PerProcess(Value)
     first = values.get()
 
@@ -108,7 +108,7 @@ def test_a_grandchild_builds_from_its_nearest_ancestor_with_a_value(used: bool) 
 
 
 def test_what_an_ancestor_built_is_never_finalised_in_a_descendant() -> None:
-    """Its finaliser could wait for a lock that was held when the process forked."""
+    """Its finalizer could wait for a lock that was locked at the fork."""
     process = Process()
     built: list[weakref.ref[Value]] = []
 
@@ -127,7 +127,7 @@ def test_what_an_ancestor_built_is_never_finalised_in_a_descendant() -> None:
 
 
 def test_threads_that_build_at_the_same_time_get_the_same_value() -> None:
-    """Two values would be two queues; the end of the process would see one of them."""
+    """Two values would be two queues, of which the end of the process would know one."""
     process = Process()
     together = threading.Barrier(8)
     built: list[Value] = []
@@ -150,7 +150,7 @@ def test_threads_that_build_at_the_same_time_get_the_same_value() -> None:
 
 
 def test_a_value_is_adopted_once_and_after_it_is_current() -> None:
-    """What is adopted may use the holder itself, and what raises there is not built again."""
+    """`adopt` may use the holder itself, and after an exception in it the value is not built again."""
     process = Process()
     seen: list[Value] = []
 
@@ -160,7 +160,7 @@ def test_a_value_is_adopted_once_and_after_it_is_current() -> None:
         raise OSError("the directory is gone")
 
     values = PerProcess(Value, adopt, process)
-    assert seen == []  # the first one is its maker's
+    assert seen == []  # the first value is adopted by its maker
     process.pid = 2
     with pytest.raises(OSError, match="gone"):
         values.get()
@@ -168,7 +168,7 @@ def test_a_value_is_adopted_once_and_after_it_is_current() -> None:
 
 
 def test_a_build_that_raises_is_tried_again() -> None:
-    """A fork while the disk is full must not cost the child all its captures."""
+    """A fork while the disk is full must not make the child lose all its captures."""
     process = Process()
     failing = False
 
@@ -189,7 +189,7 @@ def test_a_build_that_raises_is_tried_again() -> None:
 
 
 def test_what_fails_to_build_at_first_raises_in_the_constructor() -> None:
-    """A configuration error belongs where it was made."""
+    """A configuration error must be raised where it was made."""
     with pytest.raises(ZeroDivisionError):
         PerProcess(lambda parent: 1 // 0)
 
@@ -199,7 +199,7 @@ def test_what_fails_to_build_at_first_raises_in_the_constructor() -> None:
 
 @pytest.fixture(name="registered")
 def _registered(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Callable[[], object]]]:
-    """The hooks that are registered with Python, in a package that has none yet."""
+    """Record the hooks that are registered with Python; the package has none yet."""
     hooks: list[dict[str, Callable[[], object]]] = []
     monkeypatch.setattr(os, "register_at_fork", lambda **given: hooks.append(given))
     monkeypatch.setattr(forks, "_callbacks", [])
@@ -209,7 +209,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Callable[[], 
 
 
 def test_one_hook_calls_all_in_order(registered: list[dict[str, Callable[[], object]]]) -> None:
-    """What releases a parent's resources comes before what opens them anew."""
+    """Callbacks that release a parent's resources come before those that open new ones."""
     calls: list[str] = []
 
     def renew() -> None:
@@ -224,7 +224,7 @@ def test_one_hook_calls_all_in_order(registered: list[dict[str, Callable[[], obj
     after_fork(renew)
     after_fork(release, first=True)
     after_fork(last)
-    after_fork(release, first=True)  # once is enough
+    after_fork(release, first=True)  # registered once
     after_fork(renew)
     (hooks,) = registered
     assert set(hooks) == {"before", "after_in_parent", "after_in_child"}
@@ -235,7 +235,7 @@ def test_one_hook_calls_all_in_order(registered: list[dict[str, Callable[[], obj
 def test_a_callback_that_raises_keeps_none_from_its_turn(
     registered: list[dict[str, Callable[[], object]]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A transport of the app's own may fail; the descriptors of the others must be closed all the same."""
+    """A transport of the app may fail; the descriptors of the others must be closed all the same."""
     calls: list[str] = []
 
     def bad() -> None:
@@ -251,7 +251,7 @@ def test_a_callback_that_raises_keeps_none_from_its_turn(
 def test_threads_that_register_at_once_register_one_hook(
     registered: list[dict[str, Callable[[], object]]],
 ) -> None:
-    """Of two, the second would wait before each fork for the lock that the first holds."""
+    """A second hook would wait before each fork for the lock that the first one holds."""
     together = threading.Barrier(8)
 
     def register(number: int) -> None:
@@ -265,7 +265,7 @@ def test_threads_that_register_at_once_register_one_hook(
 
 
 def test_an_import_registers_nothing_and_a_child_calls_what_was_registered() -> None:
-    """Importing changes nothing about forks; a real fork calls the callbacks, in the child only."""
+    """An import has no effect on forks; a real fork runs the callbacks, in the child only."""
     code = (
         "import os\n"
         "register, calls = os.register_at_fork, []\n"
@@ -293,14 +293,14 @@ def test_an_import_registers_nothing_and_a_child_calls_what_was_registered() -> 
 
 @pytest.fixture(name="guard")
 def _guard() -> ForkGuard:
-    """A guard whose hooks the test calls itself."""
+    """Return a guard whose hooks the test calls itself."""
     guard = ForkGuard()
     guard.install()
     return guard
 
 
 def test_a_fork_waits_for_a_section_and_a_section_for_a_fork(guard: ForkGuard) -> None:
-    """In the child, what another thread was in the middle of stays in the middle for ever."""
+    """In the child, another thread's section would never end."""
     forked, entered = threading.Event(), threading.Event()
 
     def fork() -> None:
@@ -320,13 +320,13 @@ def test_a_fork_waits_for_a_section_and_a_section_for_a_fork(guard: ForkGuard) -
 
     threading.Thread(target=section).start()
     assert not entered.wait(0.05)
-    guard._forkers = {threading.get_ident()}  # as if this thread had forked
+    guard._forkers = {threading.get_ident()}  # as in the child of a fork by this thread
     guard.after_fork_in_parent()
     assert entered.wait(SOON)
 
 
 def test_a_fork_does_not_wait_for_ever(guard: ForkGuard, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A section that hangs is worse for the child than for the app, which must go on."""
+    """A section that hangs must not stop the app; the child takes the risk."""
     monkeypatch.setattr(forks, "LONGEST", 0.01)
     entered, leave = threading.Event(), threading.Event()
 
@@ -340,14 +340,14 @@ def test_a_fork_does_not_wait_for_ever(guard: ForkGuard, monkeypatch: pytest.Mon
     assert entered.wait(SOON)
     guard.before_fork()
     guard.after_fork_in_parent()
-    assert guard._lock.locked()  # still the section's
+    assert guard._lock.locked()  # the section still holds it
     leave.set()
     thread.join()
     assert not guard._lock.locked()
 
 
 def test_a_fork_inside_a_section_waits_for_nothing(guard: ForkGuard, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module, or a signal handler, that forks during an import: it goes on in both processes."""
+    """A module, or a signal handler, that forks during an import continues in both processes."""
 
     def never(*_: Any, **__: Any) -> bool:
         raise AssertionError("it would wait for itself")
@@ -368,7 +368,7 @@ def test_a_fork_inside_a_section_waits_for_nothing(guard: ForkGuard, monkeypatch
 
 
 def test_a_child_has_an_open_guard(guard: ForkGuard) -> None:
-    """The thread that held it is not in the child."""
+    """The child does not have the thread that held the lock."""
     guard.before_fork()
     guard.after_fork_in_child()
     with guard:
@@ -376,7 +376,7 @@ def test_a_child_has_an_open_guard(guard: ForkGuard) -> None:
 
 
 def test_before_the_first_transport_no_section_is_guarded() -> None:
-    """A lock made at import could be one that gevent has not patched yet."""
+    """A lock made at import could precede the patch of gevent."""
     guard = ForkGuard()
     with guard as nothing:
         assert nothing is None

@@ -1,4 +1,4 @@
-"""gunicorn's hooks, called as gunicorn calls them; `tests/process` has the real server."""
+"""gunicorn's hooks, called as gunicorn calls them; `tests/process` uses the real server."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from transport_kit.testing import CapturedTransport, FaultServer
 
 
 class SyncWorker:
-    """As gunicorn's own."""
+    """A worker class in gunicorn's module."""
 
 
 class GeventWorker:
-    """As gunicorn's own, which patches `threading` after the fork."""
+    """gunicorn's gevent worker, which patches `threading` after the fork."""
 
     __module__ = "gunicorn.workers.ggevent"
 
 
 class OwnGeventWorker(GeventWorker):
-    """A site's own."""
+    """A subclass of a site."""
 
 
 class Watched(CapturedTransport):
-    """Remembers whether it was started."""
+    """A transport that records its start."""
 
     started = False
 
@@ -37,7 +37,7 @@ class Watched(CapturedTransport):
 
 
 class Broken(CapturedTransport):
-    """One that can't start."""
+    """A transport that can't start."""
 
     def start(self) -> None:
         raise RuntimeError("no")
@@ -49,14 +49,14 @@ class Broken(CapturedTransport):
 def test_post_fork_starts_what_was_preloaded_unless_the_worker_patches_later(
     worker: type, started: bool
 ) -> None:
-    """A thread made before the patch would run beside the greenlets, and hold them up."""
+    """A thread from before the patch would run beside the greenlets and block them."""
     transport = Watched()
     post_fork(object(), worker())
     assert transport.started is started
 
 
 def test_a_transport_that_does_not_start_costs_no_worker(caplog: pytest.LogCaptureFixture) -> None:
-    """gunicorn ends a worker whose hook raises, and forks the next one, for ever."""
+    """gunicorn ends a worker whose hook raises, and would fork the next one, without end."""
     first, second = Broken(), Watched()
     with caplog.at_level(logging.ERROR, "transport_kit"):
         post_fork(object(), SyncWorker())
@@ -66,7 +66,7 @@ def test_a_transport_that_does_not_start_costs_no_worker(caplog: pytest.LogCaptu
 
 
 def test_worker_exit_delivers_what_waits() -> None:
-    """The hook is called while gunicorn still waits for the worker."""
+    """gunicorn calls the hook while it still waits for the worker."""
     with FaultServer() as server:
         server.delay = 0.1
         transport = make_transport(server.dsn)
@@ -77,6 +77,6 @@ def test_worker_exit_delivers_what_waits() -> None:
 
 
 def test_importing_it_needs_no_gunicorn() -> None:
-    """The core imports nobody's package."""
+    """The core imports no optional package."""
     code = "import sys, transport_kit.gunicorn; sys.exit('gunicorn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=30).returncode == 0

@@ -1,4 +1,4 @@
-"""Ids: the stock of random bytes is used once, whoever takes from it."""
+"""Ids: each random byte of the stock is used once, by threads, forks and copies."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 
 from transport_kit.envelope import ids
 
-#: The forks that hooks see, and one made in C, which none does.
+#: A fork that hooks see, and one made in C, which no hook sees.
 FORKS: dict[str, Callable[[], int]] = {"os.fork": os.fork, "in C": lambda: ctypes.PyDLL(None).fork()}
 
 
 def test_an_id_is_a_random_uuid_in_the_form_that_servers_store() -> None:
-    """A server makes a new id of what is none, and nobody finds the event by the one that was logged."""
+    """A server replaces an invalid id, and the logged one would not be found."""
     for _ in range(100):
         text = ids.new_uuid()
         found = uuid.UUID(text)
@@ -25,7 +25,7 @@ def test_an_id_is_a_random_uuid_in_the_form_that_servers_store() -> None:
 
 
 def test_no_two_threads_get_the_same_bytes() -> None:
-    """Two events of one id are one event to a server: the other is lost."""
+    """A server drops the second event with the same id."""
 
     def take(_: int) -> list[bytes]:
         return [ids.random_bytes(16) for _ in range(5_000)]
@@ -38,7 +38,7 @@ def test_no_two_threads_get_the_same_bytes() -> None:
 
 @pytest.mark.parametrize("fork", FORKS.values(), ids=FORKS)
 def test_a_forked_child_gets_none_of_its_parents_bytes(fork: Callable[[], int]) -> None:
-    """gunicorn's workers are copies of one process, and each would begin with the same ids."""
+    """gunicorn's workers are copies of one process, and would begin with the same ids."""
     ids.random_bytes(1)
     reader, writer = os.pipe()
     child = fork()
@@ -56,7 +56,7 @@ def test_a_forked_child_gets_none_of_its_parents_bytes(fork: Callable[[], int]) 
 
 
 def test_two_copies_of_one_snapshot_get_different_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A function's environment may be copied with its memory, and woken up many times a while later."""
+    """A serverless platform may copy an environment with its memory, and resume it several times later."""
     ids.random_bytes(1)
     snapshot, later = ids._stock, ids._stock.drawn_at + 60.0
     monkeypatch.setattr("transport_kit.envelope.ids.time.time", lambda: later)
@@ -70,7 +70,7 @@ def test_two_copies_of_one_snapshot_get_different_bytes(monkeypatch: pytest.Monk
 
 
 def test_a_clock_that_leaps_at_every_look_costs_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests freeze and move clocks as they like."""
+    """Tests may freeze and move clocks."""
     moments = iter(range(0, 10_000, 10))
     monkeypatch.setattr("transport_kit.envelope.ids.time.time", lambda: float(next(moments)))
     assert len({ids.random_bytes(32) for _ in range(100)}) == 100

@@ -1,4 +1,4 @@
-"""What a signal handler raised goes on to the app; what our own work raised does not."""
+"""Exceptions of signal handlers reach the app; exceptions of the library's own work do not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transport_kit.testing import FaultServer
 
 
 class TimeLimit(Exception):
-    """Such as Celery's soft time limit."""
+    """An exception such as Celery's soft time limit."""
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def while_it_handles(signum: int, frame: FrameType | None) -> None:
 
 
 def interrupted() -> None:
-    """Our own work, with a handler of failures around it."""
+    """Work of the library in an `except` clause, interrupted by a signal handler."""
     try:
         os.kill(os.getpid(), signal.SIGUSR1)
     except Exception as error:
@@ -58,7 +58,7 @@ def interrupted() -> None:
 
 
 def wrapped() -> None:
-    """The same, where a layer makes an exception of its own from what it catches."""
+    """The same, but a layer catches the exception and raises its own."""
     try:
         try:
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -69,7 +69,7 @@ def wrapped() -> None:
 
 
 def failing(failure: Exception) -> bool:
-    """Our own work, which fails by itself; True when the failure is kept."""
+    """Work of the library that fails by itself; return True if the exception is suppressed."""
     try:
         raise failure
     except Exception as error:
@@ -82,18 +82,18 @@ def failing(failure: Exception) -> bool:
 def test_what_a_signal_handler_raises_goes_on(
     handle: Callable[..., object], work: Callable[[], object]
 ) -> None:
-    """A time limit that is swallowed lets a task run for ever, also where a layer wrapped it."""
+    """A suppressed time limit would let a task run forever; a layer may have wrapped it."""
     with handler(handle), pytest.raises(TimeLimit):
         work()
 
 
 def test_a_failure_of_our_own_work_is_ours() -> None:
-    """An app's broken `__repr__` costs a log line, not the request."""
+    """A broken `__repr__` in the app costs a log line, not the request."""
     assert failing(ValueError())
 
 
 def test_a_failure_while_the_app_handles_an_interrupt_is_ours() -> None:
-    """The app caught its time limit, and reports something: what fails now has nothing to do with it."""
+    """The app reports something while it handles its time limit; a failure then is not the interrupt."""
     with handler(by_name):
         try:
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -102,7 +102,7 @@ def test_a_failure_while_the_app_handles_an_interrupt_is_ours() -> None:
 
 
 class Hostile(Exception):
-    """Its attributes raise."""
+    """An exception whose attributes raise."""
 
     @property
     def __traceback__(self) -> Any:  # type: ignore[override]
@@ -114,12 +114,12 @@ class Hostile(Exception):
 
 
 def test_a_hostile_exception_raises_nothing() -> None:
-    """Attributes of exceptions are code of the app."""
+    """The app may redefine attributes of exceptions."""
     assert failing(Hostile())
 
 
 def test_exceptions_in_a_circle_come_to_an_end() -> None:
-    """Only an app's own assignment makes one, and it would be followed for ever."""
+    """An app may assign contexts that form a circle, which must not be followed forever."""
     first, second = ValueError(), KeyError()
 
     def circle() -> bool:
@@ -135,7 +135,7 @@ def test_exceptions_in_a_circle_come_to_an_end() -> None:
 
 
 class SlowPath:
-    """An attachment's path whose look-up takes longer than the time limit."""
+    """An attachment's path whose conversion takes longer than the time limit."""
 
     def __fspath__(self) -> str:
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -143,7 +143,7 @@ class SlowPath:
 
 
 def test_a_time_limit_inside_a_capture_reaches_the_app() -> None:
-    """The envelope it struck is not accepted, the next one is delivered, and no count is off."""
+    """The interrupted envelope is not accepted, the next one is delivered, and all counts are right."""
     with FaultServer() as server, make_transport(server.dsn) as transport, handler(by_name):
         struck = Envelope.event({"event_id": "0" * 32}).add_attachment(SlowPath(), filename="a")
         with pytest.raises(TimeLimit):

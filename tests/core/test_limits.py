@@ -24,7 +24,7 @@ DATA = json.loads(
     (Path(__file__).parents[1] / "data" / "rate_limit_vectors.json").read_text(encoding="utf-8")
 )
 VECTORS: list[dict[str, Any]] = DATA["vectors"]
-START = 1000.0  # monotonic time of a vector's second 0
+START = 1000.0  # the monotonic time of second 0 in a vector
 WALL = 1_700_000_000.0
 HEADER = "X-Sentry-Rate-Limits"
 
@@ -203,7 +203,7 @@ def test_a_date_is_read_against_the_system_clock_by_default() -> None:
 
 
 def test_header_names_are_found_in_any_case_and_repeats_are_joined() -> None:
-    """HTTP/2 writes lower case, and a proxy may split a list over two lines."""
+    """HTTP/2 uses lower case, and a proxy may split a list over two lines."""
     headers = {"X-SENTRY-RATE-LIMITS": "60:error", "x-sentry-rate-limits": "30:session"}
     assert RateLimits().updated(200, headers, 0.0).active(0.0) == {"error": 60.0, "session": 30.0}
 
@@ -281,7 +281,7 @@ def test_a_header_of_64_kib_is_read_in_linear_time(head: str, unit: str, tail: s
         text = head + unit * (size // len(unit)) + tail
         return RateLimits().updated(429, {HEADER: text, "Retry-After": text}, 0.0)
 
-    # Sixteen times the length: a square would be 256 times the work.
+    # Sixteen times the length; quadratic time would be 256 times as long.
     assert growth(lambda: read(4096), lambda: read(65536)) < 64
     assert len(read(65536).active(0.0)) <= len(KNOWN_CATEGORIES) + 1
 

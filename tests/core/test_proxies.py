@@ -1,4 +1,4 @@
-"""Which proxy is used: options, then environment, then no_proxy."""
+"""The choice of the proxy: options, then environment, then no_proxy."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ from transport_kit.transport.wire.proxies import Proxy, bypasses, choose_proxy, 
     ],
 )
 def test_no_proxy_is_read_as_requests_reads_it(host: str, port: int, no_proxy: str, expected: bool) -> None:
-    """A wrong match leaks traffic past a proxy, a missed one cuts the server off."""
+    """A wrong match bypasses a proxy, a missed one makes the server unreachable."""
     assert bypasses(host, port, no_proxy) is expected
 
 
@@ -80,7 +80,7 @@ def test_no_proxy_is_read_as_requests_reads_it(host: str, port: int, no_proxy: s
     ],
 )
 def test_a_proxy_url_is_read(url: str, expected: Proxy) -> None:
-    """As people write them in environments."""
+    """The forms that are common in environments."""
     assert parse_proxy(url) == expected
 
 
@@ -101,7 +101,7 @@ def test_a_proxy_url_is_read(url: str, expected: Proxy) -> None:
     ],
 )
 def test_a_bad_proxy_url_is_named_without_its_password(url: str) -> None:
-    """The message goes to a log; the URL may carry credentials."""
+    """The message goes to a log, and the URL may contain credentials."""
     with pytest.raises(OptionsError) as caught:
         choose("http", proxy=url)
     assert caught.value.field == "proxy"
@@ -109,7 +109,7 @@ def test_a_bad_proxy_url_is_named_without_its_password(url: str) -> None:
 
 
 def test_credentials_stay_out_of_the_repr() -> None:
-    """A proxy's password is as good as the proxy."""
+    """A proxy's password gives access to the proxy."""
     proxy = parse_proxy("http://user:s3cret@proxy.test")
     assert "s3cret" not in repr(proxy)
     assert "user" not in repr(proxy)
@@ -143,7 +143,7 @@ def choose(
 
 
 def test_without_a_word_there_is_no_proxy() -> None:
-    """The usual case."""
+    """The usual case: no option and no variable."""
     assert choose("https") is None
 
 
@@ -158,7 +158,7 @@ def test_each_scheme_has_its_variable_and_all_proxy_is_the_last_resort() -> None
 
 
 def test_an_empty_lower_case_variable_hides_the_upper_case_one() -> None:
-    """`https_proxy= command` is how people switch a proxy off."""
+    """`https_proxy= command` is a common way to disable a proxy."""
     assert choose("https", HTTPS_PROXY="http://upper", https_proxy="") is None
     assert choose("https", HTTPS_PROXY="http://upper", https_proxy=" ", all_proxy="http://all") == "all"
 
@@ -172,7 +172,7 @@ def test_a_cgi_request_can_not_set_our_proxy() -> None:
 
 
 def test_no_proxy_of_the_environment_belongs_to_proxies_of_the_environment() -> None:
-    """A given proxy leaves the environment unread, a given no_proxy replaces NO_PROXY."""
+    """With the option `proxy` the environment is not read; the option `no_proxy` replaces NO_PROXY."""
     assert choose("https", https_proxy="http://tls", NO_PROXY="sentry.test") is None
     assert choose("https", https_proxy="http://tls", NO_PROXY="sentry.test", no_proxy="other") == "tls"
     assert choose("https", proxy="http://given", NO_PROXY="sentry.test") == "given"
@@ -181,12 +181,12 @@ def test_no_proxy_of_the_environment_belongs_to_proxies_of_the_environment() -> 
 
 
 def test_an_environment_that_is_not_trusted_is_not_read() -> None:
-    """`trust_env=False` is for hosts where others set variables."""
+    """`trust_env=False` is for hosts where other people set variables."""
     assert choose("https", https_proxy="http://tls", trust_env=False) is None
     assert choose("https", https_proxy="nonsense://", trust_env=False) is None
 
 
 def test_a_bad_variable_is_named() -> None:
-    """The message must say where to look."""
+    """The message must name the source."""
     with pytest.raises(OptionsError, match=r"proxy \(environment HTTPS_PROXY\): must begin with"):
         choose("https", HTTPS_PROXY="socks://proxy.test")

@@ -189,7 +189,7 @@ class Senders(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.breaker = CircuitBreaker(BACKOFF)
-        # Beginning of each attempt, and whether it is the probe of the opening that is still current.
+        # The start of each attempt, and True if it is the probe of the current opening.
         self.attempts: list[tuple[float, bool]] = []
         self.opened_at = math.inf
 

@@ -1,4 +1,4 @@
-"""Sealed envelopes: what is captured is what is sent, the facts about it, limits, storage and trimming."""
+"""Sealed envelopes: bytes, facts, limits, storage and trimming."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EVENT_ID = "9ec79c33ec9942ab8353589fcb2e04dc"
 
 
 def make_event(frames: int = 25) -> dict[str, Any]:
-    """An error event of the usual shape, some 10 kB with 25 frames."""
+    """Return an error event of the usual form, some 10 kB with 25 frames."""
     return {
         "event_id": EVENT_ID,
         "timestamp": 1767323045.678,
@@ -63,7 +63,7 @@ def make_event(frames: int = 25) -> dict[str, Any]:
 
 
 def limited(*categories: str | None) -> Callable[[str | None], bool]:
-    """A question about limits; "*" is the limit on everything."""
+    """Return a predicate for limited categories; "*" limits everything."""
     return lambda category: "*" in categories or (category is not None and category in categories)
 
 
@@ -72,7 +72,7 @@ def _types(sealed: SealedEnvelope | None) -> list[str] | None:
 
 
 def test_what_is_captured_is_what_is_sent_whatever_the_caller_does_later() -> None:
-    """Request data changes while the envelope waits in a queue."""
+    """The app may change request data while the envelope waits in a queue."""
     event = make_event()
     before = copy.deepcopy(event)
     attachment = bytearray(b"before")
@@ -98,7 +98,7 @@ def test_sealing_leaves_the_envelope_and_its_payloads_alone() -> None:
 
 
 def test_the_bytes_are_those_of_the_serialiser() -> None:
-    """`type` and `length` first, one line a header, and a size that counts every byte."""
+    """`type` and `length` come first, a header is one line, and the size counts every byte."""
     envelope = (
         Envelope.event(make_event())
         .add_attachment(b"\n{}\n", filename="ä.txt")
@@ -117,7 +117,7 @@ def test_the_bytes_are_those_of_the_serialiser() -> None:
 
 
 def test_sent_at_is_written_at_sending_and_never_stored() -> None:
-    """Servers correct clocks by it: time in the queue must not look like clock drift."""
+    """Servers correct clocks by it, so it must not include the time in the queue."""
     moment = "2026-01-02T03:04:05.678Z"
     bare = Envelope({"sent_at": "2020-01-01T00:00:00Z"}).add_session({}).seal()
     assert bare.header == b"{}"
@@ -159,7 +159,7 @@ def test_sent_at_is_written_at_sending_and_never_stored() -> None:
 def test_the_facts_follow_from_the_items(
     types: list[str], priority: Priority, ordered: bool, repeatable: bool
 ) -> None:
-    """Who is sacrificed first, what keeps its order, and what may be sent twice after a timeout."""
+    """They determine eviction, order, and whether a repetition after a timeout is allowed."""
     items = [Item({}, type=type_) for type_ in types]
     sealed = Envelope({"event_id": EVENT_ID}, items).seal()
     assert (sealed.priority, sealed.ordered, sealed.repeatable) == (priority, ordered, repeatable)
@@ -173,7 +173,7 @@ def test_the_facts_follow_from_the_items(
 
 
 def test_the_classes_are_numbered_from_the_first_to_be_sacrificed() -> None:
-    """A spool's records hold these numbers: another version of the kit must read the same."""
+    """A spool's records contain these numbers, so that they must be the same in every version."""
     assert [(one.name, one.value) for one in sorted(Priority)] == [
         ("REPLAY", 0),
         ("LOG", 1),
@@ -184,7 +184,7 @@ def test_the_classes_are_numbered_from_the_first_to_be_sacrificed() -> None:
 
 
 def test_quantities_are_summed_per_category() -> None:
-    """One loss record per category, however many items."""
+    """One record of losses per category, for any number of items."""
     sealed = (
         Envelope.transaction({"spans": [{}]})
         .add_attachment(b"abc", filename="a")
@@ -244,7 +244,7 @@ def test_quantities_are_summed_per_category() -> None:
 def test_limits_take_out_what_may_not_be_sent(
     types: list[str], limits: list[str], left: list[str] | None, lost: dict[str, int]
 ) -> None:
-    """An attachment without its event is an orphan upload; a report must not be lost with the rest."""
+    """An attachment without its event is useless; a client report must not be lost with the rest."""
     sealed = Envelope({"event_id": EVENT_ID}, [Item({}, type=type_) for type_ in types]).seal()
     for form in (sealed, sealed.packed()):
         kept, quantities = form.filtered(limited(*limits))
@@ -272,7 +272,7 @@ def test_each_category_is_asked_about_once() -> None:
 
 
 def test_a_client_report_can_join_an_envelope_or_travel_alone() -> None:
-    """Reports ride along when something is sent anyway."""
+    """A report joins an envelope that is sent anyway."""
     report = Item({"discarded_events": []}, type="client_report").seal()
     sealed = Envelope.event(make_event()).seal()
     for form in (sealed, sealed.packed()):
@@ -288,7 +288,7 @@ def test_a_client_report_can_join_an_envelope_or_travel_alone() -> None:
 
 
 def test_the_storage_form_holds_less_and_says_the_same() -> None:
-    """Ten thousand events of 10 kB have to fit into the default memory."""
+    """Ten thousand events of 10 kB must fit into the default memory."""
     sealed = Envelope.event(make_event()).add_attachment(b"\x00" * 5000, filename="a").seal()
     packed = sealed.packed()
     assert packed.packed() is packed
@@ -309,7 +309,7 @@ def test_the_storage_form_holds_less_and_says_the_same() -> None:
 
 
 def test_what_does_not_shrink_is_not_packed() -> None:
-    """An image in the queue would only cost time."""
+    """Compressing an image would only take time."""
     tiny = Envelope().add_session({"sid": "1"}).seal()
     assert tiny.packed().stored <= tiny.stored
     empty = SealedEnvelope.empty(b"{}")
@@ -325,7 +325,7 @@ def test_what_does_not_shrink_is_not_packed() -> None:
 
 
 def test_what_is_held_is_what_the_queue_counts() -> None:
-    """A bound on bytes that forgets the objects around them is no bound for small envelopes."""
+    """For small envelopes a bound on bytes must include the objects around them."""
     count = 2000
     for form, size in (("plain", 10), ("plain", 0), ("packed", 10)):
         tracemalloc.start()
@@ -343,7 +343,7 @@ def test_what_is_held_is_what_the_queue_counts() -> None:
 
 
 def test_sealed_forms_survive_pickling_and_show_no_payload() -> None:
-    """They cross processes in some queues, and land in logs."""
+    """Some queues send them to other processes, and logs show their repr."""
     sealed = Envelope.event({"message": "hunter2", "event_id": EVENT_ID}).seal()
     for form in (sealed, sealed.packed()):
         assert pickle.loads(pickle.dumps(form)).serialize() == sealed.serialize()
@@ -388,7 +388,7 @@ def _frames(event: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_an_event_within_the_bound_is_not_touched() -> None:
-    """Exactly the bound is within it."""
+    """The bound is inclusive."""
     event = make_event()
     size = len(encoder.dumps(event))
     assert _trimmed(event, size) == event
@@ -397,7 +397,7 @@ def test_an_event_within_the_bound_is_not_touched() -> None:
 
 
 def test_frame_variables_go_first_and_those_of_the_failing_frame_last() -> None:
-    """The failing frame's variables are what the reader looks at."""
+    """Readers look at the failing frame's variables."""
     event = _oversize("vars")
     result = _trimmed(event, 40_000)
     kept = ["vars" in frame for frame in _frames(result)]
@@ -409,7 +409,7 @@ def test_frame_variables_go_first_and_those_of_the_failing_frame_last() -> None:
 
 
 def test_breadcrumbs_go_next_and_the_newest_stay() -> None:
-    """The last thing that happened before the error tells most."""
+    """The last breadcrumbs before the error matter most."""
     event = _oversize("breadcrumbs")
     result = _trimmed(event, 40_000)
     assert all("vars" not in frame for frame in _frames(result))
@@ -420,7 +420,7 @@ def test_breadcrumbs_go_next_and_the_newest_stay() -> None:
 
 
 def test_extra_goes_third_and_the_largest_value_first() -> None:
-    """Small values beside a large one survive, and the place of the large one says so."""
+    """Small values beside a large one are kept, and a mark replaces the large one."""
     event = _oversize("extra")
     result = _trimmed(event, 40_000)
     assert result["breadcrumbs"]["values"] == []
@@ -462,13 +462,13 @@ def test_every_shape_of_an_event_can_be_trimmed() -> None:
 
 
 def test_an_event_of_a_hundred_megabytes_is_cut() -> None:
-    """One string in extra, longer than any receiver takes."""
+    """One string in `extra` is longer than any receiver accepts."""
     result = _trimmed(_oversize("extra", 100_000_000), 1_000_000)
     assert result["extra"]["big"] == "<trimmed>"
 
 
 def test_what_is_too_big_in_every_way_is_refused() -> None:
-    """A receiver would answer 413; the loss is counted where it happened."""
+    """A receiver would answer 413; the loss is counted at the capture."""
     event = {"event_id": EVENT_ID, "list": list(range(100_000))}
     with pytest.raises(SealError) as caught:
         Envelope.event(event).seal(max_event_bytes=10_000)
@@ -480,7 +480,7 @@ def test_what_is_too_big_in_every_way_is_refused() -> None:
 
 
 def test_transactions_and_feedback_have_the_same_bound() -> None:
-    """Receivers count them in one group; the quantity is that of the whole."""
+    """Receivers count them in one group; the quantity is that of the whole transaction."""
     for kind in ("transaction", "feedback"):
         item = Item({"extra": {"a": "x" * 50_000}, "spans": [{}] * 3}, type=kind)
         sealed = Envelope(items=[item]).seal(max_event_bytes=10_000)
@@ -494,7 +494,7 @@ def test_transactions_and_feedback_have_the_same_bound() -> None:
 
 
 def test_an_attachment_that_cannot_travel_does_not_cost_the_event(tmp_path: pathlib.Path) -> None:
-    """A missing log file or a core dump beside an error: the error is sent, the loss is told."""
+    """With a missing log file or a core dump the error is sent, and the loss is counted."""
     file = tmp_path / "big"
     file.write_bytes(b"x" * 500)
     envelope = (
@@ -521,7 +521,7 @@ def test_an_attachment_that_cannot_travel_does_not_cost_the_event(tmp_path: path
 
 
 def test_a_path_of_the_apps_own_that_fails_does_not_cost_the_event() -> None:
-    """A path of a cloud store may ask the network for its local file."""
+    """A path class of a cloud store may use the network to make a local file."""
 
     class Elsewhere:
         def __fspath__(self) -> str:
@@ -533,7 +533,7 @@ def test_a_path_of_the_apps_own_that_fails_does_not_cost_the_event() -> None:
 
 
 def test_attachments_alone_that_cannot_travel_are_an_error() -> None:
-    """There is nothing left to send."""
+    """Nothing is left to send."""
     with pytest.raises(SealError, match="more than 10 bytes"):
         Envelope().add_attachment(b"x" * 11, filename="a").seal(max_attachment_bytes=10)
     assert Envelope().add_attachment(b"x" * 10, filename="a").seal(max_attachment_bytes=10).size > 10
@@ -557,7 +557,7 @@ def test_a_big_file_is_read_to_the_bound_only(tmp_path: pathlib.Path) -> None:
 
 
 def test_the_whole_envelope_has_a_bound_too() -> None:
-    """What goes over it: attachments are left out, anything else is refused."""
+    """Above it attachments are left out; any other envelope is refused."""
     envelope = (
         Envelope.event(make_event())
         .add_attachment(b"x" * 5000, filename="a")
@@ -571,7 +571,7 @@ def test_the_whole_envelope_has_a_bound_too() -> None:
 
 
 def test_headers_are_kept_to_one_short_line() -> None:
-    """A receiver in use answers 413 above 8 KiB, and reads line by line."""
+    """One receiver in use answers 413 above 8 KiB, and parses line by line."""
     with pytest.raises(SealError) as caught:
         Envelope({"trace": {"transaction": "x" * 9000}}).add_session({}).seal()
     assert caught.value.path == "envelope.headers"
@@ -584,7 +584,7 @@ def test_headers_are_kept_to_one_short_line() -> None:
 
 
 def test_an_envelope_with_a_faulty_id_is_refused_here() -> None:
-    """A receiver would answer 400 for the whole, later, far from whoever wrote it."""
+    """A receiver would answer 400 later, far from the code at fault."""
     for event_id in ("nope", 7, "", EVENT_ID + " "):
         with pytest.raises(SealError) as caught:
             Envelope({"event_id": event_id}).add_session({}).seal()
@@ -600,7 +600,7 @@ def test_an_event_that_is_no_object_is_refused() -> None:
 
 
 def test_one_event_with_every_awkward_value_is_sealed() -> None:
-    """Nothing a caller puts into an event may raise into the request."""
+    """No value in an event may raise into the request."""
     loop: dict[str, Any] = {}
     loop["self"] = loop
     deep: Any = None
@@ -624,7 +624,7 @@ def test_one_event_with_every_awkward_value_is_sealed() -> None:
 
 
 def test_sealing_raises_nothing_but_its_own_error() -> None:
-    """`capture` counts a SealError; anything else would reach the request."""
+    """`capture` counts a SealError; any other exception would reach the request."""
 
     class Breaks(dict[str, Any]):
         def items(self) -> NoReturn:
@@ -638,7 +638,7 @@ def test_sealing_raises_nothing_but_its_own_error() -> None:
 
 
 def test_a_dict_changed_by_another_thread_meanwhile_is_sealed_or_refused() -> None:
-    """Two requests that share a dict of tags; sealing takes no lock against it."""
+    """Two requests may share a dict of tags, and sealing takes no lock for it."""
     event = make_event()
     event["tags"] = {"a": {1}}
     stop, started = threading.Event(), threading.Event()

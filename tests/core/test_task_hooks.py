@@ -1,4 +1,4 @@
-"""Celery's signals and RQ's worker classes in this process; `tests/process` has the real workers."""
+"""Celery's signals and RQ's worker classes in this process; `tests/process` uses real workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ app = Celery("shop", broker="memory://", set_as_current=False)
 
 @app.task(throws=(KeyError,))  # type: ignore[untyped-decorator]
 def work(error: BaseException | None, inner: BaseException | None = None) -> None:
-    """A task that raises what it is given."""
+    """A task that raises its argument."""
     Scope.current().set_tag("own", "task")
     if inner is not None:
         work.apply(args=(inner,))
@@ -30,14 +30,14 @@ def work(error: BaseException | None, inner: BaseException | None = None) -> Non
 
 @pytest.fixture(name="transport")
 def _transport() -> Iterator[CapturedTransport]:
-    """What the connected kit captures."""
+    """Return the transport of the connected kit."""
     with CapturedTransport() as transport:
         yield transport
 
 
 @pytest.fixture(name="kit")
 def _kit(transport: CapturedTransport) -> Iterator[Kit]:
-    """The connected kit; Celery's signals are everybody's, so it is disconnected again."""
+    """Return the connected kit. Celery's signals are global, so the fixture disconnects it."""
     kit = Kit({"dsn": transport, "traces_sample_rate": 1.0}, environ={})
     connect(kit)
     yield kit
@@ -57,7 +57,7 @@ def values(transport: CapturedTransport) -> list[str]:
 
 @pytest.mark.usefixtures("kit")
 def test_a_task_that_fails_is_captured_once_in_its_own_scope(transport: CapturedTransport) -> None:
-    """Its name is where a developer looks first."""
+    """Developers look for the task's name first."""
     work.apply(args=(ValueError("broken"),))
     (event,) = transport.events
     assert event["transaction"] == "tests.core.test_task_hooks.work"
@@ -71,7 +71,7 @@ def test_a_task_that_fails_is_captured_once_in_its_own_scope(transport: Captured
 
 @pytest.mark.usefixtures("kit")
 def test_what_a_task_declares_as_expected_is_not_captured(transport: CapturedTransport) -> None:
-    """`throws` is Celery's own word for it; a task that succeeds says nothing either."""
+    """Celery calls these `throws`; a task that succeeds is not captured either."""
     work.apply(args=(KeyError("known"),))
     work.apply(args=(None,))
     assert transport.events == []
@@ -79,14 +79,14 @@ def test_what_a_task_declares_as_expected_is_not_captured(transport: CapturedTra
 
 @pytest.mark.usefixtures("kit")
 def test_tasks_within_tasks_keep_apart(transport: CapturedTransport) -> None:
-    """Eager tasks run inside of whoever asked for them."""
+    """Eager tasks run inside the caller's task."""
     work.apply(args=(ValueError("outer"), ValueError("inner")))
     assert values(transport) == ["inner", "outer"]
 
 
 @pytest.mark.usefixtures("kit")
 def test_a_failure_of_a_process_that_is_gone_is_captured_too(transport: CapturedTransport) -> None:
-    """The worker itself says that a task ran out of time: no `task_prerun` came in this process."""
+    """The worker reports that a task ran out of time, without a `task_prerun` in its own process."""
     signals.task_failure.send(sender=work, task_id="gone", exception=TimeoutError("killed"))
     signals.task_postrun.send(sender=work, task_id="gone", task=work)
     (event,) = transport.events
@@ -94,7 +94,7 @@ def test_a_failure_of_a_process_that_is_gone_is_captured_too(transport: Captured
 
 
 def test_no_task_is_captured_when_capturing_is_off(transport: CapturedTransport, kit: Kit) -> None:
-    """Neither here nor for a process that is gone; transactions are no captures of errors."""
+    """The same for a process that was killed; transactions do not depend on the option."""
     assert kit.options.capture_errors
     connect(Kit({"dsn": transport, "capture_errors": False, "traces_sample_rate": 1.0}, environ={}))
     work.apply(args=(ValueError("broken"),))
@@ -104,7 +104,7 @@ def test_no_task_is_captured_when_capturing_is_off(transport: CapturedTransport,
 
 
 def test_a_workers_process_starts_and_closes_the_transport() -> None:
-    """With a kit that owns its transport; and a second `connect` replaces the first."""
+    """The kit owns its transport here; a second `connect` replaces the first."""
     seen: list[str] = []
 
     class Watched(CapturedTransport):
@@ -126,7 +126,7 @@ def test_a_workers_process_starts_and_closes_the_transport() -> None:
 
 
 class Base:
-    """What RQ's workers do around a job, without a Redis."""
+    """The work of RQ's workers around a job, without a Redis."""
 
     def __init__(self) -> None:
         self.handled: list[object] = []
@@ -145,10 +145,10 @@ class Base:
 
 
 class Reporting(ReportingMixin, Base):
-    """As a user's own worker class."""
+    """A worker class of a user."""
 
 
-new_worker: Any = Reporting  # which mypy takes for one of RQ's own, with what they are made of
+new_worker: Any = Reporting  # mypy takes it for one of RQ's own classes
 
 
 class UnreadableJob:
@@ -165,7 +165,7 @@ class UnreadableJob:
 def test_a_job_that_fails_is_captured_and_handed_on(
     transport: CapturedTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RQ's own handlers go on as without us."""
+    """RQ's own handlers still run."""
     flushed: list[bool] = []
     monkeypatch.setattr(Reporting, "kit", Kit({"dsn": transport}, environ={}))
     monkeypatch.setattr(transport, "flush", lambda: flushed.append(True))
@@ -184,7 +184,7 @@ def test_a_job_that_fails_is_captured_and_handed_on(
 
 
 def test_an_exception_handled_outside_of_a_job_is_only_handed_on(transport: CapturedTransport) -> None:
-    """A worker class of the app's own may call it for reasons of its own."""
+    """A worker class of the app may call the method itself."""
     worker = new_worker()
     error = ValueError("elsewhere")
     worker.handle_exception(SimpleNamespace(), ValueError, error, None)
@@ -193,7 +193,7 @@ def test_an_exception_handled_outside_of_a_job_is_only_handed_on(transport: Capt
 
 
 def test_without_a_kit_one_is_made_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--worker-class` takes a name, and nothing else."""
+    """`--worker-class` takes a name only."""
     monkeypatch.setenv("TRANSPORT_KIT_DSN", "http://0123456789abcdef0123456789abcdef@127.0.0.1:9/42")
     monkeypatch.setattr(transport_kit.rq.Worker, "kit", None)
     worker = transport_kit.rq.Worker.__new__(transport_kit.rq.Worker)
