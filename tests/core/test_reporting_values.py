@@ -5,9 +5,12 @@ from __future__ import annotations
 import collections
 import enum
 import math
+import re
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
+from types import FrameType
 from typing import Any, NamedTuple
 
 import pytest
@@ -589,4 +592,66 @@ def test_cookies_of_an_address_are_left_to_whoever_asks_for_them() -> None:
 )
 def test_a_credential_is_found_in_a_text_of_its_own(text: str, expected: str) -> None:
     """It must be recognised without surrounding text and without signs of another pattern."""
+    assert scrub_text(text) == expected
+
+
+def searches(call: Callable[[], object]) -> int:
+    """Count the searches and replacements by patterns that a call makes on its thread."""
+    count = 0
+
+    def profile(frame: FrameType, what: str, function: Any) -> None:
+        nonlocal count
+        count += what == "c_call" and type(getattr(function, "__self__", None)) is re.Pattern
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        call()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "checkout failed after three tries",
+        "a well-known fact, in 3.5 words_",
+        "https://host/cart",
+        "mail bob@host: no answer",
+        # Of the lengths around that of the shortest token, with signs of what is longer.
+        "gh_ basic1",
+        "a gh_ basic",
+    ],
+)
+def test_a_text_without_a_sign_of_a_secret_is_hardly_searched(text: str) -> None:
+    """Most texts hold no secret, and each pattern that looks for one costs a capture some microseconds."""
+    assert searches(lambda: scrub_text(text)) <= (1 if ":" in text else 0)
+    assert searches(lambda: scrub_userinfo(text)) == 0
+
+
+def test_a_text_with_a_sign_of_a_secret_is_searched() -> None:
+    """Otherwise the count of searches above would hold for a counter that counts nothing."""
+    assert searches(lambda: scrub_text("token=abc")) > 0
+
+
+@pytest.mark.parametrize(("length", "again"), [(1, 0), (63, 0), (64, 0), (65, 2), (66, 2)])
+def test_names_of_up_to_64_characters_are_searched_once(length: int, again: int) -> None:
+    """Variables and headers have the same few names in every event; longer ones are a client's choice."""
+    name = "~" * length
+    is_private(name)
+    assert searches(lambda: is_private(name)) == again
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("mysql --password 'cut he", "mysql --password '[Filtered]'"),
+        ('mysql --password "p w', 'mysql --password "[Filtered]"'),
+        ('TOKEN="two \\\nlines" n=1', 'TOKEN="[Filtered]" n=1'),
+        ("DB_PASSWORD: 'two \\\nlines'!", "DB_PASSWORD: '[Filtered]'!"),
+    ],
+)
+def test_a_quoted_value_is_taken_out_whole(text: str, expected: str) -> None:
+    """A command line is cut anywhere, and a quote may span lines: what is inside belongs to the secret."""
     assert scrub_text(text) == expected
