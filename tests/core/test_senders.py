@@ -415,7 +415,7 @@ def test_inside_a_critical_section_nobody_is_called(make: Callable[..., Errands]
 def test_while_the_interpreter_ends_the_caller_is_stranded_with_the_work(
     make: Callable[..., Errands], monkeypatch: pytest.MonkeyPatch, deadline: float | None
 ) -> None:
-    """No other thread runs any more, even one that watched; only inside a critical section nothing is done."""
+    """No other thread runs any more, even one that watched. Inside a critical section nothing is done."""
     errands = make()
     errands.senders.start()
     assert until(lambda: errands.watchers == 1)
