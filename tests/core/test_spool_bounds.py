@@ -12,11 +12,17 @@ import pytest
 
 from tests.core.spool_support import NOW_MS, drained, event, ids, log_entry, record, session
 from tests.core.worker_support import Clock
+from transport_kit.config.dsn import Dsn
 from transport_kit.envelope.losses import LossReason
 from transport_kit.envelope.sealed import SealedEnvelope
 from transport_kit.queues.spool import FileSpool
 from transport_kit.queues.spool.dead_letters import bury, count
-from transport_kit.queues.spool.directory import open_directory
+from transport_kit.queues.spool.directory import (
+    identity_of,
+    open_directory,
+    read_credentials,
+    store_credentials,
+)
 from transport_kit.queues.spool.drainer import SEARCH_AGAIN
 from transport_kit.queues.spool.maintenance import JUMP, Ages
 from transport_kit.queues.spool.segment_reader import SEARCH_STEP
@@ -24,6 +30,7 @@ from transport_kit.queues.spool.segments import SegmentName, segment_header
 from transport_kit.queues.spool.status import SpoolStatus, publish, read_status
 from transport_kit.queues.spool.system import Stat, System
 from transport_kit.queues.spool.writer import Full, Writer
+from transport_kit.runtime.errors import OptionsError
 
 IDENTITY = "0123456789abcdef"
 DAY = 86_400.0
@@ -393,3 +400,54 @@ def test_many_segments_cost_one_look_at_each_before_the_first_delivery(make: Mak
     assert system.calls["open"] < 2 * number + 20  # the segment and its ack log
     assert system.calls["read"] < 2 * number + 20  # the header and the first records
     assert system.calls["status"] < number + 20
+
+
+def test_a_clock_that_was_set_back_makes_nothing_younger_than_now(
+    make: Make, seg: Path, clock: Clock, wall: Wall
+) -> None:
+    """An envelope from the future would never be old, and its age would be a negative number in health."""
+    spool = make()
+    spool.claim(0, 0.0)
+    place(seg, 4, 0, [event(1)])
+    wall.now -= 3600
+    clock.now += 2
+    (claim,) = spool.claim(1, 0.0)
+    assert claim.put_at == clock.now
+    assert spool.stats().oldest_put_at == clock.now
+    assert spool.describe()["oldest_age"] == 0.0
+    assert spool.take_losses() == ()
+
+
+def test_ages_are_ignored_after_a_clock_was_set_back_by_days() -> None:
+    """What was stamped before would be kept for days too long, and what comes later given up too early."""
+    clock, wall = Clock(), Wall()
+    ages = Ages(7 * DAY, clock=clock, wall=wall, before=None, boot="b")
+    wall.now -= JUMP
+    assert ages.look() == int((wall.now - 7 * DAY) * 1000), "a day is a drift"
+    wall.now -= JUMP + 1
+    assert ages.look() == 0
+
+
+def test_credentials_of_another_user_are_not_believed(tmp_path: Path) -> None:
+    """Whoever can write them decides where reports go; whoever can read them can send as the app."""
+    dsn = Dsn.parse("https://0123456789abcdef0123456789abcdef@sentry.example/42")
+    identity = identity_of(dsn)
+    directory = open_directory(System(), str(tmp_path / "s"), identity)
+    assert read_credentials(directory, identity) is None
+    store_credentials(directory, dsn.reveal())
+    assert read_credentials(directory, identity) == dsn
+    file = tmp_path / "s" / identity / "dsn"
+    for mode in (0o640, 0o604, 0o610):
+        file.chmod(mode)
+        with pytest.raises(OptionsError, match="ours alone"):
+            read_credentials(directory, identity)
+    file.chmod(0o600)
+
+    class Stranger(System):
+        def user(self) -> int:
+            return super().user() + 1
+
+    directory.system = Stranger()
+    with pytest.raises(OptionsError, match="ours alone"):
+        read_credentials(directory, identity)
+    directory.close()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
+from collections.abc import Sequence
 
 import pytest
 
@@ -12,7 +14,9 @@ from tests.core.spool_disk import IDENTITY, Description, DiskSystem, Node, Place
 from tests.core.spool_support import drained, event, ids, log_entry, session
 from tests.core.worker_support import until
 from tests.timing import SOON
-from transport_kit.queues.spool import FileSpool
+from transport_kit.queues.protocol import Claim
+from transport_kit.queues.spool import FileSpool, drain_loop
+from transport_kit.queues.spool import spool as file_spool
 from transport_kit.queues.spool.directory import identity_of, open_directory, store_credentials
 from transport_kit.queues.spool.segments import HEADER_BYTES, Gap, Reader, Record, RecordKind, SegmentName
 from transport_kit.queues.spool.writer import Full
@@ -822,3 +826,256 @@ def test_the_size_of_an_ended_sync_is_not_that_of_what_came_during_it() -> None:
     for thread in threads:
         thread.join(SOON)
     assert len(synced) == 2, "one for the first, and one for both that came meanwhile"
+
+
+# -- what a writer leaves behind -----------------------------------------------------------------------
+
+
+def folder_of(place: Place) -> Node:
+    """The directory of the segments."""
+    folder = place.disk.find(f"/spool/{IDENTITY}/seg")
+    assert folder is not None
+    return folder
+
+
+def test_a_segment_is_locked_and_has_its_header_before_readers_see_it(place: Place) -> None:
+    """A drainer takes a segment without a lock for one of a dead process, and removes it."""
+    seen: list[tuple[bool, bool]] = []
+
+    class Watched(DiskSystem):
+        def link(self, old: str, new: str, within: int) -> None:
+            node = self._within(within).names[old]
+            if new.endswith(".log"):
+                seen.append((node.flocked is not None, len(node.data) == HEADER_BYTES))
+            super().link(old, new, within)
+
+    spool = FileSpool("/spool", IDENTITY, system=Watched(place.disk, 7), clock=place.clock)
+    spool.put(event(1))
+    spool.put(session(2))
+    assert seen == [(True, True)] * 2
+
+
+@pytest.mark.parametrize("call", ["flock", "write", "link", "stat", "sync"])
+def test_a_segment_that_can_not_be_begun_leaves_neither_descriptor_nor_draft(place: Place, call: str) -> None:
+    """It is tried again four times a second as long as the disk is broken: both would run out."""
+    spool = place.spool(durability="host")
+    before = set(place.system(spool).open_files)
+    place.disk.failing = {call: errno.EIO}
+    assert spool.put(event(1)).accepted
+    assert spool.facts().in_memory == 1
+    assert set(place.system(spool).open_files) == before
+    assert [name for name in folder_of(place).names if name.startswith(".")] == []
+
+
+def test_a_new_segment_that_somebody_else_has_locked_is_not_used(place: Place) -> None:
+    """A drainer tries the locks of old drafts; a segment without a lock of ours could be removed by it."""
+
+    class Locked(DiskSystem):
+        def try_flock(self, fd: int) -> bool:
+            return False
+
+    system = Locked(place.disk, 7)
+    spool = FileSpool("/spool", IDENTITY, system=system, clock=place.clock)
+    before = set(system.open_files)
+    assert spool.put(event(1)).accepted
+    assert spool.facts().in_memory == 1
+    assert set(system.open_files) == before
+    assert folder_of(place).names == {}
+
+
+def test_a_segment_whose_header_came_short_is_not_used(place: Place) -> None:
+    """Nothing could be read of it by any process of a later version."""
+    spool = place.spool()
+    place.disk.capacity = place.disk.used() + 10
+    assert spool.put(event(1)).accepted
+    assert spool.facts().in_memory == 1
+    assert folder_of(place).names == {}
+    place.disk.capacity = 1 << 40
+    place.clock.now += 1
+    assert drained(spool) == ids(1)
+
+
+def test_a_segment_is_closed_by_the_last_thread_that_writes_to_it(place: Place) -> None:
+    """Its number would mean another file by the time of the write, a socket of the app perhaps."""
+    begun, end = threading.Event(), threading.Event()
+
+    class Slow(DiskSystem):
+        def write(self, fd: int, parts: Sequence[bytes]) -> int:
+            if any(b"slow" in part for part in parts):
+                begun.set()
+                end.wait(SOON)
+            return super().write(fd, parts)
+
+    system = Slow(place.disk, 7)
+    spool = FileSpool("/spool", IDENTITY, segment_bytes=16 * 1024, system=system, clock=place.clock)
+    assert spool.put(event(0)).accepted
+    (old,) = [fd for fd, opened in system.open_files.items() if opened.writable]
+    thread = threading.Thread(target=spool.put, args=(event(1, "slow"),))
+    thread.start()
+    assert begun.wait(SOON)
+    for number in range(2, 5):
+        assert spool.put(event(number, "x" * 9000)).accepted
+    spool.claim(0, 0.0)
+    assert len(place.segments()) > 1, "another one is in use"
+    assert old in system.open_files
+    end.set()
+    thread.join(SOON)
+    assert old not in system.open_files
+    assert spool.stats().waiting == 5
+    assert sorted(filter(None, drained(spool))) == ids(*range(5))
+
+
+def test_after_a_failed_sync_nothing_more_is_written_to_the_file(place: Place) -> None:
+    """What is said to be on the disk would stand behind pages that the kernel has lost."""
+    spool = place.spool(durability="host")
+    spool.put(event(1))
+    (text,) = place.segments()
+    place.disk.failing = {"sync": errno.EIO}
+    spool.put(event(2))
+    size = len(folder_of(place).names[text].data)
+    place.disk.failing = {}
+    place.clock.now += 1
+    assert spool.put(event(3)).accepted
+    assert len(place.segments()) == 2
+    assert len(folder_of(place).names[text].data) == size
+
+
+def test_what_is_put_after_a_person_removed_the_segments_is_delivered(place: Place) -> None:
+    """Neither the one in use nor the one made ahead is written to, and what was in them is not waited for."""
+    spool = place.spool(drain=False, segment_bytes=32 * 1024)
+    for number in range(2):
+        spool.put(event(number, "x" * 9000))
+    spool.claim(0, 0.0)
+    assert len(place.segments()) == 2
+    for text in place.segments():
+        folder_of(place).names.pop(text).links = 0
+    place.clock.now += 2
+    spool.claim(0, 0.0)
+    for number in range(2, 9):
+        assert spool.put(event(number, "x" * 9000)).accepted
+    spool.close()
+    drainer = place.spool()
+    assert sorted(filter(None, drained(drainer))) == ids(*range(2, 9))
+    assert drainer.stats().waiting == 0
+
+
+def test_a_removed_directory_is_begun_anew_and_holds_nothing(place: Place) -> None:
+    """A flush must not wait for what went with it; what is put from then on is kept."""
+    spool = place.spool(drain=False)
+    for number in range(3):
+        spool.put(event(number))
+    spool.claim(0, 0.0)
+    removed = place.disk.root.names.pop("spool")
+    for node in place.disk._all(removed):
+        node.links = 0
+        node.names = {}
+    place.clock.now += 2
+    spool.claim(0, 0.0)
+    assert spool.stats().waiting == 0
+    assert spool.put(event(4)).accepted
+    assert spool.stats().waiting == 1
+    assert spool.facts().in_memory == 0
+    assert drained(place.spool()) == ids(4)
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_a_draft_is_cleared_when_its_maker_is_dead(place: Place, alive: bool) -> None:
+    """After five seconds, in which a live one has locked it; looking at it leaves no descriptor."""
+    spool = place.spool()
+    spool.claim(0, 0.0)
+    maker = DiskSystem(place.disk, 99)
+    within = maker.open_directory(f"/spool/{IDENTITY}/seg")
+    fd = maker.create(".draft", within)
+    if alive:
+        assert maker.try_flock(fd)
+    before = set(place.system(spool).open_files)
+    left = []
+    for later in (0.0, 4.9, 0.2):
+        place.clock.now += later
+        place.disk.touch(folder_of(place))
+        spool.claim(0, 0.0)
+        left.append(".draft" in folder_of(place).names)
+    assert left == [True, True, alive]
+    assert set(place.system(spool).open_files) == before
+
+
+# -- what a drainer makes of it ------------------------------------------------------------------------
+
+
+def test_only_deaths_over_an_envelope_that_was_alone_convict_it(place: Place) -> None:
+    """The first death may be that of its neighbour; then it goes out alone, and five deaths are its own."""
+    first = place.spool()
+    for number in range(2):
+        first.put(event(number))
+    assert len(first.claim(2, 0.0)) == 2
+    place.die(first)
+    for deaths in range(CONVICTED_AFTER):
+        spool = place.spool()
+        (claim,) = spool.claim(2, 0.0)
+        assert (claim.sealed.event_id, claim.attempts) == (ids(0)[0], 1 + deaths)
+        assert spool.claim(2, 0.0) == []
+        place.die(spool)
+    last = place.spool()
+    assert drained(last) == ids(1)
+    assert last.take_losses() == (("internal_sdk_error", "error", 1),)
+    assert drained(place.spool()) == []
+
+
+@pytest.mark.parametrize("failing", [{}, {"write": errno.EIO}])
+def test_a_capture_wakes_the_claim_that_sleeps(
+    place: Place, monkeypatch: pytest.MonkeyPatch, failing: dict[str, int]
+) -> None:
+    """At rest nobody looks for a while; no capture waits for that, one that had to go to memory neither."""
+    for module in (drain_loop, file_spool):
+        for name in ("LOOK_FIRST", "LOOK_LAST", "LOOK_QUIET"):
+            monkeypatch.setattr(module, name, 10 * SOON)
+    spool = place.spool()
+    claims: list[Claim] = []
+    waiter = threading.Thread(target=lambda: claims.extend(spool.claim(1, 9 * SOON)), daemon=True)
+    waiter.start()
+    assert until(lambda: sys._current_frames()[waiter.ident or 0].f_code.co_name == "wait")
+    place.disk.failing = failing
+    spool.put(event(1))
+    waiter.join(SOON)
+    assert [claim.sealed.event_id for claim in claims] == ids(1)
+    place.disk.failing = {}
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_what_grows_too_old_while_one_process_drains_is_given_up_and_counted(
+    place: Place, written: bool
+) -> None:
+    """A drainer lives for months; and a segment that is still written to is read, not removed."""
+    spool = place.spool(max_age=100.0)
+    spool.claim(0, 0.0)
+    other = place.spool(drain=False)
+    other.put(event(1))
+    place.clock.now += 101
+    if written:
+        other.put(event(2))
+    else:
+        other.close()
+    assert drained(spool) == (ids(2) if written else [])
+    assert spool.take_losses() == (("cache_overflow", "error", 1),)
+    place.clock.now += 2
+    spool.claim(0, 0.0)
+    assert spool.describe()["expired"] == 1
+    assert spool.describe()["evicted"] == 0
+
+
+def test_nobody_drains_between_an_app_that_left_and_a_forwarder_that_hangs(place: Place) -> None:
+    """Envelopes pile up, and a health page must say why."""
+    app = place.spool()
+    app.claim(0, 0.0)
+    forwarder = place.spool(forwarder=True)
+    forwarder.claim(0, 0.0)
+    place.clock.now += 2
+    app.claim(0, 0.0)
+    place.clock.now += 2
+    app.claim(0, 0.0)
+    assert app.describe()["problems"] == ["no process drains the spool"]
+    forwarder.claim(0, 0.0)
+    place.clock.now += 2
+    app.claim(0, 0.0)
+    assert app.describe()["problems"] == []
+    assert app.describe()["drainer"] == place.system(forwarder).pid
