@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import FrameType, SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -73,6 +74,25 @@ class Errands:
         self.senders.leave()
 
 
+class Held:
+    """A task that goes on until it is let go, at the latest by the end of its test."""
+
+    all: ClassVar[list[Held]] = []
+
+    def __init__(self) -> None:
+        self.begun, self._free = threading.Event(), threading.Event()
+        self.ident = 0
+        self.all.append(self)
+
+    def __call__(self) -> None:
+        self.ident = threading.get_ident()
+        self.begun.set()
+        self._free.wait(SOON)
+
+    def let_go(self) -> None:
+        self._free.set()
+
+
 @pytest.fixture(name="make")
 def _make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Errands]]:
     """Makes errands whose senders linger, and whose calls hold, longer than any test."""
@@ -85,25 +105,11 @@ def _make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Errands]]:
         return made[-1]
 
     yield make
+    while Held.all:
+        Held.all.pop().let_go()
     for errands in made:
         errands.end()
         assert until(lambda: errands.senders.count == 0), "a sender outlives its work"  # noqa: B023
-
-
-class Held:
-    """A task that goes on until it is let go."""
-
-    def __init__(self) -> None:
-        self.begun, self._free = threading.Event(), threading.Event()
-        self.ident = 0
-
-    def __call__(self) -> None:
-        self.ident = threading.get_ident()
-        self.begun.set()
-        self._free.wait(SOON)
-
-    def let_go(self) -> None:
-        self._free.set()
 
 
 def test_a_sender_that_follows_is_called_and_no_thread_is_started(make: Callable[..., Errands]) -> None:
