@@ -227,6 +227,20 @@ def test_without_threads_an_envelope_is_delivered_in_the_caller() -> None:
         assert not worker.on_own_thread
 
 
+def test_while_the_interpreter_ends_an_envelope_is_delivered_in_the_caller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thread that is started then never runs: nobody else would deliver it."""
+    deliver = Deliverer()
+    with running(deliver) as worker:
+        with monkeypatch.context() as ending:
+            ending.setattr(sys, "is_finalizing", lambda: True)
+            assert worker.submit(event())
+        assert deliver.threads == {threading.get_ident()}
+        assert worker.facts().totals.delivered == {"error": 1}
+        assert not worker.is_alive()
+
+
 def test_without_threads_a_capture_made_by_the_delivery_is_refused() -> None:
     """Otherwise deliveries in the caller would nest without end."""
     accepted: list[bool] = []
