@@ -451,3 +451,16 @@ def test_credentials_of_another_user_are_not_believed(tmp_path: Path) -> None:
     with pytest.raises(OptionsError, match="ours alone"):
         read_credentials(directory, identity)
     directory.close()
+
+
+def test_what_is_too_old_as_a_whole_is_counted_by_heads_alone(make: Make, seg: Path) -> None:
+    """After a long outage there are gigabytes of it; to read them would take the time of what can be sent."""
+    system = Counting()
+    spool = make(system=system)
+    old = NOW_MS - int(8 * DAY * 1000)
+    path = place(seg, 4, 0, [event(number, "x" * 500_000) for number in range(3)], created_ms=old)
+    os.utime(path, ns=(old * 1_000_000, old * 1_000_000))
+    assert drained(spool) == []
+    assert not path.exists()
+    assert spool.take_losses() == ((LossReason.CACHE_OVERFLOW.value, "error", 3),)
+    assert system.calls["bytes"] < 900_000
