@@ -637,3 +637,36 @@ def test_logs_come_after_errors_but_come(make: Make) -> None:
     spool.put(event(1))
     (claim,) = spool.claim(1, SOON)
     assert claim.sealed.event_id == ids(1)[0]
+
+
+def test_files_and_directories_are_ours_alone_whatever_the_umask(make: Make, tmp_path: Path) -> None:
+    """Reports hold what users typed; an app may run with a umask that opens all it writes."""
+    before = os.umask(0)
+    try:
+        spool = make(credentials="https://key@host/1")
+        spool.put(event(1))
+        (claim,) = spool.claim(1, SOON)
+        spool.bury(claim, "poison")
+        spool.put(event(2))
+        spool.release(spool.claim(1, SOON))
+    finally:
+        os.umask(before)
+    found = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "spool").rglob("*")}
+    assert {path: mode for path, mode in found.items() if mode not in (0o600, 0o700)} == {}
+    assert found["seg"] == found["dead"] == found[IDENTITY] == 0o700
+    assert found["dsn"] == found["format"] == found["drain.lock"] == found["status.json"] == 0o600
+    assert {Path(name).suffix for name in found} >= {".log", ".ack", ".envelope", ".json"}
+
+
+@pytest.mark.parametrize("name", ["format", "drain.lock", "forward.lock"])
+def test_a_symbolic_link_in_place_of_a_file_is_not_followed(make: Make, tmp_path: Path, name: str) -> None:
+    """It would have the app create or lock a file anywhere its user may write."""
+    make().close()
+    folder = tmp_path / "spool" if name == "format" else tmp_path / "spool" / IDENTITY
+    (folder / name).unlink(missing_ok=True)
+    target = tmp_path / "target"
+    (folder / name).symlink_to(target)
+    spool = make()
+    spool.claim(0, 0.0)
+    assert not target.exists()
+    assert not spool.facts().draining

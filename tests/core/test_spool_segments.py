@@ -30,6 +30,7 @@ from transport_kit.queues.spool.segments import (
     Record,
     Salt,
     SegmentName,
+    explain,
     is_newer_version,
     segment_header,
 )
@@ -335,3 +336,27 @@ def test_the_salt_decides_about_every_record() -> None:
     assert not [part for part in read_all(other) if isinstance(part, Record)]
     assert FIXED_BYTES == 36
     assert len(SALT) == 8
+
+
+def changed(data: bytes, at: int, value: int) -> bytes:
+    return data[:at] + bytes([value]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("data", "gap", "said"),
+    [
+        (b"\x01" * (FIXED_BYTES - 1), Gap(0, FIXED_BYTES - 1, False), "35 bytes, less than any record"),
+        (b"\x01" * FIXED_BYTES, Gap(0, FIXED_BYTES, False), "36 bytes that do not begin as a record does"),
+        (record(event(1), salt=bytes(8)), Gap(0, 400, False), "a record with the mark of another segment"),
+        (record(event(1)), Gap(0, 100, True), "of which 100 are there: never written to its end"),
+        (changed(record(event(1)), 8, 2), Gap(0, 400, False), "first bytes make no sense"),
+        (changed(record(event(1)), 10, 5), Gap(0, 400, False), "first bytes make no sense"),
+        (changed(record(event(1)), 11, 1), Gap(0, 400, False), "first bytes make no sense"),
+        (changed(record(event(1)), 14, 17), Gap(0, 400, False), "first bytes make no sense"),
+        (changed(record(event(1)), 20, 1), Gap(0, 400, False), "its first 36 bytes or its head are damaged"),
+        (record(event(1)), Gap(0, 400, False, b"head"), "its body is damaged"),
+    ],
+)
+def test_a_gap_is_explained_by_its_first_bytes(data: bytes, gap: Gap, said: str) -> None:
+    """Whoever looks at a damaged file must know whether a writer, a disk or a person was at it."""
+    assert said in explain(lambda size, at: data[at : at + size], SALT, gap)
