@@ -360,3 +360,11 @@ def changed(data: bytes, at: int, value: int) -> bytes:
 def test_a_gap_is_explained_by_its_first_bytes(data: bytes, gap: Gap, said: str) -> None:
     """Whoever looks at a damaged file must know whether a writer, a disk or a person was at it."""
     assert said in explain(lambda size, at: data[at : at + size], SALT, gap)
+
+
+def test_the_length_of_a_record_that_was_never_written_to_its_end_is_known() -> None:
+    """What is missing says how large the envelope was that its app failed to write."""
+    for size in range(64):
+        data = record(event(1, "x" * size))
+        said = explain(lambda size, at, data=data: data[at : at + size], SALT, Gap(0, 50, True))  # type: ignore[misc]
+        assert said.startswith(f"a record of {len(data)} bytes of which 50 are there")

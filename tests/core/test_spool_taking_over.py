@@ -7,8 +7,9 @@ import pytest
 from tests.core.spool_disk import IDENTITY, DiskSystem, Place
 from tests.core.spool_support import drained, event, ids
 from transport_kit.queues.spool import FileSpool
+from transport_kit.queues.spool.directory import open_directory
 from transport_kit.queues.spool.drain_loop import PUTS_A_CANDIDACY
-from transport_kit.queues.spool.election import holders
+from transport_kit.queues.spool.election import Election, holders
 
 
 @pytest.fixture(name="place")
@@ -178,3 +179,20 @@ def test_what_nobody_has_looked_at_yet_may_wait(place: Place) -> None:
     first.put(event(1))
     place.die(first)
     assert place.spool().stats().waiting == 1
+
+
+def test_of_two_candidates_in_a_process_the_second_wins_when_the_first_has_resigned(place: Place) -> None:
+    """The kernel's lock belongs to the process, so it can't decide between them."""
+    system = DiskSystem(place.disk, 7)
+    directory = open_directory(system, "/spool", IDENTITY)
+    before = set(system.open_files)
+    first, second = Election(directory), Election(directory)
+    assert [first.attempt(), second.attempt(), first.attempt()] == [True, False, True]
+    assert (first.held, second.held, first.holder, second.holder) == (True, False, 7, None)
+    second.resign()
+    assert not second.attempt(), "resigning what it never held takes nothing from the first"
+    first.resign()
+    assert second.attempt()
+    assert (first.held, second.holder) == (False, 7)
+    second.resign()
+    assert set(system.open_files) == before
