@@ -794,6 +794,7 @@ def test_a_backlog_is_written_to_the_disk_once(place: Place) -> None:
     spool = FileSpool("/spool", IDENTITY, system=Counting(place.disk, 7), clock=place.clock)
     spool.put(session(2))
     claims = spool.claim(5, 0.0)
+    assert synced == [], "there was something to deliver"
     spool.release(claims, place.clock.now + 3600)
     for _ in range(5):
         place.clock.now += 2
