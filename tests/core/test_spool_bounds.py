@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections import Counter
@@ -26,7 +27,7 @@ from transport_kit.queues.spool.directory import (
 from transport_kit.queues.spool.drainer import SEARCH_AGAIN
 from transport_kit.queues.spool.maintenance import JUMP, Ages
 from transport_kit.queues.spool.segment_reader import SEARCH_STEP
-from transport_kit.queues.spool.segments import SegmentName, segment_header
+from transport_kit.queues.spool.segments import RecordKind, Salt, SegmentName, record_parts, segment_header
 from transport_kit.queues.spool.status import SpoolStatus, publish, read_status
 from transport_kit.queues.spool.system import Stat, System
 from transport_kit.queues.spool.writer import Full, Writer
@@ -464,3 +465,71 @@ def test_what_is_too_old_as_a_whole_is_counted_by_heads_alone(make: Make, seg: P
     assert not path.exists()
     assert spool.take_losses() == ((LossReason.CACHE_OVERFLOW.value, "error", 3),)
     assert system.calls["bytes"] < 900_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "lost"),
+    [
+        (RecordKind.ENVELOPE, b"[]", ()),
+        (RecordKind.ENVELOPE, b'[null,9,[["event",1,2,"error",[["error",3]]]]]', (("error", 3),)),
+        (RecordKind.LOSSES, b'[["reason","error",-1]]', ()),
+    ],
+)
+def test_a_whole_record_that_no_writer_of_ours_wrote_is_damage_once(
+    make: Make,
+    seg: Path,
+    clock: Clock,
+    kind: RecordKind,
+    head: bytes,
+    lost: tuple[tuple[str, int], ...],
+) -> None:
+    """Its checksums fit and its content does not: what its head names is lost, what follows is delivered."""
+    spool = make()
+    salt = bytes([4, 0] * 4)
+    path = place(seg, 4, 0, [event(1)])
+    with path.open("ab") as file:
+        file.write(b"".join(record_parts(Salt.of(salt), kind, 4, NOW_MS, head, (b"body",), 4)))
+        file.write(record(event(2), salt=salt))
+    assert drained(spool) == ids(1, 2)
+    assert spool.take_losses() == tuple(("internal_sdk_error", category, n) for category, n in lost)
+    clock.now += 2
+    spool.claim(0, 0.0)
+    assert spool.describe()["damaged"] == 1
+    assert spool.stats().waiting == 0
+    assert not path.exists()
+
+
+def test_a_record_that_was_damaged_while_it_waited_for_its_next_attempt_is_counted_once(
+    make: Make, seg: Path, clock: Clock
+) -> None:
+    """It was whole when it was read first; what it cost is known from then."""
+    spool = make()
+    path = place(seg, 4, 0, [event(1, "x" * 300_000), event(2)])
+    (claim,) = spool.claim(1, 0.0)
+    spool.release([claim], clock.now + 1)
+    data = bytearray(path.read_bytes())
+    data[1000] ^= 1
+    path.write_bytes(data)
+    clock.now += 2
+    assert drained(spool) == ids(2)
+    assert spool.take_losses() == (("internal_sdk_error", "error", 1),)
+    clock.now += 2
+    spool.claim(0, 0.0)
+    assert spool.describe()["damaged"] == 1
+    assert not path.exists()
+
+
+def test_without_options_a_spool_has_room_for_an_outage(make: Make) -> None:
+    """Half a gigabyte on the disk, and in memory what a broken disk may need."""
+
+    class Broken(System):
+        def create(self, name: str, within: int) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    make().close()
+    spool = make(system=Broken())
+    stats = spool.stats()
+    assert (stats.max_bytes, stats.max_items) == (512 * 1024 * 1024, 4 * 1024 * 1024)
+    for number in range(4):
+        assert spool.put(event(number, "x" * 1_000_000)).accepted
+    assert spool.facts().in_memory == 4
