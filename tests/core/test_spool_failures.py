@@ -7,18 +7,31 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from typing import Any
+from zlib import crc32
 
 import pytest
 
 from tests.core.spool_disk import IDENTITY, Description, DiskSystem, Node, Place
-from tests.core.spool_support import drained, event, ids, log_entry, session
+from tests.core.spool_support import NOW_MS, drained, event, ids, log_entry, session
 from tests.core.worker_support import until
 from tests.timing import SOON
-from transport_kit.queues.protocol import Claim
+from transport_kit.queues.protocol import Claim, QueueStats
 from transport_kit.queues.spool import FileSpool, drain_loop
 from transport_kit.queues.spool import spool as file_spool
 from transport_kit.queues.spool.directory import identity_of, open_directory, store_credentials
-from transport_kit.queues.spool.segments import HEADER_BYTES, Gap, Reader, Record, RecordKind, SegmentName
+from transport_kit.queues.spool.drainer import CONVICTED_AFTER
+from transport_kit.queues.spool.segments import (
+    HEADER_BYTES,
+    Gap,
+    Reader,
+    Record,
+    RecordKind,
+    SegmentName,
+    segment_header,
+)
+from transport_kit.queues.spool.state import SpoolFacts
+from transport_kit.queues.spool.status import SpoolStatus
 from transport_kit.queues.spool.writer import Full
 
 
@@ -913,14 +926,16 @@ def test_a_segment_is_closed_by_the_last_thread_that_writes_to_it(place: Place) 
     (old,) = [fd for fd, opened in system.open_files.items() if opened.writable]
     thread = threading.Thread(target=spool.put, args=(event(1, "slow"),))
     thread.start()
-    assert begun.wait(SOON)
-    for number in range(2, 5):
-        assert spool.put(event(number, "x" * 9000)).accepted
-    spool.claim(0, 0.0)
-    assert len(place.segments()) > 1, "another one is in use"
-    assert old in system.open_files
-    end.set()
-    thread.join(SOON)
+    try:
+        assert begun.wait(SOON)
+        for number in range(2, 5):
+            assert spool.put(event(number, "x" * 9000)).accepted
+        spool.claim(0, 0.0)
+        assert len(place.segments()) > 1, "another one is in use"
+        assert old in system.open_files
+    finally:
+        end.set()
+        thread.join(SOON)
     assert old not in system.open_files
     assert spool.stats().waiting == 5
     assert sorted(filter(None, drained(spool))) == ids(*range(5))
@@ -1080,3 +1095,142 @@ def test_nobody_drains_between_an_app_that_left_and_a_forwarder_that_hangs(place
     app.claim(0, 0.0)
     assert app.describe()["problems"] == []
     assert app.describe()["drainer"] == place.system(forwarder).pid
+
+
+# -- figures and times ---------------------------------------------------------------------------------
+
+
+def test_the_figures_of_a_spool_are_those_of_its_files(place: Place) -> None:
+    """Health, alerts and the forwarder's metrics are read off them."""
+    for number in range(3):
+        other = place.spool(drain=False)
+        other.put(event(number))
+        other.close()
+    later = place.disk.node(0o100600)
+    header = bytearray(segment_header(SegmentName(4, 1, 1, bytes(8))))
+    header[8] += 1
+    header[-4:] = crc32(bytes(header[:-4])).to_bytes(4, "little")
+    later.data += header
+    folder_of(place).names[str(SegmentName(4, 1, 1, bytes(8)))] = later
+    spool = place.spool(max_bytes=128_000)
+    poison, delivered = spool.claim(2, 0.0)
+    spool.bury(poison, "poison")
+    place.clock.now += 2
+    spool.claim(0, 0.0)
+    near: Any = pytest.approx
+    wall = NOW_MS / 1000 + 2
+    size = sum(len(folder_of(place).names[text].data) for text in place.segments())
+    expected = SpoolStatus(
+        pid=place.system(spool).pid,
+        boot="boot",
+        at=1002.0,
+        wall=wall,
+        pending=2,
+        complete=True,
+        size=size,
+        segments=3,
+        oldest=near(NOW_MS / 1000, abs=0.002),
+        dead=1,
+        foreign=1,
+    )
+    assert spool.facts().status == expected
+    assert spool.stats() == QueueStats(1, 1, size, 1000, 128_000, near(1000.0, abs=0.01), 0)
+    other = place.spool(max_bytes=128_000, drain=False)
+    place.clock.now += 1
+    other.put(session(9))
+    assert other.facts() == SpoolFacts(
+        path="/spool",
+        draining=False,
+        drainer=None,
+        trouble=None,
+        in_memory=0,
+        fell_back=0,
+        status=expected,
+        status_age=near(1.0),
+    )
+    assert other.stats().waiting == 3, "what was published, and what was put here since"
+    described = other.describe()
+    assert (described["oldest_age"], described["status_age"]) == pytest.approx((3.0, 1.0), abs=0.002)
+    spool.ack([delivered])
+
+
+def test_a_disk_that_failed_is_tried_again_after_a_quarter_of_a_second(place: Place) -> None:
+    """Less often, and memory would be full of what could be safe; more often, and captures would pay."""
+    spool = place.spool(drain=False)
+    place.disk.failing = {"write": errno.EIO}
+    spool.put(event(1))
+    place.disk.failing = {}
+    in_memory = []
+    for number, later in ((2, 0.24), (3, 0.01)):
+        place.clock.now += later
+        spool.put(event(number))
+        in_memory.append(spool.facts().in_memory)
+    assert in_memory == [2, 2]
+
+
+def test_a_segment_that_could_not_be_read_is_tried_again_after_a_second(place: Place) -> None:
+    """A disk that fails takes long to say so, and the drainer holds its lock meanwhile."""
+    spool = place.spool()
+    spool.put(event(1))
+    spool.claim(0, 0.0)
+    place.disk.failing = {"read": errno.EIO}
+    assert spool.claim(1, 0.0) == []
+    place.disk.failing = {}
+    place.clock.now += 0.99
+    assert spool.claim(1, 0.0) == []
+    place.clock.now += 0.01
+    assert drained(spool) == ids(1)
+
+
+def test_the_drain_is_taken_over_within_a_second(place: Place) -> None:
+    """Not before: each look is a few system calls in every process of the app."""
+    first, second = place.spool(), place.spool()
+    first.claim(0, 0.0)
+    second.claim(0, 0.0)
+    place.die(first)
+    draining = []
+    for later in (0.98, 0.02):
+        place.clock.now += later
+        second.claim(0, 0.0)
+        draining.append(second.facts().draining)
+    assert draining == [False, True]
+
+
+def test_figures_that_change_are_published_once_a_second(place: Place) -> None:
+    """Every process of the app reads them; replacing a file may put the drainer to sleep."""
+    spool = place.spool()
+    spool.claim(0, 0.0)
+    published = []
+    for number, later in ((1, 0.7), (2, 0.29), (3, 0.3)):
+        place.clock.now += later
+        spool.put(event(number))
+        spool.claim(0, 0.0)
+        published.append(spool.describe()["pending"])
+    assert published == [0, 0, 3]
+
+
+def test_dead_letters_take_an_eighth_of_the_room(place: Place) -> None:
+    """The oldest makes room for the newest, and one that is larger than all may be is not kept."""
+    spool = place.spool(max_bytes=160_000)
+    for number, size in enumerate((12_000, 12_000, 20_000)):
+        spool.put(event(number, "x" * size))
+    dead = place.disk.find(f"/spool/{IDENTITY}/dead")
+    assert dead is not None
+    kept = []
+    for claim in spool.claim(3, 0.0):
+        spool.bury(claim, "poison")
+        kept.append([name for name in dead.names if name.endswith(".envelope")])
+    first, second = (f"{number}.envelope" for number in ids(0, 1))
+    assert kept == [[first], [second], [second]]
+    assert spool.stats().waiting == 0
+
+
+@pytest.mark.parametrize(("max_bytes", "segments"), [(16 * 64 * 1024, 1), (16 * 20 * 1024, 2), (100_000, 3)])
+def test_a_segment_is_a_sixteenth_of_the_room_and_at_least_16_kilobytes(
+    place: Place, max_bytes: int, segments: int
+) -> None:
+    """Whole segments are given up: there must be an old one to give."""
+    spool = place.spool(max_bytes=max_bytes, drain=False)
+    for number in range(5):
+        spool.put(event(number, "x" * 8000))
+    assert len(place.segments()) == segments

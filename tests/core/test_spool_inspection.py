@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from tests.core.spool_support import event
+from tests.core.spool_support import drained, event, ids, log_entry, record
 from transport_kit import Dsn
 from transport_kit.queues.spool import FileSpool, identity_of
 from transport_kit.queues.spool.acklog import ack_name
-from transport_kit.queues.spool.inspection import Inspection
-from transport_kit.queues.spool.segments import SegmentName
+from transport_kit.queues.spool.inspection import Inspection, Letter, SegmentFacts, Waiting
+from transport_kit.queues.spool.segments import HEADER_BYTES, SegmentName
 from transport_kit.queues.spool.system import Stat, System
 
 DSN = Dsn.parse("https://0123456789abcdef0123456789abcdef@sentry.example/42")
@@ -170,3 +171,116 @@ def test_credentials_are_told_without_their_key(path: str) -> None:
         assert "not a DSN" in str(inspection.credentials()[0])
         file.write_text(DSN.reveal() + "\n")
         assert inspection.credentials() == (str(DSN), (DSN.public_key,))
+
+
+def test_what_waits_is_listed_with_its_place_and_its_history(path: str) -> None:
+    """Highest class first; what was delivered is not in it, and what is being delivered says so."""
+    queue = FileSpool(path, IDENTITY, drain=False)
+    queue.put(log_entry(2))
+    queue.close()
+    drainer = FileSpool(path, IDENTITY)
+    (first,) = drainer.claim(1, 0.0)
+    drainer.ack([first])
+    assert drainer.claim(1, 0.0)
+    read: list[int] = []
+    with Inspection(path, IDENTITY) as inspection:
+        (logs, logs_size), (errors, errors_size) = inspection.segments()
+        error, log = inspection.waiting(read.append)
+        assert (logs.rank, errors.rank) == (1, 4)
+        before, size = (len(record(event(number))) for number in range(2))
+        assert error == Waiting(
+            IDENTITY,
+            errors,
+            HEADER_BYTES + before,
+            ids(1)[0],
+            (("error", 1),),
+            size,
+            error.created_ms,
+            1,
+            True,
+        )
+        assert error.reference == f"{errors.salt.hex()}:{HEADER_BYTES + before}"
+        assert (log.segment, log.event_id, log.attempts, log.under_way) == (logs, None, 0, False)
+        assert read == [errors_size, logs_size]
+        read.clear()
+        assert list(inspection.verify(read.append)) == [
+            SegmentFacts(str(logs), logs_size, 1, 0, ()),
+            SegmentFacts(str(errors), errors_size, 2, 1, ()),
+        ]
+        assert read == [logs_size, errors_size]
+        assert inspection.holders() == (os.getpid(), None)
+    drainer.close()
+
+
+def test_damage_is_shown_with_its_bytes_and_what_it_costs(path: str) -> None:
+    """Whoever looks at it decides from that whether a file is worth saving."""
+    name = only(path)
+    file = Path(path) / IDENTITY / "seg" / str(name)
+    data = bytearray(file.read_bytes())
+    first, second = (len(record(event(number))) for number in range(2))
+    data[0] ^= 1
+    data[HEADER_BYTES + first - 3] ^= 1
+    whole = len(data)
+    data += record(event(5), salt=name.salt)[:-10]
+    file.write_bytes(data)
+    with Inspection(path, IDENTITY) as inspection:
+        (facts,) = inspection.verify()
+    header, body, torn = facts.flaws
+    assert (facts.size, facts.records, facts.settled) == (len(data), 1, 0)
+    assert (header.file, header.offset, header.end, header.loss) == (str(name), 0, HEADER_BYTES, False)
+    assert (body.offset, body.end, body.loss) == (HEADER_BYTES, HEADER_BYTES + first, True)
+    assert body.text.endswith(f"its body is damaged; its head is intact: event {ids(0)[0]}, error 1")
+    assert (torn.offset, torn.end, torn.loss) == (whole, len(data), False)
+    assert f"a record of {second} bytes of which {second - 10} are there" in torn.text
+    file.write_bytes(data[:whole])
+    os.truncate(file, 1 << 20)
+    with Inspection(path, IDENTITY) as inspection:
+        (facts,) = inspection.verify()
+    assert facts.flaws[-1].text.endswith("nobody wrote there")
+    assert (facts.flaws[-1].offset, facts.flaws[-1].end) == (whole, 1 << 20)
+
+
+def test_dead_letters_are_listed_oldest_first_with_what_is_known(path: str) -> None:
+    """A letter whose facts are lost is a letter nevertheless, as old as its file."""
+    dead = Path(path) / IDENTITY / "dead"
+    for number, buried in ((1, 3000), (2, 2000)):
+        (dead / f"{number:032x}.envelope").write_bytes(b"{}\n")
+        facts = {
+            "reason": "poison",
+            "attempts": 5,
+            "created_ms": 1,
+            "buried_ms": buried,
+            "quantities": {"error": 2, "log_item": -1},
+        }
+        (dead / f"{number:032x}.json").write_text(json.dumps(facts))
+    for number, text in ((3, "[]"), (4, "{")):
+        (dead / f"{number:032x}.envelope").write_bytes(b"{}\n")
+        (dead / f"{number:032x}.json").write_text(text)
+        os.utime(dead / f"{number:032x}.envelope", ns=(0, number * 1_000_000))
+    (dead / "other.envelope").write_bytes(b"{}\n")
+    with Inspection(path, IDENTITY) as inspection:
+        letters = inspection.letters()
+    assert letters == [
+        Letter(IDENTITY, f"{3:032x}", 3, "unknown", 0, 0, 3, ()),
+        Letter(IDENTITY, f"{4:032x}", 3, "unknown", 0, 0, 4, ()),
+        Letter(IDENTITY, f"{2:032x}", 3, "poison", 5, 1, 2000, (("error", 2), ("log_item", 0))),
+        Letter(IDENTITY, f"{1:032x}", 3, "poison", 5, 1, 3000, (("error", 2), ("log_item", 0))),
+    ]
+
+
+def test_a_segment_that_is_purged_leaves_the_count_of_what_waited_in_it(path: str) -> None:
+    """The drainer reports it; only segments that are old enough and nobody's go."""
+    name = only(path)
+    written_ms = (Path(path) / IDENTITY / "seg" / str(name)).stat().st_mtime_ns // 1_000_000
+    writer = FileSpool(path, IDENTITY, drain=False)
+    writer.put(event(7))
+    with Inspection(path, IDENTITY) as inspection:
+        assert inspection.drop(name, written_ms) is None
+        ((_, _), (live, _)) = inspection.segments()
+        assert inspection.drop(live, 1 << 62) is None
+        assert inspection.drop(name, written_ms + 1) == 2
+    writer.close()
+    drainer = FileSpool(path, IDENTITY)
+    assert drained(drainer) == ids(7)
+    assert drainer.take_losses() == (("cache_overflow", "error", 2),)
+    drainer.close()
