@@ -1148,7 +1148,7 @@ def test_the_figures_of_a_spool_are_those_of_its_files(place: Place) -> None:
         status=expected,
         status_age=near(1.0),
     )
-    assert other.stats().waiting == 3, "what was published, and what was put here since"
+    assert other.stats()[:2] == (3, 0), "what was published, and what was put here since"
     described = other.describe()
     assert (described["oldest_age"], described["status_age"]) == pytest.approx((3.0, 1.0), abs=0.002)
     spool.ack([delivered])
@@ -1234,3 +1234,14 @@ def test_a_segment_is_a_sixteenth_of_the_room_and_at_least_16_kilobytes(
     for number in range(5):
         spool.put(event(number, "x" * 8000))
     assert len(place.segments()) == segments
+
+
+@pytest.mark.parametrize("inner", ["", f"/{IDENTITY}", f"/{IDENTITY}/seg", f"/{IDENTITY}/dead"])
+def test_what_is_open_to_others_is_named_with_its_whole_path(place: Place, inner: str) -> None:
+    """A person copies the command from the message."""
+    place.spool().close()
+    node = place.disk.find(f"/spool{inner}")
+    assert node is not None
+    node.mode |= 0o007
+    spool = place.spool(strict=False)
+    assert f"/spool{inner} is open to others; chmod 700 /spool{inner}" in str(spool.facts().trouble)

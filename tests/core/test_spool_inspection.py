@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.core.spool_support import drained, event, ids, log_entry, record
 from transport_kit import Dsn
 from transport_kit.queues.spool import FileSpool, identity_of
 from transport_kit.queues.spool.acklog import ack_name
-from transport_kit.queues.spool.inspection import Inspection, Letter, SegmentFacts, Waiting
+from transport_kit.queues.spool.inspection import Flaw, Inspection, Letter, SegmentFacts, Waiting
 from transport_kit.queues.spool.segments import HEADER_BYTES, SegmentName
 from transport_kit.queues.spool.system import Stat, System
 
@@ -87,14 +88,15 @@ def test_a_segment_that_goes_while_it_is_looked_at_is_no_error(path: str) -> Non
 
 def test_what_cant_be_read_is_said_and_not_taken_for_empty(path: str) -> None:
     """It may be on a failing disk, or belong to another user."""
+    name = only(path)
     for calls in (("open",), ("read",)):
         system = Failing(errno.EIO, ".log", "read", calls=calls)
         opened = Inspection(path, IDENTITY)
         opened._system = system
         with opened as inspection:
             (facts,) = inspection.verify()
-            assert facts.flaws[0].loss
-            assert facts.flaws[0].text == "Input/output error"
+            flaw = Flaw(facts.name, 0, 0, True, "Input/output error")
+            assert facts == SegmentFacts(str(name), 0, 0, 0, (flaw,))
     with Inspection(path, IDENTITY, Failing(errno.EACCES, ".lock", "dsn")) as inspection:
         assert inspection.holders() == (None, None)
         assert inspection.credentials() == ("Permission denied", ())
@@ -284,3 +286,48 @@ def test_a_segment_that_is_purged_leaves_the_count_of_what_waited_in_it(path: st
     assert drained(drainer) == ids(7)
     assert drainer.take_losses() == (("cache_overflow", "error", 2),)
     drainer.close()
+
+
+def test_a_dead_letter_without_an_event_id_is_listed_and_readable(path: str) -> None:
+    """A batch of logs has none: its letter gets a random name, which must be one of a letter."""
+    queue = FileSpool(path, IDENTITY)
+    queue.put(log_entry(9))
+    for claim in queue.claim(9, 0.0):
+        if claim.sealed.event_id is None:
+            queue.bury(claim, "poison")
+    queue.close()
+    with Inspection(path, IDENTITY) as inspection:
+        (letter,) = inspection.letters()
+        assert (letter.reason, letter.attempts, letter.quantities) == ("poison", 1, log_entry(9).quantities)
+        assert inspection.read_letter(letter).serialize() == log_entry(9).serialize()
+        assert inspection.remove_letter(letter)
+        assert inspection.letters() == []
+
+
+def test_a_file_that_is_not_ours_and_one_of_a_later_version_are_left_alone(path: str) -> None:
+    """Each is one flaw over the whole file; only what nobody will ever read is a loss."""
+    name = only(path)
+    file = Path(path) / IDENTITY / "seg" / str(name)
+
+    class Stranger(System):
+        def user(self) -> int:
+            return super().user() + 1
+
+    opened = Inspection(path, IDENTITY)
+    opened._system = Stranger()
+    size = file.stat().st_size
+    with opened as inspection:
+        ((_, read), (facts,)) = inspection.segments()[0], inspection.verify()
+    assert read == size
+    said = "not a file of this user: the drainer leaves it alone"
+    assert facts == SegmentFacts(str(name), size, 0, 0, (Flaw(str(name), 0, size, True, said),))
+    header = bytearray(file.read_bytes())
+    header[8] += 1
+    header[HEADER_BYTES - 4 : HEADER_BYTES] = crc32(bytes(header[: HEADER_BYTES - 4])).to_bytes(4, "little")
+    file.write_bytes(header)
+    with Inspection(path, IDENTITY) as inspection:
+        (facts,) = inspection.verify()
+        assert list(inspection.waiting()) == []
+        assert inspection.drop(name, 1 << 62) is None
+    said = "of another version of the format: left alone"
+    assert facts == SegmentFacts(str(name), size, 0, 0, (Flaw(str(name), 0, size, False, said),))
