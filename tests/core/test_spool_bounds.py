@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -530,6 +531,7 @@ def test_without_options_a_spool_has_room_for_an_outage(make: Make) -> None:
     spool = make(system=Broken())
     stats = spool.stats()
     assert (stats.max_bytes, stats.max_items) == (512 * 1024 * 1024, 4 * 1024 * 1024)
+    draw = random.Random(0)
     for number in range(4):
-        assert spool.put(event(number, "x" * 1_000_000)).accepted
+        assert spool.put(event(number, draw.randbytes(400_000).hex())).accepted
     assert spool.facts().in_memory == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 import threading
@@ -1245,3 +1246,47 @@ def test_what_is_open_to_others_is_named_with_its_whole_path(place: Place, inner
     node.mode |= 0o007
     spool = place.spool(strict=False)
     assert f"/spool{inner} is open to others; chmod 700 /spool{inner}" in str(spool.facts().trouble)
+
+
+def test_a_dead_letter_has_all_that_is_known_of_its_envelope(place: Place) -> None:
+    """Whoever decides about it later has nothing else to go by."""
+    spool = place.spool()
+    spool.put(event(1))
+    spool.release(spool.claim(1, 0.0))
+    place.clock.now += 5
+    (claim,) = spool.claim(1, 0.0)
+    spool.bury(claim, "poison")
+    letter = place.disk.find(f"/spool/{IDENTITY}/dead/{ids(1)[0]}.json")
+    body = place.disk.find(f"/spool/{IDENTITY}/dead/{ids(1)[0]}.envelope")
+    assert letter is not None
+    assert body is not None
+    assert bytes(body.data) == event(1).serialize()
+    assert json.loads(letter.data) == {
+        "event_id": ids(1)[0],
+        "reason": "poison",
+        "attempts": 2,
+        "created_ms": pytest.approx(NOW_MS, abs=2),
+        "buried_ms": pytest.approx(NOW_MS + 5000, abs=2),
+        "quantities": {"error": 1},
+    }
+
+
+def test_a_writer_refuses_an_eighth_beyond_the_room_and_looks_again_after_a_quarter_of_a_second(
+    place: Place,
+) -> None:
+    """The drainer gets that much time to evict; then a dead one must not cost the host its disk."""
+    spool = place.spool(drain=False, max_bytes=1_600_000, segment_bytes=16 * 1024)
+    number = 0
+    while spool.put(event(number, "x" * 9000)).accepted:
+        number += 1
+        assert number < 400
+    used = sum(len(folder_of(place).names[text].data) for text in place.segments())
+    assert 1_800_000 < used <= 1_800_000 + 2 * 18_700
+    assert spool.facts().in_memory == 0, "refused and counted, as a full queue is"
+    for text in place.segments()[:5]:
+        folder_of(place).names.pop(text).links = 0
+    accepted = []
+    for later in (0.24, 0.01):
+        place.clock.now += later
+        accepted.append(spool.put(event(99)).accepted)
+    assert accepted == [False, True]
