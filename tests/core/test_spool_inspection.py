@@ -12,6 +12,7 @@ import pytest
 
 from tests.core.spool_support import drained, event, ids, log_entry, record
 from transport_kit import Dsn
+from transport_kit.envelope.losses import Quantities
 from transport_kit.queues.spool import FileSpool, identity_of
 from transport_kit.queues.spool.acklog import ack_name
 from transport_kit.queues.spool.inspection import Flaw, Inspection, Letter, SegmentFacts, Waiting
@@ -195,7 +196,7 @@ def test_what_waits_is_listed_with_its_place_and_its_history(path: str) -> None:
             errors,
             HEADER_BYTES + before,
             ids(1)[0],
-            (("error", 1),),
+            Quantities((("error", 1),)),
             size,
             error.created_ms,
             1,
