@@ -1,4 +1,4 @@
-"""Addresses: names within a deadline, and the first address that accepts, without waiting for a dead one."""
+"""Addresses: resolution within a deadline, and concurrent connection attempts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def soon() -> float:
 
 
 def test_a_dead_address_before_a_good_one_costs_a_moment(silent: Address, listening: Address) -> None:
-    """One after the other, each with the whole timeout, a short process delivered nothing."""
+    """With one attempt after another, a short-lived process delivered nothing."""
     sock, winner = connect([silent, silent, listening], soon())
     with sock:
         assert winner == listening
@@ -57,7 +57,7 @@ def test_a_dead_address_before_a_good_one_costs_a_moment(silent: Address, listen
 def test_an_address_that_refuses_is_followed_by_the_next_at_once(
     refusing: Address, listening: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stagger is for silence."""
+    """The stagger applies only to an address that does not answer."""
     monkeypatch.setattr(addresses, "STAGGER", 2 * SOON)
     sock, winner = connect([refusing, refusing, listening], soon())
     sock.close()
@@ -65,7 +65,7 @@ def test_an_address_that_refuses_is_followed_by_the_next_at_once(
 
 
 def test_the_first_address_wins_while_it_answers(listening: Address, silent: Address) -> None:
-    """The system's order is its preference; nothing is opened in vain."""
+    """The system's order is its preference; no other attempt is made."""
     opened: list[int] = []
     for address in ([listening], [listening, silent]):
         sock, winner = connect(address, soon(), options=[])
@@ -75,7 +75,7 @@ def test_the_first_address_wins_while_it_answers(listening: Address, silent: Add
 
 
 def test_all_that_lost_are_closed(silent: Address, listening: Address) -> None:
-    """A descriptor for each attempt would be a leak."""
+    """Otherwise each attempt would leak a descriptor."""
     before = len(os.listdir("/proc/self/fd"))
     sock, _ = connect([silent, silent, listening], soon())
     sock.close()
@@ -85,7 +85,7 @@ def test_all_that_lost_are_closed(silent: Address, listening: Address) -> None:
 
 
 def test_one_deadline_holds_for_all_addresses(silent: Address) -> None:
-    """Ten dead addresses must not take ten timeouts; the clock shows when it gave up."""
+    """Ten unreachable addresses must not take ten timeouts."""
     now = [0.0]
 
     def clock() -> float:
@@ -98,7 +98,7 @@ def test_one_deadline_holds_for_all_addresses(silent: Address) -> None:
 
 
 def test_when_all_fail_the_first_error_is_raised(refusing: Address) -> None:
-    """It is that of the address which the system prefers."""
+    """The first error is that of the address the system prefers."""
     unroutable = Address(V6, TCP, 0, ("::ffff:0:0", 1, 0, 0))
     with pytest.raises(ConnectionRefusedError):
         connect([refusing, unroutable], soon())
@@ -108,7 +108,7 @@ def test_when_all_fail_the_first_error_is_raised(refusing: Address) -> None:
 
 
 def test_socket_options_are_set_before_the_connection(listening: Address) -> None:
-    """Keep-alive probes and the like hold from the first segment on."""
+    """Options such as keep-alive then apply from the first segment on."""
     sock, _ = connect([listening], soon(), [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)])
     with sock:
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -117,7 +117,7 @@ def test_socket_options_are_set_before_the_connection(listening: Address) -> Non
 
 
 def test_families_take_turns_and_the_first_stays_first() -> None:
-    """A whole broken family must not stand before the first address of the other."""
+    """All addresses of a broken family must not precede the first one of the other family."""
     six = [Address(V6, TCP, 6, (f"::{n}", 1, 0, 0)) for n in range(3)]
     four = [Address(V4, TCP, 6, (f"10.0.0.{n}", 1)) for n in range(2)]
     assert interleaved([*six, *four, six[0]]) == [six[0], four[0], six[1], four[1], six[2]]
@@ -132,7 +132,7 @@ def answer(*hosts: str) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
 
 
 def test_an_address_is_not_looked_up() -> None:
-    """No thread and no resolver for what needs none."""
+    """An address needs neither a thread nor the resolver."""
 
     def lookup(host: str, port: int) -> Any:
         raise AssertionError(host)
@@ -142,13 +142,13 @@ def test_an_address_is_not_looked_up() -> None:
 
 
 def test_a_name_is_looked_up_by_the_system() -> None:
-    """The real resolver, from the hosts file."""
+    """The system's resolver reads the hosts file."""
     found = Resolver("localhost", 80).addresses(SOON)
     assert ("127.0.0.1", 80) in [address.name[:2] for address in found]
 
 
 def test_each_attempt_looks_up_anew_and_takes_at_most_so_many() -> None:
-    """A name moves; and a name with a thousand addresses must not cost a thousand sockets."""
+    """The addresses of a name may change, and a thousand addresses must not cost a thousand sockets."""
     answers = iter([answer("10.0.0.1"), answer(*(f"10.0.1.{n}" for n in range(100)))])
     resolver = Resolver("example.test", 7, lookup=lambda host, port: next(answers))
     assert [address.name[0] for address in resolver.addresses(SOON)] == ["10.0.0.1"]
@@ -156,7 +156,7 @@ def test_each_attempt_looks_up_anew_and_takes_at_most_so_many() -> None:
 
 
 def test_a_resolver_that_is_silent_costs_the_timeout_and_no_more() -> None:
-    """It swallowed queries for ten seconds; afterwards its late answer serves."""
+    """A late answer is used by the next attempt."""
     release = threading.Event()
     asked: list[str] = []
 
@@ -175,7 +175,7 @@ def test_a_resolver_that_is_silent_costs_the_timeout_and_no_more() -> None:
 
 
 def test_what_was_found_before_stands_in_for_a_silent_resolver() -> None:
-    """An outage of the resolver is no outage of the server; the address that worked comes first."""
+    """During an outage of the resolver the server may be available; the connected address comes first."""
     release = threading.Event()
 
     def lookup(host: str, port: int) -> Any:
@@ -193,7 +193,7 @@ def test_what_was_found_before_stands_in_for_a_silent_resolver() -> None:
 
 
 def test_an_error_of_the_resolver_is_raised_and_asked_about_again() -> None:
-    """A name that is not there yet may be there at the next attempt."""
+    """A name that does not exist yet may exist at the next attempt."""
     outcomes: list[Any] = [
         socket.gaierror(socket.EAI_NONAME, "no such name"),
         UnicodeError("label"),
@@ -215,7 +215,7 @@ def test_an_error_of_the_resolver_is_raised_and_asked_about_again() -> None:
 
 
 def test_where_no_thread_can_start_what_was_found_before_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the interpreter's end the caller delivers; it must not wait for a resolver without a bound."""
+    """At the interpreter's end the caller delivers, and must not wait for a resolver without a limit."""
     asked: list[str] = []
 
     def lookup(host: str, port: int) -> Any:
@@ -237,7 +237,7 @@ def test_where_no_thread_can_start_what_was_found_before_is_used(monkeypatch: py
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_does_not_wait_for_its_parents_call() -> None:
-    """The thread that would answer is not there."""
+    """The thread that would answer does not exist in the child."""
     release = threading.Event()
     parent = os.getpid()
 

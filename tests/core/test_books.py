@@ -1,4 +1,4 @@
-"""The books of a worker by themselves: who waits for what, what a loss is worth, when a report is due."""
+"""The books of a worker: tickets, counts and the schedule of reports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def books(clock: Clock | None = None, *, shared: bool = False, **options: object
 
 
 def test_new_books_count_nothing_and_want_nothing() -> None:
-    """What reads them before the first capture waits for nobody."""
+    """Before the first capture nothing is pending and no report is due."""
     made, ticket = books(), Ticket()
     assert (made.state, made.last_drop, made.tickets) == (WorkerState.NEW, None, [])
     assert (made.report_wanted, made.reporting, made.transfers_in_progress) == (False, False, 0)
@@ -30,7 +30,7 @@ def test_new_books_count_nothing_and_want_nothing() -> None:
 
 
 def test_a_flush_waits_for_what_was_put_before_it_and_for_nothing_else() -> None:
-    """Later captures would keep a flush waiting for ever under load."""
+    """Otherwise later captures would keep a flush waiting under load."""
     made = books()
     first, second = Ticket(last=2, remaining=2), Ticket(last=3, remaining=3)
     made.tickets += [first, second]
@@ -45,7 +45,7 @@ def test_a_flush_waits_for_what_was_put_before_it_and_for_nothing_else() -> None
 
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)])
 def test_whoever_waits_is_woken_by_the_last_of_its_envelopes(order: tuple[int, int]) -> None:
-    """Also where another ticket, looked at later, still has some to come."""
+    """Also if another ticket has envelopes remaining."""
     made = books()
     tickets = [Ticket(last=1, remaining=1), Ticket(last=9, remaining=2)]
     made.tickets += [tickets[n - 1] for n in order]
@@ -67,7 +67,7 @@ def test_whoever_waits_is_woken_by_the_last_of_its_envelopes(order: tuple[int, i
 
 
 def test_only_a_loss_that_nobody_wished_for_is_one_to_look_at() -> None:
-    """Sampling, hooks and the end are the app's own doing; health warns of the others."""
+    """The app intends losses by sampling, hooks and the end; health warns of all others."""
     clock = Clock()
     wanted = (
         LossReason.SAMPLE_RATE,
@@ -104,7 +104,7 @@ def test_what_a_full_queue_in_memory_gives_up_was_captured_before() -> None:
 
 
 def test_what_a_full_shared_queue_gives_up_was_stored_before() -> None:
-    """By any process: it is taken over to be discarded, and no flush here counts on it."""
+    """The envelope may be of any process: it is claimed and discarded, and no flush waits for it."""
     made = books(shared=True)
     made.state = WorkerState.DRAINING
     ticket = Ticket(last=1, remaining=1)
@@ -125,7 +125,7 @@ def test_what_a_full_shared_queue_gives_up_was_stored_before() -> None:
 
 
 def test_each_part_of_an_envelope_is_settled_once() -> None:
-    """What was left out counts for its own reason, the rest for the outcome; never more than there was."""
+    """Quantities left out have their own reasons, the rest has that of the outcome."""
     claim = Claim(1, event().with_items([]))
     made = books()
     left_out = Outcome().with_lost(LossReason.RATELIMIT_BACKOFF, (("error", 1),))
@@ -145,7 +145,7 @@ def test_each_part_of_an_envelope_is_settled_once() -> None:
 
 
 def test_a_part_of_a_quantity_is_left_out_and_the_rest_delivered() -> None:
-    """Limits stop a category, and an envelope may hold several items of it."""
+    """A limit concerns a category; an envelope may contain several items of it."""
     sealed = event()
     sealed.quantities = Quantities([("error", 1), ("attachment", 10)])
     made = books()
@@ -161,7 +161,7 @@ def test_a_part_of_a_quantity_is_left_out_and_the_rest_delivered() -> None:
 
 
 def test_a_report_is_due_when_its_interval_is_over_or_somebody_wants_it() -> None:
-    """And never a second one while the first is under way."""
+    """No report is due while another one is under way."""
     clock = Clock()
     made = books(clock)
     assert not made.report_due(clock.now + 100)
@@ -179,7 +179,7 @@ def test_a_report_is_due_when_its_interval_is_over_or_somebody_wants_it() -> Non
 
 
 def test_a_wish_for_a_report_of_nothing_is_forgotten() -> None:
-    """A flush would wait for a request that nobody has a reason to make."""
+    """Otherwise a flush would wait for a report that is never sent."""
     made = books()
     made.report_wanted = True
     assert not made.report_due(0.0)
@@ -196,7 +196,7 @@ def test_a_wish_for_a_report_of_nothing_is_forgotten() -> None:
     ],
 )
 def test_a_report_rides_along_once_an_interval(passed: float, alone: bool, wanted: bool, taken: bool) -> None:
-    """Each envelope with a report of its own would cost the server an item for each loss."""
+    """Otherwise the server would get one more item per loss."""
     clock = Clock()
     made = books(clock)
     made.lose(LossReason.SEND_ERROR, EVENT)
@@ -211,7 +211,7 @@ def test_a_report_rides_along_once_an_interval(passed: float, alone: bool, wante
 
 
 def test_what_a_request_carried_comes_back_once() -> None:
-    """By the request's failure, or by the end of the worker while it is under way; not by both."""
+    """The losses are given back by the failure of the request, or by the worker's end, not by both."""
     made = books()
     made.lose(LossReason.SEND_ERROR, EVENT)
     report = made.attach_report(alone=True)
@@ -231,7 +231,7 @@ def test_what_a_request_carried_comes_back_once() -> None:
 
 
 def test_without_client_reports_nothing_is_there_to_tell() -> None:
-    """The losses are counted all the same."""
+    """Losses are counted even if they are not reported."""
     made = books(send_client_reports=False)
     made.lose(LossReason.SEND_ERROR, EVENT)
     assert not made.unreported
@@ -240,7 +240,7 @@ def test_without_client_reports_nothing_is_there_to_tell() -> None:
 
 
 def test_a_report_that_went_alone_begins_the_interval_anew() -> None:
-    """Also when it had nothing to say; whoever waited for it goes on."""
+    """Also if the report was empty; a waiting flush continues."""
     clock = Clock()
     made = books(clock)
     made.reporting = made.report_wanted = True

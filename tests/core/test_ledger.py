@@ -1,4 +1,4 @@
-"""The ledger: what became of every item, and what is told about it."""
+"""The ledger: the totals of every item, and the losses to report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOCAL = {"closed", "killed", "rate_limited", "reentrant", "misconfigured", "disa
 
 
 def test_an_item_moves_from_captured_to_where_it_ended() -> None:
-    """The totals are what health shows, and what support asks for first."""
+    """Health shows these totals."""
     ledger = Ledger()
     for _ in range(3):
         ledger.capture(TRANSACTION)
@@ -32,7 +32,7 @@ def test_an_item_moves_from_captured_to_where_it_ended() -> None:
 
 
 def test_what_is_lost_at_the_door_counts_as_captured_too() -> None:
-    """Else more would be lost than ever came."""
+    """Otherwise more items would be lost than captured."""
     ledger = Ledger()
     ledger.lose(LossReason.QUEUE_OVERFLOW, ONE)
     totals = ledger.snapshot()
@@ -41,7 +41,7 @@ def test_what_is_lost_at_the_door_counts_as_captured_too() -> None:
 
 
 def test_a_shared_queue_has_its_own_columns() -> None:
-    """What another process put, or takes over, is neither captured nor lost here."""
+    """Items put or claimed by another process are neither captured nor lost in this one."""
     ledger = Ledger()
     ledger.store(ONE)
     ledger.claim(ONE)
@@ -57,7 +57,7 @@ def test_a_shared_queue_has_its_own_columns() -> None:
 
 @pytest.mark.parametrize("reason", list(LossReason))
 def test_a_reason_is_reported_unless_it_is_our_own(reason: LossReason) -> None:
-    """Servers accept no invented reasons, and a 429 was counted by the server itself."""
+    """Servers accept only known reasons, and have counted a 429 themselves."""
     ledger = Ledger()
     ledger.lose(reason, ONE)
     assert reason.reported is (reason.value not in LOCAL)
@@ -66,7 +66,7 @@ def test_a_reason_is_reported_unless_it_is_our_own(reason: LossReason) -> None:
 
 
 def test_losses_are_taken_once_and_summed_by_reason_and_category() -> None:
-    """A second report of the same loss would double it on the server."""
+    """A second report of the same loss would count it twice on the server."""
     ledger = Ledger()
     ledger.lose(LossReason.QUEUE_OVERFLOW, TRANSACTION)
     ledger.lose(LossReason.QUEUE_OVERFLOW, TRANSACTION)
@@ -82,7 +82,7 @@ def test_losses_are_taken_once_and_summed_by_reason_and_category() -> None:
 
 
 def test_what_is_given_back_joins_what_came_meanwhile() -> None:
-    """A report that nobody answered is repeated with the next, as one sum."""
+    """The losses of an unanswered report are added to those of the next one."""
     ledger = Ledger()
     ledger.lose(LossReason.SEND_ERROR, ONE)
     taken = ledger.take_report()
@@ -92,14 +92,14 @@ def test_what_is_given_back_joins_what_came_meanwhile() -> None:
 
 
 def test_a_report_says_nothing_of_nothing() -> None:
-    """A quantity of zero is noise, and some servers refuse it."""
+    """A quantity of zero is useless, and some servers reject it."""
     ledger = Ledger()
     ledger.lose(LossReason.SEND_ERROR, (("error", 0),))
     assert ledger.take_report() == ()
 
 
 def test_a_snapshot_does_not_change() -> None:
-    """Health renders it without the lock."""
+    """Health reads it without the lock."""
     ledger = Ledger()
     ledger.lose(LossReason.SEND_ERROR, ONE)
     totals = ledger.snapshot()
@@ -122,7 +122,7 @@ def test_a_snapshot_does_not_change() -> None:
 def test_captured_is_delivered_discarded_or_pending(
     history: list[tuple[str, LossReason, list[tuple[str, int]]]],
 ) -> None:
-    """Invariant 1, on any history; reported and given back, the unreported losses stay the same sum."""
+    """The invariant holds after any sequence of calls; giving a report back restores the losses."""
     ledger, pending, losses = Ledger(), Counter[str](), Counter[str]()
     for verb, reason, pairs in history:
         quantities = tuple(pairs)
@@ -150,7 +150,7 @@ def test_captured_is_delivered_discarded_or_pending(
 
 
 def test_pending_is_what_came_and_has_not_gone() -> None:
-    """By category, from both sides: captured here, or claimed from what other processes stored."""
+    """Items captured by this process, or claimed from a shared queue, by category."""
     totals = LedgerSnapshot(
         captured={"error": 9, "session": 2},
         delivered={"error": 1, "span": 1},

@@ -1,4 +1,4 @@
-"""The lock that can be entered from inside itself."""
+"""The lock of a worker, and actions deferred inside its critical sections."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _lock() -> StateLock:
 
 @pytest.fixture(name="on_signal")
 def _on_signal() -> Iterator[list[object]]:
-    """Functions to call in a signal handler; the old handler is put back."""
+    """Provide a list of functions to call in a signal handler; the old handler is restored."""
     calls: list[object] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
@@ -33,7 +33,7 @@ def _on_signal() -> Iterator[list[object]]:
 
 
 def test_only_the_thread_inside_is_the_owner(lock: StateLock) -> None:
-    """Everything rests on it: who owns the lock must not wait for it."""
+    """The owner of the lock must be recognised, as it must not wait for the lock."""
     seen: list[bool] = []
     with lock.rlock:
         assert lock.held()
@@ -45,7 +45,7 @@ def test_only_the_thread_inside_is_the_owner(lock: StateLock) -> None:
 
 
 def test_what_is_left_aside_runs_once_in_order_under_the_lock(lock: StateLock) -> None:
-    """A capture left aside is a capture: it may neither vanish nor count twice."""
+    """A deferred capture must neither be lost nor counted twice."""
     ran: list[tuple[int, bool]] = []
     with lock.rlock:
         for n in range(3):
@@ -58,7 +58,7 @@ def test_what_is_left_aside_runs_once_in_order_under_the_lock(lock: StateLock) -
 
 
 def test_an_action_may_leave_another_one(lock: StateLock) -> None:
-    """A signal comes while the first one is being made up for."""
+    """A signal may arrive while a deferred action runs."""
     ran: list[str] = []
 
     def first() -> None:
@@ -75,7 +75,7 @@ def test_an_action_may_leave_another_one(lock: StateLock) -> None:
 def test_a_signal_inside_a_section_is_made_up_for_by_its_end(
     lock: StateLock, on_signal: list[object]
 ) -> None:
-    """The handler runs on the thread that owns the lock: it leaves its work, and doesn't hang."""
+    """The handler runs on the thread that owns the lock: it defers its action, and does not hang."""
     ran: list[bool] = []
     on_signal.append(lambda: lock.defer(lambda: ran.append(True)) if lock.held() else ran.append(False))
     with lock.rlock:
@@ -87,7 +87,7 @@ def test_a_signal_inside_a_section_is_made_up_for_by_its_end(
 
 
 def test_another_thread_runs_what_the_owner_left_and_only_after_it(lock: StateLock) -> None:
-    """Whoever finds something aside takes it in; it waits for the section's end to do so."""
+    """Any thread may run deferred actions, but only after the owner's critical section."""
     ran: list[int] = []
     entered, go = threading.Event(), threading.Event()
 
@@ -110,7 +110,7 @@ def test_another_thread_runs_what_the_owner_left_and_only_after_it(lock: StateLo
 
 
 def test_an_exception_in_a_section_releases_the_lock(lock: StateLock) -> None:
-    """A signal handler that raises must not leave the lock behind."""
+    """A signal handler that raises must not leave the lock locked."""
     with pytest.raises(KeyboardInterrupt), lock.rlock:
         raise KeyboardInterrupt
     taken: list[bool] = []

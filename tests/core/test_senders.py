@@ -1,4 +1,4 @@
-"""Sender threads by themselves: who comes, who watches, who stays, whatever the work is."""
+"""Sender threads with simple tasks: their start, the watch and their end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transport_kit.transport.worker.senders import ANSWERED_WITHIN, Senders
 
 
 class Errands:
-    """Work that is a list of functions; a sender that watches waits for the next one, or for the end."""
+    """A `Work` of functions to call; the watcher waits for the next one, or for the end."""
 
     def __init__(self, maximum: int = 4) -> None:
         self.lock = StateLock()
@@ -57,7 +57,7 @@ class Errands:
         self.senders.leave()
 
     def start_nothing(self) -> list[object]:
-        """From now on threads stay on their way; what each would have run."""
+        """Make threads never arrive; return the list of their functions."""
         started: list[object] = []
 
         def start(run: Callable[[], None], _: tuple[()]) -> int:
@@ -95,7 +95,7 @@ class Held:
 
 @pytest.fixture(name="make")
 def _make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Errands]]:
-    """Makes errands whose senders linger, and whose calls hold, longer than any test."""
+    """Provide a factory of errands; idle senders stay, and calls are valid, longer than any test."""
     monkeypatch.setattr(senders, "LINGER", 10 * SOON)
     monkeypatch.setattr(senders, "ANSWERED_WITHIN", 10 * SOON)
     made: list[Errands] = []
@@ -113,7 +113,7 @@ def _make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Errands]]:
 
 
 def test_a_sender_that_follows_is_called_and_no_thread_is_started(make: Callable[..., Errands]) -> None:
-    """It waits for the watch; left asleep it would take its time while work waits."""
+    """A sender that waits to become the watcher is notified immediately."""
     errands = make()
     pair = [Held(), Held()]
     for held in pair:
@@ -134,7 +134,7 @@ def test_a_sender_that_follows_is_called_and_no_thread_is_started(make: Callable
 
 
 def test_there_are_never_more_senders_than_allowed(make: Callable[..., Errands]) -> None:
-    """What waits meanwhile is done by the first that is free."""
+    """Further work is performed by the first sender that is free."""
     errands = make(2)
     tasks = [Held() for _ in range(3)]
     for held in tasks:
@@ -151,7 +151,7 @@ def test_there_are_never_more_senders_than_allowed(make: Callable[..., Errands])
 
 
 def test_start_brings_one_sender_that_watches_without_work(make: Callable[..., Errands]) -> None:
-    """A durable queue has a backlog that only a claim finds; a second start changes nothing."""
+    """Only a claim finds the backlog of a durable queue; a second start has no effect."""
     errands = make()
     errands.senders.start()
     assert until(lambda: errands.watchers == 1)
@@ -160,7 +160,7 @@ def test_start_brings_one_sender_that_watches_without_work(make: Callable[..., E
 
 
 def test_without_work_nobody_is_called(make: Callable[..., Errands]) -> None:
-    """Each critical section ends with a look: a thread for each of them would be one for nothing."""
+    """Each critical section ends with a check, which must not start a thread without work."""
     errands = make()
     started = errands.start_nothing()
     errands.senders.leave()
@@ -168,7 +168,7 @@ def test_without_work_nobody_is_called(make: Callable[..., Errands]) -> None:
 
 
 def test_a_sender_is_counted_from_its_call_on(make: Callable[..., Errands]) -> None:
-    """A thread on its way will do the work: a second one for the same work is one too many."""
+    """A called sender will perform the work: no second one is called for it."""
     errands = make()
     started = errands.start_nothing()
     assert errands.senders.count == 0
@@ -184,7 +184,7 @@ def test_a_sender_is_counted_from_its_call_on(make: Callable[..., Errands]) -> N
 def test_a_call_that_nobody_answered_is_repeated_when_it_is_void(
     make: Callable[..., Errands], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its caller was interrupted before the thread was started."""
+    """The calling thread was interrupted before it started the thread."""
     errands = make()
     started = errands.start_nothing()
     monkeypatch.setattr(senders, "ANSWERED_WITHIN", -1.0)
@@ -199,7 +199,7 @@ def test_a_call_that_nobody_answered_is_repeated_when_it_is_void(
 def test_without_any_thread_the_caller_is_stranded_with_the_work(
     make: Callable[..., Errands], deadline: float | None
 ) -> None:
-    """The host is out of threads. The call is over: the next one tries again."""
+    """If the system refuses a thread, the call ends, and the next one tries again."""
     errands = make()
 
     def refuse(run: Callable[[], None], _: tuple[()]) -> int:
@@ -220,7 +220,7 @@ def test_without_any_thread_the_caller_is_stranded_with_the_work(
 
 
 def test_a_caller_is_not_stranded_while_there_is_a_sender(make: Callable[..., Errands]) -> None:
-    """It comes back to the work as soon as it is done."""
+    """The sender takes the work as soon as its task is done."""
     errands = make()
     first, second = Held(), Held()
     errands.put(first)
@@ -238,7 +238,7 @@ def test_a_caller_is_not_stranded_while_there_is_a_sender(make: Callable[..., Er
 
 
 def test_who_acts_as_a_sender_is_known_by_its_thread(make: Callable[..., Errands]) -> None:
-    """It must neither capture nor wait; the thread that captures is none."""
+    """A sender must neither capture nor wait; other threads may."""
     errands = make()
     seen: list[bool] = []
     errands.put(lambda: seen.append(errands.senders.own))
@@ -252,7 +252,7 @@ def test_who_acts_as_a_sender_is_known_by_its_thread(make: Callable[..., Errands
 def test_a_sender_that_nobody_needs_leaves_and_one_stays(
     make: Callable[..., Errands], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Threads of a burst must not stay for the life of the process."""
+    """The threads of a burst must not stay until the process ends."""
     errands = make()
     monkeypatch.setattr(senders, "LINGER", 0.01)
     burst = [Held() for _ in range(4)]
@@ -266,7 +266,7 @@ def test_a_sender_that_nobody_needs_leaves_and_one_stays(
 
 
 def test_at_the_end_those_that_follow_leave_at_once(make: Callable[..., Errands]) -> None:
-    """They would linger in a process that wants to end."""
+    """Otherwise idle senders would delay the end of the process."""
     errands = make()
     pair = [Held(), Held()]
     for held in pair:
@@ -283,7 +283,7 @@ def test_at_the_end_those_that_follow_leave_at_once(make: Callable[..., Errands]
 def test_a_sender_obeys_the_tracer_and_the_profiler_of_threads(
     make: Callable[..., Errands], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Coverage and debuggers would be blind to what runs on it; it is no `threading.Thread`."""
+    """A sender is no `threading.Thread`, but coverage and debuggers must trace it."""
     before = sys.gettrace(), sys.getprofile()
     errands = make()
     seen: list[str] = []

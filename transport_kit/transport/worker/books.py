@@ -130,9 +130,9 @@ class Books:
         """Count a final outcome, and the quantities left out before sending with their own reasons."""
         rest = claim.sealed.quantities
         for reason, quantities in outcome.lost:
-            kept = rest - quantities
-            self.discard(reason, rest - kept)  # no more than there was
-            rest = kept
+            remainder = rest - quantities
+            self.discard(reason, rest - remainder)  # no more than the envelope contains
+            rest = remainder
         if outcome.reason is None:
             self.ledger.deliver(rest)
         else:

@@ -183,7 +183,7 @@ class BackgroundWorker:
             self._dispatcher.end_locked(self._end_reason)
 
     def lose(self, reason: LossReason, quantities: Pairs) -> None:
-        """Count what was lost before it was submitted."""
+        """Count items that were lost before they were submitted."""
         self._locked(lambda: self._books.lose(reason, quantities))
 
     def _locked(self, action: Callable[[], object]) -> None:
