@@ -27,4 +27,4 @@ class TransportKitConfig(AppConfig):
         checks.register(check_setting)
         checks.register(check_site)
         # Django has no signal for an exception that ends a management command.
-        report_uncaught(get_kit, facts.Command(), mechanism="auto.command.django")
+        report_uncaught(get_kit, facts.CommandFacts(), mechanism="auto.command.django")

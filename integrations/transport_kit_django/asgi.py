@@ -14,7 +14,7 @@ from typing import Any
 
 from transport_kit import ServedRequest
 from transport_kit_django.conf import get_kit
-from transport_kit_django.facts import MECHANISM, Outside
+from transport_kit_django.facts import MECHANISM, OutsideFacts
 from transport_kit_django.middleware import OPEN_REQUESTS
 
 __all__ = ["was_used", "with_lifespan"]
@@ -86,7 +86,7 @@ async def _serve(
     except BaseException as error:
         _end(open_requests, None if error in send_errors else error)
         if error not in send_errors:
-            facts = Outside(scope.get("path", ""))
+            facts = OutsideFacts(scope.get("path", ""))
             get_kit().capture_unhandled(error, mechanism=MECHANISM, facts=facts)
         raise
     _end(open_requests, None)

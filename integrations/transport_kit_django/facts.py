@@ -23,7 +23,7 @@ from django.utils.functional import LazyObject, empty
 from transport_kit import RequestFacts, RequestInfo
 from transport_kit_django.conf import get_kit
 
-__all__ = ["Command", "connect", "Facts", "MECHANISM", "Outside"]
+__all__ = ["CommandFacts", "connect", "DjangoFacts", "MECHANISM", "OutsideFacts"]
 
 #: Mechanism of the events captured here.
 MECHANISM: Final = "auto.http.django"
@@ -38,11 +38,11 @@ def _on_exception(*, request: HttpRequest | None = None, **_: object) -> None:
     """Capture an exception that Django handles; one that propagates is signalled again by each layer."""
     # The facts are used only outside of `TransportMiddleware`: if it is not installed, or if a layer around
     # it raised the exception.
-    facts = None if request is None else Facts(request)
+    facts = None if request is None else DjangoFacts(request)
     get_kit().capture_unhandled(sys.exc_info()[1], mechanism=MECHANISM, facts=facts)
 
 
-class Outside(RequestFacts):
+class OutsideFacts(RequestFacts):
     """The facts of a request that failed outside of all middleware: its path."""
 
     __slots__ = ("_path",)
@@ -55,7 +55,7 @@ class Outside(RequestFacts):
         return self._path, "url"
 
 
-class Command(RequestFacts):
+class CommandFacts(RequestFacts):
     """The facts of the management command that this process runs."""
 
     __slots__ = ()
@@ -72,7 +72,7 @@ class Command(RequestFacts):
         return isinstance(error, CommandError)
 
 
-class Facts(RequestFacts):
+class DjangoFacts(RequestFacts):
     """The facts of one request."""
 
     __slots__ = ("_request",)

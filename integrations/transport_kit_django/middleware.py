@@ -17,7 +17,7 @@ from django.http import HttpRequest, HttpResponse
 
 from transport_kit import LEAVES, ServedRequest
 from transport_kit_django.conf import get_kit
-from transport_kit_django.facts import MECHANISM, Facts, connect
+from transport_kit_django.facts import MECHANISM, DjangoFacts, connect
 
 __all__ = ["OPEN_REQUESTS", "TransportMiddleware"]
 
@@ -62,7 +62,7 @@ class TransportMiddleware:
             leaf = self._views.own_leaf(request)
             if leaf is not None:
                 return self._views.response(get_kit().answer(leaf, **self._views.question(request)))
-        served = get_kit().serve(Facts(request), mechanism=MECHANISM)
+        served = get_kit().serve(DjangoFacts(request), mechanism=MECHANISM)
         try:
             response: HttpResponse = self.get_response(request)
         except BaseException as error:
@@ -76,7 +76,7 @@ class TransportMiddleware:
             leaf = self._views.own_leaf(request)
             if leaf is not None:
                 return self._views.response(await get_kit().aanswer(leaf, **self._views.question(request)))
-        served = get_kit().serve(Facts(request), mechanism=MECHANISM)
+        served = get_kit().serve(DjangoFacts(request), mechanism=MECHANISM)
         try:
             response: HttpResponse = await self.get_response(request)
         except BaseException as error:

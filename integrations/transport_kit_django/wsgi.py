@@ -16,7 +16,7 @@ from django.http import StreamingHttpResponse
 
 from transport_kit import ServedRequest
 from transport_kit_django.conf import get_kit
-from transport_kit_django.facts import MECHANISM, Outside
+from transport_kit_django.facts import MECHANISM, OutsideFacts
 from transport_kit_django.middleware import OPEN_REQUESTS
 
 __all__ = ["with_capture"]
@@ -41,7 +41,7 @@ def with_capture(application: WSGIApplication) -> WSGIApplication:
         except Exception as error:
             for served, _ in open_requests:
                 served.finish(error)
-            facts = Outside(environ.get("PATH_INFO", ""))
+            facts = OutsideFacts(environ.get("PATH_INFO", ""))
             get_kit().capture_unhandled(error, mechanism=MECHANISM, facts=facts)
             raise
         if not open_requests:

@@ -20,16 +20,16 @@ from transport_kit import RequestFacts, RequestInfo
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-__all__ = ["Facts", "KEY"]
+__all__ = ["FlaskFacts", "KEY"]
 
-#: Key of a request's `Facts` in its environ, from the layer to the request's end.
+#: Key of a request's `FlaskFacts` in its environ, from the layer to the request's end.
 KEY: Final = "transport_kit.facts"
 #: Bytes of a body that are read; no event contains more.
 _BODY_KEPT: Final = 8 * 1024 + 1
 _PORTS: Final = {"http": "80", "https": "443"}
 
 
-class Facts(RequestFacts):
+class FlaskFacts(RequestFacts):
     """The facts of one request.
 
     Attributes:

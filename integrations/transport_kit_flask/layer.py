@@ -16,7 +16,7 @@ from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.wsgi import ClosingIterator
 
 from transport_kit import Answer, Kit, Leaf, ServedRequest
-from transport_kit_flask.facts import KEY, Facts
+from transport_kit_flask.facts import KEY, FlaskFacts
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -47,7 +47,7 @@ class Layer:
             answer = self._answer(leaf, environ)
             start_response(_status(answer), list(answer.headers))
             return [answer.body]
-        facts = environ[KEY] = Facts(environ)
+        facts = environ[KEY] = FlaskFacts(environ)
         served = self.kit.serve(facts, mechanism=_MECHANISM)
         if served.transaction is not None:
             start_response = _record_status(start_response, served)
@@ -78,7 +78,7 @@ class Layer:
         """Report an exception that the app handles itself."""
         return self.kit.capture_exception(error, facts=_current())
 
-    def capture_close_error(self, error: Exception, facts: Facts) -> None:
+    def capture_close_error(self, error: Exception, facts: FlaskFacts) -> None:
         """Report an exception of closing a body, after the request had ended with the last chunk."""
         if not facts.is_expected(error):
             self.kit.capture_unhandled(error, mechanism=_MECHANISM, facts=facts)
@@ -100,7 +100,7 @@ class _Stream:
 
     __slots__ = ("_body", "_facts", "_layer", "_next", "_served")
 
-    def __init__(self, body: Iterable[bytes], layer: Layer, served: ServedRequest, facts: Facts) -> None:
+    def __init__(self, body: Iterable[bytes], layer: Layer, served: ServedRequest, facts: FlaskFacts) -> None:
         self._body = body
         self._next = iter(body).__next__
         self._layer = layer
@@ -192,15 +192,15 @@ def _record_status(start_response: StartResponse, served: ServedRequest) -> Star
     return record
 
 
-def _current() -> Facts | None:
+def _current() -> FlaskFacts | None:
     """Return new facts of the current request, for a request that bypassed the layer; None without one."""
     if not has_request_context():
         return None
     current = request._get_current_object()  # type: ignore[attr-defined]
-    return Facts(current.environ, current)
+    return FlaskFacts(current.environ, current)
 
 
-def _end(served: ServedRequest, facts: Facts, error: BaseException | None = None) -> None:
+def _end(served: ServedRequest, facts: FlaskFacts, error: BaseException | None = None) -> None:
     served.finish(error)
     # Facts and environ refer to each other; this breaks the cycle, so that both are freed at once.
     facts.environ.pop(KEY, None)

@@ -20,13 +20,13 @@ from transport_kit import RequestFacts, RequestInfo
 from transport_kit_starlette.route_names import below, route_of
 from transport_kit_starlette.routes import header
 
-__all__ = ["BODY_KEPT", "Facts", "Tee"]
+__all__ = ["BODY_KEPT", "StarletteFacts", "Tee"]
 
 #: Bytes of a body that are kept, and only with `send_default_pii`; no event holds more.
 BODY_KEPT: Final = 8 * 1024 + 1
 
 
-class Facts(RequestFacts):
+class StarletteFacts(RequestFacts):
     """The facts of one request.
 
     Args:

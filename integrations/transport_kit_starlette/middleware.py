@@ -14,7 +14,7 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from transport_kit import Kit, ServedRequest
-from transport_kit_starlette.facts import Facts, Tee
+from transport_kit_starlette.facts import StarletteFacts, Tee
 from transport_kit_starlette.lifespan_events import live
 from transport_kit_starlette.route_names import below
 from transport_kit_starlette.routes import KIT_KEY, respond
@@ -90,7 +90,7 @@ class TransportMiddleware:
         tee = None
         if self._keeps_bodies:
             receive = tee = Tee(receive)
-        facts = Facts(self.app, scope, path, root_path, send, tee)
+        facts = StarletteFacts(self.app, scope, path, root_path, send, tee)
         op, mechanism = served_type
         served = self.kit.serve(facts, op=op, mechanism=mechanism)
         if served.transaction is not None:

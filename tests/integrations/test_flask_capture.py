@@ -294,12 +294,12 @@ def test_an_error_of_a_wsgi_middleware_further_in_is_captured(
 
 def test_a_body_without_close_can_be_closed(site: Site) -> None:
     """PEP 3333 makes `close` optional for bodies; our wrapper always has one."""
-    from transport_kit_flask.facts import Facts
+    from transport_kit_flask.facts import FlaskFacts
     from transport_kit_flask.layer import _Stream
 
     app = site()
     served = get_kit(app).reporter.request(named=lambda: ("/", "url")).begin()
-    stream = _Stream([b"x"], app.extensions["transport_kit"], served, Facts({}))
+    stream = _Stream([b"x"], app.extensions["transport_kit"], served, FlaskFacts({}))
     assert list(stream) == [b"x"]
     stream.close()
 
