@@ -356,7 +356,7 @@ def test_tls_to_a_port_without_tls_says_so() -> None:
 
 
 def test_a_tls_handshake_that_hangs_costs_the_timeout() -> None:
-    """A port that accepts and says nothing."""
+    """The port accepts the connection and sends nothing."""
     timeout = scaled(0.2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         dsn = f"https://{KEY}@127.0.0.1:{listener.getsockname()[1]}/1"

@@ -22,7 +22,7 @@ NEEDS_ORJSON = pytest.mark.skipif(encoder.Fragment is encoder._Fragment, reason=
 
 
 def run(code: str) -> str:
-    """What a new process prints that must come to its end."""
+    """Return the output of a new process, which must end without an error."""
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False
     )
@@ -165,7 +165,7 @@ values = st.recursive(
 
 
 def outcome(action: Any, value: object) -> object:
-    """What an encoder or decoder makes of a value, or the kind of its refusal."""
+    """Return the result of an encoder or decoder for a value, or the kind of its refusal."""
     try:
         return action(value)
     except (TypeError, ValueError) as error:
@@ -174,7 +174,7 @@ def outcome(action: Any, value: object) -> object:
 
 @given(values)
 def test_both_encoders_write_and_refuse_the_same(value: object) -> None:
-    """What an event looks like, and what is repaired, must not depend on what is installed."""
+    """Events and repairs must not depend on the installed packages."""
     assert outcome(encoder._dumps_without_orjson, value) == outcome(encoder.dumps, value)
 
 

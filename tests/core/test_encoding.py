@@ -172,7 +172,7 @@ class Wrong(tzinfo):
     ids=lambda value: type(value).__name__,
 )
 def test_an_awkward_value_is_written_as_the_nearest_json(value: object, written: object) -> None:
-    """One odd value in extra must not cost the event, and no value may mean more than it says."""
+    """One odd value in extra must not cost the event, and its JSON must not suggest more than it means."""
     assert json.loads(encode(value, "event")) == written
     # Beside a value that forces the repair, and inside of containers, it is written the same way.
     assert json.loads(encode({1: [value]}, "event")) == {"1": [written]}
@@ -213,7 +213,7 @@ class Meta(type):
 
 
 class Hostile(metaclass=Meta):
-    """Every method raises, and says that it was called."""
+    """An object whose methods all raise, and record the call."""
 
     def __getattribute__(self, name: str) -> NoReturn:
         Meta.calls.append(name)
@@ -371,7 +371,7 @@ def test_what_needs_no_repair_beside_what_does_is_kept_whole() -> None:
 
 
 def test_a_container_that_never_holds_still_is_a_seal_error_with_its_path() -> None:
-    """What is captured must be some state of the value; the log line names the place, not the value."""
+    """The captured value must be one state of the container; the log line names the place, not the value."""
 
     class Restless:
         """Changes the dict whenever a member is compared, so every reading of it is interrupted."""

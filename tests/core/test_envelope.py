@@ -26,7 +26,7 @@ def _payload(envelope: Envelope, index: int = 0) -> Any:
 
 
 def test_an_event_without_an_id_gets_one_and_the_callers_dict_stays_as_it_is() -> None:
-    """The id is what the user is told; the caller may send the same dict again, under another id."""
+    """The user gets the id; the caller may send the same dict again, under another id."""
     event = {"message": "boom"}
     first, second = Envelope.event(event), Envelope.event(event)
     assert event == {"message": "boom"}
@@ -244,7 +244,7 @@ def test_a_type_must_be_text() -> None:
 def test_what_an_items_loss_costs(
     item: Item, category: str | None, quantities: tuple[tuple[str, int], ...]
 ) -> None:
-    """Client reports and the ledger count in these units; the sealed item says the same."""
+    """Client reports and the ledger count in these units, as does the sealed item."""
     assert item.data_category == category
     assert item.quantities == quantities
     sealed = item.seal()

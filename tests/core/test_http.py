@@ -335,7 +335,7 @@ class Hostile:
 
 @pytest.mark.parametrize("depth", ["cycle", "hostile"])
 def test_awkward_events_are_repaired_and_sent(depth: str, make: Callable[..., Scripted]) -> None:
-    """What an app puts into an event is no reason to lose the event."""
+    """No value that an app puts into an event may lose the event."""
     event: dict[str, Any] = {"message": "x", "extra": {"nan": float("nan"), "bytes": b"\xff", "o": Hostile()}}
     if depth == "cycle":
         event["extra"]["self"] = event
@@ -508,7 +508,7 @@ def test_a_small_body_goes_as_it_is(make: Callable[..., Scripted]) -> None:
 
 
 class CapturingPath(os.PathLike[str]):
-    """A path that captures when it is asked for its text, as sealing does."""
+    """A path whose conversion to text captures, as happens during sealing."""
 
     def __init__(self, capture: Callable[[], object], path: str) -> None:
         self.capture = capture
@@ -586,7 +586,7 @@ def test_a_capture_made_by_our_own_sending_is_refused_and_counted(make: Callable
 def test_one_poisoned_envelope_does_not_stop_the_next(
     make: Callable[..., Scripted], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever a subclass raises on sending: discarded, said without its text, and on with it."""
+    """If a subclass raises while sending, the envelope is discarded and the error's text is not logged."""
     transport = make(ValueError(f"the key is {KEY}"))
     transport.record_lost_event("before_send", "error")
     transport.capture_event({"message": "poison"})
@@ -632,7 +632,7 @@ def test_a_codec_that_is_not_there_fails_at_construction() -> None:
 
 
 def test_a_closed_transport_refuses_and_counts(make: Callable[..., Scripted]) -> None:
-    """A capture that comes late says so by its result, not by an exception in a shutdown."""
+    """A late capture returns False, as an exception could disturb a shutdown."""
     transport = make()
     transport.capture_event({"message": "x"})
     before = transport.closed

@@ -1,4 +1,4 @@
-"""What each answer of a server costs: which envelopes are delivered, kept or lost, and what is said."""
+"""The effect of each answer of a server: delivered, retried and lost envelopes, and log lines."""
 
 from __future__ import annotations
 
@@ -59,8 +59,10 @@ def test_any_2xx_is_a_delivery(status: int, server: FaultServer, transport: Http
 def test_a_redirect_is_not_followed(
     status: int, server: FaultServer, transport: HttpTransport, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Following a 303 turns the POST into an empty GET that counts as delivered; the target tells the
-    reader which DSN or proxy is wrong."""
+    """Following a 303 would turn the POST into an empty GET that counts as delivered.
+
+    The log line shows the target, and so which DSN or proxy is wrong.
+    """
     server.answer(status, {"Location": f"{server.url}/login?key={server.key}"})
     assert transport.capture_event({"message": "x"})
     assert transport.flush().ok
@@ -124,7 +126,7 @@ def test_the_strict_rule_makes_any_answer_final(server: FaultServer) -> None:
 
 
 def test_under_the_strict_rule_a_503_with_retry_after_is_a_limit(server: FaultServer) -> None:
-    """What is not repeated has no pause of its own: the next envelope would meet the same server."""
+    """Without retries no envelope has a pause, so the next one would go to the same server."""
     with transport_to(server, retry_statuses=()) as transport:
         server.answer(503, {"Retry-After": "60"}, times=1)
         assert transport.capture_event({"message": "x"})
@@ -163,7 +165,7 @@ def test_an_early_413_is_read(server: FaultServer, transport: HttpTransport) -> 
 def test_a_server_that_is_away_and_comes_back_gets_everything(
     server: FaultServer, transport: HttpTransport, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An outage is said once, however many attempts it costs."""
+    """An outage is logged once, for any number of attempts."""
     server.down()
     for number in range(20):
         assert transport.capture_event({"message": str(number)})
@@ -285,7 +287,7 @@ def test_a_bare_429_pauses_everything_for_a_minute(
 def test_retry_after_beside_a_503_is_a_pause_and_drops_nothing(
     server: FaultServer, transport: HttpTransport
 ) -> None:
-    """GlitchTip in maintenance says how long it takes: what waits has to survive it."""
+    """GlitchTip announces the length of its maintenance, which envelopes must survive."""
     server.answer(503, {"Retry-After": "1800"}, times=1)
     transport.capture_event({"message": "x"})
     assert not transport.flush(0.3)
@@ -322,7 +324,7 @@ def test_a_hostile_retry_after_pauses_no_longer_than_the_retry_window(
 
 
 def test_a_pause_of_a_day_is_cut_to_the_retry_window(server: FaultServer) -> None:
-    """Beyond it nothing that waits now would be delivered any more, however long the server asks to wait."""
+    """After the window no waiting envelope would be delivered, however long the requested pause is."""
     with transport_to(server, retry_window=600.0) as transport:
         server.answer(503, {"Retry-After": "86400"}, times=1)
         transport.capture_event({"message": "x"})
@@ -380,7 +382,7 @@ def test_each_kind_of_failure_is_said_once_until_deliveries_work_again(
 
 
 def test_repeats_end_with_the_retry_window(server: FaultServer) -> None:
-    """What nobody took for an hour is old news; it is counted, once."""
+    """An envelope that was not accepted for an hour is dropped and counted once."""
     with transport_to(server, retry_window=0.2) as transport:
         server.answer(503)
         transport.capture_event({"message": "x"})

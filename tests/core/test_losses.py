@@ -52,7 +52,7 @@ def test_the_sum_of_one_part_is_that_part() -> None:
 
 
 def test_a_difference_takes_away_no_more_than_there_is() -> None:
-    """A limit may be said to stop what the envelope never held: that loss must not be counted elsewhere."""
+    """A limit may name a category that the envelope never contained, which must not be counted elsewhere."""
     held = Quantities([("error", 1), ("attachment", 10)])
     assert held - (("attachment", 4), ("span", 1)) == (("error", 1), ("attachment", 6))
     assert held - (("error", 3),) == (("attachment", 10),)

@@ -23,7 +23,7 @@ from transport_kit.transport.worker.outcome import FlushReport
 
 
 class Ending(Transport):
-    """Leaves `left` envelopes behind, and notes in what order it is asked."""
+    """A transport that leaves `left` envelopes, and records the order of the calls."""
 
     def __init__(self, left: int = 0, *, timeout: float = 2.0, error: Exception | None = None) -> None:
         super().__init__(TransportOptions(shutdown_timeout=timeout))

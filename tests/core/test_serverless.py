@@ -179,7 +179,7 @@ def test_nothing_that_escapes_is_captured_when_capturing_is_off() -> None:
 
 @pytest.fixture(name="printed")
 def _printed(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
-    """What the hook that was there before is told."""
+    """Record the arguments of the previous hook."""
     told: list[BaseException] = []
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: told.append(error))
     return told

@@ -109,7 +109,7 @@ def test_a_coroutine_function_is_no_transport_function(target: Callable[..., Any
 
 
 def test_no_dsn_is_off_and_healthy_and_a_bad_one_is_a_failure() -> None:
-    """Both count what they were given, so that health can say what is missing."""
+    """Both count captures, so that health shows what is missing."""
     off, broken = NullTransport(), NullTransport(problem="dsn:\n  bad")
     for transport, reason in ((off, "disabled"), (broken, "misconfigured")):
         assert transport.capture_event(EVENT) is False
@@ -201,7 +201,7 @@ def test_losses_before_the_transport_are_counted() -> None:
 
 
 def test_counting_a_loss_never_fails_over_its_payload() -> None:
-    """What can't be written as JSON can still be counted."""
+    """A payload that can't be written as JSON is still counted."""
     unwritable = Item(type("Path", (os.PathLike,), {"__fspath__": lambda self: 1 / 0})(), type="log")
     items = [unwritable, Item(b"abc", type="attachment"), Item(b"", type="odd")]
     assert Envelope(items=items).quantities() == (("log_item", 1), ("attachment", 3))
@@ -261,7 +261,7 @@ def _notify(condition: threading.Condition) -> None:
 
 
 def test_buffers_are_emptied_first_and_take_of_the_time(caplog: pytest.LogCaptureFixture) -> None:
-    """What logs and sessions hold back has to be captured before the wait; it is part of the wait."""
+    """Buffered logs and sessions must be captured before the wait; that time is part of the timeout."""
     kept: list[Envelope] = []
     transport = FunctionTransport(kept.append)
     transport.before_flush(lambda: 1 / 0)
@@ -323,7 +323,7 @@ def test_what_a_flush_raises_reaches_whoever_awaits_it(error: BaseException) -> 
 
 
 def test_a_cancelled_await_leaves_nothing_broken() -> None:
-    """A shutdown with a deadline of its own: the flush goes on, nobody is there to be told."""
+    """A shutdown may have its own deadline; the flush continues without an awaiting task."""
     transport = Recording()
     gate, done = threading.Event(), threading.Event()
     transport.before_flush(lambda: gate.wait(30))
@@ -394,8 +394,10 @@ def test_without_threads_and_without_asyncio_the_wait_happens_in_place(
 
 @pytest.mark.parametrize("hooked", [True, False])
 def test_a_child_has_books_of_its_own(hooked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether a hook saw the fork or the process id tells: the child counts from zero, and never waits
-    for a lock that one of its parent's threads held."""
+    """The child counts from zero, whether a hook or the process id shows the fork.
+
+    It never waits for a lock that another thread of its parent held.
+    """
     transport = FunctionTransport(lambda envelope: None)
     transport.capture_event(EVENT)
     held, release = threading.Event(), threading.Event()

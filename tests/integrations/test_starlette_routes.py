@@ -303,7 +303,7 @@ def test_a_bad_dsn_leaves_the_app_up_and_health_says_fail(
 
 
 def test_a_bad_dsn_is_raised_when_strict_at_construction(sink: Any) -> None:
-    """When wrapped by hand, at import; with `add_middleware`, when Starlette builds its stack at startup."""
+    """Wrapped by hand it raises at import; with `add_middleware`, when Starlette builds its stack."""
     with pytest.raises(ValueError, match="invalid DSN"):
         TransportMiddleware(Starlette(), dsn="nonsense", strict=True)
     app = site("nonsense", strict=True)
