@@ -1290,3 +1290,31 @@ def test_a_writer_refuses_an_eighth_beyond_the_room_and_looks_again_after_a_quar
         place.clock.now += later
         accepted.append(spool.put(event(99)).accepted)
     assert accepted == [False, True]
+
+
+def test_a_segment_gets_its_successor_when_it_is_filled_to_a_quarter(place: Place) -> None:
+    """A process that writes little needs none, and each is a file that the drainer looks at."""
+    spool = place.spool(drain=False, segment_bytes=64 * 1024)
+    segments = []
+    for number, size in enumerate((15_000, 2_000)):
+        spool.put(event(number, "x" * size))
+        spool.claim(0, 0.0)
+        segments.append(len(place.segments()))
+    assert segments == [1, 2]
+
+
+def test_a_segment_that_can_not_be_removed_is_tried_again_after_a_second(place: Place) -> None:
+    """A directory that became read-only stays so for a while, and the drainer has other work."""
+    first = place.spool(drain=False)
+    first.put(event(1))
+    first.close()
+    spool = place.spool()
+    place.disk.failing = {"unlink": errno.EROFS}
+    assert drained(spool) == ids(1)
+    place.disk.failing = {}
+    left = []
+    for later in (0.5, 0.4, 0.4):
+        place.clock.now += later
+        spool.claim(0, 0.0)
+        left.append(len(place.segments()))
+    assert left == [1, 1, 0]
