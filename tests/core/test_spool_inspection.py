@@ -332,3 +332,20 @@ def test_a_file_that_is_not_ours_and_one_of_a_later_version_are_left_alone(path:
         assert inspection.drop(name, 1 << 62) is None
     said = "of another version of the format: left alone"
     assert facts == SegmentFacts(str(name), size, 0, 0, (Flaw(str(name), 0, size, False, said),))
+
+
+def test_what_is_replayed_into_a_full_spool_is_refused(path: str) -> None:
+    """A person replays a thousand letters: those that found no room stay letters."""
+    large, accepted = event(1, "x" * 400_000), 0
+    with Inspection(path, IDENTITY) as inspection:
+        with inspection.writing(max_bytes=1_000_000) as put:
+            refused = None
+            while refused is None and accepted < 20:
+                try:
+                    put(large)
+                    accepted += 1
+                except OSError as error:
+                    refused = error
+        assert len(list(inspection.waiting())) == 2 + accepted
+    assert "the spool is full" in str(refused)
+    assert 2 <= accepted <= 4
