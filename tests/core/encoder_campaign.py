@@ -195,7 +195,7 @@ def wire(chance: random.Random) -> None:
 
 
 def case(chance: random.Random) -> bool:
-    """Run one case; return True if its value was sealed."""
+    """Encode one random value, and check the result; return True if it was encoded."""
     value = hostile(chance)
     limit = sys.getrecursionlimit()
     way = chance.random()

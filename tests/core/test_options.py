@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transport_kit.config import options as options_module
+from transport_kit.config import environment
+from transport_kit.config.environment import ENV_PREFIX
 from transport_kit.config.options import (
-    ENV_PREFIX,
     Effect,
     IntegrationOptions,
     OptionProblem,
@@ -321,7 +321,7 @@ LINKS = {
 
 @pytest.fixture(name="unwarned", autouse=True)
 def _unwarned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options_module, "_reported_variables", set())
+    monkeypatch.setattr(environment, "_reported_variables", set())
 
 
 @pytest.mark.parametrize("problems", [None, []], ids=["raising", "collecting"])

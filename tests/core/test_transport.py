@@ -178,7 +178,7 @@ def test_a_capture_inside_a_critical_section_is_booked_when_it_ends() -> None:
     ],
 )
 def test_invented_losses_are_refused(arguments: tuple[Any, ...], said: str) -> None:
-    """A server refuses the whole report over one name that it doesn't know."""
+    """A server refuses a whole client report that contains one unknown reason or category."""
     transport = NullTransport()
     reason, category, item, quantity = (*arguments, None, 1)[:4]
     with pytest.raises(ValueError, match=said):

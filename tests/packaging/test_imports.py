@@ -61,7 +61,7 @@ def run(code: str, *arguments: str) -> dict[str, list[Any]]:
 
 
 def test_only_connections_knows_urllib3() -> None:
-    """The HTTP library can be replaced in one file."""
+    """To replace the HTTP library, one file has to be changed."""
     users = {path.name for path, _ in modules() for name in imported(path) if name.split(".")[0] == "urllib3"}
     assert users == {"connections.py"}
 

@@ -26,7 +26,8 @@ try:
         descriptors.append(os.open(os.devnull, os.O_RDONLY))
 except OSError:
     pass
-# Too large for one write: looking for an early answer takes a descriptor even on an open connection.
+# The attachment is too large for one write. Between two writes the sender checks whether the server has
+# answered already, and that check opens a descriptor.
 event = Envelope.event({"message": "meanwhile"}).add_attachment(os.urandom(3_000_000), filename="core")
 transport.capture_envelope(event)
 print(transport.flush(0.5).pending)

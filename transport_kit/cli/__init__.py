@@ -62,15 +62,15 @@ class _Commands(MaskedGroup):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, "-V", "--version", prog_name="transport-kit")
 def main() -> None:
-    """Delivers what a web app reports to a Sentry-compatible server, and helps to see that it does.
+    """Send a web app's events to a Sentry-compatible server, and check that they arrive.
 
     \b
     Examples:
-      transport-kit receiver                 a local server to send to, with a page
-      transport-kit check DSN                does anything arrive there?
+      transport-kit receiver                 run a local server with a page that shows what arrives
+      transport-kit check DSN                check that the server accepts events
       transport-kit send DSN --message hi    send one message
-      transport-kit forward DIR              deliver what apps put into a spool
-      transport-kit spool status DIR         what waits in a spool, and for whom
-      transport-kit options                  what can be set, and how
-      transport-kit COMMAND --help           what a command can do
+      transport-kit forward DIR              deliver the envelopes that apps wrote to a spool
+      transport-kit spool status DIR         list the envelopes that wait in a spool
+      transport-kit options                  list all options and how to set them
+      transport-kit COMMAND --help           show the help of a command
     """

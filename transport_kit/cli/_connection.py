@@ -22,7 +22,8 @@ import click
 
 from transport_kit.cli._advice import advice_for_answer, advice_for_error, is_page, redirect_target
 from transport_kit.cli._text import MaskedCommand, masked, one_line
-from transport_kit.config.dsn import DSN_VARIABLE, Dsn
+from transport_kit.config.dsn import Dsn
+from transport_kit.config.environment import DSN_VARIABLE
 from transport_kit.config.options import ReporterOptions, TransportOptions, resolve
 from transport_kit.config.reference import meaning
 from transport_kit.envelope.envelope import Envelope

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from transport_kit.cli._text import MaskedCommand, one_line
-from transport_kit.config.dsn import DSN_VARIABLE, Dsn
-from transport_kit.config.options import ENV_PREFIX, TransportOptions, resolve
+from transport_kit.config.dsn import Dsn
+from transport_kit.config.environment import DSN_VARIABLE, ENV_PREFIX
+from transport_kit.config.options import TransportOptions, resolve
 from transport_kit.runtime.errors import InvalidDsn, OptionsError
 
 if TYPE_CHECKING:

@@ -16,13 +16,10 @@ from urllib.parse import quote
 
 from transport_kit.runtime.errors import InvalidDsn
 
-__all__ = ["DSN_VARIABLE", "Dsn"]
+__all__ = ["Dsn"]
 
-#: The environment variable that holds the DSN when the code gives none.
-DSN_VARIABLE = "TRANSPORT_KIT_DSN"
-
-# Far above any real DSN (the longest in use are under 200 characters); makes every step below cheap,
-# the IDNA codec included, whatever the input.
+# Limits the time that the steps below take for any input, the IDNA codec included. Real DSNs have fewer than
+# 200 characters.
 _MAX_LENGTH = 2048
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # RFC 3986 userinfo, without the comma: the auth value is split at commas, so one inside a key could

@@ -240,7 +240,7 @@ class Element(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A list's member that is a non-empty text."""
+    """The kind of list items that are non-empty strings."""
 
     @property
     def type_name(self) -> str:

@@ -18,13 +18,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self, TypeAlias, TypeVar, overload
 
 from transport_kit.config import fields
-from transport_kit.config.dsn import DSN_VARIABLE
+from transport_kit.config.environment import DSN_VARIABLE, ENV_PREFIX, nearest, warn_of_variables
 from transport_kit.runtime.errors import OptionsError
-from transport_kit.runtime.log import log
 
 __all__ = [
     "Effect",
-    "ENV_PREFIX",
     "field_kind",
     "field_substitute",
     "IntegrationOptions",
@@ -34,7 +32,6 @@ __all__ = [
     "TransportOptions",
 ]
 
-ENV_PREFIX = "TRANSPORT_KIT_"
 #: A path that every framework routes literally and every server passes on unchanged.
 _PLAIN_PATH = re.compile(r"(/[A-Za-z0-9\-._~]+)+")
 
@@ -534,7 +531,7 @@ class _Resolution:
                     self._values[name] = field_kind(self._fields[name]).parse(text)
                 except ValueError as problem:
                     self._settle(name, OptionsError(name, str(problem), self._sources[name]))
-        _warn_of_variables(unknown)
+        warn_of_variables(unknown, _ALL_NAMES)
 
     def settle_unknown(self) -> None:
         """Store the unknown names of the mapping as problems, or raise an error for the first."""
@@ -579,29 +576,10 @@ class _Resolution:
 #: The option at fault when the default of another one is refused because of it, by that other option.
 _PARTNERS: Final = {"backoff_max": "backoff_base"}
 _ALL_NAMES: Final = frozenset(name for cls in _ALL for name in cls.names())
-# Variables that this process has warned about. Adding to a set is atomic, and nothing is removed.
-_reported_variables: set[str] = set()
-
-
-def _warn_of_variables(keys: Iterable[str]) -> None:
-    new = [key for key in keys if key not in _reported_variables]
-    if not new:
-        return
-    _reported_variables.update(new)
-    near = ((key, _nearest(key[len(ENV_PREFIX) :].lower(), (*_ALL_NAMES, "dsn"))) for key in new)
-    words = [
-        key[:100] + (f" (did you mean {ENV_PREFIX}{name.upper()}?)" if name else "") for key, name in near
-    ]
-    log.warning("environment variables that are no options are ignored: %s", ", ".join(words))
 
 
 def _unknown_option(name: str, known: Iterable[str]) -> str:
-    near = _nearest(name, known)
+    near = nearest(name, known)
     if near is not None:
         return f"unknown option; did you mean {near}?"
     return "unknown option; docs/reference/options.md lists the known ones"
-
-
-def _nearest(name: str, known: Iterable[str]) -> str | None:
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
-    return near[0] if near else None

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transport_kit.config.environment import ENV_PREFIX
 from transport_kit.config.options import (
-    ENV_PREFIX,
     Effect,
     IntegrationOptions,
     ReporterOptions,

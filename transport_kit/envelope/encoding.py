@@ -121,7 +121,7 @@ _MODULE: Final = vars(type)["__module__"]
 
 
 class _OpenContainer:
-    """A container that is being copied: the source, the copy, and the parents up to the root."""
+    """State of a container while it is copied: the source, the copy so far, and the state of its parent."""
 
     __slots__ = ("copy", "depth", "key", "parent", "read", "source")
 

@@ -59,7 +59,7 @@ class Quantities(tuple[tuple[str, int], ...]):
                 counts[category] = counts.get(category, 0) + count
         return tuple.__new__(cls, counts.items())
 
-    # A tuple's own `+` would give a category twice.
+    # `tuple.__add__` concatenates, so a category could appear twice in the result.
     def __add__(self, other: Iterable[tuple[str, int]]) -> Self:  # type: ignore[override]
         return type(self)(chain(self, other))
 

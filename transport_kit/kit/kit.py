@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from transport_kit.config.dsn import DSN_VARIABLE, Dsn
+from transport_kit.config.dsn import Dsn
+from transport_kit.config.environment import DSN_VARIABLE
 from transport_kit.config.options import (
     Effect,
     IntegrationOptions,

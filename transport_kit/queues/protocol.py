@@ -42,8 +42,9 @@ class Put(NamedTuple):
 
     Attributes:
         accepted: False if the envelope was refused.
-        evicted: Envelopes that the queue gave up to make room. A queue in memory returns its own list: the
-            caller removes each claim from it in the same step in which it counts the loss.
+        evicted: Claims of envelopes that the queue dropped to make room. A memory queue returns its internal
+            list, not a copy: the caller removes each claim from it in the step that counts the loss, so that
+            none is counted twice or not at all.
     """
 
     accepted: bool

@@ -1,35 +1,30 @@
 """Hooks that end transports with their process and renew them after a fork.
 
-Owns the hooks: `atexit`, `multiprocessing`'s finalizers, SIGTERM, and fork. Knows transports only as
-`Finalizable`, and holds weak references: a hook never keeps a transport alive.
+Owns the hooks: `atexit`, `multiprocessing`'s finalizers and fork; `sigterm.py` has the signal's. Knows
+transports only as `Finalizable`, and holds weak references: a hook never keeps a transport alive.
 
 docs/operations.md lists which hook runs when. The first transport installs them; an import installs nothing.
 
-Threads: `watch` may be called from any thread. The SIGTERM handler runs on the main thread. Fork hooks
+Threads: `watch` may be called from any thread. Fork hooks
 run first in the child, which has one thread then; they take no lock.
 """
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import os
-import signal
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable
-from types import FrameType
 from typing import Any, Protocol
 
 from transport_kit.runtime.forks import after_fork
 from transport_kit.runtime.log import log
+from transport_kit.runtime.sigterm import catch_sigterm
 
 __all__ = ["end_all", "Finalizable", "renew_all", "ShutdownOptions", "start_all", "watch"]
 
-#: Seconds after which a SIGTERM that can't be handled yet is sent to this process again.
-SIGNAL_AGAIN = 0.01
 #: Seconds that the end of the process waits for log lines that senders are writing.
 LAST_LINES = 0.2
 
@@ -108,7 +103,7 @@ def watch(transport: Finalizable) -> None:
         after_fork(renew_all)
     _watch_multiprocessing()
     if transport.wants_sigterm():
-        _catch_sigterm()
+        catch_sigterm(_can_end, end_all)
 
 
 def _watch_multiprocessing() -> None:
@@ -195,34 +190,5 @@ def renew_all() -> None:
     _watch_multiprocessing()
 
 
-def _catch_sigterm() -> None:
-    if _thread.get_ident() != threading.main_thread().ident:
-        return
-    try:
-        # Any other disposition was chosen by the app or its server, and stays.
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, _on_sigterm)
-    except ValueError:
-        pass  # a subinterpreter, which can't handle signals
-
-
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    if signal.getsignal(number) is not _on_sigterm:
-        return  # another handler was installed since and calls this one: that handler ends the process
-    if not all(transport.can_wait() for transport in _live()):
-        # The signal interrupted the main thread while it held a transport's lock, which the senders need.
-        # Return, so that it can release the lock, and send the signal again.
-        try:
-            _thread.start_new_thread(_resend, (number,))
-            return
-        except RuntimeError:
-            pass
-    else:
-        end_all()
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
-
-
-def _resend(number: int) -> None:
-    time.sleep(SIGNAL_AGAIN)
-    os.kill(os.getpid(), number)
+def _can_end() -> bool:
+    return all(transport.can_wait() for transport in _live())

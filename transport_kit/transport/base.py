@@ -19,9 +19,9 @@ from transport_kit.config.options import Effect, OptionProblem, TransportOptions
 from transport_kit.envelope.envelope import Envelope
 from transport_kit.envelope.item import Item, estimated_quantities
 from transport_kit.envelope.losses import LossReason, Quantities
+from transport_kit.runtime.event_loop import off_loop
 from transport_kit.runtime.interrupts import let_through
 from transport_kit.runtime.log import log
-from transport_kit.runtime.threads import off_loop
 from transport_kit.runtime.version import SDK_NAME, VERSION
 from transport_kit.transport.health import Health
 from transport_kit.transport.worker.limits import KNOWN_CATEGORIES

@@ -9,8 +9,9 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from transport_kit.config.dsn import DSN_VARIABLE, Dsn
-from transport_kit.config.options import ENV_PREFIX, Effect, OptionProblem, TransportOptions, resolve
+from transport_kit.config.dsn import Dsn
+from transport_kit.config.environment import DSN_VARIABLE, ENV_PREFIX
+from transport_kit.config.options import Effect, OptionProblem, TransportOptions, resolve
 from transport_kit.queues.protocol import Queue
 from transport_kit.runtime.errors import InvalidDsn, OptionsError
 from transport_kit.runtime.log import log

@@ -25,7 +25,7 @@ _NOTES = Path(os.environ["SERVER_NOTES"])
 
 #: Functions on the stack that identify a hook; the innermost one counts.
 _HOOKS = {
-    ("process.py", "_on_sigterm"): "SIGTERM",
+    ("sigterm.py", "_on_sigterm"): "SIGTERM",
     ("process.py", "_at_exit"): "atexit",
     ("util.py", "_run_finalizers"): "Finalize",
     ("threads.py", "off_loop"): "lifespan",

@@ -86,7 +86,7 @@ class Ledger:
         self._unreported: dict[tuple[str, str], int] = {}
 
     def capture(self, quantities: Pairs) -> None:
-        """Count accepted items, which are pending then."""
+        """Count items as accepted. They are pending until they are delivered or lost."""
         captured = self._captured
         captured |= _grown(captured, quantities)
 

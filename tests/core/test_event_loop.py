@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from transport_kit.runtime.threads import off_loop
+from transport_kit.runtime.event_loop import off_loop
 
 
 @pytest.mark.parametrize("result", [None, 0, "text"])
