@@ -4,21 +4,21 @@ This module decides when a sender starts, which sender is the watcher, and when 
 nothing about the tasks: a `Work` reports whether there is work, waits for it and performs it.
 
 A new sender starts as soon as it is needed, without a delay between starts. Measured on 2 cores: with 1, 2,
-4 or 8 senders, 8 000 to 9 100 envelopes a second are delivered over loopback, and 1 000 of them cost 95 ms of
-CPU time. If the server answers after 5 ms, one sender delivers 186 envelopes a second and eight deliver 1 465. So
-an unneeded sender costs no CPU time, and a missing one costs throughput.
+4 or 8 senders, 8 000 to 9 100 envelopes a second are delivered over loopback, and 1 000 of them cost 95 ms
+of CPU time. If the server answers after 5 ms, one sender delivers 186 envelopes a second and eight deliver
+1 465. So an unneeded sender costs no CPU time, and a missing one costs throughput.
 
 Threads: `_run` is the only code that executes on a sender. Every thread must call `leave` after each of its
 critical sections, in signal handlers and `__del__` too. Methods whose names end in `_locked` are called
 while holding the worker's `StateLock`.
 
 Guarantees: no work is left without a sender. Whenever the lock is free and there is work, one of these
-holds: (1) a sender is the watcher; (2) a sender was started or woken and does not run yet; (3) the maximum number of
-senders is performing tasks; (4) the thread that added or found the work has not called `leave` yet. A sender
-that has performed its task becomes the watcher unless there is one. A sender stops watching, or exits, only
-while holding the lock, and checks for work once more before it releases the lock. `leave` reads without the
-lock, but only after the work was added. If it reads that (1), (2) or (3) holds, that condition still held after
-the work was added, and the thread that ends the condition finds the work.
+holds: (1) a sender is the watcher; (2) a sender was started or woken and does not run yet; (3) the maximum
+number of senders is performing tasks; (4) the thread that added or found the work has not called `leave`
+yet. A sender that has performed its task becomes the watcher unless there is one. A sender stops watching,
+or exits, only while holding the lock, and checks for work once more before it releases the lock. `leave`
+reads without the lock, but only after the work was added. If it reads that (1), (2) or (3) holds, that
+condition still held after the work was added, and the thread that ends the condition finds the work.
 """
 
 from __future__ import annotations
