@@ -110,6 +110,25 @@ def _make() -> Iterator[Callable[..., Scripted]]:
 # -- what is sent ------------------------------------------------------------------------------------------
 
 
+def test_the_error_of_a_client_with_eleven_kilobytes_of_baggage_arrives() -> None:
+    """An envelope that another SDK made and an app hands on: its `trace` is what the client sent."""
+    header = json.dumps({"event_id": "a" * 32, "trace": {"trace_id": "b" * 32, "user": "x" * 11_000}})
+    item = b'\n{"type":"event"}\n{"message":"boom"}'
+    with FaultServer() as server:
+        transport = HttpTransport(Dsn.parse(server.dsn), TransportOptions(compression="none"))
+        try:
+            assert transport.capture_envelope(Envelope.deserialize(header.encode() + item))
+            assert transport.flush(SOON).ok
+            assert not transport.health().discarded
+        finally:
+            transport.kill()
+        (request,) = server.requests
+    line, _, rest = request.body.partition(b"\n")
+    assert len(line) < 8192
+    assert json.loads(line)["trace"] == {"trace_id": "b" * 32}
+    assert b'"message":"boom"' in rest
+
+
 def test_a_request_says_who_sends_what(make: Callable[..., Scripted]) -> None:
     """docs/protocol.md, section 4, the request; the key travels in one header only."""
     transport = make()
@@ -350,7 +369,7 @@ def test_an_event_that_cant_be_sealed_costs_one_line_and_is_counted(
 ) -> None:
     """False, the path of the value at fault, and the next one goes through."""
     transport = make()
-    bad_header = Envelope({"trace": {"sample_rand": "x" * 10_000}}).add_event({"message": "x"})
+    bad_header = Envelope({"event_id": "no id"}).add_event({"message": "x"})
     for envelope in (bad_header, Envelope(items=[Item([1], type="event")])):
         caplog.clear()
         assert transport.capture_envelope(envelope) is False
@@ -369,7 +388,7 @@ def test_an_envelope_that_cant_be_sealed_costs_what_a_server_would_count(
     """One for each item of a category; a client report and an item of an unknown type have none."""
     transport = make()
     kinds = ("event", "client_report", "something_new", "attachment", "attachment")
-    envelope = Envelope({"trace": {"sample_rand": "x" * 10_000}}, [Item({}, type=kind) for kind in kinds])
+    envelope = Envelope({"event_id": "no id"}, [Item({}, type=kind) for kind in kinds])
     assert transport.capture_envelope(envelope) is False
     discarded = transport.health().discarded_by_category
     assert discarded == {"internal_sdk_error": {"error": 1, "attachment": 2}}

@@ -30,6 +30,7 @@ from transport_kit.envelope.item_types import INTERNAL
 from transport_kit.envelope.losses import Quantities
 from transport_kit.envelope.parsing import MAX_ITEMS, parse_envelope
 from transport_kit.envelope.sealed import SealedEnvelope, SealedItem
+from transport_kit.envelope.trimming import trim_header
 from transport_kit.envelope.validation import CONTAINER_TYPES, check, is_event_id
 from transport_kit.runtime.errors import InvalidEnvelope, SealError
 from transport_kit.runtime.interrupts import let_through
@@ -37,6 +38,8 @@ from transport_kit.runtime.interrupts import let_through
 __all__ = ["Envelope"]
 
 MAX_ENVELOPE_BYTES: Final = 100 * 1024 * 1024
+# Without the newline, and without the `sent_at` that the sender adds: 41 bytes at most.
+_MAX_HEADER_BYTES: Final = MAX_HEADER_LINE_BYTES - 64
 
 
 class Envelope:
@@ -237,7 +240,8 @@ class Envelope:
     ) -> SealedEnvelope:
         """Return the envelope as bytes, which later changes of the payloads don't affect.
 
-        `sent_at` is dropped, as senders write it. An oversize event loses frame variables, then breadcrumbs,
+        `sent_at` is dropped, as senders write it. An oversize header loses its longest parts, `trace` and all
+        others but the event id. An oversize event loses frame variables, then breadcrumbs,
         extra and long strings. An attachment that can't be read, or is too big, is left out if the envelope
         holds other items; the result's `left_out` contains its error.
 
@@ -254,10 +258,8 @@ class Envelope:
             if type(event_id) is str and len(headers) == 1:
                 header = b'{"event_id":"%b"}' % event_id.encode()
             else:
-                header = encode(headers, "envelope.headers")
+                header = trim_header(encode(headers, "envelope.headers"), _MAX_HEADER_BYTES)
             size = len(header) + 1
-            if size > MAX_HEADER_LINE_BYTES:
-                raise SealError("envelope.headers", f"{size} bytes, more than {MAX_HEADER_LINE_BYTES}")
             sealed: list[SealedItem] = []
             left_out: list[tuple[SealError, Quantities]] = []
             for item in tuple(self.items):

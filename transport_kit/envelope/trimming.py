@@ -1,7 +1,7 @@
-"""Trims an oversize event to the size that receivers accept; the least useful parts are removed first.
+"""Trims oversize events and envelope headers to the size that receivers accept.
 
-Owns the order: frame variables, then breadcrumbs, then extra, then long strings. Works on encoded bytes,
-never on the caller's values.
+Owns the order: of an event frame variables, then breadcrumbs, then extra, then long strings; of a header the
+longest parts. Works on encoded bytes, never on the caller's values.
 
 Threads: pure functions.
 
@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
-from transport_kit.envelope.encoder import loads
+from transport_kit.envelope.encoder import dumps, loads
 from transport_kit.envelope.encoding import encode
 from transport_kit.runtime.errors import SealError
 
-__all__ = ["trim"]
+__all__ = ["trim", "trim_header"]
 
 _TRIMMED: Final = "<trimmed>"
 # Maximum lengths of strings, tried in this order until the event fits.
@@ -64,6 +64,44 @@ def trim(body: bytes, limit: int, path: str) -> bytes:
         if len(body) <= limit:
             return body
     raise SealError(path, f"{size} bytes, more than {limit}, and {len(body)} when trimmed")
+
+
+def trim_header(header: bytes, limit: int) -> bytes:
+    """Return an envelope header trimmed to at most `limit` bytes, or unchanged if it fits.
+
+    The shortest parts are kept, and the event id in any case. A `trace` that does not fit is cut in the same
+    way, and dropped if its `trace_id` or `public_key` would be missing: receivers ignore it then.
+
+    Args:
+        header: A JSON object.
+        limit: Bytes.
+    """
+    if len(header) <= limit:
+        return header
+    headers = loads(header)
+    kept = _shortest(headers, ("event_id",), limit)
+    trace = headers.get("trace")
+    if "trace" not in kept and type(trace) is dict:
+        room = limit - len(dumps(kept)) - len(b',"trace":')
+        trace = _shortest(trace, ("trace_id", "public_key"), room)
+        if trace:
+            kept["trace"] = trace
+    return dumps({name: kept[name] for name in headers if name in kept})
+
+
+def _shortest(members: dict[str, Any], essential: tuple[str, ...], limit: int) -> dict[str, Any]:
+    """Return the essential members and the shortest others, as many as fit; empty if an essential doesn't."""
+    costs = {name: len(dumps({name: value})) - 1 for name, value in members.items()}
+    first = {name: members[name] for name in essential if name in members}
+    room = limit - 1 - sum(costs[name] for name in first)
+    if room < 0:
+        return {}
+    for name in sorted(members.keys() - first.keys(), key=lambda name: (costs[name], name)):
+        room -= costs[name]
+        if room < 0:
+            break
+        first[name] = members[name]
+    return {name: value for name, value in members.items() if name in first}
 
 
 _Cuts = Iterator[tuple[int, Callable[[], object]]]
