@@ -149,7 +149,7 @@ def test_an_ipv6_server_is_reached_and_shown_in_brackets() -> None:
 @pytest.mark.parametrize(
     ("dsn", "reason"),
     [
-        ("", "invalid_url"),
+        ("https://secretkey@[host/1", "invalid_url"),
         ("https://secretkey@host/", "missing_project_id"),
         ("https://secretkey@host/x", "invalid_project_id"),
         ("https://host/1", "missing_public_key"),
@@ -164,6 +164,31 @@ def test_a_bad_dsn_fails_the_first_step_with_the_reason_and_a_hint(dsn: str, rea
     assert step["advice"]
     assert "secretkey" not in json.dumps(result)
     assert run("check", dsn).stdout.splitlines()[-1] == "Events do not arrive at this DSN"
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+@pytest.mark.parametrize(
+    ("arguments", "variable"), [([], None), ([], ""), ([], " "), ([""], None), ([" \t"], None), ([""], " ")]
+)
+def test_a_check_without_a_dsn_is_a_wrong_call(
+    arguments: list[str], variable: str | None, as_json: list[str]
+) -> None:
+    """A script tells it from a server that does not answer; an unset variable arrives as an empty text."""
+    result = run("check", *arguments, *as_json, env={"TRANSPORT_KIT_DSN": variable})
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "give a DSN, or set TRANSPORT_KIT_DSN" in result.stderr
+
+
+@pytest.mark.parametrize("key", ["e", "E", "r", "error", "SERVER", "0", "%65"])
+def test_a_short_key_masks_no_part_of_a_word(key: str) -> None:
+    """A server that refuses such a key explains it, and the sentence has to stay readable."""
+    sentence = "the Server refuses error 500 in servers, 10 terrors, %6500"
+    with FaultServer() as server:
+        server.answer(400, body=f"{sentence}; sentry_key={key}, key%3D{key} '{key}'".encode())
+        text = run("check", server.dsn.replace(server.key, key)).stdout
+    words = {"error": "error", "SERVER": "Server"}.get(key)
+    shown = sentence if words is None else sentence.replace(f" {words} ", " *** ")
+    assert f"{shown}; sentry_key=***, key%3D*** '***'" in text
 
 
 def test_a_key_that_servers_refuse_and_plain_http_are_worth_a_note(

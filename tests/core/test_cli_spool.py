@@ -138,6 +138,16 @@ def test_show_prints_an_envelope_without_keys(path: Path) -> None:
     assert "\x1b" not in text
 
 
+def test_show_leaves_words_whole_where_the_key_is_a_letter(path: Path) -> None:
+    """A spool of a developer's machine: every message would be unreadable."""
+    dsn = Dsn.parse("http://e@localhost/1")
+    queue = FileSpool(str(path), identity_of(dsn), credentials=dsn.reveal())
+    assert queue.put(Envelope.event({"event_id": f"{1:032x}", "message": "the server: e, key=e"}).seal())
+    queue.close()
+    result = run_json("spool", "show", f"{1:032x}", str(path))
+    assert result["items"][0]["payload"]["message"] == "the server: ***, key=***"
+
+
 def test_show_survives_what_is_nested_deeper_than_anyone_reads(path: Path) -> None:
     """An attacker may choose the depth."""
     deep: Any = "x"

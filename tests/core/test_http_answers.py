@@ -364,6 +364,17 @@ def test_a_key_is_masked_before_what_a_server_says_is_cut(
             assert lines(caplog)[-1].endswith(": " + "x" * 180 + "***" + "y" * 17)
 
 
+def test_a_placeholder_for_a_key_leaves_what_a_server_says_readable(
+    server: FaultServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a test's DSN the key is often one letter, and the answer says what is wrong with it."""
+    server.answer(400, body=b"there is no key e")
+    with make_transport(server.dsn.replace(server.key, "e"), **QUICK) as transport:
+        transport.capture_event({"message": "x"})
+        assert transport.flush().discarded == 1
+    assert lines(caplog)[-1].endswith("there is no key ***")
+
+
 def test_each_kind_of_failure_is_said_once_until_deliveries_work_again(
     server: FaultServer, transport: HttpTransport, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -65,6 +65,7 @@ def test_an_empty_page_says_what_to_do(client: Client) -> None:
     assert "Nothing has arrived yet" in answer.text
     assert f"http://{KEY[:4]}{'*' * 28}@127.0.0.1:8123/1" in answer.text
     assert KEY not in answer.text
+    assert "any 32 letters and digits will do as a key" in answer.text
     with Store() as store:
         assert "Nothing has arrived yet" in Client(create_app(store)).get("/").text
 

@@ -22,7 +22,7 @@ import click
 
 from transport_kit.cli._advice import advice_for_answer, advice_for_error, is_page, redirect_target
 from transport_kit.cli._text import MaskedCommand, masked, one_line
-from transport_kit.config.dsn import Dsn
+from transport_kit.config.dsn import Dsn, mask_keys
 from transport_kit.config.environment import DSN_VARIABLE
 from transport_kit.config.options import ReporterOptions, TransportOptions, resolve
 from transport_kit.config.reference import meaning
@@ -367,9 +367,7 @@ class OneShot(HttpTransport):
         if is_page(response):
             return f"{summary} with a web page"
         body = response.body[: SHOWN_BODY * 4].decode("utf-8", "replace")
-        for secret in (self.dsn.public_key, self.dsn.secret_key):
-            if secret:  # a server may echo the request
-                body = body.replace(secret, "***")
+        body = mask_keys(body, (self.dsn.public_key, self.dsn.secret_key))  # a server may echo the request
         body = one_line(body)[:SHOWN_BODY]
         return f"{summary}: {body}" if body else summary
 

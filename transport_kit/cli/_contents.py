@@ -6,10 +6,10 @@ The contents are hostile input. A key is masked under the names that hold keys; 
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 from transport_kit.cli._text import masked
+from transport_kit.config.dsn import mask_keys
 
 if TYPE_CHECKING:
     from transport_kit.envelope.sealed import SealedEnvelope
@@ -51,9 +51,7 @@ def _parsed(data: bytes) -> Any:
 def _without_keys(value: Any, secrets: tuple[str, ...], depth: int = 0) -> Any:
     """Return the value with *** for keys, and with `...` for what is nested deeper than `_MAX_DEPTH`."""
     if isinstance(value, str):
-        for secret in secrets:
-            value = re.sub(re.escape(secret), "***", value, flags=re.IGNORECASE)
-        return masked(value)
+        return masked(mask_keys(value, secrets))
     if depth >= _MAX_DEPTH and isinstance(value, dict | list):
         return "..."
     if isinstance(value, list):

@@ -37,6 +37,7 @@ from transport_kit.cli._connection import (
 )
 from transport_kit.cli._output import CheckStep, output_for
 from transport_kit.config.dsn import Dsn
+from transport_kit.config.environment import DSN_VARIABLE
 from transport_kit.config.options import ReporterOptions
 from transport_kit.envelope import encoder
 from transport_kit.kit.kit import Kit
@@ -93,6 +94,8 @@ def command(dsn: str, timeout: float, as_json: bool, **connection: Any) -> None:
     Completion in the shell:
       eval "$(_TRANSPORT_KIT_COMPLETE=bash_source transport-kit)"     also zsh_source, fish_source
     """
+    if not dsn.strip():
+        raise click.UsageError(f"give a DSN, or set {DSN_VARIABLE}")
     raise SystemExit(_run_steps(dsn, connection, timeout, as_json))
 
 

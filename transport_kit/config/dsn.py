@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Self
 from urllib.parse import quote
 
 from transport_kit.runtime.errors import InvalidDsn
 
-__all__ = ["Dsn"]
+__all__ = ["Dsn", "mask_keys"]
 
 # Limits the time that the steps below take for any input, the IDNA codec included. Real DSNs have fewer than
 # 200 characters.
@@ -32,6 +33,8 @@ _ZONE = re.compile(r"[A-Za-z0-9\-._~]+")
 _DIGITS = re.compile(r"[0-9]+")
 _HEX_KEY = re.compile(r"[0-9a-fA-F]{32}")
 _ORG_LABEL = re.compile(r"o([0-9]+)\.")
+# Servers issue keys of 32 characters. A much shorter one is a placeholder, and may be a part of any word.
+_SHORTEST_REAL_KEY = 16
 _PATH_SAFE = "/%!$&'()*+,;=:@-._~"
 
 
@@ -164,6 +167,25 @@ class Dsn:
 
     def _text(self, credentials: str) -> str:
         return f"{self.scheme}://{credentials}@{self._netloc()}{self.prefix}/{self.project_id}"
+
+
+def mask_keys(text: str, keys: Iterable[str | None]) -> str:
+    """Replace keys by ***, in upper and lower case, wherever they stand.
+
+    A key of fewer than 16 characters is replaced only where no letter or digit touches it: in any other place
+    it is a part of a word.
+
+    Args:
+        text: A text from elsewhere, such as a server's answer that repeats the request.
+        keys: The keys; None and empty ones are skipped.
+    """
+    for key in sorted(filter(None, keys), key=len, reverse=True):
+        pattern = re.escape(key)
+        if len(key) < _SHORTEST_REAL_KEY:
+            # What stands before it may be a percent-encoded character.
+            pattern = rf"(?:(?<![^\W_])|(?<=%[0-9A-Fa-f]{{2}})){pattern}(?![^\W_])"
+        text = re.sub(pattern, "***", text, flags=re.IGNORECASE)
+    return text
 
 
 def _credentials(text: str, at: str) -> tuple[str, str | None]:

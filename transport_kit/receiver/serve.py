@@ -34,7 +34,7 @@ __all__ = ["DEVELOPMENT_KEY", "Receiver"]
 
 DEVELOPMENT_KEY: Final = "0123456789abcdef0123456789abcdef"
 """The key in the receiver's DSN. It never changes, so that a DSN in an app's settings stays valid after a
-restart; it protects nothing, as any key is accepted."""
+restart; it protects nothing, as any key of 32 letters and digits is accepted."""
 
 # Seconds after which a stop resets open requests: a played hang would delay the stop forever.
 _STOP_GRACE = 0.3

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from transport_kit.config.dsn import Dsn
+from transport_kit.config.dsn import Dsn, mask_keys
 from transport_kit.config.options import TransportOptions
 from transport_kit.envelope import encoder
 from transport_kit.envelope.envelope import Envelope
@@ -364,10 +363,8 @@ class BaseHttpTransport(Transport):
     def _excerpt(self, answer: bytes) -> str:
         """Return the beginning of a server's text, printable and with the DSN's keys masked."""
         text = answer.decode("utf-8", "replace")
-        for secret in (self.dsn.secret_key, self.dsn.public_key):
-            if secret:
-                # Masked before the text is cut: the cut could leave most of a key.
-                text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)
+        # Masked before the text is cut: the cut could leave most of a key.
+        text = mask_keys(text, (self.dsn.secret_key, self.dsn.public_key))
         return "".join(c if c.isprintable() else " " for c in text[:SHOWN])
 
     # -- health ----------------------------------------------------------------------------------------
