@@ -26,7 +26,7 @@ from transport_kit.receiver import Receiver
 from transport_kit.receiver.faults import FAULTS
 
 EVENT_ID = "9ec79c33ec9942ab8353589fcb2e04dc"
-TITLE = "\x1b[2Jboom\nnext"
+TITLE = "\x1b[2Jboom\n\u202e\u3164"
 EVENT = b'{"event_id":"%s"}\n{"type":"event"}\n%s\n' % (
     EVENT_ID.encode(),
     json.dumps(
@@ -103,7 +103,9 @@ def test_it_prints_the_dsn_and_the_page_then_a_line_for_each_envelope(start: Sta
     assert page.startswith("http://127.0.0.1:")
     assert post(dsn) == 200
     printed = line(process)
-    assert printed.split("  ", 1)[1] == r"event  ValueError: \x1b[2Jboom\nnext  in pay (shop.py:7)"
+    assert (
+        printed.split("  ", 1)[1] == r"event  ValueError: \x1b[2Jboom\n\u202e\u3164  in pay (shop.py:7)"
+    )
     assert end(process, number) == ""
 
 

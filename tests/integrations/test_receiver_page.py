@@ -237,6 +237,163 @@ def test_markup_in_any_field_is_shown_as_text(client: Client) -> None:
         assert "{{ 7 * 7 }}" in answer.text or path != "/events/1"  # and no template runs
 
 
+LONE_SURROGATES = {
+    "high": r"caf\ud83d",
+    "low": r"\udc00 caf",
+    "swapped": r"\ude00\ud83d",
+    "two high": r"\ud83d\uD83D\uDE00",
+    "apart": r"\ud83dx\ude00",
+    "capitals": r"\uDBFF",
+    "escaped": r"\\\ud800\"",
+    "before an escape": r"\ud800\u0041\n",
+}
+
+
+@pytest.mark.parametrize("text", LONE_SURROGATES.values(), ids=LONE_SURROGATES)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_an_event_with_half_a_character_is_shown(
+    client: Client, store: Store, text: str, legacy: bool
+) -> None:
+    """A JavaScript client that cuts a text in the middle of an emoji writes one half of a pair."""
+    parts = f'"event_id":"{EVENT_ID}","message":"{text}","extra":{{"{text}":["{text}"]}}'
+    event = f'{{{parts},"ok":"\\ud83d\\ude00"}}'
+    if legacy:
+        answer = client.post(event.encode(), path="/api/42/store/")
+    else:
+        answer = client.post(b'{"event_id":"%b"}\n{"type":"event"}\n' % EVENT_ID.encode() + event.encode())
+    assert answer.json() == {"id": EVENT_ID}
+    shown = json.loads(f'"{text}"').encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert "\ufffd" in shown
+    (record,) = client.get("/api/events").json()
+    assert record["title"] == shown
+    payload = client.get(f"/api/events/{EVENT_ID}").json()["payload"]
+    assert (payload["message"], payload["extra"], payload["ok"]) == (shown, {shown: [shown]}, "\U0001f600")
+    page = client.get("/events/1").text
+    assert "not a JSON object" not in page
+    assert "lone surrogates" in page
+    assert text.encode() in client.get("/envelopes/1").content
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"a":"\\ud800"',
+        b'{"a":"\\ud800", "b": NaN}',
+        b'{"a":"\xed\xa0\x80"}',
+        b'{"a":"\\ud8"}',
+        b'{"a":\\ud800}',
+        b'{"a":"\\ud800"}' + b"[" * 2000,
+    ],
+)
+def test_half_a_character_excuses_nothing_else(client: Client, payload: bytes) -> None:
+    """What no server can read must not look well here."""
+    client.post(b'{"event_id":"%b"}\n{"type":"event"}\n' % EVENT_ID.encode() + payload)
+    assert "not a JSON object" in client.get("/events/1").text
+
+
+DEPTHS = [90, 99, 100, 101, 254, 255, 260, 500, 900, 990, 1023, 1024, 1025, 5000, 100_000]
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("kind", ["list", "object"])
+def test_a_payload_of_any_depth_that_is_stored_can_be_opened(client: Client, depth: int, kind: str) -> None:
+    """The page must show the bug of a client, and a stored envelope must not answer 500 for ever."""
+    deep = b"[" * depth + b"]" * depth if kind == "list" else b'{"a":' * depth + b"1" + b"}" * depth
+    event_id = EVENT_ID.encode()
+    for place in (b"extra", b"message", b"level", b"exception", b"request", b"contexts", b"breadcrumbs"):
+        event = b'{"event_id":"%b","%b":%b}' % (event_id, place, deep)
+        assert client.post(b'{"event_id":"%b"}\n{"type":"event"}\n%b' % (event_id, event)).status_code == 200
+    exception = b'{"values":[{"type":%b,"stacktrace":{"frames":[{"vars":{"x":%b}}]}}]}' % (deep, deep)
+    frame = b'{"event_id":"%b","exception":%b}' % (event_id, exception)
+    attached = b'{"type":"event"}\n{}\n{"type":"attachment","filename":"x"}\n%b' % deep
+    log, unknown = (b'{"type":"%b"}\n%b' % (name, deep) for name in (b"log", b"x"))
+    for items in (b'{"type":"event"}\n' + frame, attached, log, unknown):
+        client.post(b'{"event_id":"%b"}\n%b' % (event_id, items))
+    client.post(b'{"event_id":"%b","extra":%b}' % (event_id, deep), path="/api/42/store/")
+    # In a header, where the parser has its own bound.
+    client.post(b'{"event_id":"%b","x":%b}\n{"type":"event"}\n{}' % (event_id, deep))
+    client.post(b'{"event_id":"%b"}\n{"type":"event","x":%b}\n{}' % (event_id, deep))
+    records = client.get("/api/events").json()
+    assert len(records) >= 10
+    assert client.get("/").status_code == 200
+    for record in records:
+        assert client.get(f"/events/{record['n']}").status_code == 200
+        assert client.get(f"/envelopes/{record['n']}").status_code == 200
+    assert client.get(f"/api/events/{EVENT_ID}").json()["event_id"] == EVENT_ID
+
+
+ESCAPES = ["u001b", "u0000", "u001f", "u0007", "n", "t", "b", "f", "r"]
+
+
+@pytest.mark.parametrize("start", [*ESCAPES, "u", "1", "a"])
+def test_a_key_that_looks_like_an_escape_breaks_nothing(store: Store, start: str) -> None:
+    """In JSON a control character and what follows it may read like a key: masked as such, it was a 500."""
+    key = start + "1" * (32 - len(start))
+    escapes = [start, json.loads(f'"\\{start}"')] if start in ESCAPES else [start]
+    client = Client(create_app(store))
+    auth = {"X-Sentry-Auth": f"Sentry sentry_key={key}, sentry_version=7, sentry_client=test/1.0"}
+    for number, escape in enumerate(escapes, 1):
+        text = f"key {escape}{key[len(start) :]}"
+        event = {"message": text, "extra": {text: text}, "number": int("1" * 30)}
+        body = b'{"event_id":"%b"}\n{"type":"event"}\n' % EVENT_ID.encode() + json.dumps(event).encode()
+        assert client.post(body, auth).status_code == 200
+        shown = text.replace(key, key[:4] + "*" * 28)
+        assert client.get("/api/events").json()[0]["title"] == shown
+        payload = client.get(f"/api/events/{EVENT_ID}").json()["payload"]
+        assert (payload["message"], payload["extra"]) == (shown, {shown: shown})
+        for path in ("/", f"/events/{number}", f"/envelopes/{number}", "/api/events"):
+            answer = client.get(path)
+            assert answer.status_code == 200
+            # A control character is written as its escape, and with what follows it reads like the key.
+            assert key not in answer.text.replace(f"\\{start}", "")
+
+
+# Every character that turns text around, and those without a glyph: Unicode's Bidi_Control, the zero-width
+# and the default ignorable ones, controls, and what is no character.
+INVISIBLE = [
+    *(0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)),  # bidi controls
+    *(0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, 0x00AD, 0x034F, 0x180E),  # zero width
+    *(*range(0x2061, 0x2066), *range(0x206A, 0x2070), 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0, 0x2800),
+    *(*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xFFF9, 0xFFFC), 0x1D173, 0x1D17A, 0x13430),
+    *(0xE0001, 0xE0020, 0xE0041, 0xE007F, 0xE0100, 0xE01EF),  # tags and selectors: hidden text
+    *(0x2028, 0x2029, 0x85, 0x7F, 0x00, 0x08, 0x0D, 0x1B, 0x9B, 0xE000, 0xFFFE, 0x10FFFF),
+]
+
+
+@pytest.mark.parametrize("point", INVISIBLE, ids=hex)
+def test_an_invisible_character_is_shown_as_its_escape(client: Client, point: int) -> None:
+    """U+202E turns a headline around: `evil` and the name of a file read like others."""
+    character = chr(point)
+    evil = f"pay{character}txt.exe"
+    frame = {"function": evil, "filename": evil, "lineno": 1, "context_line": evil, "vars": {evil: evil}}
+    post_event(
+        client,
+        {
+            "level": evil,
+            "exception": [{"type": evil, "value": evil, "stacktrace": {"frames": [frame]}}],
+            "request": {"method": evil, "url": evil, "headers": {evil: evil}, "data": evil},
+            "tags": {evil: evil},
+        },
+        sdk={"name": evil},
+    )
+    post_event(client, {"message": evil})
+    client.post(json.dumps({}).encode() + b'\n{"type":"x"}\n' + evil.encode())
+    escape = character.encode("unicode_escape").decode()
+    for path in ("/", "/events/1", "/events/2", "/events/3"):
+        page = client.get(path).text
+        assert character not in page
+        assert f"pay{escape}txt.exe" in page
+    if point != 0x0D:
+        assert evil.encode() in client.get("/envelopes/3").content
+
+
+def test_letters_of_any_script_and_lines_stay_as_they_are(client: Client) -> None:
+    """A Hebrew or Arabic message is shown in its own direction; a text keeps its lines."""
+    text = "שלום مرحبا हिन्दी 日本語 é e\u0301 😀 Bon\u00a0!\u3000\tx\ny"
+    post_event(client, {"exception": [{"type": "T", "value": text}]})
+    assert text in client.get("/events/1").text
+
+
 HOSTILE: list[Any] = [
     None,
     7,
@@ -410,6 +567,50 @@ def test_what_is_not_there_is_404(client: Client, path: str) -> None:
     assert client.get(path).status_code == 404
 
 
+BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+
+
+@pytest.mark.parametrize(
+    ("path", "detail"),
+    [
+        ("/events/2", "unknown envelope"),
+        (f"/events/{2**70}", "unknown envelope"),
+        ("/envelopes/2", "unknown envelope"),
+        ("/events/x", "Not Found"),
+        ("/events/-1", "Not Found"),
+        ("/events/", "Not Found"),
+        ("/<script>", "Not Found"),
+        ("/favicon.ico", "Not Found"),
+    ],
+)
+def test_what_is_not_there_is_a_page_in_a_browser(client: Client, path: str, detail: str) -> None:
+    """The list links to events that newer ones may have replaced since; the way back is on the page."""
+    answer = client.get(path, BROWSER)
+    assert answer.status_code == 404
+    assert answer.headers["content-type"].startswith("text/html")
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'; style-src 'self'")
+    assert f"404: {detail}" in answer.text
+    assert ("a", {"href": "/"}) in Tags(answer.text).elements
+    assert "script" not in Tags(answer.text).names
+    other = client.get(path)
+    assert (other.status_code, "<" in other.text) == (404, False)
+
+
+def test_a_tools_path_answers_json_to_a_browser_too(client: Client) -> None:
+    """A script that runs in a page sends the browser's headers."""
+    answer = client.get(f"/api/events/{EVENT_ID}", BROWSER)
+    assert (answer.status_code, answer.json()["detail"]) == (404, "unknown event")
+
+
+def test_a_foreign_host_is_explained_in_a_browser(client: Client) -> None:
+    """The person who typed the name learns which option allows it."""
+    answer = client.get("/", {**BROWSER, "Host": "box.example"})
+    assert answer.status_code == 400
+    assert "unknown host" in answer.text
+    assert "--allow-host" in answer.text
+    assert answer.headers["content-type"].startswith("text/html")
+
+
 def test_an_event_is_found_by_its_id_in_any_spelling(client: Client) -> None:
     """Clients log ids with dashes or in capitals."""
     client.post()
@@ -444,6 +645,47 @@ def test_nothing_can_be_deleted(client: Client, store: Store, path: str) -> None
         ("localhost.evil.example", 400),
         ("[evil]", 400),
         ("", 400),
+        ("[::1]", 200),
+        ("[::1]:", 200),
+        ("[fe80::1%25eth0]:8123", 200),
+        ("[::ffff:127.0.0.1]", 200),
+        ("[::1].evil.com", 400),
+        ("[::1].evil.com:8123", 400),
+        ("[::1]evil.com", 400),
+        ("[::1]:8123.evil.com", 400),
+        ("[::1", 400),
+        ("[]", 400),
+        ("[::1]]", 400),
+        ("[[::1]]", 400),
+        ("[127.0.0.1]", 400),
+        ("[localhost]", 400),
+        ("[::1%25eth0].evil.com", 400),
+        ("::1", 400),
+        ("localhost:80.evil.com", 400),
+        ("localhost:80@evil.com", 400),
+        ("localhost@evil.com", 400),
+        ("localhost/.evil.com", 400),
+        ("localhost evil.com", 400),
+        ("localhost,evil.com", 400),
+        ("localhost:8123, evil.com", 400),
+        ("localhost:evil", 400),
+        ("localhost..", 400),
+        (".localhost", 400),
+        ("a..localhost", 400),
+        ("evil.com/.localhost", 400),
+        ("evil.com\\\\.localhost", 400),
+        ("evil.com:80.localhost", 400),
+        ("evil.com#.localhost", 400),
+        ("notlocalhost", 400),
+        ("127.0.0.1.", 200),
+        ("127.0.0.1..", 400),
+        ("127.0.0.1:80:80", 400),
+        ("127.1", 400),
+        ("2130706433", 400),
+        ("0x7f000001", 400),
+        ("receiver.evil.com", 400),
+        ("receiver.", 200),
+        (":8123", 400),
     ],
 )
 def test_a_foreign_host_name_is_refused(store: Store, host: str, status: int) -> None:

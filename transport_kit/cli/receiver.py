@@ -124,14 +124,10 @@ def _print_line(record: dict[str, Any]) -> None:
         if culprit
         else ""
     )
-    _echo(
-        _printable(f"{record['received_at'][11:19]}  {record['type'] or 'empty'}  {record['title']}{where}")
-    )
+    from transport_kit.receiver.summary import visible
 
-
-def _printable(line: str) -> str:
-    """Escape control characters: a sender's text must not move the terminal's cursor or colour it."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    # A sender's text must not move the terminal's cursor or colour it.
+    _echo(visible(f"{record['received_at'][11:19]}  {record['type'] or 'empty'}  {record['title']}{where}"))
 
 
 def _echo(line: str) -> None:

@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from transport_kit.envelope.encoder import dumps
+from transport_kit.envelope.encoder import dumps, loads
 from transport_kit.envelope.encoding import encode
 from transport_kit.envelope.envelope import Envelope
-from transport_kit.receiver.auth import mask
+from transport_kit.receiver.auth import mask_values
 from transport_kit.receiver.faults import Faults
 from transport_kit.receiver.ingest import MAX_ENVELOPE_BYTES, Ingest, Post
 from transport_kit.receiver.page import Page
@@ -42,6 +44,11 @@ _MAX_DECODING = 4
 _MAX_LISTED = 10_000
 # Names that public DNS can't resolve to this machine, so that no web page can use them for DNS rebinding.
 _LOCAL_NAMES = frozenset({"localhost", "testserver", "host.docker.internal"})
+# RFC 9110, section 7.2: an address in brackets or a name, and a port; nothing before, between or after them.
+_HOST = re.compile(
+    r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)(?:%[A-Za-z0-9._~%-]+)?\]|(?P<name>[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?))"
+    r"(?::[0-9]*)?"
+)
 _ALWAYS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
@@ -102,23 +109,21 @@ def create_app(
             Route("/api/events", handlers.events),
             Route("/api/events/{event_id}", handlers.event),
         ],
-        exception_handlers={Refusal: _refused},
+        exception_handlers={Refusal: handlers.refused, HTTPException: handlers.unrouted},
     )
     app.router.redirect_slashes = False
-    app.add_middleware(_Guard, allowed_hosts=frozenset(host.lower() for host in allowed_hosts))
+    app.add_middleware(
+        _Guard, page=handlers.page, allowed_hosts=frozenset(host.lower() for host in allowed_hosts)
+    )
     return app
-
-
-async def _refused(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
-    return error.response()
 
 
 class _Guard:
     """Refuses foreign Host headers, and puts the protective headers on every answer."""
 
-    def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, page: Page, allowed_hosts: frozenset[str]) -> None:
         self._app = app
+        self._page = page
         self._allowed_hosts = _LOCAL_NAMES | allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,22 +140,23 @@ class _Guard:
                     headers.update(_CROSS_ORIGIN)
             await send(message)
 
-        if self._allows(Headers(scope=scope).get("host", "")):
+        hosts = Headers(scope=scope).getlist("host")
+        if len(hosts) == 1 and self._allows(hosts[0]):
             await self._app(scope, receive, send_guarded)
         else:
             refusal = Refusal(400, "unknown host", ["name it with --allow-host to reach the receiver by it"])
-            await refusal.response()(scope, receive, send_guarded)
+            await self._page.refused(Request(scope), refusal)(scope, receive, send_guarded)
 
     def _allows(self, host: str) -> bool:
-        if host.startswith("["):
-            name = host[1:].partition("]")[0]
-        else:
-            name = host.partition(":")[0].lower().rstrip(".")
+        match = _HOST.fullmatch(host)
+        if match is None:
+            return False
+        name = (match["name"] or "").lower().removesuffix(".")
         if name in self._allowed_hosts or name.endswith(".localhost"):
             return True
         try:
             # Only names can be rebound; an address can't.
-            ipaddress.ip_address(name)
+            ipaddress.IPv4Address(name) if name else ipaddress.IPv6Address(match["ipv6"])
         except ValueError:
             return False
         return True
@@ -173,6 +179,19 @@ class _Handlers:
         self._faults = faults
         self._ingest = Ingest(store, faults, max_envelope_bytes=max_envelope_bytes, on_received=on_received)
         self._decoding = asyncio.Semaphore(_MAX_DECODING)
+
+    async def refused(self, request: Request, error: Exception) -> Response:
+        """Answer a request that was refused."""
+        assert isinstance(error, Refusal)
+        return self.page.refused(request, error)
+
+    async def unrouted(self, request: Request, error: Exception) -> Response:
+        """Answer a request for a path or a method that no route has."""
+        assert isinstance(error, HTTPException)
+        refusal = Refusal(error.status_code, error.detail, headers=error.headers)
+        if self.page.is_for_people(request):
+            return self.page.refused(request, refusal)
+        return PlainTextResponse(error.detail, error.status_code, error.headers)
 
     async def envelope(self, request: Request) -> Response:
         """POST /api/{project}/envelope/"""
@@ -258,8 +277,9 @@ class _Handlers:
         stored = self._store.by_event_id(request.path_params["event_id"].replace("-", "").lower())
         if stored is None:
             raise Refusal(404, "unknown event", ["no stored envelope has that event id"])
-        detail = mask(encode(_detail(stored), "event").decode(), stored.key)
-        return Response(detail, media_type="application/json")
+        # Encoded first: the copy is not nested more deeply than `mask_values` can follow.
+        detail = mask_values(loads(encode(_detail(stored), "event")), stored.key)
+        return Response(encode(detail, "event"), media_type="application/json")
 
 
 def _detail(stored: StoredEnvelope) -> dict[str, Any]:

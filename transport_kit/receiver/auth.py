@@ -13,13 +13,14 @@ import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import parse_qs
 
 from transport_kit.config.dsn import Dsn
 from transport_kit.receiver.refusal import Refusal
 from transport_kit.runtime.errors import InvalidDsn
 
-__all__ = ["Auth", "authorize", "mask", "parse_project", "request_auth"]
+__all__ = ["Auth", "authorize", "mask", "mask_values", "parse_project", "request_auth"]
 
 _KEY = re.compile(r"[0-9A-Za-z]{32}\Z")
 _NEWEST_VERSION = 8
@@ -108,8 +109,20 @@ def authorize(auth: Auth | None, dsn: object, project: str, user_agent: str) -> 
 
 
 def mask(text: str, key: str) -> str:
-    """Replace the key's tail by as many stars, so that offsets and `length` stay valid."""
+    """Replace the key's tail by as many stars, so that offsets and `length` stay valid.
+
+    Not for JSON: there an escape such as `\\u001b` and what follows may look like a key; see `mask_values`.
+    """
     return text.replace(key, key[:4] + "*" * (len(key) - 4))
+
+
+def mask_values(value: Any, key: str) -> Any:
+    """Return a copy of a JSON value with the key masked in all texts and names."""
+    if isinstance(value, str):
+        return mask(value, key)
+    if isinstance(value, dict):
+        return {mask(name, key): mask_values(member, key) for name, member in value.items()}
+    return [mask_values(member, key) for member in value] if isinstance(value, list) else value
 
 
 def _pairs(value: str) -> dict[str, str]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from transport_kit.envelope.encoder import indented, loads
+from transport_kit.envelope.encoder import indented
 from transport_kit.envelope.envelope import Envelope
 from transport_kit.envelope.item import Item
-from transport_kit.receiver.summary import bounded, dig, exceptions, frames, load, primary_item, text
+from transport_kit.receiver.summary import bounded, dig, exceptions, frames, parse, primary_item, text
 
 __all__ = ["describe"]
 
@@ -31,7 +31,7 @@ def describe(body: bytes) -> dict[str, Any]:
     """Return the values for the page of one stored envelope."""
     items = Envelope.deserialize(body).items
     item = primary_item(items)
-    payload = load(item.get_bytes()) if item is not None else None
+    payload, has_lone_surrogates = _object(item)
     event = payload or {}
     return {
         "exceptions": [_exception(raised) for raised in exceptions(event)],
@@ -39,11 +39,23 @@ def describe(body: bytes) -> dict[str, Any]:
         "facts": _rows((name, value) for name, value in event.items() if name not in _SHOWN),
         "items": [_item(each) for each in items[:_MAX_ITEMS]],
         "more_items": max(0, len(items) - _MAX_ITEMS),
+        "has_lone_surrogates": has_lone_surrogates,
         "unreadable": item is not None and payload is None and item.type != "attachment",
         "raw": body[:_MAX_RAW].decode("utf-8", "replace"),
         "raw_cut": len(body) > _MAX_RAW,
         "raw_size": len(body),
     }
+
+
+def _object(item: Item | None) -> tuple[Mapping[str, Any] | None, bool]:
+    """Return an item's JSON object, None for anything else, and True if it contains lone surrogates."""
+    if item is None:
+        return None, False
+    try:
+        value, has_lone_surrogates = parse(item.get_bytes())
+    except ValueError:
+        return None, False
+    return (value if isinstance(value, dict) else None), has_lone_surrogates
 
 
 def _exception(raised: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,6 +163,6 @@ def _item(item: Item) -> dict[str, Any]:
 def _payload(payload: bytes) -> str:
     """Return JSON indented, anything else as text."""
     try:
-        return indented(loads(payload))
+        return indented(parse(payload)[0])
     except (ValueError, TypeError):
         return payload.decode("utf-8", "replace")

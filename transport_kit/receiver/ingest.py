@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from transport_kit.envelope.encoder import dumps, loads
 from transport_kit.envelope.envelope import Envelope
-from transport_kit.envelope.item import Item
+from transport_kit.envelope.item import Item, event_id_of
 from transport_kit.envelope.validation import check, is_event_id
-from transport_kit.receiver.auth import Auth, authorize, mask, parse_project, request_auth
+from transport_kit.receiver.auth import Auth, authorize, mask_values, parse_project, request_auth
 from transport_kit.receiver.caps import check_caps
 from transport_kit.receiver.decoding import KNOWN_ENCODINGS, decode
 from transport_kit.receiver.faults import Faults
@@ -133,7 +132,7 @@ class Ingest:
             size=len(body),
         )
         # Masked here, where the only record is made, so that no page or route can forget to.
-        masked: dict[str, Any] = loads(mask(dumps(record).decode(), auth.key))
+        masked: dict[str, Any] = mask_values(record, auth.key)
         try:
             number = self._store.add(event_id=event_id, key=auth.key, record=masked, body=body)
         except sqlite3.Error as error:
@@ -158,7 +157,8 @@ def _from_store_endpoint(body: bytes) -> Envelope:
     if event is None:
         raise Refusal(400, "malformed event", ["a JSON object is expected"])
     kind = "transaction" if event.get("type") == "transaction" else "event"
-    return Envelope(items=[Item(body, type=kind)])
+    event_id = event_id_of(event.get("event_id"))
+    return Envelope({"event_id": event_id} if event_id else None, [Item(body, type=kind)])
 
 
 def _event_id(envelope: Envelope) -> str | None:

@@ -22,6 +22,7 @@ from transport_kit.receiver.auth import mask
 from transport_kit.receiver.details import describe
 from transport_kit.receiver.refusal import Refusal
 from transport_kit.receiver.store import Store, StoredEnvelope
+from transport_kit.receiver.summary import visible
 
 __all__ = ["Page"]
 
@@ -48,6 +49,7 @@ class Page:
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
+            finalize=_finalize,
         )
         self._templates.filters["clock"] = _clock
         self._templates.filters["size"] = _size
@@ -80,6 +82,22 @@ class Page:
         """GET /style.css"""
         return Response(self._style, media_type="text/css")
 
+    def refused(self, request: Request, refusal: Refusal) -> Response:
+        """Answer a request that was refused: with a page for a browser, with JSON otherwise."""
+        if not self.is_for_people(request):
+            return refusal.response()
+        response = self._html(
+            "error.html", status=refusal.status, detail=refusal.detail, causes=refusal.causes
+        )
+        response.status_code = refusal.status
+        response.headers.update(refusal.headers)
+        return response
+
+    @staticmethod
+    def is_for_people(request: Request) -> bool:
+        """Return True if a browser shows the answer: HTML is accepted, and the path is not one for tools."""
+        return not request.url.path.startswith("/api/") and "text/html" in request.headers.get("accept", "")
+
     def _find(self, request: Request) -> StoredEnvelope:
         number = request.path_params["number"]
         # SQLite's integers end at 63 bits.
@@ -95,6 +113,11 @@ class Page:
             media_type="text/html",
             headers={"Content-Security-Policy": _POLICY},
         )
+
+
+def _finalize(value: object) -> object:
+    """Make the invisible characters of a value visible; markup of the templates' own is left as it is."""
+    return visible(value, layout="\n\t") if type(value) is str else value
 
 
 def _clock(received_at: str) -> str:

@@ -8,6 +8,8 @@ Threads: pure functions.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +18,18 @@ from transport_kit.envelope.encoder import dumps, loads
 from transport_kit.envelope.envelope import Envelope
 from transport_kit.envelope.item import Item
 
-__all__ = ["bounded", "dig", "exceptions", "frames", "load", "primary_item", "summarize", "text"]
+__all__ = [
+    "bounded",
+    "dig",
+    "exceptions",
+    "frames",
+    "load",
+    "parse",
+    "primary_item",
+    "summarize",
+    "text",
+    "visible",
+]
 
 _LINE = 1_000
 _MAX_BREADTH = 100
@@ -24,15 +37,76 @@ _MAX_DEPTH = 6
 _MAX_HEADERS_BYTES = 16 * 1024
 _EVENTS = ("event", "transaction", "feedback", "replay_event")
 _COMPANIONS = frozenset({"attachment", "client_report", "user_report", "profile"})
+# The escapes of a string in JSON: pairs of surrogates, lone surrogates, all others.
+_SURROGATE = r"\\u[dD][{}][0-9a-fA-F]{{2}}"
+_HIGH, _LOW, _ANY = (_SURROGATE.format(digits) for digits in ("89abAB", "c-fC-F", "89a-fA-F"))
+_ESCAPE = re.compile(rf"({_HIGH}{_LOW})|({_ANY})|\\.".encode(), re.DOTALL)
+# Unicode's categories of characters without a glyph: control, format (the bidi controls are of these),
+# surrogate, private use, unassigned, and the separators of lines and paragraphs.
+_INVISIBLE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+# Default_Ignorable_Code_Point of Unicode 15 without those of the categories above: fillers and selectors.
+_INVISIBLE = frozenset(
+    chr(point)
+    for first, last in (
+        (0x034F, 0x034F),
+        (0x115F, 0x1160),
+        (0x17B4, 0x17B5),
+        (0x180B, 0x180F),
+        (0x2800, 0x2800),  # an empty Braille pattern: not ignorable, and as invisible
+        (0x3164, 0x3164),
+        (0xFE00, 0xFE0F),
+        (0xFFA0, 0xFFA0),
+        (0xE0100, 0xE01EF),
+    )
+    for point in range(first, last + 1)
+)
+
+
+def parse(payload: bytes) -> tuple[Any, bool]:
+    """Return the value of a payload's JSON, and True if it contains lone surrogates: U+FFFD replaces them.
+
+    A client that cuts a text in the middle of an emoji writes half a pair. It is no valid Unicode, but the
+    rest of the event is readable.
+
+    Raises:
+        ValueError: It is not JSON, or nested more deeply than the decoder follows.
+    """
+    try:
+        return loads(payload), False
+    except ValueError:
+        # Only repaired where it has to be: this takes many times as long as reading.
+        repaired = _ESCAPE.sub(lambda escape: rb"\ufffd" if escape[2] else escape[0], payload)
+        if repaired == payload:
+            raise
+        return loads(repaired), True
 
 
 def load(payload: bytes) -> Mapping[str, Any] | None:
     """Return a payload's JSON object; None for anything else."""
     try:
-        value = loads(payload)
+        value, _ = parse(payload)
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
+
+
+def visible(line: str, *, layout: str = "") -> str:
+    """Return a text whose invisible characters are written as escapes, such as `\\u202e`.
+
+    They turn a text around, hide a part of it, or steer a terminal. Joiners in emoji are of these too.
+
+    Args:
+        line: A text from outside.
+        layout: Control characters that are kept, such as a newline.
+    """
+    if line.isascii() and line.isprintable():
+        return line
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if c not in layout and (unicodedata.category(c) in _INVISIBLE_CATEGORIES or c in _INVISIBLE)
+        else c
+        for c in line
+    )
 
 
 def dig(value: object, *path: str) -> Any:
