@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import click
@@ -16,6 +18,8 @@ from click.testing import CliRunner
 import transport_kit.cli
 from transport_kit.__main__ import main as run
 from transport_kit.cli import main
+from transport_kit.config.dsn import Dsn
+from transport_kit.queues.spool import FileSpool, identity_of
 from transport_kit.runtime.errors import InvalidDsn, OptionsError
 from transport_kit.runtime.version import VERSION
 
@@ -187,3 +191,75 @@ def test_a_mistake_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatc
 def test_the_commands_are_public() -> None:
     """The entry point imports the group by this name."""
     assert transport_kit.cli.__all__ == ["main"]
+
+
+STEERING = "\x1b[31m\x9b2J\r\u202e\u2066\u200b\nx"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "check DSN EXTRA",
+        "check DSN --ca-certs MISSING",
+        "check DSN --client-key FOLDER",
+        "check DSN --ca-certs FILE",
+        "check DSN --timeout EXTRA",
+        "check DSN --EXTRA",
+        "check DSN --proxy gopher://EXTRA",
+        "send DSN EXTRA",
+        "send DSN --message m EXTRA",
+        "send DSN --message m --level EXTRA",
+        "send DSN --message m --tag EXTRA",
+        "send DSN --envelope FILE",
+        "send DSN --envelope MISSING",
+        "send DSN --envelope FOLDER",
+        "forward FILE",
+        "forward MISSING EXTRA",
+        "forward MISSING --once --dsn EXTRA",
+        "forward MISSING --once --dsn-file MISSING",
+        "forward MISSING --once --dsn-file FILE",
+        "forward MISSING --once --dsn-file FOLDER",
+        "forward MISSING --once --health 0 --listen EXTRA",
+        "forward MISSING --max-rate EXTRA",
+        "spool status MISSING",
+        "spool ls FOLDER",
+        "spool verify FILE",
+        "spool dead MISSING",
+        "spool dead MISSING EXTRA",
+        "spool replay EXTRA MISSING",
+        "spool show EXTRA MISSING",
+        "spool show EXTRA SPOOL",
+        "spool replay EXTRA SPOOL",
+        "spool purge --yes SPOOL EXTRA",
+        "spool purge --older-than EXTRA MISSING",
+        "spool EXTRA",
+        "receiver EXTRA",
+        "receiver --host EXTRA",
+        "receiver --fail EXTRA",
+        "receiver --rate-limit EXTRA",
+        "receiver --port EXTRA",
+        "receiver --store FILE",
+        "receiver --store FOLDER",
+        "receiver --store MISSING/x",
+        "options EXTRA",
+        "options --EXTRA",
+        "EXTRA",
+        "--EXTRA",
+    ],
+)
+def test_no_argument_can_steer_the_terminal(tmp_path: Path, call: str) -> None:
+    """A file's name may be the choice of a stranger, and a script passes it on with a wildcard."""
+    names = {name: tmp_path / f"{name.lower()}{STEERING}" for name in ("FILE", "FOLDER", "SPOOL", "MISSING")}
+    names["FILE"].write_bytes(b"nonsense")
+    names["FOLDER"].mkdir()
+    dsn = Dsn.parse("http://0123456789abcdef0123456789abcdef@127.0.0.1:9/1")
+    FileSpool(str(names["SPOOL"]), identity_of(dsn)).close()
+    words = {**names, "DSN": dsn.reveal(), "EXTRA": STEERING}
+    arguments = [re.sub("|".join(words), lambda match: str(words[match[0]]), word) for word in call.split()]
+    # Colours on: a pipe would get the text without escape sequences.
+    result = CliRunner(env={"TRANSPORT_KIT_DSN": None}).invoke(main, arguments, color=True)
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code in (1, 2)
+    assert result.output
+    assert [c for c in result.output if not c.isprintable() and c != "\n"] == []
+    assert not [line for line in result.output.splitlines() if line.startswith("x")], "a line of its own"

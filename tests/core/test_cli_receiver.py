@@ -103,9 +103,7 @@ def test_it_prints_the_dsn_and_the_page_then_a_line_for_each_envelope(start: Sta
     assert page.startswith("http://127.0.0.1:")
     assert post(dsn) == 200
     printed = line(process)
-    assert (
-        printed.split("  ", 1)[1] == r"event  ValueError: \x1b[2Jboom\n\u202e\u3164  in pay (shop.py:7)"
-    )
+    assert printed.split("  ", 1)[1] == r"event  ValueError: \x1b[2Jboom\n\u202e\u3164  in pay (shop.py:7)"
     assert end(process, number) == ""
 
 

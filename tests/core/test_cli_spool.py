@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -339,10 +340,78 @@ def test_a_dead_letter_that_is_no_envelope_stays_where_it_is(path: Path) -> None
     assert list(result["failed"]) == [f"{1:032x}"]
     assert f"not {1:032x}" in run("spool", "replay", str(path)).output
     assert letters(path)
-    assert run("spool", "show", f"{1:032x}", str(path)).exit_code == 1
+    shown = run_json("spool", "show", f"{1:032x}", str(path))
+    assert (shown["exit_code"], shown["state"], "items" in shown) == (1, "dead", False)
     assert run_json("spool", "dead", str(path))["dead"][0]["buried_age"] < 3600, "as old as its file"
     file.with_suffix(".json").write_text('{"reason": 1, "quantities": {"error": -1}, "attempts": "x"}')
     assert run_json("spool", "dead", str(path))["dead"][0]["quantities"] == {"error": 0}
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        ("nonsense", "envelope_header"),
+        ("empty", "empty"),
+        ("cut", "truncated"),
+        ("item", "item_header"),
+        ("depth", "envelope_header"),
+        ("folder", "Is a directory|not a file"),
+        ("link", "symbolic"),
+        ("key", "event_id"),
+    ],
+)
+def test_a_damaged_dead_letter_is_shown_as_damaged(path: Path, damage: str, expected: str) -> None:
+    """`dead` lists it, so `show` must not call it delivered or never taken."""
+    bury(path, event(1), reason="refused by \x1b[2J")
+    (file,) = letters(path)
+    whole = file.read_bytes()
+    file.unlink()
+    if damage == "folder":
+        file.mkdir()
+    elif damage == "link":
+        file.symlink_to(path / "format")
+    else:
+        contents = {
+            "nonsense": b"nonsense",
+            "empty": b"",
+            "cut": whole[:-10],
+            "item": whole.replace(b'"type"', b'"typo"'),
+            "depth": b'{"a":' * 5000,
+            "key": whole.replace(f"{1:032x}".encode(), f"{KEY}!".encode(), 1),
+        }
+        file.write_bytes(contents[damage])
+    (row,) = run_json("spool", "dead", str(path))["dead"]
+    shown = run_json("spool", "show", row["id"], str(path))
+    assert (shown["exit_code"], shown["state"]) == (1, "dead")
+    assert (shown["id"], shown["reason"]) == (row["id"], row["reason"])
+    assert re.search(expected, shown["unreadable"])
+    result = run("spool", "show", row["id"], str(path))
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert re.search(f"unreadable .*({expected})", result.stdout)
+    assert "reason refused by [2J" in result.stdout
+    assert KEY not in result.output
+
+
+def test_a_damaged_envelope_that_waits_is_shown_as_damaged(path: Path) -> None:
+    """`ls` reads the heads of records only, and lists it."""
+    fill(path, event(1, "hello"), event(2, "other"))
+    (file,) = segments(path)
+    file.write_bytes(file.read_bytes().replace(b"hello", b"jello"))
+    assert run_json("spool", "ls", str(path))["total"] == 2
+    shown = run_json("spool", "show", f"{1:032x}", str(path))
+    assert (shown["exit_code"], shown["state"]) == (1, "waiting")
+    assert "damaged" in shown["unreadable"]
+    assert run_json("spool", "show", f"{2:032x}", str(path))["exit_code"] == 0
+
+
+def test_show_prefers_a_copy_that_can_be_read(path: Path) -> None:
+    """The app may have put the envelope into the spool once more."""
+    bury(path, event(1))
+    letters(path)[0].write_bytes(b"nonsense")
+    fill(path, event(1, "again"))
+    shown = run_json("spool", "show", f"{1:032x}", str(path))
+    assert (shown["exit_code"], shown["state"]) == (0, "waiting")
+    assert shown["items"][0]["payload"]["message"] == "again"
 
 
 def test_replay_into_a_full_spool_keeps_the_letter(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,17 +12,11 @@ from typing import Any
 
 import click
 
-from transport_kit.cli._text import MaskedGroup
+from transport_kit.cli._text import MaskedGroup, WrongCall, printable_errors
 from transport_kit.runtime.errors import OptionsError, TransportKitError
 from transport_kit.runtime.version import VERSION
 
 __all__ = ["main"]
-
-
-class _WrongCall(click.ClickException):
-    """A call that can't work on this machine as it stands: it needs another option or another package."""
-
-    exit_code = 2
 
 
 _NAMES = ("check", "forward", "options", "receiver", "send", "spool")
@@ -41,7 +35,15 @@ class _Commands(MaskedGroup):
         assert isinstance(command, click.Command)
         return command
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with printable_errors():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
+        with printable_errors():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
@@ -52,9 +54,9 @@ class _Commands(MaskedGroup):
             line = str(error)
             if "pip install" not in line:
                 line = f"this command needs the package {name}: pip install 'transport-kit[cli]'"
-            raise _WrongCall(line) from error
+            raise WrongCall(line) from error
         except OptionsError as error:
-            raise _WrongCall(str(error)) from error
+            raise WrongCall(str(error)) from error
         except TransportKitError as error:
             raise click.ClickException(str(error)) from error
 

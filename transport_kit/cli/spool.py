@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import click
 
@@ -216,38 +216,61 @@ def show(id: str, directory: Path, as_json: bool) -> None:
     if not key:
         raise click.UsageError("ID is empty")
     with _open_spool(directory) as inspections, _progress(inspections) as progressed:
-        match = next(_matches(inspections, key, progressed), None)
+        match = _first_match(inspections, key, progressed)
         if match is None:
-            raise click.ClickException(
-                one_line(f"{masked(id)} is not there: delivered, given up, or never taken")
-            )
+            raise click.ClickException(f"{masked(id)} is not there: delivered, given up, or never taken")
         facts, sealed, secrets = match
-    document = {**facts, **contents(sealed, secrets)}
+    readable = not isinstance(sealed, str)
+    shown = {"unreadable": masked(sealed)} if isinstance(sealed, str) else contents(sealed, secrets)
+    document = {**facts, **shown}
     if as_json:
         _print_json(document)
-        return
+    else:
+        _print_document(facts, document)
+    raise SystemExit(0 if readable else 1)
+
+
+def _print_document(facts: Mapping[str, Any], document: Mapping[str, Any]) -> None:
     for name, value in facts.items():
         click.echo(one_line(f"{name:<10} {quantities(value) if isinstance(value, Mapping) else value}"))
+    if "unreadable" in document:
+        click.echo(one_line(f"unreadable {document['unreadable']}"))
+        return
     click.echo(f"headers    {json.dumps(document['headers'])}")
     for item in document["items"]:
         click.echo(one_line(f"\nitem {item['type']}, {counted(item['bytes'], 'byte')}"))
         click.echo(json.dumps(item["payload"], indent=2) if item["payload"] is not None else "(no JSON)")
 
 
-def _matches(
-    inspections: Iterable[Inspection], key: str, progressed: Progressed
-) -> Iterator[tuple[dict[str, Any], SealedEnvelope, tuple[str, ...]]]:
+#: The facts of an envelope, the envelope or the reason why it can't be read, and the keys to be masked.
+_Match: TypeAlias = "tuple[dict[str, Any], SealedEnvelope | str, tuple[str, ...]]"
+
+
+def _first_match(inspections: Iterable[Inspection], key: str, progressed: Progressed) -> _Match | None:
+    """Return the first envelope that can be read, else the first; None if there is none."""
+    unreadable: _Match | None = None
+    for match in _matches(inspections, key, progressed):
+        if not isinstance(match[1], str):
+            return match
+        unreadable = unreadable or match
+    return unreadable
+
+
+def _matches(inspections: Iterable[Inspection], key: str, progressed: Progressed) -> Iterator[_Match]:
     for each in inspections:
         secrets = each.credentials()[1]
         for letter in each.letters():
             if _normalize_id(letter.name) == key:
-                with contextlib.suppress(OSError, InvalidEnvelope, SealError):
-                    yield {"state": "dead", **_letter_row(letter)}, each.read_letter(letter), secrets
+                sealed: SealedEnvelope | str
+                try:
+                    sealed = each.read_letter(letter)
+                except (OSError, InvalidEnvelope, SealError) as error:
+                    sealed = _reason(error)
+                yield {"state": "dead", **_letter_row(letter)}, sealed, secrets
         for waiting in each.waiting(progressed):
             if key in (_normalize_id(waiting.event_id or ""), waiting.reference):
-                sealed = each.load(waiting)
-                if sealed is not None:
-                    yield {"state": "waiting", **_row(waiting)}, sealed, secrets
+                sealed = each.load(waiting) or "is damaged, or was delivered meanwhile; see verify"
+                yield {"state": "waiting", **_row(waiting)}, sealed, secrets
 
 
 @command.command(cls=MaskedCommand)

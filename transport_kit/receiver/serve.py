@@ -258,7 +258,7 @@ def _resolve(host: str, port: int, anywhere: bool) -> tuple[Any, ...]:
         raise OptionsError("port", f"must be from 0 to 65535, not {port}")
     try:
         infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise OptionsError("host", f"{host} is unknown: {error}") from None
     address = infos[0][4]
     if not anywhere and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
