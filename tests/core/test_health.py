@@ -59,6 +59,8 @@ def healthy(**facts: Any) -> Health:
         ({"worker_alive": None, "oldest_pending_age": 1.5}, "pass", None),  # this kind has no sender
         ({"state": "closed"}, "fail", "the transport is closed"),
         ({"problem": "dsn: no\nhost"}, "fail", "dsn: no host"),
+        ({"paced": 30.0}, "pass", None),
+        ({"paced": 31.0}, "warn", "paced: what waits goes out over 31 s"),
         ({"failing": True}, "warn", "deliveries fail"),
         ({"failing": True, "last_error": LastError("tls", None, 1.0)}, "warn", "deliveries fail: tls"),
         ({"failing": True, "last_error": LastError("http", 500, 1.0)}, "warn", "deliveries fail: http 500"),

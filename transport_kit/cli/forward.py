@@ -96,9 +96,8 @@ def command(
     stored with spool_credentials. What has neither waits, and a log line says so. Other options of the
     transport are read from TRANSPORT_KIT_* as in an app.
 
-    After an outage envelopes are sent 100 ms apart until 50 in a row are answered. SIGTERM and Ctrl-C
-    finish the requests in flight, a second one does not; SIGHUP reads DSNs, stored credentials and
-    certificates anew.
+    After an outage envelopes are sent 100 ms apart for 5 s. SIGTERM and Ctrl-C finish the requests in
+    flight, a second one does not; SIGHUP reads DSNs, stored credentials and certificates anew.
 
     Exit status: 0 after a signal, and with --once when nothing is left; 1 when something is; 2 when the
     call or the directory can't be used.

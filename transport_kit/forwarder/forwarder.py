@@ -10,6 +10,7 @@ Threads: `run` belongs to one thread; `stop` and `reload` may be called from any
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import select
 import time
@@ -314,7 +315,16 @@ class Forwarder:
 
     def healths(self) -> dict[str, Health]:
         """Return the health of each identity that is served."""
-        return {identity: each.health() for identity, each in self._served.items()}
+        served = dict(self._served)
+        healths = {identity: each.health() for identity, each in served.items()}
+        waiting = sum(health.waiting for health in healths.values())
+        now = time.monotonic()
+        return {
+            identity: dataclasses.replace(
+                health, paced=served[identity].pace.paced(now, waiting if health.waiting else 0)
+            )
+            for identity, health in healths.items()
+        }
 
     def health(self) -> Health:
         """Return one health for all identities: sums, the worst figure, and each identity's own.
@@ -344,6 +354,7 @@ class Forwarder:
             last_success_age=min(_known(each.last_success_age for each in values), default=None),
             breaker="closed" if all(each.breaker == "closed" for each in values) else "open",
             next_probe_in=min(_known(each.next_probe_in for each in values), default=None),
+            paced=max(_known(each.paced for each in values), default=None),
             captured=_sum(each.captured for each in values),
             delivered=_sum(each.delivered for each in values),
             discarded_by_category=_sum_by_reason(each.discarded_by_category for each in values),

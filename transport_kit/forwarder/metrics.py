@@ -35,6 +35,11 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[Health], float | None]], ...]] = 
     ("failing", "1 while deliveries fail.", lambda health: float(health.failing)),
     ("breaker_open", "1 while the breaker is not closed.", lambda health: float(health.breaker != "closed")),
     (
+        "paced_seconds",
+        "Seconds for which the forwarder delays envelopes itself; 0 if it does not.",
+        lambda health: health.paced or 0.0,
+    ),
+    (
         "draining",
         "1 while this process drains the spool.",
         lambda health: float(bool((health.spool or {}).get("draining"))),

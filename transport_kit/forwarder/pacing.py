@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from transport_kit.config.dsn import Dsn
@@ -24,9 +25,12 @@ from transport_kit.transport.wire.exchange import ExchangeError, Response
 
 __all__ = ["Pace", "PacedSpool", "PacedTransport", "Rate", "REPLAY_INTERVAL", "REPLAY_RUN"]
 
-#: Seconds between two envelopes after an outage, and the number of successes in a row that ends this.
+#: Seconds between two envelopes after an outage, and the number of envelopes that go out so.
 REPLAY_INTERVAL: Final = 0.1
 REPLAY_RUN: Final = 50
+#: Least seconds from the first to the last failure of an outage, and the least number of its failures.
+OUTAGE: Final = 5.0
+OUTAGE_FAILURES: Final = 3
 
 
 class Rate:
@@ -48,6 +52,10 @@ class Rate:
         """Return the seconds until the next envelope may be sent; 0 or less means now."""
         return self._next - now
 
+    def wait_of(self, envelopes: int, now: float) -> float:
+        """Return the seconds until the last of so many waiting envelopes may be sent; 0 means now."""
+        return max(0.0, self._next - now) + self._interval * max(0, envelopes - 1) if envelopes else 0.0
+
     def record_send(self, now: float) -> None:
         """Count one envelope as sent."""
         with self._lock:
@@ -55,50 +63,76 @@ class Rate:
 
 
 class Pace:
-    """The pace of one server: the shared bound, and slow replay after it could not be reached.
+    """The pace of one server: the shared bound, and slow replay after an outage.
 
-    After an outage every client has a backlog, which would overload the server. So after a failure envelopes
-    are sent `interval` apart, until `run` of them in a row were answered.
+    After an outage every client has a backlog, which would overload the server. So for `interval * run`
+    seconds after the first answer envelopes are sent `interval` apart. An outage is `OUTAGE_FAILURES`
+    failures or more, without an answer in between, over `OUTAGE` seconds or more: after a shorter trouble
+    nobody has much of a backlog. During the outage the breaker permits one probe at a time.
+
+    Envelopes are charged for during slow replay only, and no charge outlasts it.
 
     Args:
         rate: The bound that all servers share.
         interval: Seconds between two envelopes.
         run: Number of envelopes.
 
-    Threads: any.
+    Threads: any. Times are monotonic seconds.
     """
 
     def __init__(self, rate: Rate, *, interval: float = REPLAY_INTERVAL, run: int = REPLAY_RUN) -> None:
         self._rate = rate
-        self._replay = Rate(1.0 / interval)
-        self._run = run
+        self._interval = interval
+        self._slow_seconds = interval * run
         self._lock = threading.Lock()
-        self._remaining = 0  # guarded by `_lock`: successes until full speed
+        # `_lock` guards the following.
+        self._failures = 0  # since the last answer
+        self._first_failure = self._last_failure = 0.0  # of these failures
+        self._slow_until = float("-inf")
+        self._next = float("-inf")  # time of the next envelope during slow replay
 
-    @property
-    def slow(self) -> bool:
-        """True during slow replay."""
-        return self._remaining > 0
+    def slow_for(self, now: float) -> float:
+        """Return the seconds of slow replay that are left; 0 without."""
+        return max(0.0, self._slow_until - now)
 
     def wait(self, now: float) -> float:
         """Return the seconds until the next envelope may be sent; 0 or less means now."""
-        wait = self._rate.wait(now)
-        return max(wait, self._replay.wait(now)) if self.slow else wait
+        with self._lock:
+            replay = min(self._next, self._slow_until) - now
+        return max(self._rate.wait(now), replay)
+
+    def paced(self, now: float, waiting: int) -> float | None:
+        """Return the seconds for which this pace delays envelopes; None if it does not.
+
+        Args:
+            now: The time.
+            waiting: The number of envelopes that wait for all servers together.
+        """
+        seconds = max(self.slow_for(now), self._rate.wait_of(waiting, now))
+        return seconds if seconds > 0 else None
 
     def record_send(self, now: float) -> None:
         """Count one envelope as sent."""
         self._rate.record_send(now)
-        self._replay.record_send(now)
-
-    def succeeded(self) -> None:
-        """Count an answer of the server towards full speed."""
         with self._lock:
-            self._remaining = max(0, self._remaining - 1)
+            if now < self._slow_until:
+                self._next = max(self._next, now) + self._interval
 
-    def failed(self) -> None:
-        """Begin slow replay: the server could not be reached, or answered with a status to retry."""
+    def succeeded(self, now: float) -> None:
+        """Record an answer of the server; the first one after an outage begins slow replay."""
         with self._lock:
-            self._remaining = self._run
+            failures, self._failures = self._failures, 0
+            if failures >= OUTAGE_FAILURES and self._last_failure - self._first_failure >= OUTAGE:
+                self._slow_until = now + self._slow_seconds
+                self._next = now
+
+    def failed(self, now: float) -> None:
+        """Record that the server could not be reached, or answered with a status to retry."""
+        with self._lock:
+            if not self._failures:
+                self._first_failure = now
+            self._failures += 1
+            self._last_failure = now
 
 
 class PacedSpool(FileSpool):
@@ -108,13 +142,20 @@ class PacedSpool(FileSpool):
     forwarder duplicates the claimed envelopes.
     """
 
-    def __init__(self, *arguments: Any, pace: Pace, **options: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        pace: Pace,
+        pace_clock: Callable[[], float] = time.monotonic,
+        **options: Any,
+    ) -> None:
         self._pace = pace
+        self._pace_clock = pace_clock
         self.ending = False
         super().__init__(*arguments, **options)
 
     def claim(self, limit: int = 1, timeout: float = 0.0) -> list[Claim]:
-        wait = self._pace.wait(time.monotonic())
+        wait = self._pace.wait(self._pace_clock())
         if limit and (self.ending or wait > 0):
             # A claim of none still enforces the bounds, takes part in the election and publishes status.
             return super().claim(0, timeout if self.ending else min(wait, timeout))
@@ -123,7 +164,7 @@ class PacedSpool(FileSpool):
             self.release(claims)
             return []
         for _ in claims:
-            self._pace.record_send(time.monotonic())
+            self._pace.record_send(self._pace_clock())
         return claims
 
 
@@ -149,12 +190,12 @@ class PacedTransport(HttpTransport):
         try:
             response = super()._request(method, url, body, headers, timeout=timeout)
         except ExchangeError:
-            self.pace.failed()
+            self.pace.failed(time.monotonic())
             raise
         if response.status in self.options.retry_statuses:
-            self.pace.failed()
+            self.pace.failed(time.monotonic())
         else:
-            self.pace.succeeded()
+            self.pace.succeeded(time.monotonic())
         return response
 
     @property

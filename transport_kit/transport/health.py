@@ -21,6 +21,8 @@ NEARLY_FULL = 0.8
 #: Seconds that an envelope may wait without a sender thread. The next capture starts one, so a short gap is
 #: normal.
 UNATTENDED_FOR = 1.0
+#: Seconds of `Health.paced` above which the status is `warn`.
+PACED_FOR = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Health:
         delivered: Quantity per data category.
         discarded_by_category: Quantity per data category, for each reason.
         pending: Quantity per data category that is neither delivered nor discarded.
+        paced: For so long this process delays envelopes to limit its own rate: a bound such as `--max-rate`,
+            or slow replay after an outage. None if it does not.
         limits: Seconds left per rate-limited category; `*` means all categories.
         last_drop_age: Since data was lost that should have been sent; None if none was.
         last_error: Kept after deliveries work again; see `failing`.
@@ -75,6 +79,7 @@ class Health:
     failing: bool = False
     breaker: str = "closed"
     next_probe_in: float | None = None
+    paced: float | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
     captured: Mapping[str, int] = field(default_factory=dict)
     delivered: Mapping[str, int] = field(default_factory=dict)
@@ -110,6 +115,8 @@ class Health:
             reasons.append(f"deliveries fail{cause}")
         if self.limits:
             reasons.append(f"rate limited: {', '.join(sorted(self.limits))}")
+        if self.paced is not None and self.paced > PACED_FOR:
+            reasons.append(f"paced: what waits goes out over {self.paced:.0f} s")
         if self._fill > NEARLY_FULL:
             reasons.append(f"the queue is {self._fill:.0%} full")
         if self.last_drop_age is not None and self.last_drop_age < DROPS_MATTER_FOR:
@@ -166,6 +173,7 @@ class Health:
             },
             "breaker": self.breaker,
             "next_probe_in": _rounded(self.next_probe_in),
+            "paced": _rounded(self.paced),
             "limits": {category: _rounded(left) for category, left in self.limits.items()},
             "captured": dict(self.captured),
             "delivered": dict(self.delivered),
@@ -195,6 +203,7 @@ class Health:
                     "nextProbeIn": facts["next_probe_in"],
                 }
             ],
+            "delivery:paced": [_measure(facts["paced"], "s")],
             "delivery:limits": [{"componentType": "system", "observedValue": facts["limits"]}],
             "items:captured": [_totals(facts["captured"])],
             "items:delivered": [_totals(facts["delivered"])],
@@ -225,6 +234,8 @@ class Health:
             f"breaker: {self.breaker}"
             + ("" if self.next_probe_in is None else f", next probe in {self.next_probe_in:.1f} s"),
         ]
+        if self.paced is not None:
+            lines.append(f"paced: for {self.paced:.1f} s")
         if self.spool is not None:
             lines += [
                 f"spool {name.replace('_', ' ')}: {'none' if value is None else value}"
