@@ -114,6 +114,22 @@ def test_a_wrong_call_is_one_line_without_a_key(
     assert KEY not in result.output
 
 
+@pytest.mark.parametrize("more", [[], ["--once"], ["--dsn", f"https://{KEY}@sentry.example/1"]])
+def test_a_directory_that_does_not_exist_ends_the_command(tmp_path: Path, more: list[str]) -> None:
+    """Exit status 2, as for any other argument that can't be used."""
+    result = run("forward", str(tmp_path / "misspelt"), *more)
+    assert result.exit_code == 2
+    assert "directory missing" in result.output
+    assert not (tmp_path / "misspelt").exists()
+
+
+def test_waiting_and_ending_when_nothing_waits_exclude_each_other(tmp_path: Path) -> None:
+    """The two contradict each other for a directory that is missing."""
+    result = run("forward", str(tmp_path / "misspelt"), "--wait", "--once")
+    assert result.exit_code == 2
+    assert "exclude each other" in result.output
+
+
 @pytest.mark.parametrize("together", [True, False])
 def test_health_and_metrics_listen_on_one_port_or_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: bool

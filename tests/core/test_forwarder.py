@@ -317,7 +317,7 @@ def test_what_comes_later_is_taken_on_and_what_is_unknown_waits(
     server: FaultServer, path: str, running: Callable[[Forwarder], Running]
 ) -> None:
     """A sidecar may start before its app, and before the directory exists."""
-    forwarder = Forwarder(path, options(path))
+    forwarder = Forwarder(path, options(path), wait=True)
     run = running(forwarder)
     assert forwarder.health().status == "warn"
     fill(server.dsn, path, 0, 3, credentials=False)
@@ -381,6 +381,74 @@ def test_a_directory_that_is_not_to_be_trusted_is_an_error_at_the_start(path: st
     os.chmod(path, 0o700)
     with pytest.raises(OptionsError, match="is no spool"):
         once(Forwarder(path, options(path)))
+
+
+@pytest.mark.parametrize("configured", [False, True])
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("kind", ["missing", "no parent", "dangling link", "file as parent"])
+def test_a_missing_directory_is_an_error_and_is_not_made(
+    path: str, configured: bool, once: bool, kind: str
+) -> None:
+    """A misspelt path must not look like a spool in which nothing waits."""
+    if kind == "no parent":
+        path += "/deeper/spool"
+    elif kind == "dangling link":
+        os.symlink(path + "-elsewhere", path)
+    elif kind == "file as parent":
+        Path(path).write_text("")
+        path += "/spool"
+    dsns = [Dsn.parse("https://0123456789abcdef0123456789abcdef@sentry.example/1")] if configured else []
+    forwarder = Forwarder(path, options(path), dsns=lambda: dsns)
+    with contextlib.closing(forwarder), pytest.raises(OptionsError):
+        forwarder.run(once=once)
+    assert not os.path.exists(path)
+
+
+def test_an_empty_directory_is_a_spool_that_is_not_used_yet(path: str) -> None:
+    """Somebody made it for the service, as its manual says."""
+    os.mkdir(path, 0o700)
+    forwarder = Forwarder(path, options(path))
+    with contextlib.closing(forwarder):
+        forwarder._look(first=True)
+        assert forwarder.ready
+        assert forwarder.health().reasons == ("there is nothing to forward yet",)
+
+
+@pytest.mark.parametrize("then", ["usable", "open to others"])
+def test_a_forwarder_that_waits_for_its_directory_is_not_ready(
+    server: FaultServer, path: str, running: Callable[[Forwarder], Running], then: str
+) -> None:
+    """Only with `wait`, as for a sidecar that starts before its app; nothing is made meanwhile."""
+    forwarder = Forwarder(path, options(path), dsns=lambda: [Dsn.parse(server.dsn)], wait=True)
+    running(forwarder)
+    with StatusServer(
+        "127.0.0.1", 0, subject=ForwarderView(forwarder), ready=lambda: forwarder.ready
+    ) as status_server:
+
+        def wait_for(reason: str | None) -> None:
+            waited, deadline = threading.Event(), time.monotonic() + SOON
+            while time.monotonic() < deadline:
+                reasons = forwarder.health().reasons
+                if (reason is None and not reasons) or any(reason and reason in each for each in reasons):
+                    return
+                waited.wait(0.02)
+            raise AssertionError(f"{forwarder.health().reasons}, not {reason}")
+
+        wait_for("directory missing")
+        assert get(status_server, "/ready")[0] == 503
+        assert get(status_server, "/live")[0] == 200
+        status, body = get(status_server, "/health")
+        assert (status, json.loads(body)["status"]) == (200, "warn")
+        assert not os.path.exists(path)
+        if then == "usable":
+            fill(server.dsn, path, 0, 1)
+            assert server.wait_for(1, SOON)
+            assert get(status_server, "/ready")[0] == 200
+            wait_for(None)
+        else:
+            os.mkdir(path, 0o755)
+            wait_for("chmod 700")
+            assert get(status_server, "/ready")[0] == 503
 
 
 def test_once_gives_up_on_a_server_that_is_not_there(server: FaultServer, path: str) -> None:

@@ -95,6 +95,20 @@ def lose(server: FaultServer, path: Path, quantity: int) -> None:
     transport.close(0.0)
 
 
+def test_a_sidecar_that_starts_first_waits_for_the_directory_of_its_app(
+    tmp_path: Path, forward: Callable[..., Forwarder]
+) -> None:
+    """With `--wait`, as in the documented manifests."""
+    path = tmp_path / "spool"
+    with FaultServer() as server:
+        forwarder = forward(path, "--wait", "--dsn", server.dsn)
+        assert "directory missing" in forwarder.until("log")["text"]
+        assert not path.exists()
+        fill(server, path, 0, 3)
+        assert server.wait_for(3, SOON)
+        assert forwarder.end(signal.SIGTERM) == 0
+
+
 def test_nothing_is_lost_when_forwarders_are_killed_while_four_processes_write(
     tmp_path: Path, forward: Callable[..., Forwarder]
 ) -> None:

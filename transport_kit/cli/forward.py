@@ -63,6 +63,9 @@ _MAX_FILE_CHARS: Final = 1024 * 1024
 )
 @click.option("--once", is_flag=True, help="End when nothing waits any more, or nothing can be delivered.")
 @click.option(
+    "--wait", is_flag=True, help="Wait for DIR if it is missing. /ready is 503 and health warns meanwhile."
+)
+@click.option(
     "--metrics",
     type=click.IntRange(0, 65535),
     metavar="PORT",
@@ -85,6 +88,7 @@ def command(
     dsn_file: Path | None,
     max_rate: float | None,
     once: bool,
+    wait: bool,
     metrics: int | None,
     health: int | None,
     listen: str,
@@ -100,16 +104,19 @@ def command(
     flight, a second one does not; SIGHUP reads DSNs, stored credentials and certificates anew.
 
     Exit status: 0 after a signal, and with --once when nothing is left; 1 when something is; 2 when the
-    call or the directory can't be used.
+    call or the directory can't be used, a missing one included unless --wait is given.
 
     \b
     Examples:
       transport-kit forward /var/spool/shop
       transport-kit forward /var/spool/shop --dsn-file /etc/shop/dsns --health 8125 --metrics 8125
       transport-kit forward /var/spool/shop --once --max-rate 20
+      transport-kit forward /spool/shop --wait --health 8125
     """
     from transport_kit.forwarder.forwarder import Forwarder, ForwarderView
 
+    if wait and once:
+        raise click.UsageError("--wait and --once exclude each other")
     values: dict[str, object] = {"queue": f"file://{directory.absolute()}", "handle_sigterm": False}
     if ENV_PREFIX + "SHUTDOWN_TIMEOUT" not in os.environ:
         values["shutdown_timeout"] = SHUTDOWN_TIMEOUT
@@ -120,6 +127,7 @@ def command(
         options,
         dsns=lambda: _read_dsns(dsns, dsn_file),
         max_rate=max_rate,
+        wait=wait,
         on_event=printer.event,
     )
     view = ForwarderView(forwarder)
@@ -157,7 +165,13 @@ def _start_status_servers(
     shared = health == metrics and health != 0
     if health is not None:
         server = servers.enter_context(
-            StatusServer(listen, health, subject=view, metrics=writer if shared else None)
+            StatusServer(
+                listen,
+                health,
+                subject=view,
+                ready=lambda: forwarder.ready,
+                metrics=writer if shared else None,
+            )
         )
         printer.event("health", {"url": f"{server.url}/health"})
         if shared:

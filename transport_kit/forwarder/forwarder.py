@@ -66,7 +66,7 @@ class Forwarder:
     """Delivers the envelopes of all spools in a directory, each to its own DSN.
 
     Args:
-        path: The spool's directory; it may be created later.
+        path: The spool's directory.
         options: Options of every transport that it makes.
         dsns: Returns the DSNs of the call; called at the start and for each reload. Any other identity uses
             the DSN that its apps stored with `spool_credentials`, and waits if they stored none.
@@ -74,6 +74,7 @@ class Forwarder:
         interval: See `Pace`.
         run: See `Pace`.
         patience: Seconds that `run(once=True)` continues while nothing is delivered.
+        wait: True to wait for a directory that is missing or can't be read; False to raise an error.
         on_event: Called with each event of the run, on the thread of `run`.
 
     Raises:
@@ -90,6 +91,7 @@ class Forwarder:
         interval: float = REPLAY_INTERVAL,
         run: int = REPLAY_RUN,
         patience: float = PATIENCE,
+        wait: bool = False,
         on_event: Event = lambda word, facts: None,
     ) -> None:
         if max_rate is not None and not 0 < max_rate < float("inf"):  # NaN fails too
@@ -101,10 +103,12 @@ class Forwarder:
         self._interval = interval
         self._run = run
         self._patience = patience
+        self._may_wait = wait
         self._on_event = on_event
         self._system = System()
-        # By identity. Only the thread of `run` assigns these three, each dict as a whole and never changed;
-        # any thread reads them.
+        # Only the thread of `run` assigns these four, each dict as a whole and never changed; any thread
+        # reads them. The first is the reason that the directory can't be used, the others are by identity.
+        self._unusable: str | None = "the directory was not read yet"
         self._served: dict[str, PacedTransport] = {}
         self._waiting: dict[str, str] = {}
         self._configured: dict[str, Dsn] = {}
@@ -150,8 +154,8 @@ class Forwarder:
         """Deliver until `stop`; with `once` until nothing waits, or nothing can be delivered.
 
         Raises:
-            OptionsError: The directory can't be trusted, or is missing with `once`, or a DSN of the call
-                can't be used.
+            OptionsError: The directory can't be trusted; or it is missing or can't be read, unless the
+                forwarder waits for it; or a DSN of the call can't be used.
         """
         self._configured = {identity_of(dsn): dsn for dsn in self._dsns()}
         self._look(first=True, once=once)
@@ -238,21 +242,34 @@ class Forwarder:
 
     def _look(self, *, first: bool = False, once: bool = False) -> None:
         """Start to serve identities that are new in the directory or among the DSNs of the call."""
+        names: list[str] = []
+        unusable: str | None = None
         try:
             names = identities_in(self._system, self.path)
-        except OptionsError:
+        except OptionsError as error:
             if first:
                 raise
-            names = []  # the identities served so far continue: their descriptors are open
+            unusable = str(error)  # the identities served so far continue: their descriptors are open
         except OSError as error:
-            if once and not self._configured:
-                raise OptionsError(
-                    "DIR", f"{self.path} is no spool: {error.strerror}", "command line"
-                ) from None
-            names = []
+            # An empty directory is a spool that no app has used yet.
+            if isinstance(error, FileNotFoundError) and os.path.isdir(self.path):
+                if once and not self._configured:
+                    raise OptionsError("DIR", f"{self.path} is no spool", "command line") from None
+            else:
+                missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+                unusable = "directory missing" if missing else f"directory unreadable: {error.strerror}"
+                if first and not self._may_wait:
+                    raise OptionsError(
+                        "DIR", f"{self.path} is no spool: {unusable}", "command line"
+                    ) from None
+        if unusable is not None and unusable != self._unusable:
+            log.warning("%s; the forwarder waits for it: %s", unusable, self.path)
+        self._unusable = unusable
+        # Serving a DSN of the call would make the directory, perhaps beside the one that the apps use.
+        configured = self._configured if unusable is None else ()
         waiting: dict[str, str] = {}
         served = dict(self._served)
-        for identity in dict.fromkeys((*self._configured, *names)):
+        for identity in dict.fromkeys((*configured, *names)):
             if identity in served:
                 continue
             try:
@@ -313,6 +330,11 @@ class Forwarder:
         """The reason that an identity is not served, by identity."""
         return self._waiting
 
+    @property
+    def ready(self) -> bool:
+        """True if the directory can be used."""
+        return self._unusable is None
+
     def healths(self) -> dict[str, Health]:
         """Return the health of each identity that is served."""
         served = dict(self._served)
@@ -333,7 +355,9 @@ class Forwarder:
         """
         healths = self.healths()
         problems = [f"{identity} waits: {why}" for identity, why in self._waiting.items()]
-        if not healths and not problems:
+        if self._unusable is not None:
+            problems.append(self._unusable)
+        elif not healths and not problems:
             problems.append("there is nothing to forward yet")
         for identity, each in healths.items():
             problems += [f"{identity}: {reason}" for reason in each.reasons]

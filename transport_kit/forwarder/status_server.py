@@ -29,6 +29,7 @@ __all__ = ["StatusServer"]
 TIMEOUT: Final = 5.0
 #: Requests at the same time; the connections of more are closed.
 MAX_REQUESTS: Final = 16
+_HEALTH_JSON: Final = "application/health+json"
 _TEXT: Final = "text/plain; charset=utf-8"
 
 
@@ -43,6 +44,7 @@ class StatusServer:
         host: IP address to listen on.
         port: Port to listen on; 0 takes a free one.
         subject: The transport whose health is at /health, /ready and /live; None for a 404 there.
+        ready: Returns False while /ready has to answer 503.
         metrics: Returns content type and body of /metrics; None for a 404 there.
 
     Raises:
@@ -55,9 +57,11 @@ class StatusServer:
         port: int,
         *,
         subject: Transport | None = None,
+        ready: Callable[[], bool] = lambda: True,
         metrics: Callable[[], tuple[str, bytes]] | None = None,
     ) -> None:
         self._subject = subject
+        self._ready = ready
         self._metrics = metrics
         try:
             address = ipaddress.ip_address(host)
@@ -106,6 +110,8 @@ class StatusServer:
                 transport=self._subject,
                 options=self._options,
             )
+            if leaf == "ready" and isinstance(reply, Answer) and reply.status == 200 and not self._ready():
+                return _answer(503, _HEALTH_JSON, b'{"status":"fail"}', method)
             # The other result is a flush to be done; a flush needs a token, and none is set here.
             return reply if isinstance(reply, Answer) else _plain(404, "Not found\n", method)
         if path == "/metrics" and self._metrics is not None:
