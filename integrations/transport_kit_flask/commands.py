@@ -1,7 +1,7 @@
 """`flask transport ...`: commands that test delivery with the app's own settings.
 
-Owns the four commands and their output. They run in their own process, so they show the state of the app's
-settings and of this machine, not of the queues of running servers.
+Owns the four commands and their output. They run in their own process: `health` and `flush` ask the running
+server, or look at a spool; a server's queue in memory can't be seen from here.
 
 Exit status: 0 for success, 1 for a failure, 2 for a usage error.
 
@@ -10,7 +10,6 @@ Threads: main thread only.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any, Final
@@ -33,6 +32,7 @@ _timeout = click.option(
     metavar="SECONDS",
     help="How long to wait.  [default: 10; flush: shutdown_timeout]",
 )
+_url = click.option("--url", help="The running server.  [default: TRANSPORT_KIT_SERVER_URL]")
 
 
 class TestError(Exception):
@@ -80,25 +80,25 @@ def send_test(timeout: float | None, as_json: bool) -> None:
 
 
 @transport_group.command()
+@_url
 @_timeout
 @_as_json
-def flush(timeout: float | None, as_json: bool) -> None:
-    """Deliver what waits in this process's queue, such as what the app captured while it was loaded."""
-    kit = get_kit()
-    kit.start()
-    report = kit.transport.flush(timeout, until="delivered")
-    facts = dataclasses.asdict(report)
-    _print(as_json, facts, ", ".join(f"{name} {value}" for name, value in facts.items() if name != "ok"))
-    raise SystemExit(0 if report.ok else 1)
+def flush(url: str | None, timeout: float | None, as_json: bool) -> None:
+    """Deliver what waits in the running server, or in a spool."""
+    _show(as_json, get_kit().flush_from_outside(url, timeout))
 
 
 @transport_group.command()
+@_url
 @_as_json
-def health(as_json: bool) -> None:
-    """Show the state of this process's transport: whether the app's settings can be used."""
-    snapshot = get_kit().transport.health()
-    _print(as_json, snapshot.as_health_json(), snapshot.as_text())
-    raise SystemExit(1 if snapshot.status == "fail" else 0)
+def health(url: str | None, as_json: bool) -> None:
+    """Show the state of the running server, or of a spool."""
+    _show(as_json, get_kit().health_from_outside(url))
+
+
+def _show(as_json: bool, view: Any) -> None:
+    _print(as_json, view.facts, view.text.rstrip("\n"))
+    raise SystemExit(view.exit_status)
 
 
 def _print(as_json: bool, facts: Mapping[str, Any], text: str) -> None:

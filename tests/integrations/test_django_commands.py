@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +19,9 @@ from django.core.management import CommandError, call_command
 from health_check.views import HealthCheckView
 
 from tests.integrations.django_support import Site, override_settings
-from tests.timing import scaled
-from transport_kit import Health
+from tests.timing import SOON, scaled
+from transport_kit import Health, Kit, make_transport
+from transport_kit.kit.routes import FlushDue, answer, flush_answer, parse_query
 from transport_kit.testing import CapturedTransport, FaultServer
 from transport_kit_django.health_check import Transport
 
@@ -38,6 +44,54 @@ def transport(*arguments: str, setting: dict[str, Any]) -> tuple[int, str]:
     return 0, out.getvalue()
 
 
+class _Server(BaseHTTPRequestHandler):
+    """Serves the routes of a kit, as an integration does."""
+
+    kit: Kit
+
+    def _serve(self) -> None:
+        path, _, query = self.path.partition("?")
+        leaf = self.kit.match(path)
+        assert leaf is not None
+        reply = answer(
+            leaf,
+            method=self.command,
+            query=parse_query(query),
+            accept=None,
+            authorization=self.headers.get("authorization"),
+            transport=self.kit.transport,
+            options=self.kit.options,
+        )
+        if isinstance(reply, FlushDue):
+            reply = flush_answer(self.kit.transport.flush(reply.timeout))
+        self.send_response(reply.status)
+        for name, value in reply.headers:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(reply.body)
+
+    do_GET = do_POST = _serve  # noqa: N815 - the base class's names
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Print nothing."""
+
+
+@contextlib.contextmanager
+def running_kit(setting: dict[str, Any]) -> Iterator[tuple[Kit, str]]:
+    """Run the routes of a kit on a port; yield the kit and the server's address."""
+    kit = Kit(setting, environ={})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Server", (_Server,), {"kit": kit}))
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield kit, f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        kit.close(0.0)
+
+
 def test_health_is_shown_for_people_and_for_machines() -> None:
     """The exit status is for scripts."""
     status, text = transport("health", setting={"DSN": ""})
@@ -46,13 +100,85 @@ def test_health_is_shown_for_people_and_for_machines() -> None:
     assert (status, json.loads(text)["status"]) == (1, "fail")
 
 
-def test_flush_says_what_became_of_what_waited(receiver: FaultServer) -> None:
+def test_flush_says_what_became_of_what_waited(receiver: FaultServer, tmp_path: Path) -> None:
     """With a spool that is the backlog of a site that was down."""
-    status, text = transport("flush", "--timeout", "10", "--json", setting={"DSN": receiver.dsn})
+    setting = {"DSN": receiver.dsn, "QUEUE": f"file://{tmp_path}/spool"}
+    status, text = transport("flush", "--timeout", "10", "--json", setting=setting)
     assert status == 0
     assert json.loads(text) == {"ok": True, "delivered": 0, "discarded": 0, "stored": 0, "pending": 0}
-    status, text = transport("flush", setting={"DSN": receiver.dsn})
+    status, text = transport("flush", setting=setting)
     assert (status, text) == (0, "delivered 0, discarded 0, stored 0, pending 0\n")
+
+
+@pytest.mark.parametrize("action", ["health", "flush"])
+def test_a_queue_in_memory_is_not_seen_from_a_command(receiver: FaultServer, action: str) -> None:
+    """The command's own queue is empty and healthy, whatever a server's is."""
+    status, text = transport(action, setting={"DSN": receiver.dsn})
+    assert status == 2
+    assert "can't be seen from outside" in text
+    status, text = transport(action, "--json", setting={"DSN": receiver.dsn})
+    assert (status, json.loads(text)["status"]) == (2, "unknown")
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_health_and_flush_ask_the_running_server(receiver: FaultServer, configured: bool) -> None:
+    """A server whose deliveries fail is seen, and what waits there is flushed."""
+    receiver.answer(503)
+    setting: dict[str, Any] = {"DSN": receiver.dsn, "FLUSH_TOKEN": "hush-hush-hush", "BACKOFF_BASE": 0.01}
+    with running_kit(setting) as (kit, url):
+        assert kit.transport.capture_event({"message": "x"})
+        assert receiver.wait_for_requests(1, SOON)
+        asked = [] if configured else ["--url", url]
+        setting |= {"SERVER_URL": url} if configured else {}
+        deadline = time.monotonic() + SOON
+        waited = threading.Event()
+        while kit.transport.health().status == "pass" and time.monotonic() < deadline:
+            waited.wait(0.02)
+        status, text = transport("health", *asked, setting=setting)
+        assert status == 0
+        assert text.startswith("status: warn\nreason: deliveries fail: http 503\n")
+        status, text = transport("flush", "--timeout", "0", *asked, setting=setting)
+        assert status == 1
+        assert "pending 1" in text
+        receiver.answer(200)
+        status, text = transport("flush", "--timeout", "10", *asked, setting=setting)
+        assert status == 0
+        assert len(receiver.accepted) == 1
+        wrong = {**setting, "FLUSH_TOKEN": "another-token"}
+        assert transport("flush", *asked, setting=wrong)[0] == 1
+        assert "flush_token" in transport("health", *asked, setting=wrong)[1]
+
+
+@pytest.mark.parametrize("what", ["nobody", "other", "redirect", "scheme"])
+def test_an_address_that_is_no_server_of_the_site_is_a_failure(receiver: FaultServer, what: str) -> None:
+    """Nothing of that is `pass`, and the token goes to no other server."""
+    url = {"scheme": "file:///etc/passwd"}.get(what, receiver.url)
+    if what == "nobody":
+        receiver.down()
+    elif what == "redirect":
+        receiver.answer(302, headers={"location": f"{receiver.url}/elsewhere"})
+    setting = {"DSN": receiver.dsn, "FLUSH_TOKEN": "hush-hush-hush"}
+    for action in ("health", "flush"):
+        status, text = transport(action, "--url", url, setting=setting)
+        assert status == 1
+        assert text.startswith(("no answer from", f"{url} answered"))
+    assert not [request for request in receiver.requests if request.path == "/elsewhere"]
+
+
+def test_the_figures_of_a_spool_are_those_of_the_host(receiver: FaultServer, tmp_path: Path) -> None:
+    """What another process wrote is counted, and that nobody drains it is named."""
+    queue = f"file://{tmp_path}/spool"
+    app = make_transport(receiver.dsn, queue=queue, spool_drain=False)
+    for _ in range(3):
+        assert app.capture_event({"message": "x"})
+    app.close(0.0)
+    setting = {"DSN": receiver.dsn, "QUEUE": queue, "SPOOL_DRAIN": False}
+    status, text = transport("health", "--json", setting=setting)
+    facts = json.loads(text)
+    assert (status, facts["scope"], facts["status"]) == (0, "host", "warn")
+    assert facts["spool"]["pending"] == 3
+    assert facts["reasons"] == ["no process drains the spool"]
+    assert "spool pending: 3" in transport("health", setting=setting)[1]
 
 
 def test_flush_that_runs_out_of_time_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

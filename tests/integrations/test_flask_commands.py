@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -139,16 +140,25 @@ def test_what_was_refused_without_a_reason_is_said_too() -> None:
     assert _delivery_problem("id", lost, lost) == "still waiting"
 
 
-def test_flush_delivers_what_was_captured_while_the_app_was_loaded(server: FaultServer) -> None:
-    """In a process of its own the queue holds nothing else, but for a spool."""
-    server.delay = scaled(0.3)  # still under way when the flush begins
-    runner = shell(dsn=server.dsn)
+def test_flush_delivers_what_waits_in_a_spool(server: FaultServer, tmp_path: Path) -> None:
+    """The backlog of an app that was down."""
+    runner = shell(dsn=server.dsn, queue=f"file://{tmp_path}/spool")
     assert get_kit(runner.app).transport.capture_envelope(Envelope.event({"message": "loading"}))
     status, found = run(runner, "flush", "--json")
-    assert status == 0
-    assert found == {"ok": True, "delivered": 1, "discarded": 0, "stored": 0, "pending": 0}
+    assert (status, found["ok"], found["pending"]) == (0, True, 0)
     assert len(server.accepted) == 1
-    assert run(runner, "flush") == (0, "delivered 0, discarded 0, stored 0, pending 0\n")
+
+
+@pytest.mark.parametrize("command", ["health", "flush"])
+def test_a_queue_in_memory_is_not_seen_from_a_command(server: FaultServer, command: str) -> None:
+    """The command's own queue is empty and healthy, whatever a server's is."""
+    status, text = run(shell(dsn=server.dsn), command)
+    assert status == 2
+    assert "can't be seen from outside" in text
+    server.down()
+    status, found = run(shell(dsn=server.dsn, server_url=server.url), command, "--json")
+    assert (status, found["status"]) == (1, "unknown")
+    assert "no answer from" in run(shell(dsn=server.dsn), command, "--url", server.url)[1]
 
 
 def test_flush_that_runs_out_of_time_ends_with_1() -> None:

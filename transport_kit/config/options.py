@@ -390,6 +390,7 @@ class IntegrationOptions(_Options):
         path: Where live, ready, health and flush answer; None leaves the routes out.
         flush_token: Bearer token for `POST flush` and for health details; None turns flush off.
         health_details: `always`, or `token`: without the token only the status is shown.
+        server_url: Where commands of the app ask its running server, such as http://127.0.0.1:8000.
         ready_requires_delivery: Whether `ready` answers 503 while health is `fail`.
         strict: Whether a configuration error is raised instead of reported by health.
         capture_errors: Whether exceptions that escape a request are captured.
@@ -403,6 +404,7 @@ class IntegrationOptions(_Options):
         substitute=Substitute(None, "flush is off and health shows no details"),
     )
     health_details: str = _option("token", fields.Choice(("token", "always")))
+    server_url: str | None = _option(None, fields.Text())
     ready_requires_delivery: bool = _option(False, fields.Flag())
     strict: bool = _option(False, fields.Flag())
     capture_errors: bool = _option(

@@ -9,6 +9,7 @@ inherit it locked; `start` relies on an atomic operation of a dict.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -27,12 +28,14 @@ from transport_kit.config.options import (
     TransportOptions,
     resolve,
 )
+from transport_kit.kit.outside import UNSEEN, OutsideView, ask_flush, ask_health, own_view, spool_view
 from transport_kit.kit.routes import LEAVES, Answer, FlushDue, Leaf, answer, flush_answer, parse_query
 from transport_kit.reporting import Reporter, RequestFacts, Scope, ServedRequest
 from transport_kit.runtime.errors import OptionsError, TransportKitError
 from transport_kit.transport.base import Transport
 from transport_kit.transport.factory import build_transport
 from transport_kit.transport.health import Health
+from transport_kit.transport.http import BaseHttpTransport
 from transport_kit.transport.local import NullTransport
 from transport_kit.transport.worker.outcome import FlushReport
 
@@ -163,6 +166,51 @@ class Kit:
         """Flush, then refuse captures until `start`; block for at most `timeout` seconds (plus 0.2)."""
         transport = self._generation.transport
         return transport.flush(timeout) if self._borrowed else transport.close(timeout)
+
+    # -- from a process of its own ---------------------------------------------------------------------
+
+    def health_from_outside(self, url: str | None = None) -> OutsideView:
+        """Return the health of the processes that serve the app, for a command.
+
+        Asks the running server at `url` or at the option `server_url`; without one, shows a spool's figures.
+        The settings' own problems come first: with them a server delivers nothing either.
+
+        Args:
+            url: The address of the server, or of its routes.
+        """
+        url = url or self._options.server_url
+        if url is not None:
+            return ask_health(url, self._options)
+        transport = self.transport
+        health = transport.health()
+        if health.status == "fail" or self._borrowed or isinstance(transport, NullTransport):
+            return own_view(health)
+        if health.spool is None or not isinstance(transport, BaseHttpTransport):
+            return UNSEEN
+        return spool_view(health.spool["path"], transport.dsn)
+
+    def flush_from_outside(self, url: str | None = None, timeout: float | None = None) -> OutsideView:
+        """Flush the running server, or a spool; see `health_from_outside`.
+
+        Args:
+            url: The address of the server, or of its routes.
+            timeout: Seconds; None for `shutdown_timeout`, or the longest time that a server accepts.
+        """
+        url = url or self._options.server_url
+        if url is not None:
+            return ask_flush(url, self._options, timeout)
+        transport = self.transport
+        if (
+            transport.health().spool is None
+            and not self._borrowed
+            and not isinstance(transport, NullTransport)
+        ):
+            return UNSEEN
+        self.start()
+        report = self.transport.flush(timeout, until="delivered")
+        facts = dataclasses.asdict(report)
+        text = ", ".join(f"{name} {value}" for name, value in facts.items() if name != "ok")
+        return OutsideView(int(not report.ok), facts, text + "\n")
 
     async def aclose(self, timeout: float | None = None) -> FlushReport:
         """`close`, without blocking the event loop."""

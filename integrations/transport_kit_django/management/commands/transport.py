@@ -10,7 +10,6 @@ captures an exception that ends a command.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 from typing import Any, cast
 
@@ -43,11 +42,13 @@ class Command(BaseCommand):
                 10.0,
             ),
             ("send-test", "Report an exception as the site would, and say what became of it.", 10.0),
-            ("flush", "Deliver what waits in this process's queue, such as a spool.", None),
-            ("health", "Show the state of this process's transport.", None),
+            ("flush", "Deliver what waits in the running server, or in a spool.", None),
+            ("health", "Show the state of the running server, or of a spool.", None),
         ):
             action = actions.add_parser(name, help=text, description=text)
             action.add_argument("--json", action="store_true", help="Print one JSON object, for machines.")
+            if name in ("flush", "health"):
+                action.add_argument("--url", help="The running server. Default: the option SERVER_URL.")
             if name != "health":
                 action.add_argument(
                     "--timeout",
@@ -63,9 +64,9 @@ class Command(BaseCommand):
         as_json = options["json"]
         timeout: Any = options.get("timeout")
         if action == "health":
-            self._health(kit, as_json)
+            self._show(as_json, kit.health_from_outside(options["url"]))
         elif action == "flush":
-            self._flush(kit, as_json, timeout)
+            self._show(as_json, kit.flush_from_outside(options["url"], timeout))
         elif action == "send-test":
             self._send_test(kit, as_json, timeout)
         else:
@@ -73,20 +74,10 @@ class Command(BaseCommand):
 
     # -- actions ---------------------------------------------------------------------------------------
 
-    def _health(self, kit: Kit, as_json: bool) -> None:
-        health = kit.transport.health()
-        self._print(as_json, health.as_health_json(), health.as_text())
-        if health.status == "fail":
-            raise SystemExit(1)
-
-    def _flush(self, kit: Kit, as_json: bool, timeout: float | None) -> None:
-        kit.start()
-        report = kit.transport.flush(timeout, until="delivered")
-        facts = dataclasses.asdict(report)
-        text = ", ".join(f"{name} {value}" for name, value in facts.items() if name != "ok")
-        self._print(as_json, facts, text)
-        if not report.ok:
-            raise SystemExit(1)
+    def _show(self, as_json: bool, view: Any) -> None:
+        self._print(as_json, view.facts, view.text)
+        if view.exit_status:
+            raise SystemExit(view.exit_status)
 
     def _send_test(self, kit: Kit, as_json: bool, timeout: float) -> None:
         try:
