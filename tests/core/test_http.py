@@ -66,11 +66,9 @@ class Scripted(BaseHttpTransport):
     def _make_pool(self) -> None:
         return None
 
-    def _request(
-        self, method: str, url: str, body: bytes, headers: dict[str, str], *, timeout: float
-    ) -> Response:
+    def _request(self, pool: Any, body: bytes, headers: dict[str, str], *, timeout: float) -> Response:
         plain = zlib.decompress(body, 31) if "Content-Encoding" in headers else body
-        self.sent.append((method, url, headers, Envelope.deserialize(plain)))
+        self.sent.append(("POST", self._url, headers, Envelope.deserialize(plain)))
         answer = self.answers.popleft() if self.answers else answered()
         if isinstance(answer, BaseException):
             raise answer
@@ -796,3 +794,29 @@ def test_an_item_lost_before_the_transport_counts_by_its_own_measure(make: Calla
     counts = transport.health().discarded_by_category["buffer_overflow"]
     assert counts["log_item"] == 1
     assert counts["log_byte"] > 10
+
+
+class OldHook(HttpTransport):
+    """A subclass whose hook has the signature of earlier versions."""
+
+    statuses: list[int]
+
+    def _request(  # type: ignore[override]
+        self, method: str, url: str, body: bytes, headers: dict[str, str], *, timeout: float
+    ) -> Response:
+        assert (method, url) == ("POST", self.dsn.envelope_url)
+        response = super()._request(method, url, body, headers, timeout=timeout)
+        self.statuses.append(response.status)
+        return response
+
+
+def test_a_hook_with_the_old_signature_works_and_warns() -> None:
+    """Apps subclass the transport to observe answers; an update must not stop their deliveries."""
+    with FaultServer() as server:
+        with pytest.warns(DeprecationWarning, match="pool, body, headers"):
+            transport = OldHook(Dsn.parse(server.dsn), TransportOptions())
+        transport.statuses = []
+        assert transport.capture_event({"message": "x"})
+        assert transport.close(SOON).ok
+        assert transport.statuses == [200]
+        assert len(server.event_ids()) == 1

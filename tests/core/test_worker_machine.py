@@ -232,7 +232,7 @@ class ScriptedTransport(BaseHttpTransport):
     def _make_pool(self) -> None:
         return None
 
-    def _request(self, method: str, url: str, body: bytes, headers: Any, *, timeout: float) -> Response:
+    def _request(self, pool: Any, body: bytes, headers: Any, *, timeout: float) -> Response:
         self.open.wait(SOON)
         self.requests += 1
         try:

@@ -51,6 +51,9 @@ MODULES = {
     "http": Module(
         "transport_kit/transport/http.py", ("tests/core/test_http.py", "tests/core/test_http_answers.py")
     ),
+    "answers": Module(
+        "transport_kit/transport/answers.py", ("tests/core/test_http.py", "tests/core/test_http_answers.py")
+    ),
     "limits": Module("transport_kit/transport/worker/limits.py", ("tests/core/test_limits.py",)),
     "exchange": Module("transport_kit/transport/wire/exchange.py", ("tests/core/test_exchange.py",)),
     "sealed": Module("transport_kit/envelope/sealed.py", ("tests/core/test_sealed.py",)),

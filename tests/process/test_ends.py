@@ -332,7 +332,7 @@ def test_a_forked_child_delivers_its_own_and_nothing_of_its_parents(
     "lock",
     [
         "transport._states.get().worker._lock.rlock",
-        "transport._states.get().guard",
+        "transport._states.get().server._lock",
         "logging.getLogger().handlers[0].lock",
         "other._states.get().lock.rlock",
         "threading._active_limbo_lock",

@@ -291,11 +291,9 @@ class OneShot(HttpTransport):
         self.pool = OpeningPool(self.dsn.envelope_url, self.options)
         return self.pool
 
-    def _request(
-        self, method: str, url: str, body: bytes, headers: dict[str, str], *, timeout: float
-    ) -> Response:
+    def _request(self, pool: Any, body: Any, headers: Any, *old: Any, timeout: float) -> Response:
         try:
-            response = super()._request(method, url, body, headers, timeout=timeout)
+            response = super()._request(pool, body, headers, *old, timeout=timeout)
         except ExchangeError as error:
             self.outcomes.append(error)
             raise

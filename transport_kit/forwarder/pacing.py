@@ -184,11 +184,9 @@ class PacedTransport(HttpTransport):
 
         super().__init__(dsn, options, make_queue=make_queue)
 
-    def _request(
-        self, method: str, url: str, body: bytes, headers: dict[str, str], *, timeout: float
-    ) -> Response:
+    def _request(self, pool: Any, body: Any, headers: Any, *old: Any, timeout: float) -> Response:
         try:
-            response = super()._request(method, url, body, headers, timeout=timeout)
+            response = super()._request(pool, body, headers, *old, timeout=timeout)
         except ExchangeError:
             self.pace.failed(time.monotonic())
             raise

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
+
+from transport_kit.transport.answers import ServerFacts
+from transport_kit.transport.worker.outcome import WorkerFacts
 
 __all__ = ["DROPS_MATTER_FOR", "Health", "LastError"]
 
@@ -89,6 +92,60 @@ class Health:
     spool: Mapping[str, Any] | None = None
     problem: str | None = None
     option_problems: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        facts: WorkerFacts,
+        server: ServerFacts,
+        now: float,
+        *,
+        pid: int,
+        kind: str,
+        spool: Mapping[str, Any] | None,
+        problem: str | None,
+        option_problems: tuple[str, ...],
+    ) -> Self:
+        """Return the health of a transport with a worker.
+
+        Args:
+            facts: The worker's facts.
+            server: The facts about the server.
+            now: Monotonic seconds; the moment of `server`.
+            pid: The process.
+            kind: The transport's class.
+            spool: See the attribute; likewise `option_problems`.
+            problem: A problem of this process; one of the server takes precedence.
+        """
+        queue, totals, breaker = facts.queue, facts.totals, facts.breaker
+        error = server.last_error
+        return cls(
+            pid=pid,
+            state=facts.state.name.lower(),
+            kind=kind,
+            worker_alive=facts.senders > 0,
+            senders=facts.senders,
+            waiting=queue.waiting,
+            claimed=queue.claimed,
+            queue_capacity=queue.max_items,
+            queue_bytes=queue.size,
+            queue_bytes_capacity=queue.max_bytes,
+            oldest_pending_age=_since(queue.oldest_put_at, now),
+            last_success_age=_since(server.last_success, now),
+            last_error=None if error is None else LastError(error[0], error[1], now - error[2]),
+            failing=server.failing,
+            breaker=breaker.state,
+            next_probe_in=None if breaker.state == "closed" else max(0.0, breaker.next_probe - now),
+            limits={category: until - now for category, until in server.limits.items()},
+            captured=totals.captured,
+            delivered=totals.delivered,
+            discarded_by_category=totals.discarded,
+            pending=totals.pending,
+            last_drop_age=_since(facts.last_drop, now),
+            spool=spool,
+            problem=server.problem or problem,
+            option_problems=option_problems,
+        )
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -272,6 +329,10 @@ def _measure(value: float | None, unit: str, capacity: int | None = None) -> dic
 
 def _totals(totals: Mapping[str, Any]) -> dict[str, Any]:
     return {"componentType": "component", "observedValue": totals}
+
+
+def _since(moment: float | None, now: float) -> float | None:
+    return None if moment is None else now - moment
 
 
 def _rounded(seconds: float | None) -> float | None:

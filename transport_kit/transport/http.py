@@ -1,7 +1,8 @@
-"""Delivery over HTTP: filter by rate limits, encode, send, and turn the answer into an outcome.
+"""Delivery over HTTP: filter by rate limits, encode and send.
 
-Owns the meaning of answers (`BaseHttpTransport`) and the transport that most apps use (`HttpTransport`). The
-worker waits, retries and counts; `wire/connections.py` owns the connections.
+Owns the base class (`BaseHttpTransport`) and the transport that most apps use (`HttpTransport`). The worker
+waits, retries and counts; `answers.py` turns answers into outcomes; `wire/connections.py` owns
+connections.
 
 Threads: captures run on any thread; `_deliver` and its callees run on the worker's senders, several at a
 time. All state that a forked child must not share with its parent is in `TransportState`, which it replaces.
@@ -10,9 +11,11 @@ time. All state that a forked child must not share with its parent is in `Transp
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -32,33 +35,26 @@ from transport_kit.runtime.forks import PerProcess
 from transport_kit.runtime.interrupts import let_through
 from transport_kit.runtime.log import log
 from transport_kit.runtime.version import CLIENT, SDK_NAME, VERSION
+from transport_kit.transport.answers import ServerState
 from transport_kit.transport.base import Transport, is_deliverable
-from transport_kit.transport.health import Health, LastError
+from transport_kit.transport.health import Health
 from transport_kit.transport.wire.compression import SMALLEST, codec
 from transport_kit.transport.wire.connections import ConnectionPool
 from transport_kit.transport.wire.exchange import ExchangeError, Response
 from transport_kit.transport.worker.client_reports import report_items
-from transport_kit.transport.worker.limits import RateLimits, retry_after_seconds
 from transport_kit.transport.worker.outcome import FlushReport, Outcome
 from transport_kit.transport.worker.worker import BackgroundWorker
 
 __all__ = ["BaseHttpTransport", "HttpTransport"]
 
-#: The number of characters of an error answer that are logged.
-SHOWN = 200
 _CONTENT_TYPE = "application/x-sentry-envelope"
 _REPORT_HEADER = encoder.dumps({"sdk": {"name": SDK_NAME, "version": VERSION}})
-_NO_LIMITS = RateLimits()
 
 
 class TransportState:
-    """The state of a transport in one process. A forked child builds its own and never touches its parent's.
+    """The state of a transport in one process. A forked child builds its own, never touches its parent's."""
 
-    `guard` guards all attributes that are assigned after it. It is held for a few assignments at a time and
-    never during I/O.
-    """
-
-    def __init__(self, worker: BackgroundWorker, pool: Any, queue: Queue) -> None:
+    def __init__(self, worker: BackgroundWorker, pool: Any, queue: Queue, server: ServerState) -> None:
         self.pid = os.getpid()
         self.worker = worker
         self.queue = queue
@@ -66,13 +62,7 @@ class TransportState:
         # Idents of the threads that are sealing; each thread adds and removes its own, in single steps. Part
         # of this state, as the threads don't exist in a forked child and their idents are used again.
         self.sealing: set[int] = set()
-        # Senders write the following while holding `guard`; any thread reads them without it.
-        self.guard = threading.Lock()
-        self.limits = _NO_LIMITS
-        self.last_success: float | None = None
-        self.last_error: tuple[str, int | None, float] | None = None
-        self.refused: int | None = None  # 401 or 403: the server refuses the DSN's key
-        self.logged: set[int | str] = set()  # statuses and error kinds logged since the last success
+        self.server = server
 
 
 class BaseHttpTransport(Transport):
@@ -102,6 +92,7 @@ class BaseHttpTransport(Transport):
         if make_queue is None and self.options.queue != "memory":
             raise OptionsError("queue", "is made by make_transport, or given as make_queue")
         self._make_queue = make_queue or self._memory_queue
+        self._has_old_hook = _is_old_hook(type(self)._request)
         self._codec = codec(self.options.compression, self.options.compression_level)
         self._url = dsn.envelope_url
         self._headers = {
@@ -120,7 +111,8 @@ class BaseHttpTransport(Transport):
             return self._deliver(state, sealed, within)
 
         queue = self._make_queue()
-        state = TransportState(BackgroundWorker(queue, deliver, self.options), self._make_pool(), queue)
+        worker = BackgroundWorker(queue, deliver, self.options)
+        state = TransportState(worker, self._make_pool(), queue, ServerState(self.dsn, self.options))
         return state
 
     # -- hooks for subclasses --------------------------------------------------------------------------
@@ -129,12 +121,13 @@ class BaseHttpTransport(Transport):
         """Return the connection pool of one process. Must not connect, nor import slow modules."""
         raise NotImplementedError
 
-    def _request(
-        self, method: str, url: str, body: bytes, headers: dict[str, str], *, timeout: float
-    ) -> Response:
-        """Send one request and return the complete answer. Redirects are not followed.
+    def _request(self, pool: Any, body: bytes, headers: dict[str, str], *, timeout: float) -> Response:
+        """POST the body to the DSN's URL and return the complete answer. Redirects are not followed.
+
+        The old signature, `_request(method, url, body, headers, *, timeout)`, is deprecated.
 
         Args:
+            pool: The pool that `_make_pool` returned in this process.
             timeout: Seconds for the whole exchange.
 
         Raises:
@@ -248,11 +241,11 @@ class BaseHttpTransport(Transport):
     def _deliver(self, state: TransportState, sealed: SealedEnvelope | None, within: float) -> Outcome:
         """Send an envelope together with the client report that is due; None sends only the report."""
         now = time.monotonic()
-        limits = state.limits
+        limits = state.server.limits
         lost = Quantities()
         if sealed is not None:
             sealed = sealed.unpacked()
-            if limits is not _NO_LIMITS:
+            if limits:
                 remaining, lost = sealed.filtered(lambda category: limits.is_limited(category, now))
                 if remaining is None:
                     return Outcome(LossReason.RATELIMIT_BACKOFF, answered=None)
@@ -283,129 +276,46 @@ class BaseHttpTransport(Transport):
             body = self._codec.compress(body)
             headers = {**headers, "Content-Encoding": self._codec.encoding}
         try:
-            response = self._request("POST", self._url, body, headers, timeout=within)
+            response = self._ask(state.pool, body, headers, timeout=within)
         except ExchangeError as error:
-            return self._outcome_of_error(state, sealed, error)
-        return self._outcome_of_response(state, response)
+            return state.server.read_failure(error, sealed)
+        return state.server.read(response, sealed)
 
-    def _outcome_of_error(
-        self, state: TransportState, sealed: SealedEnvelope, error: ExchangeError
-    ) -> Outcome:
-        with state.guard:
-            state.last_error = (error.kind, None, time.monotonic())
-        self._warn_once(state, error.kind, "a delivery failed and is repeated later: %s", error)
-        if error.kind == "timeout" and error.body_sent and not sealed.repeatable:
-            # The server may have received it, and would not recognise a repeat.
-            return Outcome(LossReason.NETWORK_ERROR, answered=False)
-        return Outcome.retry(LossReason.NETWORK_ERROR)
-
-    def _outcome_of_response(self, state: TransportState, response: Response) -> Outcome:
-        status, headers = response.status, response.headers
-        now = time.monotonic()
-        retried = status in self.options.retry_statuses
-        with state.guard:
-            if status == 429 or status == 503 or "x-sentry-rate-limits" in headers:
-                # `Retry-After` with a status that is retried is a pause, not a rate limit: a limit would
-                # discard waiting envelopes, and load balancers announce outages this way. Only the other
-                # header counts then, as with a 200.
-                state.limits = state.limits.updated(200 if retried else status, headers, now)
-            if 200 <= status < 300:
-                recovered = bool(state.logged)
-                state.logged.clear()
-                state.last_success = now
-                state.refused = None
-            else:
-                state.last_error = ("http", status, now)
-                if status in (401, 403):
-                    state.refused = status
-        if 200 <= status < 300:
-            if recovered:
-                log.info("deliveries work again")
-            return Outcome()
-        if retried:
-            self._warn_once(state, status, "the server answered %d; the delivery is repeated later", status)
-            pause = retry_after_seconds(headers, wall=time.time()) or 0.0
-            return Outcome.retry(
-                LossReason.SEND_ERROR, not_before=now + min(pause, self.options.retry_window)
-            )
-        if status == 429:
-            self._warn_once(
-                state, status, "the server answered 429; limited categories are dropped meanwhile"
-            )
-            return Outcome(LossReason.RATE_LIMITED)
-        if 300 <= status < 400:
-            self._warn_once(
-                state,
-                status,
-                "the server answered %d and the envelope was discarded; a redirect is not followed: %s",
-                status,
-                self._excerpt(headers.get("location", "").encode()),
-            )
-            return Outcome(LossReason.SEND_ERROR)
-        self._warn_once(
-            state,
-            status,
-            "the server answered %d%s and the envelope was discarded: %s",
-            status,
-            _ADVICE.get(status, ""),
-            self._excerpt(response.body),
-        )
-        return Outcome(LossReason.SEND_ERROR, server_fault=status >= 500)
-
-    def _warn_once(self, state: TransportState, failure: int | str, message: str, *arguments: object) -> None:
-        """Log one warning per kind of failure until deliveries work again."""
-        with state.guard:
-            is_new = failure not in state.logged
-            state.logged.add(failure)
-        if is_new:
-            log.warning(message, *arguments)
-
-    def _excerpt(self, answer: bytes) -> str:
-        """Return the beginning of a server's text, printable and with the DSN's keys masked."""
-        text = answer.decode("utf-8", "replace")
-        # Masked before the text is cut: the cut could leave most of a key.
-        text = mask_keys(text, (self.dsn.secret_key, self.dsn.public_key))
-        return "".join(c if c.isprintable() else " " for c in text[:SHOWN])
+    def _ask(self, pool: Any, body: bytes, headers: dict[str, str], *, timeout: float) -> Response:
+        if not self._has_old_hook:
+            return self._request(pool, body, headers, timeout=timeout)
+        request: Any = self._request
+        answer: Response = request("POST", self._url, body, headers, timeout=timeout)
+        return answer
 
     # -- health ----------------------------------------------------------------------------------------
 
     def health(self) -> Health:
         state = self._states.get()
-        facts = state.worker.facts()
         now = time.monotonic()
-        queue, totals, breaker = facts.queue, facts.totals, facts.breaker
-        error, success = state.last_error, state.last_success
-        oldest = queue.oldest_put_at
-        return Health(
+        return Health.of(
+            state.worker.facts(),
+            state.server.facts(now),
+            now,
             pid=state.pid,
-            state=facts.state.name.lower(),
             kind=type(self).__name__,
-            worker_alive=facts.senders > 0,
-            senders=facts.senders,
-            waiting=queue.waiting,
-            claimed=queue.claimed,
-            queue_capacity=queue.max_items,
-            queue_bytes=queue.size,
-            queue_bytes_capacity=queue.max_bytes,
-            oldest_pending_age=None if oldest is None else now - oldest,
-            last_success_age=None if success is None else now - success,
-            last_error=None if error is None else LastError(error[0], error[1], now - error[2]),
-            # A 429 comes from a working server; `limits` shows it.
-            failing=error is not None and error[1] != 429 and (success is None or error[2] > success),
-            breaker=breaker.state,
-            next_probe_in=None if breaker.state == "closed" else max(0.0, breaker.next_probe - now),
-            limits={category: until - now for category, until in state.limits.active(now).items()},
-            captured=totals.captured,
-            delivered=totals.delivered,
-            discarded_by_category=totals.discarded,
-            pending=totals.pending,
-            last_drop_age=None if facts.last_drop is None else now - facts.last_drop,
             spool=state.queue.describe() if state.queue.shared else None,
-            problem=self._failed_option()
-            if state.refused is None
-            else f"the server refuses this DSN's key ({state.refused})",
+            problem=self._failed_option(),
             option_problems=tuple(map(str, self.option_problems)),
         )
+
+
+def _is_old_hook(request: Callable[..., Response]) -> bool:
+    """Return True if a subclass's hook takes method and URL; warn about it."""
+    is_old = "url" in inspect.signature(request).parameters
+    if is_old:
+        warnings.warn(
+            f"{request.__qualname__} must take (pool, body, headers, *, timeout); "
+            "(method, url, body, headers, *, timeout) is deprecated",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+    return is_old
 
 
 class HttpTransport(BaseHttpTransport):
@@ -418,18 +328,9 @@ class HttpTransport(BaseHttpTransport):
     def _target(self) -> str:
         return urlsplit(self._url).path
 
-    def _request(
-        self, method: str, url: str, body: bytes, headers: dict[str, str], *, timeout: float
-    ) -> Response:
-        pool: ConnectionPool = self._states.get().pool
-        return pool.post(self._target, headers, body, timeout=timeout)
-
-
-_ADVICE = {
-    400: " (it could not read the envelope)",
-    401: " (check the DSN's key)",
-    403: " (check the DSN's key and project)",
-    404: " (check the DSN's host and project)",
-    405: " (check the DSN's host and project)",
-    413: " (it is too large for this server)",
-}
+    def _request(self, pool: Any, body: Any, headers: Any, *old: Any, timeout: float) -> Response:
+        if old:
+            # A subclass whose hook has the old signature calls this one with it: method, URL, body, headers.
+            pool, body, headers = self._states.get().pool, headers, old[0]
+        response: Response = pool.post(self._target, headers, body, timeout=timeout)
+        return response

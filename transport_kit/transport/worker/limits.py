@@ -124,6 +124,10 @@ class RateLimits:
         """Return the deadlines after `now` by category or `ALL`, in monotonic seconds; a new dict."""
         return {category: until for category, until in self._until.items() if until > now}
 
+    def __bool__(self) -> bool:
+        """True if the table contains a limit, expired or not."""
+        return bool(self._until)
+
     def __repr__(self) -> str:
         return f"RateLimits({dict(self._until)!r})"
 
