@@ -11,13 +11,12 @@ Source: docs/protocol.md, sections 4 and 5.
 from __future__ import annotations
 
 import enum
-import re
 import threading
 import time
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from transport_kit.config.dsn import Dsn
+from transport_kit.config.dsn import Dsn, mask_keys
 from transport_kit.config.options import TransportOptions
 from transport_kit.envelope.losses import LossReason
 from transport_kit.envelope.sealed import SealedEnvelope
@@ -215,8 +214,5 @@ class ServerState:
     def _excerpt(self, answer: bytes) -> str:
         """Return the beginning of a server's text, printable and with the DSN's keys masked."""
         text = answer.decode("utf-8", "replace")
-        for secret in (self._dsn.secret_key, self._dsn.public_key):
-            if secret:
-                # Masked before the text is cut: the cut could leave most of a key.
-                text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)
+        text = mask_keys(text, (self._dsn.secret_key, self._dsn.public_key))
         return "".join(c if c.isprintable() else " " for c in text[:SHOWN])

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from transport_kit.config.dsn import Dsn, mask_keys
+from transport_kit.config.dsn import Dsn
 from transport_kit.config.options import TransportOptions
 from transport_kit.envelope import encoder
 from transport_kit.envelope.envelope import Envelope
