@@ -28,7 +28,7 @@ _HOOKS = {
     ("sigterm.py", "_on_sigterm"): "SIGTERM",
     ("process.py", "_at_exit"): "atexit",
     ("util.py", "_run_finalizers"): "Finalize",
-    ("threads.py", "off_loop"): "lifespan",
+    ("event_loop.py", "off_loop"): "lifespan",
     ("gunicorn.py", "worker_exit"): "worker_exit",
     ("celery.py", "_Tasks"): "worker_process_shutdown",
     ("rq.py", "ReportingMixin"): "after each job",
