@@ -14,19 +14,22 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.timing import SOON, scaled
 from transport_kit import Dsn, make_transport
 from transport_kit.config.options import TransportOptions
-from transport_kit.forwarder.forwarder import Forwarder, ForwarderView, Summary
+from transport_kit.forwarder.forwarder import Forwarder, ForwarderView, Served, Summary
 from transport_kit.forwarder.metrics import metrics_writer
-from transport_kit.forwarder.pacing import Pace, PacedSpool, Rate
+from transport_kit.forwarder.pacing import Pace, Rate
 from transport_kit.forwarder.status_server import MAX_REQUESTS, StatusServer
 from transport_kit.queues.spool import FileSpool, identity_of
 from transport_kit.runtime.errors import OptionsError
 from transport_kit.testing import FaultServer
+from transport_kit.transport.http import HttpTransport
+from transport_kit.transport.wire.exchange import ExchangeError, Response
 from transport_kit.transport.worker.retry import Backoff, CircuitBreaker
 
 
@@ -108,105 +111,157 @@ def test_a_rate_spaces_what_goes() -> None:
     assert unbound.wait(5.0) <= 0
 
 
-def simulate(pace: Pace, answers: Iterable[bool], *, began: float = 0.0) -> tuple[float, float]:
+class Clock:
+    """Monotonic seconds that a test sets."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+ANSWER = Response(200, {}, b"", True)
+FAILURE = ExchangeError("connect", "refused")
+
+
+def after_outage(clock: Clock, **values: Any) -> Pace:
+    """Return a pace whose outage ended now, with 1 as the time of its first failure and 8 as the time now."""
+    pace = Pace(Rate(None), clock=clock, **values)
+    for clock.now in (1.0, 3.0, 7.0):
+        pace.record_answer(FAILURE)
+    clock.now = 8.0
+    pace.record_answer(ANSWER)
+    return pace
+
+
+def simulate(
+    answers: Iterable[Response | ExchangeError], *, sent_before: int = 0, **values: Any
+) -> tuple[float, float]:
     """Return the seconds of waiting that a pace imposes, and the duration of all requests, 1 ms each.
 
     The clock is simulated. After a failure the breaker's own delay passes, as it does in an app.
+
+    Args:
+        answers: The answer of each request.
+        sent_before: The number of envelopes that went out before, a hundred a second.
+        values: Of the pace.
     """
+    clock = Clock()
+    pace = Pace(Rate(None), clock=clock, **values)
+    for _ in range(sent_before):
+        clock.now += 0.01
+        assert pace.admit()
     breaker, imposed, draws = CircuitBreaker(Backoff(0.5, 60.0)), 0.0, random.Random(1)
-    now = began
-    for answered in answers:
-        now = max(now, breaker.next_probe)
-        wait = max(0.0, pace.wait(now))
-        imposed, now = imposed + wait, now + wait
-        breaker = breaker.began(now)
-        sent, now = now, now + 0.001
-        pace.record_send(sent)
-        if answered:
-            pace.succeeded(now)
-            breaker = breaker.succeeded(now)
+    began = clock.now
+    for answer in answers:
+        clock.now = max(clock.now, breaker.next_probe)
+        wait = max(0.0, pace.wait())
+        imposed += wait
+        clock.now += wait
+        breaker = breaker.began(clock.now)
+        sent = clock.now
+        assert pace.admit()
+        clock.now += 0.001
+        pace.record_answer(answer)
+        if isinstance(answer, ExchangeError):
+            breaker = breaker.failed(clock.now, began=sent, draw=draws.random())
         else:
-            pace.failed(now)
-            breaker = breaker.failed(now, began=sent, draw=draws.random())
-    return imposed, now - began
+            breaker = breaker.succeeded(clock.now)
+    return imposed, clock.now - began
 
 
 @pytest.mark.parametrize("failures", [1, 2])
 def test_one_failed_answer_among_successes_imposes_no_wait(failures: int) -> None:
     """It is no outage. What was sent at full speed before it must not be charged afterwards either."""
-    answers = [True] * 8_000 + [False] * failures + [True] * 4_000
-    assert simulate(Pace(Rate(None)), answers)[0] == 0.0
+    imposed, _ = simulate([*[ANSWER] * 8_000, *[FAILURE] * failures, *[ANSWER] * 4_000])
+    assert imposed == 0.0
 
 
 def test_a_burst_of_failures_at_one_moment_imposes_no_wait() -> None:
     """Eight senders lose their requests when a server restarts: that is one failure, not eight."""
-    pace = Pace(Rate(None))
+    clock = Clock()
+    pace = Pace(Rate(None), clock=clock)
     for _ in range(8):
-        pace.failed(10.0)
-    pace.succeeded(10.5)
-    assert pace.wait(10.5) <= 0
+        pace.record_answer(FAILURE)
+    clock.now += 0.5
+    pace.record_answer(ANSWER)
+    assert pace.wait() <= 0
 
 
 def test_a_server_that_fails_some_answers_is_drained_at_half_the_speed_of_an_app_or_more() -> None:
     """An app waits for the breaker only; a forwarder adds its pace to that."""
     draws = random.Random(20)
     for share in (0.05, 0.2, 0.5):
-        answers = [draws.random() >= share for _ in range(4_000)]
-        _, app = simulate(Pace(Rate(None), run=0), answers)
-        _, forwarder = simulate(Pace(Rate(None)), answers)
+        answers = [FAILURE if draws.random() < share else ANSWER for _ in range(4_000)]
+        _, app = simulate(answers, run=0)
+        _, forwarder = simulate(answers)
         assert app / forwarder >= 0.5
 
 
-@pytest.mark.parametrize("envelopes_in_a_day", [0, 8_640_000])
-def test_the_pace_after_an_outage_ends_by_itself_whatever_was_sent_before(envelopes_in_a_day: int) -> None:
-    """At most 50 envelopes go out slowly, 5 s long: a day at 100 envelopes a second is not charged for."""
-    pace = Pace(Rate(None), interval=0.1, run=50)
-    sent = min(envelopes_in_a_day, 20_000)  # a sample; each one must cost nothing
-    for number in range(sent):
-        pace.record_send(number / 100)
-    outage = [False] * 12
-    imposed, _ = simulate(pace, [*outage, *[True] * 2_000], began=86_400.0)
+@pytest.mark.parametrize("sent_before", [0, 20_000])
+def test_the_pace_after_an_outage_ends_by_itself_whatever_was_sent_before(sent_before: int) -> None:
+    """At most 50 envelopes go out slowly, 5 s long; what went out at full speed is not charged for."""
+    imposed, _ = simulate([*[FAILURE] * 12, *[ANSWER] * 2_000], sent_before=sent_before, interval=0.1, run=50)
     assert imposed == pytest.approx(5.0, abs=0.2)
-    assert pace.wait(200_000.0) <= 0
+
+
+@pytest.mark.parametrize("status", [407, 408, 425, 500, 502, 503, 520])
+def test_statuses_of_an_outage_count_as_failures(status: int) -> None:
+    """A load balancer or a proxy in front of the server gives these answers."""
+    clock = Clock()
+    pace = Pace(Rate(None), clock=clock)
+    for clock.now in (1.0, 3.0, 7.0):
+        pace.record_answer(Response(status, {}, b"", False))
+    pace.record_answer(Response(429, {}, b"", True))
+    assert pace.slow_for() == pytest.approx(5.0)
 
 
 def test_a_failure_during_the_slow_replay_does_not_prolong_it() -> None:
     """Only another outage begins another slow replay."""
-    pace = Pace(Rate(None), interval=0.1, run=10)
-    for at in (0.0, 2.0, 6.0):
-        pace.failed(at)
-    pace.succeeded(7.0)
-    assert pace.slow_for(7.0) == pytest.approx(1.0)
-    pace.failed(7.5)
-    pace.succeeded(7.6)
-    assert pace.slow_for(7.6) == pytest.approx(0.4)
-    assert pace.slow_for(8.0) == 0.0
+    clock = Clock()
+    pace = after_outage(clock, interval=0.1, run=10)
+    assert pace.slow_for() == pytest.approx(1.0)
+    clock.now += 0.5
+    pace.record_answer(FAILURE)
+    clock.now += 0.1
+    pace.record_answer(ANSWER)
+    assert pace.slow_for() == pytest.approx(0.4)
+    clock.now += 0.4
+    assert pace.slow_for() == pytest.approx(0.0)
 
 
 def test_no_wait_of_a_pace_is_longer_than_what_is_left_of_it() -> None:
     """Senders that pass together are charged; that charge ends with the slow replay."""
-    pace = Pace(Rate(None), interval=10.0, run=2)
-    for at in (0.0, 2.0, 6.0):
-        pace.failed(at)
-    pace.succeeded(7.0)
+    clock = Clock()
+    pace = after_outage(clock, interval=10.0, run=2)
     for _ in range(8):
-        pace.record_send(7.0)
-    assert pace.wait(7.0) == pytest.approx(20.0)
-    assert pace.wait(27.0) <= 0
+        assert pace.admit()
+    assert pace.wait() == pytest.approx(20.0)
+    clock.now += 20.0
+    assert pace.wait() <= 0
+
+
+def test_a_bound_on_all_servers_holds_beside_the_pace_of_one() -> None:
+    """The longer wait holds."""
+    clock = Clock()
+    bound = Rate(1)
+    bound.record_send(0.0)
+    assert Pace(bound, clock=clock).wait() == pytest.approx(1.0)
 
 
 def test_a_wait_that_a_forwarder_imposes_is_in_its_health() -> None:
     """Envelopes that wait because of `--max-rate` or of slow replay must not look forgotten."""
-    pace = Pace(Rate(10))
-    assert pace.paced(0.0, 0) is None
-    assert pace.paced(0.0, 200) == pytest.approx(19.9)
-    assert Pace(Rate(None)).paced(0.0, 200) is None
-    slow = Pace(Rate(None), interval=0.1, run=50)
-    for at in (0.0, 2.0, 6.0):
-        slow.failed(at)
-    slow.succeeded(7.0)
-    assert slow.paced(8.0, 0) == pytest.approx(4.0)
-    assert slow.paced(12.0, 1) is None
+    clock = Clock()
+    pace = Pace(Rate(10), clock=clock)
+    assert pace.paced(0) is None
+    assert pace.paced(200) == pytest.approx(19.9)
+    assert Pace(Rate(None), clock=clock).paced(200) is None
+    slow = after_outage(clock, interval=0.1, run=50)
+    clock.now += 1.0
+    assert slow.paced(0) == pytest.approx(4.0)
+    clock.now += 4.0
+    assert slow.paced(1) is None
 
 
 @pytest.mark.parametrize("every", [30, 20, 7])
@@ -245,26 +300,35 @@ def test_a_backlog_behind_an_upper_bound_is_a_warning(server: FaultServer, path:
 
 
 def test_a_backlog_goes_out_one_by_one_after_an_outage(server: FaultServer, path: str) -> None:
-    """Other clients have a backlog too; full speed returns when the time is over."""
+    """A sender never holds an envelope while it waits, as a kill would duplicate it."""
     fill(server.dsn, path, 0, 12)
-    now = [0.0]
-    pace = Pace(Rate(None), interval=0.1, run=50)
-    for at in (0.0, 3.0, 6.0):
-        pace.failed(at)
-    pace.succeeded(7.0)
-    now[0] = 7.0
-    queue = PacedSpool(
-        path, identity_of(Dsn.parse(server.dsn)), forwarder=True, pace=pace, pace_clock=lambda: now[0]
-    )
-    (first,) = queue.claim(1, SOON)
-    assert queue.claim(1, 0.0) == []
-    now[0] += 0.1
-    (second,) = queue.claim(1, SOON)
-    now[0] += 5.0
-    rest = queue.claim(10, SOON)
-    assert len(rest) == 10
-    queue.ack([first, second, *rest])
-    queue.close()
+    clock = Clock()
+    served = Served(Dsn.parse(server.dsn), options(path), path, after_outage(clock, interval=0.1, run=50))
+    served.transport.start()
+    try:
+        for sent in (1, 2):
+            assert server.wait_for(sent, SOON)
+            assert until(lambda: sum(counts(served)) == 12 - sent and not counts(served)[1])  # noqa: B023
+            assert len(server.requests) == sent
+            clock.now += 0.1
+        clock.now += 5.0
+        assert server.wait_for(12, SOON)
+    finally:
+        served.transport.kill()
+
+
+def until(condition: Callable[[], bool]) -> bool:
+    """Wait until the condition holds; return False if it does not within `SOON`."""
+    waited, deadline = threading.Event(), time.monotonic() + SOON
+    while not condition() and time.monotonic() < deadline:
+        waited.wait(0.005)
+    return condition()
+
+
+def counts(served: Served) -> tuple[int, int]:
+    """Return the numbers of envelopes that wait and that senders hold."""
+    stats = served.spool.stats()
+    return stats.waiting, stats.claimed
 
 
 def test_an_upper_bound_holds_for_all_identities_together(server: FaultServer, path: str) -> None:
@@ -275,18 +339,6 @@ def test_an_upper_bound_holds_for_all_identities_together(server: FaultServer, p
     assert once(Forwarder(path, options(path), max_rate=50)).ok
     assert time.monotonic() - began >= 6 / 50
     assert len(server.event_ids()) == 8
-
-
-def test_the_pace_is_kept_where_envelopes_are_claimed(server: FaultServer, path: str) -> None:
-    """A sender never holds an envelope while it waits, as a kill would duplicate it."""
-    fill(server.dsn, path, 0, 2)
-    pace = Pace(Rate(0.01), interval=0.1)
-    queue = PacedSpool(path, identity_of(Dsn.parse(server.dsn)), forwarder=True, pace=pace)
-    (first,) = queue.claim(1, SOON)
-    assert queue.claim(1, 0.05) == []
-    queue.ack([first])
-    assert queue.stats().waiting == 1
-    queue.close()
 
 
 # -- identities ----------------------------------------------------------------------------------------
@@ -530,29 +582,46 @@ def test_an_end_that_takes_too_long_gives_up_the_request(
     forwarder.stop()  # a signal after the end has no effect
 
 
-def test_nothing_is_claimed_once_the_end_has_come(server: FaultServer, path: str) -> None:
-    """Envelopes that were claimed too late are released unchanged."""
-    fill(server.dsn, path, 0, 1)
-    queue = PacedSpool(
-        path, identity_of(Dsn.parse(server.dsn)), forwarder=True, pace=Pace(Rate(None), interval=0.1)
-    )
+@pytest.mark.parametrize("queue", ["memory", "spool"])
+def test_an_envelope_that_a_gate_does_not_admit_stays_in_the_queue(
+    server: FaultServer, path: str, queue: str
+) -> None:
+    """An end may come after the claim; the envelope is released unchanged, and goes out when it may."""
+    refused = threading.Event()
 
-    original = FileSpool.claim
+    class Closing:
+        """A gate that is closed between the claim and the delivery, and opened again by the test."""
 
-    def claim(self: FileSpool, limit: int = 1, timeout: float = 0.0) -> object:
-        found = original(self, limit, timeout)
-        queue.ending = True
-        return found
+        open = False
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FileSpool, "claim", claim)
-        assert queue.claim(1, SOON) == []
-    queue.wake(hasten=True)
-    assert queue.claim(1, 0.0) == []
-    queue.ending = False
-    (again,) = queue.claim(1, SOON)
-    queue.ack([again])
-    queue.close()
+        def wait(self) -> float:
+            return 0.0 if self.open or not refused.is_set() else 0.01
+
+        def admit(self) -> bool:
+            refused.set()
+            return self.open
+
+    gate = Closing()
+    dsn = Dsn.parse(server.dsn)
+    make_queue = (lambda: FileSpool(path, identity_of(dsn))) if queue == "spool" else None
+    transport = HttpTransport(dsn, TransportOptions(handle_sigterm=False), make_queue=make_queue, gate=gate)
+    try:
+        assert transport.capture_event({"message": "x"})
+        assert refused.wait(SOON)
+        assert until(lambda: transport.health().claimed == 0)
+        assert server.requests == []
+        gate.open = True
+        assert server.wait_for(1, SOON)
+    finally:
+        transport.kill()
+
+
+def test_a_pace_that_has_ended_admits_nothing() -> None:
+    """A forwarder that ends claims no more."""
+    pace = Pace(Rate(None))
+    pace.end()
+    assert pace.wait() == float("inf")
+    assert not pace.admit()
 
 
 # -- health and metrics --------------------------------------------------------------------------------

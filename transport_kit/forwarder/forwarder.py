@@ -21,14 +21,17 @@ from typing import Any, Final
 from transport_kit.config.dsn import Dsn
 from transport_kit.config.options import TransportOptions
 from transport_kit.envelope.losses import Quantities
-from transport_kit.forwarder.pacing import REPLAY_INTERVAL, REPLAY_RUN, Pace, PacedTransport, Rate
+from transport_kit.forwarder.pacing import REPLAY_INTERVAL, REPLAY_RUN, Pace, Rate
+from transport_kit.queues.spool import FileSpool
 from transport_kit.queues.spool.directory import identities_in, identity_of, open_directory, read_credentials
 from transport_kit.queues.spool.inspection import Inspection
 from transport_kit.queues.spool.system import System
 from transport_kit.runtime.errors import OptionsError
 from transport_kit.runtime.log import log
 from transport_kit.transport.base import Transport
+from transport_kit.transport.factory import spool_arguments
 from transport_kit.transport.health import Health
+from transport_kit.transport.http import HttpTransport
 
 __all__ = ["Event", "Forwarder", "ForwarderView", "Summary"]
 
@@ -60,6 +63,72 @@ class Summary:
     def ok(self) -> bool:
         """True if nothing was left."""
         return not self.left
+
+
+class Served:
+    """The transport, the spool and the pace of one identity."""
+
+    def __init__(self, dsn: Dsn, options: TransportOptions, path: str, pace: Pace) -> None:
+        self.pace = pace
+        # Assigned once, while the transport is built: a forwarder does not fork.
+        self.spool: FileSpool
+
+        def make_queue() -> FileSpool:
+            self.spool = FileSpool(path, identity_of(dsn), **spool_arguments(options), forwarder=True)
+            return self.spool
+
+        self.transport = HttpTransport(
+            dsn, options, make_queue=make_queue, on_answer=pace.record_answer, gate=pace
+        )
+
+    @property
+    def in_flight(self) -> bool:
+        """True while a request has no answer."""
+        return self.spool.stats().claimed > 0
+
+    def end(self) -> None:
+        """Claim no more."""
+        self.pace.end()
+        self.spool.wake()
+
+    def request_report(self) -> None:
+        """Send the known losses now; `reporting` is False once that has ended."""
+        self.transport.worker.want_report()
+
+    @property
+    def reporting(self) -> bool:
+        """True while losses are to be reported."""
+        return self.transport.worker.reporting
+
+    @property
+    def empty(self) -> bool:
+        """True if this process drains the spool and knows that no envelope waits in it."""
+        facts, stats = self.spool.facts(), self.spool.stats()
+        status = facts.status
+        return (
+            facts.draining
+            and not stats.waiting + stats.claimed
+            and status is not None
+            and status.pid == os.getpid()
+            and status.complete
+            and status.pending == 0
+        )
+
+    def health(self, waiting: int | None = None) -> Health:
+        """Return the transport's health, with the wait that the pace imposes.
+
+        Args:
+            waiting: The number of envelopes that wait for all servers together; None for this one's.
+        """
+        health = self.transport.health()
+        total = health.waiting if waiting is None else waiting
+        return dataclasses.replace(health, paced=self.pace.paced(total if health.waiting else 0))
+
+    def why_left(self) -> str:
+        """Return the reason that envelopes wait."""
+        if not self.spool.facts().draining:
+            return "another process drains it"
+        return "; ".join(self.health().reasons) or "envelopes wait"
 
 
 class Forwarder:
@@ -109,7 +178,7 @@ class Forwarder:
         # Only the thread of `run` assigns these four, each dict as a whole and never changed; any thread
         # reads them. The first is the reason that the directory can't be used, the others are by identity.
         self._unusable: str | None = "the directory was not read yet"
-        self._served: dict[str, PacedTransport] = {}
+        self._served: dict[str, Served] = {}
         self._waiting: dict[str, str] = {}
         self._configured: dict[str, Dsn] = {}
         # A signal handler writes a byte to a pipe and takes no lock, which the interrupted thread may hold.
@@ -195,15 +264,14 @@ class Forwarder:
         except (OptionsError, OSError):
             return True
 
-    def _settle(self, transports: Iterable[PacedTransport]) -> None:
+    def _settle(self, served: Iterable[Served]) -> None:
         """Claim no more, wait for the requests in flight, report losses, and close.
 
         Loss counts that no server has received by then are left in the spool.
         """
-        ending = list(transports)
+        ending = list(served)
         for each in ending:
-            each.spool.ending = True
-            each.spool.wake()
+            each.end()
         max_stops = max(self._stops, 1)
         deadline = time.monotonic() + self._options.shutdown_timeout
         if self._wait_while(lambda: any(each.in_flight for each in ending), deadline, max_stops):
@@ -213,7 +281,7 @@ class Forwarder:
         else:
             log.warning("requests in flight were given up; what they carry is sent again later")
         for each in ending:
-            each.close(0.0)
+            each.transport.close(0.0)
 
     def _wait_while(self, busy: Callable[[], bool], deadline: float, max_stops: int) -> bool:
         """Wait while `busy()`; return False after `deadline`, or more than `max_stops` calls of `stop`."""
@@ -297,12 +365,12 @@ class Forwarder:
         finally:
             directory.close()
 
-    def _serve(self, identity: str, dsn: Dsn) -> PacedTransport:
+    def _serve(self, identity: str, dsn: Dsn) -> Served:
         pace = Pace(self._rate, interval=self._interval, run=self._run)
-        transport = PacedTransport(dsn, self._options, self.path, pace)
-        transport.start()
+        served = Served(dsn, self._options, self.path, pace)
+        served.transport.start()
         self._on_event("serving", {"identity": identity, "dsn": str(dsn)})
-        return transport
+        return served
 
     def _reload_dsns(self) -> None:
         """Read the DSNs and begin anew; after an error in the DSNs of the call everything stays as it is."""
@@ -323,7 +391,7 @@ class Forwarder:
     @property
     def served(self) -> Mapping[str, Dsn]:
         """The DSNs of the identities that are served."""
-        return {identity: each.dsn for identity, each in self._served.items()}
+        return {identity: each.transport.dsn for identity, each in self._served.items()}
 
     @property
     def waiting(self) -> Mapping[str, str]:
@@ -337,16 +405,9 @@ class Forwarder:
 
     def healths(self) -> dict[str, Health]:
         """Return the health of each identity that is served."""
-        served = dict(self._served)
-        healths = {identity: each.health() for identity, each in served.items()}
-        waiting = sum(health.waiting for health in healths.values())
-        now = time.monotonic()
-        return {
-            identity: dataclasses.replace(
-                health, paced=served[identity].pace.paced(now, waiting if health.waiting else 0)
-            )
-            for identity, health in healths.items()
-        }
+        served = self._served
+        waiting = sum(each.spool.stats().waiting for each in served.values())
+        return {identity: each.health(waiting) for identity, each in served.items()}
 
     def health(self) -> Health:
         """Return one health for all identities: sums, the worst figure, and each identity's own.

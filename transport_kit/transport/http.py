@@ -42,7 +42,7 @@ from transport_kit.transport.wire.compression import SMALLEST, codec
 from transport_kit.transport.wire.connections import ConnectionPool
 from transport_kit.transport.wire.exchange import ExchangeError, Response
 from transport_kit.transport.worker.client_reports import report_items
-from transport_kit.transport.worker.outcome import FlushReport, Outcome
+from transport_kit.transport.worker.outcome import FlushReport, Gate, Outcome
 from transport_kit.transport.worker.worker import BackgroundWorker
 
 __all__ = ["BaseHttpTransport", "HttpTransport"]
@@ -74,6 +74,9 @@ class BaseHttpTransport(Transport):
         dsn: The DSN to deliver to.
         options: The options of the transport.
         make_queue: Makes the queue, once per process; None makes a `MemoryQueue`.
+        on_answer: Called on a sender with each answer, or with the error in its place, before it has an
+            effect. Must neither block nor raise.
+        gate: Limits the rate of deliveries; None for no limit.
 
     Raises:
         OptionsError: An option needs something that is missing, such as a codec that is not installed.
@@ -85,6 +88,8 @@ class BaseHttpTransport(Transport):
         options: TransportOptions | None = None,
         *,
         make_queue: Callable[[], Queue] | None = None,
+        on_answer: Callable[[Response | ExchangeError], object] | None = None,
+        gate: Gate | None = None,
     ) -> None:
         super().__init__(options)
         encoder.announce()
@@ -93,6 +98,8 @@ class BaseHttpTransport(Transport):
             raise OptionsError("queue", "is made by make_transport, or given as make_queue")
         self._make_queue = make_queue or self._memory_queue
         self._has_old_hook = _is_old_hook(type(self)._request)
+        self._on_answer = on_answer
+        self._gate = gate
         self._codec = codec(self.options.compression, self.options.compression_level)
         self._url = dsn.envelope_url
         self._headers = {
@@ -111,7 +118,7 @@ class BaseHttpTransport(Transport):
             return self._deliver(state, sealed, within)
 
         queue = self._make_queue()
-        worker = BackgroundWorker(queue, deliver, self.options)
+        worker = BackgroundWorker(queue, deliver, self.options, gate=self._gate)
         state = TransportState(worker, self._make_pool(), queue, ServerState(self.dsn, self.options))
         return state
 
@@ -226,6 +233,11 @@ class BaseHttpTransport(Transport):
     def pending(self) -> int:
         return self._states.get().worker.pending
 
+    @property
+    def worker(self) -> BackgroundWorker:
+        """The worker of this process."""
+        return self._states.get().worker
+
     def end_of_process(self, deadline: float) -> int:
         return self._states.get().worker.end(deadline - time.monotonic())
 
@@ -278,7 +290,11 @@ class BaseHttpTransport(Transport):
         try:
             response = self._ask(state.pool, body, headers, timeout=within)
         except ExchangeError as error:
+            if self._on_answer is not None:
+                self._on_answer(error)
             return state.server.read_failure(error, sealed)
+        if self._on_answer is not None:
+            self._on_answer(response)
         return state.server.read(response, sealed)
 
     def _ask(self, pool: Any, body: bytes, headers: dict[str, str], *, timeout: float) -> Response:

@@ -21,7 +21,7 @@ from transport_kit.runtime.interrupts import let_through
 from transport_kit.runtime.lock import StateLock
 from transport_kit.runtime.log import log
 from transport_kit.transport.worker.books import Books
-from transport_kit.transport.worker.outcome import Deliver, Outcome, WorkerState
+from transport_kit.transport.worker.outcome import Deliver, Gate, Outcome, WorkerState
 from transport_kit.transport.worker.retry import Backoff, CircuitBreaker
 from transport_kit.transport.worker.senders import Senders
 
@@ -58,6 +58,7 @@ class Dispatcher:
         books: The worker's counts.
         clock: Returns monotonic seconds; the same clock as the queue's.
         draw: Returns a number in [0, 1) for the jitter.
+        gate: Limits the rate at which deliveries begin; None for no limit.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class Dispatcher:
         books: Books,
         clock: Callable[[], float],
         draw: Callable[[], float] = random.random,
+        *,
+        gate: Gate | None = None,
     ) -> None:
         self._queue = queue
         self._deliver = deliver
@@ -77,6 +80,7 @@ class Dispatcher:
         self._books = books
         self._clock = clock
         self._draw = draw
+        self._admission = gate
         self._backoff = Backoff(options.backoff_base, options.backoff_max)
         self.senders: Senders[_Task] = Senders(lock, options.max_senders, self)
         # Any thread reads and writes these four, but only while holding `lock`.
@@ -118,12 +122,18 @@ class Dispatcher:
                         continue
                 due = permitted and books.report_due(now)
                 patience = 0.0 if due or not permitted else books.until_due(now)
+                held = self._hold_seconds() if permitted else 0.0
+                if held > 0:
+                    patience = min(patience, held)
+                    if not due and not self._queue.shared:
+                        self._gate.wait(min(patience, LONGEST_PAUSE))
+                        continue
             try:
                 if due and self._queue.shared:
                     due = not self._leave_losses()
-                # Also while the breaker is open: a shared queue enforces its bounds and runs its election
-                # inside `claim`.
-                claims = self._queue.claim(1 if permitted else 0, patience)
+                # Also while the breaker or the gate holds: a shared queue enforces its bounds and runs its
+                # election inside `claim`.
+                claims = self._queue.claim(1 if permitted and held <= 0 else 0, patience)
                 if self._queue.shared:
                     self._take_losses()
             except Exception as error:
@@ -191,13 +201,22 @@ class Dispatcher:
     def _begin(self, claim: Claim) -> bool:
         """Begin an attempt; if the worker closed or the breaker opened, release the claim, return False."""
         with self._lock.rlock:
-            if self._may_begin_locked():
+            if self._is_admitted_locked() and self._may_begin_locked():
                 self._claims[claim.id] = claim
                 if self._queue.shared:
                     self._books.ledger.claim(claim.sealed.quantities)
                 return True
         self._queue.release([claim])
         return False
+
+    def _hold_seconds(self) -> float:
+        """Return the seconds for which the gate permits no claim; 0 or less for none."""
+        return 0.0 if self._admission is None else self._admission.wait()
+
+    def _is_admitted_locked(self) -> bool:
+        """Count a claim at the gate if it may begin otherwise; return False if it may not."""
+        gate = self._admission
+        return gate is None or (self.breaker.permits(self._clock()) and gate.admit())
 
     def _begin_report(self) -> bool:
         with self._lock.rlock:
@@ -278,7 +297,7 @@ class Dispatcher:
             if not self.breaker.permits(now):
                 return None
             due = not self._queue.shared and self._books.report_due(now)
-        claims = self._queue.claim(1, 0.0)
+        claims = self._queue.claim(1 if self._hold_seconds() <= 0 else 0, 0.0)
         if claims:
             return claims[0] if self._begin(claims[0]) else None
         return _Report.DUE if due and self._begin_report() else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 from transport_kit.envelope.losses import LossReason, Pairs
 from transport_kit.envelope.sealed import SealedEnvelope
@@ -19,7 +19,17 @@ from transport_kit.queues.protocol import QueueStats
 from transport_kit.transport.worker.ledger import LedgerSnapshot
 from transport_kit.transport.worker.retry import CircuitBreaker
 
-__all__ = ["Deliver", "FlushReport", "Outcome", "Ticket", "WorkerFacts", "WorkerState"]
+__all__ = ["Deliver", "FlushReport", "Gate", "Outcome", "Ticket", "WorkerFacts", "WorkerState"]
+
+
+class Gate(Protocol):
+    """Limits the rate at which a worker begins deliveries. Called on sender threads; must not block."""
+
+    def wait(self) -> float:
+        """Return the seconds until the next envelope may be claimed; 0 or less means now."""
+
+    def admit(self) -> bool:
+        """Count a claimed envelope; return False if it must go back into the queue."""
 
 
 class WorkerState(enum.IntEnum):

@@ -26,6 +26,7 @@ from transport_kit.transport.worker.dispatch import Dispatcher
 from transport_kit.transport.worker.outcome import (
     Deliver,
     FlushReport,
+    Gate,
     Ticket,
     WorkerFacts,
     WorkerState,
@@ -46,6 +47,7 @@ class BackgroundWorker:
         deliver: Called on a sender thread, without any lock held. If it raises, the envelope is discarded as
             `internal_sdk_error`, and the worker continues.
         options: Bounds and times.
+        gate: Limits the rate of deliveries; None for no limit.
         clock: Returns monotonic seconds; the same clock as the queue's.
         draw: Returns a number in [0, 1) for the jitter.
     """
@@ -56,6 +58,7 @@ class BackgroundWorker:
         deliver: Deliver,
         options: TransportOptions,
         *,
+        gate: Gate | None = None,
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
     ) -> None:
@@ -70,7 +73,9 @@ class BackgroundWorker:
         self._books = Books(self._lock, queue.shared, options, clock)
         if not queue.shared:
             self._lock.mend = self._mend_locked
-        self._dispatcher = Dispatcher(queue, deliver, options, self._lock, self._books, clock, draw)
+        self._dispatcher = Dispatcher(
+            queue, deliver, options, self._lock, self._books, clock, draw, gate=gate
+        )
         self._senders = self._dispatcher.senders
         # While the process is ending: the seconds that all further waits may take together; None before.
         # A capture then waits for its own delivery, as no thread may be left to deliver later.
