@@ -222,3 +222,19 @@ def test_discarded_sums_each_reason_over_its_categories() -> None:
         discarded_by_category={"queue_overflow": {"error": 2, "span": 3}, "send_error": {"error": 1}},
     )
     assert health.discarded == {"queue_overflow": 5, "send_error": 1}
+
+
+def test_healths_combine_into_sums_and_the_worst_figures() -> None:
+    """A forwarder shows one health for all that it serves."""
+    idle = healthy(breaker="closed", paced=2.0, delivered={"session": 1, "error": 1}, last_success_age=9.0)
+    combined = Health.combine([FULL, idle])
+    assert (combined.waiting, combined.claimed, combined.queue_capacity) == (3, 1, 100)
+    assert combined.delivered == {"error": 5, "session": 1}
+    assert combined.discarded_by_category == {"queue_overflow": {"error": 1, "log_item": 2}}
+    assert (combined.breaker, combined.next_probe_in, combined.paced) == ("open", 4.2, 2.0)
+    assert (combined.oldest_pending_age, combined.last_success_age) == (1.23456, 2.5)
+    assert (combined.last_drop_age, combined.worker_alive) == (3.0, True)
+    assert not Health.combine([FULL, healthy(worker_alive=False)]).worker_alive
+    nothing = Health.combine([])
+    assert (nothing.worker_alive, nothing.paced, nothing.delivered) == (None, None, {})
+    assert nothing.status == "pass"

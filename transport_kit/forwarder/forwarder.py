@@ -20,7 +20,6 @@ from typing import Any, Final
 
 from transport_kit.config.dsn import Dsn
 from transport_kit.config.options import TransportOptions
-from transport_kit.envelope.losses import Quantities
 from transport_kit.forwarder.pacing import REPLAY_INTERVAL, REPLAY_RUN, Pace, Rate
 from transport_kit.queues.spool import FileSpool
 from transport_kit.queues.spool.directory import identities_in, identity_of, open_directory, read_credentials
@@ -249,12 +248,8 @@ class Forwarder:
             left |= {name: each.why_left() for name, each in self._served.items() if not each.empty}
         served = self._served
         self._settle(served.values())
-        healths = [each.health() for each in served.values()]
-        return Summary(
-            _sum(health.delivered for health in healths),
-            _sum_by_reason(health.discarded_by_category for health in healths),
-            left,
-        )
+        combined = Health.combine(each.health() for each in served.values())
+        return Summary(combined.delivered, combined.discarded_by_category, left)
 
     def _has_waiting(self, identity: str) -> bool:
         """Return True if envelopes of an identity that is not served wait, or may wait."""
@@ -423,28 +418,11 @@ class Forwarder:
         for identity, each in healths.items():
             problems += [f"{identity}: {reason}" for reason in each.reasons]
         failing = healths and all(each.status == "fail" for each in healths.values())
-        values = healths.values()
-        return Health(
-            pid=os.getpid(),
+        combined = Health.combine(healths.values())
+        return dataclasses.replace(
+            combined,
             state="draining" if self._stops else "running",
             kind=type(self).__name__,
-            worker_alive=all(each.worker_alive for each in values) if healths else None,
-            senders=sum(each.senders for each in values),
-            waiting=sum(each.waiting for each in values),
-            claimed=sum(each.claimed for each in values),
-            queue_capacity=sum(each.queue_capacity for each in values),
-            queue_bytes=sum(each.queue_bytes for each in values),
-            queue_bytes_capacity=sum(each.queue_bytes_capacity for each in values),
-            oldest_pending_age=max(_known(each.oldest_pending_age for each in values), default=None),
-            last_success_age=min(_known(each.last_success_age for each in values), default=None),
-            breaker="closed" if all(each.breaker == "closed" for each in values) else "open",
-            next_probe_in=min(_known(each.next_probe_in for each in values), default=None),
-            paced=max(_known(each.paced for each in values), default=None),
-            captured=_sum(each.captured for each in values),
-            delivered=_sum(each.delivered for each in values),
-            discarded_by_category=_sum_by_reason(each.discarded_by_category for each in values),
-            pending=_sum(each.pending for each in values),
-            last_drop_age=min(_known(each.last_drop_age for each in values), default=None),
             spool={
                 "path": self.path,
                 "identities": {identity: each.spool for identity, each in healths.items()},
@@ -464,19 +442,3 @@ class ForwarderView(Transport):
 
     def health(self) -> Health:
         return self._forwarder.health()
-
-
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
-def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    return Quantities.sum([Quantities(each.items()) for each in counts]).by_category
-
-
-def _sum_by_reason(counts: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
-    parts: dict[str, list[Mapping[str, int]]] = {}
-    for by_reason in counts:
-        for reason, by_category in by_reason.items():
-            parts.setdefault(reason, []).append(by_category)
-    return {reason: _sum(each) for reason, each in parts.items()}

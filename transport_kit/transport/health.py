@@ -8,10 +8,12 @@ Source: docs/operations.md, Health; the format of `application/health+json` (dra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from transport_kit.envelope.losses import Quantities
 from transport_kit.transport.answers import ServerFacts
 from transport_kit.transport.worker.outcome import WorkerFacts
 
@@ -145,6 +147,38 @@ class Health:
             spool=spool,
             problem=server.problem or problem,
             option_problems=option_problems,
+        )
+
+    @classmethod
+    def combine(cls, healths: Iterable[Health]) -> Health:
+        """Return one health for several transports of this process: sums, and the worst of other figures.
+
+        `spool`, `problem`, `limits` and the last error are left out: the caller knows whose they are. Without
+        any health the result has no worker and no figures.
+        """
+        parts = list(healths)
+        alive = [part.worker_alive for part in parts]
+        return cls(
+            pid=os.getpid(),
+            state="running",
+            kind=cls.__name__,
+            worker_alive=all(alive) if alive else None,
+            senders=sum(part.senders for part in parts),
+            waiting=sum(part.waiting for part in parts),
+            claimed=sum(part.claimed for part in parts),
+            queue_capacity=sum(part.queue_capacity for part in parts),
+            queue_bytes=sum(part.queue_bytes for part in parts),
+            queue_bytes_capacity=sum(part.queue_bytes_capacity for part in parts),
+            oldest_pending_age=_known(max, (part.oldest_pending_age for part in parts)),
+            last_success_age=_known(min, (part.last_success_age for part in parts)),
+            breaker="closed" if all(part.breaker == "closed" for part in parts) else "open",
+            next_probe_in=_known(min, (part.next_probe_in for part in parts)),
+            paced=_known(max, (part.paced for part in parts)),
+            captured=_sum(part.captured for part in parts),
+            delivered=_sum(part.delivered for part in parts),
+            discarded_by_category=_sum_by_reason(part.discarded_by_category for part in parts),
+            pending=_sum(part.pending for part in parts),
+            last_drop_age=_known(min, (part.last_drop_age for part in parts)),
         )
 
     @property
@@ -314,6 +348,23 @@ class Health:
                 f"discarded: {reason} {category} {quantity}" for category, quantity in sorted(totals.items())
             ]
         return "\n".join(lines) + "\n"
+
+
+def _known(choose: Callable[[Iterable[float]], float], values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return choose(known) if known else None
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    return Quantities.sum([Quantities(each.items()) for each in counts]).by_category
+
+
+def _sum_by_reason(counts: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    parts: dict[str, list[Mapping[str, int]]] = {}
+    for by_reason in counts:
+        for reason, by_category in by_reason.items():
+            parts.setdefault(reason, []).append(by_category)
+    return {reason: _sum(each) for reason, each in parts.items()}
 
 
 def _measure(value: float | None, unit: str, capacity: int | None = None) -> dict[str, Any]:
