@@ -3,8 +3,8 @@
 Owns what `send` and `check` share. The transport is of the kind that apps use, but tries once and records the
 answer.
 
-Threads: a command runs on the main thread, `_request` on the transport's sender. The main thread reads what
-`_request` recorded after `flush` has reported the envelope settled, or has given up on it.
+Threads: a command runs on the main thread, and the transport's sender records answers. The main thread reads
+them after `flush` has reported the envelope settled, or has given up on it.
 """
 
 from __future__ import annotations
@@ -285,20 +285,11 @@ class OneShot(HttpTransport):
         self.outcomes: list[Response | ExchangeError] = []
         self.route = proxy_for(dsn, options)
         self.proxy = proxy_address(self.route)
-        super().__init__(dsn, options)
+        super().__init__(dsn, options, on_answer=self.outcomes.append)
 
     def _make_pool(self) -> ConnectionPool:
         self.pool = OpeningPool(self.dsn.envelope_url, self.options)
         return self.pool
-
-    def _request(self, pool: Any, body: Any, headers: Any, *old: Any, timeout: float) -> Response:
-        try:
-            response = super()._request(pool, body, headers, *old, timeout=timeout)
-        except ExchangeError as error:
-            self.outcomes.append(error)
-            raise
-        self.outcomes.append(response)
-        return response
 
     def deliver(self, envelope: Envelope, timeout: float) -> Attempt:
         """Send the envelope and wait up to `timeout` seconds for the result."""
