@@ -147,7 +147,7 @@ def test_each_mistake_is_one_line_that_names_it_and_no_key(
     [
         ("MAX_SENDERS", "many", "must be a whole number; its default, 8, is used"),
         ("COMPRESSION_LEVEL", "22", "must be from 0 to 9 for gzip, not 22; its default, none, is used"),
-        ("RETRY_STATUSES", "200", "may hold 408"),
+        ("RETRY_STATUSES", "200", "may hold 407, 408, 421, 425 and 500 to 599, not 200"),
         ("SPOOL_DURABILITY", "disk", "must be one of process, host; host, the stronger one, is used"),
     ],
 )

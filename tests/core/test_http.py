@@ -460,7 +460,7 @@ def test_a_capture_survives_a_handler_that_raises(make: Callable[..., Scripted])
         (412, ""),
         (413, " (it is too large for this server)"),
         (414, ""),
-        (599, ""),
+        (510, ""),
     ],
 )
 def test_a_refusal_is_logged_with_what_to_check(

@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,7 +75,7 @@ def test_a_redirect_is_not_followed(
     assert server.key not in line
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 408, 413, 422, 500, 501])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 413, 422, 501, 505, 510])
 def test_a_refusal_is_final(
     status: int, server: FaultServer, transport: HttpTransport, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -97,7 +98,9 @@ def test_a_refusal_is_final(
     assert len([request for request in server.requests if request.event_id is not None]) == 2
 
 
-@pytest.mark.parametrize("status", [502, 503, 504])
+@pytest.mark.parametrize(
+    "status", [408, 425, 502, 503, 504, 507, 508, 520, 521, 522, 523, 524, 525, 526, 529, 599]
+)
 def test_an_outage_behind_a_load_balancer_loses_nothing(
     status: int, server: FaultServer, transport: HttpTransport, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -115,10 +118,73 @@ def test_an_outage_behind_a_load_balancer_loses_nothing(
     assert lines(caplog)[-1] == "deliveries work again"
 
 
-def test_the_strict_rule_makes_any_answer_final(server: FaultServer) -> None:
+def test_a_500_is_repeated_and_may_be_an_outage(server: FaultServer, transport: HttpTransport) -> None:
+    """A real server answered 500 while its database was locked, and took the envelope a moment later."""
+    server.answer(500, body=b"database is locked", times=4)
+    assert transport.capture_event({"message": "x"})
+    assert transport.flush().ok
+    assert transport.health().delivered == {"error": 1}
+    assert transport.health().discarded_by_category == {}
+
+
+def test_an_envelope_is_given_up_after_five_answers_of_500(
+    server: FaultServer, transport: HttpTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The fifth 500 to one envelope means that the server can't stand it; the next one is delivered."""
+    server.answer(500, body=b"no such column", times=5)
+    assert transport.capture_event({"message": "poison"})
+    assert transport.flush().ok
+    assert transport.health().discarded_by_category == {"send_error": {"error": 1}}
+    assert transport.health().breaker == "closed"
+    assert transport.capture_event({"message": "next"})
+    assert transport.flush().ok
+    assert transport.health().delivered == {"error": 1}
+    (line,) = [line for line in lines(caplog) if "500" in line]
+    assert line == "the server answered 500; the delivery is repeated later, at most 4 times: no such column"
+
+
+def test_the_five_answers_of_500_are_counted_across_restarts_of_a_spool(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    """An envelope that the server can't stand must not be tried five times by each process."""
+    queue = f"file://{tmp_path}/spool"
+    server.answer(500, times=3)
+    server.fault("reset")
+    with transport_to(server, queue=queue, shutdown_timeout=0) as transport:
+        assert transport.capture_event({"message": "poison"})
+        assert server.wait_for_requests(4, SOON)
+    server.answer(500)
+    with transport_to(server, queue=queue) as transport:
+        transport.start()
+        assert until(lambda: transport.health().discarded_by_category == {"send_error": {"error": 1}})
+        server.answer(200)
+    faults = [request for request in server.requests if request.status == 500 and request.event_id]
+    assert len(faults) == 5
+    (letter,) = (tmp_path / "spool").rglob("dead/*.json")
+    assert json.loads(letter.read_text())["reason"] == "send_error"
+
+
+@pytest.mark.parametrize("made", [Envelope().add_session({"sid": "1"}), Envelope().add_log([{"body": "x"}])])
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(500, "send_error"), (504, "network_error"), (520, "network_error"), (524, "network_error")],
+)
+def test_an_answer_that_leaves_open_whether_it_was_stored_repeats_no_session(
+    status: int, reason: str, made: Envelope, server: FaultServer, transport: HttpTransport
+) -> None:
+    """Servers recognise a repeated event by its id; a repeated session or log would count twice."""
+    server.answer(status, times=1)
+    assert transport.capture_envelope(made)
+    assert transport.flush().ok
+    assert list(transport.health().discarded_by_category) == [reason]
+    assert transport.health().delivered == {}
+
+
+@pytest.mark.parametrize("status", [408, 421, 425, 500, 503, 507, 520])
+def test_the_strict_rule_makes_any_answer_final(status: int, server: FaultServer) -> None:
     """`retry_statuses=()` is for servers that count attempts."""
     with transport_to(server, retry_statuses=()) as transport:
-        server.answer(503)
+        server.answer(status)
         assert transport.capture_event({"message": "x"})
         assert transport.flush().ok
     assert transport.health().discarded_by_category["send_error"] == {"error": 1}
@@ -212,13 +278,13 @@ def test_a_401_is_a_failure_until_the_server_accepts_something(
 ) -> None:
     """A wrong key needs a person; a key that works again needs nobody."""
     server.answer(403, times=1)
-    server.answer(500, times=1)
+    server.answer(501, times=1)
     transport.capture_event({"message": "refused"})
     transport.flush()
     health = transport.health()
     assert health.status == "fail"
     assert health.problem == "the server refuses this DSN's key (403)"
-    transport.capture_event({"message": "a 500 in between proves nothing"})
+    transport.capture_event({"message": "a 501 in between proves nothing"})
     transport.flush()
     assert transport.health().status == "fail"
     transport.capture_event({"message": "accepted"})

@@ -48,7 +48,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert options.max_senders == 8
     assert options.shutdown_timeout == 2.0
     assert options.retry_window == 3600.0
-    assert options.retry_statuses == (502, 503, 504)
+    errors = set(range(500, 600)) - {501, 505, 510}
+    assert options.retry_statuses == (407, 408, 421, 425, *sorted(errors))
     assert options.compression == "gzip"
     assert ReporterOptions().environment == "production"
     assert ReporterOptions().send_default_pii is False
@@ -96,7 +97,11 @@ def test_every_option_is_described_with_its_name(cls: type[Any]) -> None:
         ("retry_statuses", 503, "must be a list of HTTP statuses, not int"),
         ("retry_statuses", ["503"], "must hold whole numbers only"),
         ("retry_statuses", [True], "must hold whole numbers only"),
-        ("retry_statuses", [429], "may hold 408 and 500 to 599, not 429; a 429 is never retried"),
+        (
+            "retry_statuses",
+            [429],
+            "may hold 407, 408, 421, 425 and 500 to 599, not 429; a 429 is never retried",
+        ),
         ("ca_certs", "", "must not be empty; leave it out instead"),
         ("ca_certs", 7, "must be text, not int"),
         ("ca_certs", "a\0b", "must not contain control characters"),
@@ -144,7 +149,7 @@ def test_a_wrong_value_is_refused_with_what_would_be_right(name: str, value: obj
         ("shutdown_timeout", 0, 0.0),
         ("retry_statuses", [504, 502, 504], (502, 504)),
         ("retry_statuses", (), ()),
-        ("retry_statuses", {408, 599}, (408, 599)),
+        ("retry_statuses", {425, 599, 407, 408, 421}, (407, 408, 421, 425, 599)),
         ("ca_certs", Path("ca.pem"), "ca.pem"),
         ("compression_level", 0, 0),
         ("proxy_headers", {"B": "2", "A": "1"}, (("A", "1"), ("B", "2"))),
@@ -291,7 +296,7 @@ def test_the_process_environment_is_read_by_default(monkeypatch: pytest.MonkeyPa
         ("SHUTDOWN_TIMEOUT", "nan", "must be from 0 to 3600 seconds, not nan"),
         ("KEEP_ALIVE", "maybe", "must be one of 1, true, yes, on, 0, false, no, off"),
         ("RETRY_STATUSES", "5xx", "must be statuses separated by commas"),
-        ("RETRY_STATUSES", "429", "may hold 408 and 500 to 599, not 429"),
+        ("RETRY_STATUSES", "429", "may hold 407, 408, 421, 425 and 500 to 599, not 429"),
         ("PROXY_HEADERS", "Proxy-Authorization", "must be name=value pairs separated by commas"),
         ("PROXY", "", "must not be empty; leave it out instead"),
         ("BEFORE_SEND", "module.function", "can't be set from the environment"),

@@ -12,7 +12,7 @@ import pytest
 
 from tests.core.spool_support import drained, event, ids, log_entry, record
 from transport_kit import Dsn
-from transport_kit.envelope.losses import Quantities
+from transport_kit.envelope.losses import LossReason, Quantities
 from transport_kit.queues.spool import FileSpool, identity_of
 from transport_kit.queues.spool.acklog import ack_name
 from transport_kit.queues.spool.inspection import Flaw, Inspection, Letter, SegmentFacts, Waiting
@@ -303,6 +303,18 @@ def test_a_dead_letter_without_an_event_id_is_listed_and_readable(path: str) -> 
         assert inspection.read_letter(letter).serialize() == log_entry(9).serialize()
         assert inspection.remove_letter(letter)
         assert inspection.letters() == []
+
+
+def test_an_envelope_that_a_worker_gives_up_becomes_a_dead_letter(path: str) -> None:
+    """The worker passes the reason as a member of an enum, which strict JSON does not contain."""
+    queue = FileSpool(path, IDENTITY)
+    for claim in queue.claim(9, 0.0):
+        queue.bury(claim, LossReason.INTERNAL_SDK_ERROR)
+    queue.close()
+    with Inspection(path, IDENTITY) as inspection:
+        letters = inspection.letters()
+        assert letters
+        assert {letter.reason for letter in letters} == {"internal_sdk_error"}
 
 
 def test_a_file_that_is_not_ours_and_one_of_a_later_version_are_left_alone(path: str) -> None:

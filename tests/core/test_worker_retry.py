@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -394,3 +395,67 @@ def test_what_was_left_out_of_a_refused_envelope_has_its_own_reason() -> None:
         discarded = worker.facts().totals.discarded
         assert discarded["send_error"] == {"transaction": 1}
         assert {category: n for category, n in discarded["ratelimit_backoff"].items() if n} == {"span": 3}
+
+
+FAULT = Outcome(LossReason.SEND_ERROR, again=True, server_fault=True, refusal=500)
+
+
+def failing_for(failing: set[bytes]) -> tuple[Callable[[SealedEnvelope | None, float], Outcome], list[bytes]]:
+    """Return a deliverer that gets a 500 for envelopes with these words, and the words of each attempt."""
+    attempts: list[bytes] = []
+
+    def deliver(sealed: SealedEnvelope | None, within: float) -> Outcome:
+        if sealed is None:
+            return Outcome()
+        word = next((word for word in (b"one", b"two", b"three") if word in sealed.serialize()), b"")
+        attempts.append(word)
+        return FAULT if word in failing else Outcome()
+
+    return deliver, attempts
+
+
+def test_a_500_delays_its_envelope_alone() -> None:
+    """Five failures of one envelope say nothing about the server: the breaker stays closed for the others."""
+    deliver, attempts = failing_for({b"one"})
+    states: set[str] = set()
+    with running(deliver, quick(max_senders=1)) as worker:
+        worker.submit(event("one"))
+        while worker.pending:
+            states.add(worker.facts().breaker.state)
+        assert states == {"closed"}
+        assert attempts == [b"one"] * 5
+        assert worker.facts().totals.discarded == {"send_error": {"error": 1}}
+
+
+def test_500s_for_two_envelopes_in_turn_leave_the_breaker_closed() -> None:
+    """Two bad envelopes are not three different ones, however often they are tried."""
+    deliver, attempts = failing_for({b"one", b"two"})
+    with running(deliver, quick(max_senders=1)) as worker:
+        worker.submit(event("one"))
+        worker.submit(event("two"))
+        assert worker.flush(SOON).ok
+        assert worker.facts().breaker.state == "closed"
+        assert Counter(attempts) == {b"one": 5, b"two": 5}
+
+
+def test_500s_for_three_envelopes_in_a_row_open_the_breaker() -> None:
+    """That is an outage: the queue must not be emptied into it, five attempts an envelope."""
+    deliver, attempts = failing_for({b"one", b"two", b"three"})
+    with running(deliver, quick(max_senders=1, backoff_base=60.0, backoff_max=60.0)) as worker:
+        for word in ("one", "two", "three", "four"):
+            worker.submit(event(word))
+        assert until(lambda: worker.facts().breaker.state == "open")
+        assert Counter(attempts) == {b"one": 1, b"two": 1, b"three": 1}
+        assert worker.pending == 4
+
+
+def test_an_answer_between_500s_ends_the_row() -> None:
+    """A server that takes every other envelope works: the others may wait for their turn."""
+    script = [FAULT, Outcome(), FAULT, Outcome(LossReason.SEND_ERROR), FAULT, Outcome(), FAULT]
+    deliverer = Deliverer(*script)
+    with running(deliverer, quick(max_senders=1, backoff_base=60.0, backoff_max=60.0)) as worker:
+        for _ in script:
+            worker.submit(event())
+        assert deliverer.wait_done(len(script))
+        assert until(lambda: worker.pending == 4)
+        assert worker.facts().breaker.state == "closed"

@@ -301,13 +301,16 @@ class Status:
 
     @property
     def bounds(self) -> str:
-        return "408, 500 to 599"
+        return "407, 408, 421, 425, 500 to 599"
 
     def check(self, member: object) -> None:
         if isinstance(member, bool) or not isinstance(member, int):
             raise ValueError("must hold whole numbers only")
-        if member != 408 and not 500 <= member <= 599:
-            raise ValueError(f"may hold 408 and 500 to 599, not {_printable(member)}; a 429 is never retried")
+        if member not in (407, 408, 421, 425) and not 500 <= member <= 599:
+            raise ValueError(
+                "may hold 407, 408, 421, 425 and 500 to 599, "
+                f"not {_printable(member)}; a 429 is never retried"
+            )
 
     def parse(self, word: str) -> object:
         try:

@@ -29,6 +29,7 @@ __all__ = [
     "OptionProblem",
     "ReporterOptions",
     "resolve",
+    "shown_default",
     "TransportOptions",
 ]
 
@@ -88,13 +89,29 @@ class OptionProblem:
 
 
 def _option(
-    default: Any, kind: fields.FieldKind, *, secret: bool = False, substitute: Substitute | None = None
+    default: Any,
+    kind: fields.FieldKind,
+    *,
+    secret: bool = False,
+    substitute: Substitute | None = None,
+    shown: str | None = None,
 ) -> Any:
     """Return a field whose value `kind` checks. A secret one is left out of the repr.
 
-    Without a `substitute` the default is used for a value that can't be used.
+    Without a `substitute` the default is used for a value that can't be used. `shown` is a short form of the
+    default for the documentation.
     """
-    return field(default=default, repr=not secret, metadata={"kind": kind, "substitute": substitute})
+    metadata = {"kind": kind, "substitute": substitute, "shown": shown}
+    return field(default=default, repr=not secret, metadata=metadata)
+
+
+def shown_default(option: dataclasses.Field[Any]) -> str:
+    """Return the default as the documentation shows it; `none` and `empty` for None and an empty tuple."""
+    shown: str | None = option.metadata["shown"]
+    if shown is not None:
+        return shown
+    default: Any = option.default
+    return "none" if default is None else "empty" if default == () else str(default)
 
 
 def field_kind(option: dataclasses.Field[Any]) -> fields.FieldKind:
@@ -108,8 +125,7 @@ def field_substitute(option: dataclasses.Field[Any]) -> Substitute:
     substitute: Substitute | None = option.metadata["substitute"]
     if substitute is not None:
         return substitute
-    default: Any = option.default
-    return Substitute(default, f"its default, {'none' if default is None else default or 'empty'}, is used")
+    return Substitute(option.default, f"its default, {shown_default(option)}, is used")
 
 
 def _drop_event(event: dict[str, Any], hint: dict[str, Any]) -> None:
@@ -185,8 +201,9 @@ class TransportOptions(_Options):
         connect_timeout: Seconds to open a connection: name, all addresses, proxy and TLS together.
         request_timeout: Seconds from the first byte sent to the last byte of the answer.
         retry_window: Seconds for which an envelope is retried before it is dropped and counted.
-        retry_statuses: HTTP statuses after which an envelope is kept and retried. With `()`
-            every answer is final.
+        retry_statuses: HTTP statuses after which an envelope is kept and retried: after a 500 at most 4
+            times, and after 500, 504, 520 or 524 only if the server recognises a repeat. With `()` every
+            answer is final.
         backoff_base: Seconds; the first delay is drawn from 0 to this, doubling per failure.
         backoff_max: Seconds; no delay exceeds it.
         compression: `gzip`, `isal` (gzip made by the package isal), `br`, `zstd` or `none`.
@@ -233,7 +250,11 @@ class TransportOptions(_Options):
     connect_timeout: float = _option(5.0, fields.Number(0.001, 300, "seconds"))
     request_timeout: float = _option(30.0, fields.Number(0.001, 3600, "seconds"))
     retry_window: float = _option(3600.0, fields.Number(0, 30 * 86400, "seconds"))
-    retry_statuses: tuple[int, ...] = _option((502, 503, 504), fields.ListOf(fields.Status(), ordered=True))
+    retry_statuses: tuple[int, ...] = _option(
+        (407, 408, 421, 425, *(status for status in range(500, 600) if status not in (501, 505, 510))),
+        fields.ListOf(fields.Status(), ordered=True),
+        shown="407, 408, 421, 425, 5xx but 501, 505, 510",
+    )
     backoff_base: float = _option(0.5, fields.Number(0.001, 3600, "seconds"))
     backoff_max: float = _option(60.0, fields.Number(0.001, 86400, "seconds"))
     compression: str = _option("gzip", fields.Choice(("gzip", "isal", "br", "zstd", "none")))

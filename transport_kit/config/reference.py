@@ -21,6 +21,7 @@ from transport_kit.config.options import (
     TransportOptions,
     field_kind,
     field_substitute,
+    shown_default,
 )
 
 __all__ = ["GROUPS", "OptionDescription", "describe", "markdown_table", "meaning", "substitutes_table"]
@@ -80,7 +81,7 @@ def describe(options: type[Any]) -> list[OptionDescription]:
                 variable=ENV_PREFIX + field.name.upper(),
                 type_name=kind.type_name,
                 bounds=kind.bounds,
-                default=_default(field.default),
+                default=shown_default(field),
                 secret=not field.repr,
                 meaning=meanings[field.name],
                 substitute=field_substitute(field).words,
@@ -121,7 +122,3 @@ def substitutes_table(descriptions: Sequence[OptionDescription]) -> str:
         if not option.substitute.startswith("its default")
     ]
     return "\n".join(rows)
-
-
-def _default(value: object) -> str:
-    return "none" if value is None else "empty" if value == () else str(value)

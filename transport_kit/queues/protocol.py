@@ -29,12 +29,14 @@ class Claim:
         sealed: The envelope to deliver; may be compressed, see `SealedEnvelope.packed`.
         attempts: Deliveries begun before this claim.
         put_at: Monotonic seconds at which it was accepted.
+        faults: Answers with a status of 500; the worker increments it, and `release` keeps it.
     """
 
     id: int
     sealed: SealedEnvelope
     attempts: int = 0
     put_at: float = 0.0
+    faults: int = 0
 
 
 class Put(NamedTuple):

@@ -24,6 +24,7 @@ from transport_kit.runtime.log import log
 from transport_kit.transport.wire.exchange import ExchangeError, Response
 from transport_kit.transport.worker.limits import RateLimits, retry_after_seconds
 from transport_kit.transport.worker.outcome import Outcome
+from transport_kit.transport.worker.refusals import FAULT, MAX_FAULTS
 
 __all__ = ["ServerFacts", "ServerState", "Verdict", "verdict_of"]
 
@@ -45,6 +46,10 @@ class Verdict(enum.Enum):
     ACCEPTED = enum.auto()
     #: Kept and retried: the server, or something before it, can't take the envelope now.
     RETRIED = enum.auto()
+    #: As after a timeout, the server may have the envelope: retried only if it recognises a repeat.
+    AMBIGUOUS = enum.auto()
+    #: A fault of the server that may be caused by this envelope: retried a few times if repeatable.
+    FAULT = enum.auto()
     #: Discarded, and the server has counted the loss.
     LIMITED = enum.auto()
     #: Discarded: the server refuses the DSN's key.
@@ -55,8 +60,14 @@ class Verdict(enum.Enum):
     FINAL = enum.auto()
 
 
-#: The statuses that have a verdict of their own.
-_OWN_VERDICTS = {429: Verdict.LIMITED, 401: Verdict.KEY_REFUSED, 403: Verdict.KEY_REFUSED}
+#: Verdicts of statuses that are in `retry_statuses`, and of those that are not; otherwise RETRIED and FINAL.
+_IF_RETRIED = {
+    FAULT: Verdict.FAULT,
+    504: Verdict.AMBIGUOUS,
+    520: Verdict.AMBIGUOUS,  # a CDN got an unreadable answer
+    524: Verdict.AMBIGUOUS,  # a CDN got no answer in time
+}
+_IF_FINAL = {429: Verdict.LIMITED, 401: Verdict.KEY_REFUSED, 403: Verdict.KEY_REFUSED}
 
 
 def verdict_of(status: int, retried: Collection[int]) -> Verdict:
@@ -70,7 +81,9 @@ def verdict_of(status: int, retried: Collection[int]) -> Verdict:
         return Verdict.ACCEPTED
     if status < 400:
         return Verdict.REDIRECT
-    return Verdict.RETRIED if status in retried else _OWN_VERDICTS.get(status, Verdict.FINAL)
+    if status in retried:
+        return _IF_RETRIED.get(status, Verdict.RETRIED)
+    return _IF_FINAL.get(status, Verdict.FINAL)
 
 
 class ServerFacts(NamedTuple):
@@ -149,8 +162,15 @@ class ServerState:
             if recovered:
                 log.info("deliveries work again")
             return Outcome()
-        self._log(response, verdict)
-        if verdict is Verdict.RETRIED:
+        again = verdict is Verdict.RETRIED or (
+            verdict in (Verdict.AMBIGUOUS, Verdict.FAULT) and sealed.repeatable
+        )
+        self._log(response, verdict, again)
+        if verdict is Verdict.FAULT:
+            return Outcome(LossReason.SEND_ERROR, again, server_fault=True, refusal=response.status)
+        if verdict is Verdict.AMBIGUOUS and not again:
+            return Outcome(LossReason.NETWORK_ERROR, answered=False, server_fault=True)
+        if again:
             pause = retry_after_seconds(response.headers, wall=time.time()) or 0.0
             pause = min(pause, self._options.retry_window)
             return Outcome.retry(LossReason.SEND_ERROR, not_before=now + pause)
@@ -166,7 +186,7 @@ class ServerState:
                 # `Retry-After` with a status that is retried is a pause, not a rate limit: a limit would
                 # discard waiting envelopes, and load balancers announce outages this way. Only the other
                 # header counts then, as with a 200.
-                counted = 200 if verdict is Verdict.RETRIED else status
+                counted = 200 if status in self._options.retry_statuses else status
                 self.limits = self.limits.updated(counted, headers, now)
             if verdict is Verdict.ACCEPTED:
                 recovered = bool(self._logged)
@@ -181,9 +201,17 @@ class ServerState:
 
     # -- log lines -------------------------------------------------------------------------------------
 
-    def _log(self, response: Response, verdict: Verdict) -> None:
+    def _log(self, response: Response, verdict: Verdict, again: bool) -> None:
         status = response.status
-        if verdict is Verdict.RETRIED:
+        if again and verdict is Verdict.FAULT:
+            self._warn_once(
+                status,
+                "the server answered %d; the delivery is repeated later, at most %d times: %s",
+                status,
+                MAX_FAULTS - 1,
+                self._excerpt(response.body),
+            )
+        elif again:
             self._warn_once(status, "the server answered %d; the delivery is repeated later", status)
         elif verdict is Verdict.LIMITED:
             self._warn_once(status, "the server answered 429; limited categories are dropped meanwhile")
@@ -195,8 +223,10 @@ class ServerState:
                 self._excerpt(response.headers.get("location", "").encode()),
             )
         else:
+            # An own line if others with this status are repeated.
+            key = f"{status}, discarded" if verdict in (Verdict.AMBIGUOUS, Verdict.FAULT) else status
             self._warn_once(
-                status,
+                key,
                 "the server answered %d%s and the envelope was discarded: %s",
                 status,
                 _ADVICE.get(status, ""),

@@ -34,6 +34,8 @@ class Op(IntEnum):
     RELEASE = 3
     ACK = 4
     BURY = 5
+    #: The server answered 500 to the last attempt.
+    FAULT = 6
 
 
 @dataclass(slots=True)
@@ -45,12 +47,14 @@ class Progress:
         settled: True if the record is delivered, discarded or buried.
         open: True if the log contains no end of the last attempt: it is under way, or the drainer died.
         deaths: Drainers that died in a row while they attempted this record and no other.
+        faults: Answers with a status of 500.
     """
 
     attempts: int = 0
     settled: bool = False
     open: bool = False
     deaths: int = 0
+    faults: int = 0
 
 
 def ack_name(name: SegmentName) -> str:
@@ -93,6 +97,8 @@ def read_progress(data: bytes, salt: bytes) -> dict[int, Progress]:
         elif op == Op.RELEASE:
             progress.open = False
             progress.deaths = 0
+        elif op == Op.FAULT:
+            progress.faults += 1
         elif op in (Op.ACK, Op.BURY):
             progress.settled = True
         (alone.add if op == Op.ALONE else alone.discard)(offset)

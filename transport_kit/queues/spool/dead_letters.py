@@ -53,7 +53,7 @@ def bury(
     name = event_id if is_valid else system.random(16).hex()
     facts = {
         "event_id": event_id,
-        "reason": reason,
+        "reason": str(reason),
         "attempts": attempts,
         "created_ms": created_ms,
         "buried_ms": buried_ms,

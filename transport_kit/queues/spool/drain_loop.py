@@ -217,6 +217,7 @@ class DrainLoop:
                 entry.sealed,
                 entry.attempts - 1,
                 now - max(0.0, wall - entry.created_ms / 1000),
+                entry.faults,
             )
             for entry in entries
             if entry.sealed is not None

@@ -305,6 +305,7 @@ class Drainer:
             progress.attempts,
             progress.deaths,
             sealed=sealed,
+            faults=progress.faults,
         )
         segment.entries[part.offset] = entry
         if part.created_ms < self.oldest_ms:
@@ -369,13 +370,22 @@ class Drainer:
         if entry is not None:
             self._settle(entry, Op.ACK)
 
-    def release(self, id: int, not_before: float) -> None:
-        """Return an entry, to be claimed again; this process survived the attempt, so it is no suspect."""
+    def release(self, id: int, not_before: float, faults: int = 0) -> None:
+        """Return an entry, to be claimed again; this process survived the attempt, so it is no suspect.
+
+        Args:
+            id: The claim.
+            not_before: Monotonic seconds.
+            faults: See `Claim`.
+        """
         entry = self.claimed.pop(id, None)
         if entry is None:
             return
         entry.claimed = entry.alone = False
         entry.sealed = None
+        if faults > entry.faults:
+            entry.faults = faults
+            entry.segment.log(Op.FAULT, entry.offset)
         entry.segment.log(Op.RELEASE, entry.offset)
         self._delay(entry, not_before)
 

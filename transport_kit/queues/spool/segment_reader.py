@@ -56,6 +56,7 @@ class Entry:
         alone: True if it is claimed only while no other entry is.
         claimed: True while a sender has it.
         sealed: The envelope; None while it waits for a retry, when it is read again.
+        faults: Answers with a status of 500.
     """
 
     segment: SegmentReader
@@ -70,6 +71,7 @@ class Entry:
     alone: bool = False
     claimed: bool = False
     sealed: SealedEnvelope | None = None
+    faults: int = 0
 
 
 class SegmentReader:

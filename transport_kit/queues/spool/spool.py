@@ -345,7 +345,7 @@ class FileSpool:
         claims = self._drain_loop.look(state, limit, now)
         if len(claims) < limit:
             for inner in state.memory.claim(limit - len(claims), 0.0):
-                claim = Claim(next(state.ids), inner.sealed, inner.attempts, inner.put_at)
+                claim = Claim(next(state.ids), inner.sealed, inner.attempts, inner.put_at, inner.faults)
                 state.from_memory[claim.id] = inner
                 claims.append(claim)
         return claims
@@ -404,9 +404,10 @@ class FileSpool:
             for claim in returned:
                 inner = state.from_memory.pop(claim.id, None)
                 if inner is not None:
+                    inner.faults = claim.faults
                     state.memory.release([inner], not_before)
                 elif drainer is not None:
-                    drainer.release(claim.id, not_before)
+                    drainer.release(claim.id, not_before, claim.faults)
 
         self._settle(act)
 

@@ -22,6 +22,7 @@ from transport_kit.runtime.lock import StateLock
 from transport_kit.runtime.log import log
 from transport_kit.transport.worker.books import Books
 from transport_kit.transport.worker.outcome import Deliver, Gate, Outcome, WorkerState
+from transport_kit.transport.worker.refusals import FAULT, Refusals
 from transport_kit.transport.worker.retry import Backoff, CircuitBreaker
 from transport_kit.transport.worker.senders import Senders
 
@@ -83,10 +84,11 @@ class Dispatcher:
         self._admission = gate
         self._backoff = Backoff(options.backoff_base, options.backoff_max)
         self.senders: Senders[_Task] = Senders(lock, options.max_senders, self)
-        # Any thread reads and writes these four, but only while holding `lock`.
+        # Any thread reads and writes these five, but only while holding `lock`.
         self.breaker = CircuitBreaker(self._backoff)
         # Notified when the breaker changes, when a caller wants an early retry, and when the worker closes.
         self._gate = threading.Condition(lock.rlock)
+        self._refusals = Refusals()
         # The claims being delivered, by id. A claim is settled by whichever thread removes it.
         self._claims: dict[int, Claim] = {}
         self._last_early_retry = float("-inf")
@@ -316,6 +318,7 @@ class Dispatcher:
             if self._claims.pop(claim.id, None) is None:
                 return
             now = self._clock()
+            outcome = self._judge_locked(claim, outcome)
             self._update_breaker_locked(outcome, began, now)
             # A durable queue enforces its own bounds, a maximum age among them.
             retryable = self._queue.durable or now - claim.put_at < self._options.retry_window
@@ -336,10 +339,16 @@ class Dispatcher:
                 # was settled.
                 log.error("an envelope could not be settled: %s", type(error).__name__)
 
+    def _judge_locked(self, claim: Claim, outcome: Outcome) -> Outcome:
+        """Return the outcome to act on, which depends on the refusals of other envelopes."""
+        claim.faults += outcome.refusal == FAULT
+        self._refusals = self._refusals.after(outcome, claim.id)
+        return self._refusals.judge(outcome, claim.faults)
+
     def _end_claim(self, claim: Claim, outcome: Outcome, retry_at: float | None) -> None:
         if retry_at is not None:
             self._queue.release([claim], retry_at)
-        elif outcome.reason is LossReason.INTERNAL_SDK_ERROR:
+        elif outcome.reason is LossReason.INTERNAL_SDK_ERROR or (outcome.reason and outcome.refusal == FAULT):
             self._queue.bury(claim, outcome.reason)
         else:
             self._queue.ack([claim])

@@ -53,6 +53,8 @@ class Outcome:
         not_before: With `again`, the earliest time of the retry in monotonic seconds, or 0.0.
         answered: True if the receiver answered, False if it did not, None if it was not asked.
         server_fault: True for an answer of 5xx: the losses of an attached client report remain unreported.
+        refusal: The status of an answer that may concern this envelope alone or all of them, or None; see
+            `Refusals`.
     """
 
     reason: LossReason | None = None
@@ -61,6 +63,7 @@ class Outcome:
     not_before: float = 0.0
     answered: bool | None = True
     server_fault: bool = False
+    refusal: int | None = None
 
     @classmethod
     def retry(cls, reason: LossReason, not_before: float = 0.0) -> Self:
