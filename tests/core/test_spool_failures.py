@@ -1133,6 +1133,7 @@ def test_the_figures_of_a_spool_are_those_of_its_files(place: Place) -> None:
         oldest=near(NOW_MS / 1000, abs=0.002),
         dead=1,
         foreign=1,
+        ages_from=near(NOW_MS / 1000, abs=0.002),
     )
     assert spool.facts().status == expected
     assert spool.stats() == QueueStats(1, 1, size, 1000, 128_000, near(1000.0, abs=0.01), 0)

@@ -312,6 +312,9 @@ class MemoryQueue:
     def take_losses(self) -> Report:
         return ()
 
+    def take_given_up(self) -> Report:
+        return ()
+
     def describe(self) -> Mapping[str, Any]:
         return {}
 

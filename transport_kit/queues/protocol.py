@@ -135,6 +135,12 @@ class Queue(Protocol):
     def take_losses(self) -> Report:
         """Return the losses of the queue itself, and those left with `put_losses`, since the last call."""
 
+    def take_given_up(self) -> Report:
+        """Return the quantities that a shared queue gave up itself since the last call.
+
+        They are also among the losses of `take_losses`, which reports them; the caller counts these.
+        """
+
     def describe(self) -> Mapping[str, Any]:
         """Return what health shows of a shared queue beyond `stats`, as plain values and without I/O.
 

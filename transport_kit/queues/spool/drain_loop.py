@@ -15,8 +15,9 @@ from typing import Final
 
 from transport_kit.envelope.losses import Report
 from transport_kit.queues.protocol import Claim
+from transport_kit.queues.spool.ages import Ages
 from transport_kit.queues.spool.drainer import Drainer
-from transport_kit.queues.spool.maintenance import Ages, Maintenance
+from transport_kit.queues.spool.maintenance import Maintenance
 from transport_kit.queues.spool.segment_reader import Entry
 from transport_kit.queues.spool.state import RECOVERY, SpoolState, describe_error
 from transport_kit.queues.spool.status import read_status
@@ -123,6 +124,7 @@ class DrainLoop:
             wall=self._wall,
             next_id=lambda: next(state.ids),
             forget=lambda text: None if state.writer is None else state.writer.forget(text),
+            given_up=state.given_up,
             max_dead_bytes=int(self._max_bytes * DEAD_SHARE),
         )
         state.maintenance = Maintenance(

@@ -50,6 +50,7 @@ class Drainer:
         next_id: Returns the id of the next entry.
         max_dead_bytes: Most bytes of dead letters.
         forget: Called with the file name of a segment that is gone.
+        given_up: Receives the part of `losses` that this drainer gave up itself.
 
     Attributes:
         segments: All known segments, by file name.
@@ -67,6 +68,7 @@ class Drainer:
         next_id: Callable[[], int],
         max_dead_bytes: int,
         forget: Callable[[str], None],
+        given_up: Counter[tuple[str, str]] | None = None,
     ) -> None:
         self._directory = directory
         self._clock = clock
@@ -90,6 +92,7 @@ class Drainer:
         self._lane_busy: int | None = None
         self._search_at = float("inf")  # time at which an interrupted search continues
         self.losses: Counter[tuple[str, str]] = Counter()
+        self._given_up: Counter[tuple[str, str]] = Counter() if given_up is None else given_up
         self.oldest_ms = 0
         self.evicted = self.expired = self.damaged = self.incomplete = self.buried = 0
         self._listing = Listing(directory, clock)
@@ -309,7 +312,7 @@ class Drainer:
         )
         segment.entries[part.offset] = entry
         if part.created_ms < self.oldest_ms:
-            self.expired += 1
+            self.count_expired(1)
             self._give_up(entry, LossReason.CACHE_OVERFLOW)
             return None
         if entry.deaths >= CONVICTED_AFTER:
@@ -337,6 +340,25 @@ class Drainer:
         """Count an envelope that the spool gave up."""
         for category, quantity in quantities:
             self.losses[reason.value, category] += quantity
+            self._given_up[reason.value, category] += quantity
+
+    def count_expired(self, envelopes: int) -> None:
+        """Count envelopes that were given up for their age; log the first ones."""
+        if envelopes and not self.expired:
+            log.warning(
+                "envelopes of the spool are older than spool_max_age and were given up; health and the client"
+                " report count them"
+            )
+        self.expired += envelopes
+
+    def count_evicted(self, envelopes: int) -> None:
+        """Count envelopes that were given up for the size or number of all; log the first ones."""
+        if envelopes and not self.evicted:
+            log.warning(
+                "the spool is over its size or count and gave up envelopes; health and the client report"
+                " count them"
+            )
+        self.evicted += envelopes
 
     def _delay(self, entry: Entry, until: float) -> None:
         """Make an entry claimable again at `until`; meanwhile no other of the ordered lane overtakes it."""

@@ -177,7 +177,8 @@ class Inspection:
 
     def status(self) -> SpoolStatus | None:
         """Return the status that the drainer published last, or None."""
-        return read_status(self._directory)
+        status = read_status(self._directory)
+        return status if status is not None and status.pid else None
 
     def holders(self) -> tuple[int | None, int | None]:
         """Return the process ids of the drainer and the forwarder; None for none, 0 if unknown."""

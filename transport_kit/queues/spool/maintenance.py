@@ -1,8 +1,7 @@
 """Maintenance of a spool: enforces the limits of size, count and age, and publishes `status.json`.
 
-Owns eviction by size and number, expiry by age, and the comparison of the wall clock with the monotonic one:
-no envelope expires because somebody set the clock. Each round is short, and rounds take at most a twentieth
-of the time however many segments there are.
+Owns eviction by size and number, and expiry by the age limit of `ages.py`. Each round is short, and rounds
+take at most a twentieth of the time however many segments there are.
 
 Threads: every method requires the lock of the `FileSpool` that owns the object.
 """
@@ -13,13 +12,13 @@ from collections.abc import Callable
 from typing import Final
 
 from transport_kit.queues.spool import dead_letters
+from transport_kit.queues.spool.ages import Ages
 from transport_kit.queues.spool.directory import Directory
 from transport_kit.queues.spool.drainer import Drainer
 from transport_kit.queues.spool.segment_reader import SegmentReader
 from transport_kit.queues.spool.status import SpoolStatus, publish
-from transport_kit.runtime.log import log
 
-__all__ = ["Ages", "JUMP", "Maintenance"]
+__all__ = ["Maintenance"]
 
 #: Least seconds between two rounds, and the divisor of the time they may take: a twentieth.
 EVERY: Final = 0.25
@@ -30,9 +29,6 @@ COUNTING: Final = 0.005
 #: block, and write to a disk that would otherwise rest.
 PUBLISH_EVERY: Final = 1.0
 REPEAT_EVERY: Final = 60.0
-
-#: Seconds by which the difference of the two clocks may change before ages are ignored.
-JUMP: Final = 86_400.0
 
 
 class Maintenance:
@@ -77,7 +73,6 @@ class Maintenance:
         self._synced: set[str] = set()
         self._dead = dead_letters.count(directory)
         self._buried = 0
-        self._warned = False
         self._size = 0
         self.status = SpoolStatus()
         drainer.oldest_ms = ages.oldest_ms
@@ -149,9 +144,9 @@ class Maintenance:
                 self._max_count is not None and self._drainer.tally.pending > self._max_count
             )
             if is_over:
-                self._drainer.evicted += self._sacrifice(segment)
+                self._drainer.count_evicted(self._sacrifice(segment))
             elif self._last_written_ns(segment) < oldest_ns:
-                self._drainer.expired += self._sacrifice(segment)
+                self._drainer.count_expired(self._sacrifice(segment))
 
     def _last_written_ns(self, segment: SegmentReader) -> float:
         if segment.name.created_ns >= self._ages.oldest_ms * 1_000_000:
@@ -168,11 +163,6 @@ class Maintenance:
         except OSError:
             return 0
         self._size -= size
-        if lost and not self._warned:
-            self._warned = True
-            log.warning(
-                "the spool gives up what is over its size or age: %d envelopes of %s", lost, segment.text
-            )
         return lost
 
     # -- figures ---------------------------------------------------------------------------------------
@@ -199,6 +189,7 @@ class Maintenance:
             damaged=drainer.damaged,
             torn=drainer.incomplete,
             foreign=sum(segment.newer_version for segment in segments),
+            ages_from=self._ages.begin,
         )
         before = self.status
         changed = (figures.pending, figures.size, figures.complete) != (
@@ -222,46 +213,3 @@ class Maintenance:
                 except OSError:
                     pass  # the kernel writes it later, or reading fails
                 return
-
-
-class Ages:
-    """The age limit of records, safe against jumps of the wall clock.
-
-    After a jump of more than a day ages are ignored for `max_age` monotonic seconds: by then every record
-    that was stamped before the jump is that old.
-
-    Args:
-        max_age: Seconds.
-        clock: Monotonic seconds.
-        wall: Epoch seconds.
-        before: The status that the last drainer published: shows a jump during the time without a drainer,
-            within one boot.
-        boot: Id of this boot of the kernel.
-    """
-
-    def __init__(
-        self,
-        max_age: float,
-        *,
-        clock: Callable[[], float],
-        wall: Callable[[], float],
-        before: SpoolStatus | None,
-        boot: str,
-    ) -> None:
-        self._max_age = max_age
-        self._clock = clock
-        self._wall = wall
-        self._suspended_until = float("-inf")
-        self._difference = wall() - clock()
-        if before is not None and boot and before.boot == boot:
-            self._difference = before.wall - before.at
-        self.oldest_ms = self.look()
-
-    def look(self) -> int:
-        """Return the epoch milliseconds before which a record is too old; 0 while ages are ignored."""
-        now, wall = self._clock(), self._wall()
-        if abs(wall - now - self._difference) > JUMP:
-            self._suspended_until = now + self._max_age
-        self._difference = wall - now
-        self.oldest_ms = 0 if now < self._suspended_until else int((wall - self._max_age) * 1000)
-        return self.oldest_ms

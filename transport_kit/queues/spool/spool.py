@@ -44,7 +44,7 @@ from transport_kit.queues.spool.state import (
     move_to_disk,
     stats_of,
 )
-from transport_kit.queues.spool.status import read_status
+from transport_kit.queues.spool.status import SpoolStatus, publish, read_status
 from transport_kit.queues.spool.system import System
 from transport_kit.queues.spool.writer import Full, Writer
 from transport_kit.runtime.errors import OptionsError
@@ -217,6 +217,12 @@ class FileSpool:
         # Until the first look, a flush knows only what the last drainer published, and that one may have been
         # killed before it counted everything.
         state.status = read_status(directory)
+        if state.status is None:
+            # Shows whoever drains first whether the clock was set since the spool was begun. Only the drainer
+            # replaces it.
+            now, wall = self._clock(), self._wall()
+            clocks = SpoolStatus(boot=self._system.boot(), at=now, wall=wall, complete=False, ages_from=wall)
+            publish(directory, clocks, first=True)
         try:
             names = self._system.names(directory.segments)
             state.may_have_backlog = any(text.endswith(".log") for text in names)
@@ -293,6 +299,16 @@ class FileSpool:
             losses = losses_of_drainer(drainer)
             drainer.losses.clear()
         return losses
+
+    def take_given_up(self) -> Report:
+        """Return the quantities that this process gave up as the drainer since the last call."""
+        state = self._current()
+        if not state.given_up:
+            return ()
+        with state.lock.rlock:
+            given_up = tuple((reason, category, n) for (reason, category), n in state.given_up.items())
+            state.given_up.clear()
+        return given_up
 
     # -- claiming --------------------------------------------------------------------------------------
 

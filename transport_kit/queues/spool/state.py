@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -63,6 +64,7 @@ class SpoolState:
         "fell_back",
         "forwarder_check_at",
         "from_memory",
+        "given_up",
         "had_work",
         "holder",
         "ids",
@@ -99,6 +101,8 @@ class SpoolState:
         self.maintenance: Maintenance | None = None
         # Claims of envelopes in memory, by the id of the claim that the caller has.
         self.from_memory: dict[int, Claim] = {}
+        # Quantities that this process gave up as a drainer and `take_given_up` has not returned yet.
+        self.given_up: Counter[tuple[str, str]] = Counter()
         # There were segments when the directory was opened, and this process has not looked at them yet.
         self.may_have_backlog = False
         self.yielding = False  # a forwarder wants to drain
@@ -224,6 +228,8 @@ def facts_of(state: SpoolState, path: str, wall: float) -> SpoolFacts:
     """Return a snapshot for health."""
     maintenance = state.maintenance
     status = state.status if maintenance is None else maintenance.status
+    if status is not None and not status.pid:
+        status = None  # no drainer has published yet
     inner = state.memory.stats()
     return SpoolFacts(
         path=path,

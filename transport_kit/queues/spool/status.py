@@ -23,7 +23,7 @@ class SpoolStatus:
     """One identity's figures at one moment.
 
     Attributes:
-        pid: Process id of the drainer.
+        pid: Process id of the drainer; 0 in the file of a spool that no process has drained yet.
         boot: Id of this boot of the kernel, within which monotonic seconds are comparable.
         at: Monotonic seconds of the drainer.
         wall: Epoch seconds.
@@ -38,6 +38,7 @@ class SpoolStatus:
         damaged: Damaged records since this drainer began.
         torn: Incomplete records since this drainer began: they were never accepted, so they are no loss.
         foreign: Segments of a later version, which are left alone.
+        ages_from: Epoch seconds from which ages count, see `Ages`; 0 from versions that did not publish it.
     """
 
     pid: int = 0
@@ -55,20 +56,29 @@ class SpoolStatus:
     damaged: int = 0
     torn: int = 0
     foreign: int = 0
+    ages_from: float = 0.0
 
 
-def publish(directory: Directory, status: SpoolStatus) -> bool:
-    """Replace the file; return False if it can't be written."""
+def publish(directory: Directory, status: SpoolStatus, *, first: bool = False) -> bool:
+    """Replace the file; return False if it can't be written.
+
+    Args:
+        first: True to write the file only if there is none.
+    """
     system = directory.system
     draft = f".status-{system.random(4).hex()}"
     try:
         fd = system.create(draft, directory.identity)
         try:
             system.close_after(fd, dumps(asdict(status)) + b"\n")
-            system.rename(draft, _NAME, directory.identity)
+            if not first:
+                system.rename(draft, _NAME, directory.identity)
+                return True
+            system.link(draft, _NAME, directory.identity)
         except OSError:
             system.unlink(draft, directory.identity)
             raise
+        system.unlink(draft, directory.identity)
     except OSError:
         return False
     return True

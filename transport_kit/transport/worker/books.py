@@ -126,6 +126,12 @@ class Books:
             self.ledger.claim(claim.sealed.quantities)
             self.discard(reason, claim.sealed.quantities)
 
+    def give_up_stored(self, report: Report) -> None:
+        """Count items that a shared queue gave up, for their age for example."""
+        if report:
+            self.last_drop = self._clock()
+            self.ledger.give_up_stored(report)
+
     def settle(self, claim: Claim, outcome: Outcome) -> None:
         """Count a final outcome, and the quantities left out before sending with their own reasons."""
         rest = claim.sealed.quantities

@@ -174,11 +174,14 @@ class Dispatcher:
                 return
             self._books.transfers_in_progress += 1
         report: Report = ()
+        given_up: Report = ()
         try:
+            given_up = self._queue.take_given_up()
             report = self._queue.take_losses()
         finally:
             with self._lock.rlock:
                 self._end_transfer_locked()
+                self._books.give_up_stored(given_up)
                 self._books.ledger.give_back(report)
 
     def request_report(self) -> None:

@@ -141,6 +141,17 @@ class Ledger:
         returned = self._returned_to_shared
         returned |= _grown(returned, quantities)
 
+    def give_up_stored(self, report: Report) -> None:
+        """Count items that a shared queue gave up; `give_back` has them reported."""
+        claimed, discarded = self._claimed_from_shared, self._discarded
+        more = _grown(claimed, [(category, n) for _, category, n in report])
+        lost: dict[str, dict[str, int]] = {}
+        for reason, category, n in report:
+            counts = lost.setdefault(reason, dict(discarded.get(reason, {})))
+            counts[category] = counts.get(category, 0) + n
+        claimed |= more
+        discarded |= lost
+
     def mend(self, pending: Iterable[Pairs]) -> None:
         """Recompute `captured` from the settled and the pending quantities. Not for a shared queue."""
         captured: dict[str, int] = {}

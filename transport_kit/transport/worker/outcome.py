@@ -96,8 +96,8 @@ class FlushReport:
 
     Attributes:
         ok: True if each envelope is settled, or stored in a durable queue. A discarded one is settled.
-        delivered: Number of envelopes delivered during the call.
-        discarded: Number of envelopes discarded during the call.
+        delivered: Number of envelopes that this process delivered during the call.
+        discarded: Number of envelopes that this process discarded during the call.
         stored: Number of envelopes stored in a durable queue.
         pending: Number of envelopes that are still waiting or being delivered.
     """

@@ -296,14 +296,25 @@ class BackgroundWorker:
             if self._books.state is WorkerState.NEW and self._queued():
                 self._books.state = WorkerState.RUNNING  # a sender must claim an earlier process's backlog
             self._dispatcher.retry_now_locked()
-        self._senders.leave(deadline)
+        self._dispatcher.request_report()
         if until != "delivered":
-            self._wait(deadline, lambda: not self._unstored())
+            self._wait(deadline, lambda: not self._unstored() and not self.reporting)
             unstored = self._unstored()
             return FlushReport(not unstored, stored=max(0, self._queued() - unstored), pending=unstored)
-        self._wait(deadline, lambda: self._queued() == 0)
+        # Counts what this process settles during the call; the ids of a shared queue have no order.
+        ticket = Ticket(last=sys.maxsize, remaining=sys.maxsize)
+        with self._lock.rlock:
+            self._books.tickets.append(ticket)
+        try:
+            self._wait(deadline, lambda: self._queued() == 0)
+            self._dispatcher.request_report()  # of what was given up meanwhile
+            self._wait(deadline, lambda: not self.reporting)
+        finally:
+            with self._lock.rlock:
+                if ticket in self._books.tickets:
+                    self._books.tickets.remove(ticket)
         queued = self._queued()
-        return FlushReport(not queued, stored=queued, pending=queued)
+        return FlushReport(not queued, ticket.delivered, ticket.discarded, stored=queued, pending=queued)
 
     def _wait(self, deadline: float, done: Callable[[], bool]) -> None:
         """Wait until `deadline`, or until the worker is closed or `done` returns True.
@@ -405,6 +416,9 @@ class BackgroundWorker:
             except Exception as error:
                 let_through(error)
                 log.error("a queue could not be left in order: %s", type(error).__name__)
+        given_up = self._queue.take_given_up()
+        if given_up:
+            self._locked(lambda: self._books.give_up_stored(given_up))
         if unstored:
             self._locked(lambda: self._books.forget_stored(unstored, reason))
 
