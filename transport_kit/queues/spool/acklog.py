@@ -8,6 +8,7 @@ Threads: a log belongs to the drainer, which calls under its lock.
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -17,12 +18,20 @@ from typing import Final
 from transport_kit.queues.spool.segments import SegmentName
 from transport_kit.queues.spool.system import System
 
-__all__ = ["AckLog", "Op", "Progress", "ack_name", "read_progress"]
+__all__ = ["AckLog", "Op", "Progress", "ack_name", "read_log", "read_progress"]
 
 _ENTRY: Final = struct.Struct("<QB3x")
 ENTRY_BYTES: Final = _ENTRY.size + 4
 #: Most bytes of a log that are read. A segment of small records has a few ten thousand entries.
 MAX_BYTES: Final = 64 * 1024 * 1024
+#: Bytes read at once.
+_CHUNK: Final = 1024 * 1024
+#: Most damaged bytes that are passed over, and most entries with a wrong checksum. What follows more damage
+#: than that is not read.
+MAX_DAMAGE: Final = 4 * 1024 * 1024
+MAX_FAILURES: Final = 10_000
+#: The bytes that can be an entry: any offset, an operation, three zeros, any checksum.
+_FORM: Final = re.compile(rb"(?=.{8}[\x01-\x05]\x00\x00\x00.{4})", re.DOTALL)
 
 
 class Op(IntEnum):
@@ -67,10 +76,39 @@ def _entry(op: int, offset: int, seed: int) -> bytes:
     return start + struct.pack("<I", zlib.crc32(start, seed))
 
 
+def read_log(system: System, name: SegmentName, within: int) -> bytes:
+    """Return the content of a segment's ack log without its holes; empty if it can't be read.
+
+    Returns at most `MAX_BYTES`: a file that somebody made longer costs neither time nor memory.
+    """
+    try:
+        fd = system.open_file(ack_name(name), within)
+    except OSError:
+        return b""
+    data = bytearray()
+    try:
+        if not system.is_file(system.status(fd)):
+            return b""
+        offset: int | None = 0
+        while (
+            len(data) < MAX_BYTES
+            and offset is not None
+            and (begin := system.data_from(fd, offset)) is not None
+        ):
+            chunk = system.read(fd, _CHUNK, begin)
+            data += chunk
+            offset = begin + len(chunk) if chunk else None
+    except OSError:
+        return b""
+    finally:
+        system.close(fd)
+    return bytes(data)
+
+
 def read_progress(data: bytes, salt: bytes) -> dict[int, Progress]:
     """Parse an ack log; return the progress of each record by its offset.
 
-    Entries with a wrong checksum are skipped.
+    Entries with a wrong checksum are skipped; see `MAX_DAMAGE`.
 
     Args:
         data: The log's content.
@@ -80,11 +118,20 @@ def read_progress(data: bytes, salt: bytes) -> dict[int, Progress]:
     records: dict[int, Progress] = {}
     alone: set[int] = set()  # offsets of records whose last operation is `ALONE`
     position = 0
+    damage = failures = 0
     while position + ENTRY_BYTES <= len(data):
         start = data[position : position + _ENTRY.size]
         (checksum,) = struct.unpack_from("<I", data, position + _ENTRY.size)
         if zlib.crc32(start, seed) != checksum:
-            position += 1  # after a short write the next entry may begin at any byte
+            # After a short write the next entry may begin at any byte.
+            match = _FORM.search(data, position + 1, position + 1 + MAX_DAMAGE)
+            failures += 1
+            if match is None or failures > MAX_FAILURES:
+                break
+            damage += match.start() - position
+            if damage > MAX_DAMAGE:
+                break
+            position = match.start()
             continue
         position += ENTRY_BYTES
         offset, op = _ENTRY.unpack(start)

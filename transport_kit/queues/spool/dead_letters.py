@@ -50,7 +50,7 @@ def bury(
         return False
     # The event id is untrusted input: it becomes a file name only if it has the form of an id.
     is_valid = event_id is not None and _EVENT_ID.fullmatch(event_id) is not None
-    name = event_id if is_valid else system.random(16).hex()
+    name = str(event_id) if is_valid else system.random(16).hex()
     facts = {
         "event_id": event_id,
         "reason": str(reason),
@@ -62,6 +62,9 @@ def bury(
     drafts: list[str] = []
     try:
         _make_room(directory, max_bytes - len(body))
+        if not _is_free(directory, name):
+            # Another envelope with this id is a dead letter already: the facts name the id of both.
+            name = system.random(16).hex()
         for ending, data in (("json", dumps(facts) + b"\n"), ("envelope", body)):
             draft = f".{system.random(8).hex()}"
             fd = system.create(draft, within)
@@ -85,6 +88,16 @@ def count(directory: Directory) -> int:
         return sum(name.endswith(".envelope") for name in directory.system.names(directory.dead))
     except OSError:
         return 0
+
+
+def _is_free(directory: Directory, name: str) -> bool:
+    for ending in ("envelope", "json"):
+        try:
+            directory.system.status_of(f"{name}.{ending}", directory.dead)
+        except FileNotFoundError:
+            continue
+        return False
+    return True
 
 
 def _make_room(directory: Directory, max_bytes: int) -> None:

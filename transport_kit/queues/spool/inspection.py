@@ -20,7 +20,7 @@ from transport_kit.envelope.envelope import Envelope
 from transport_kit.envelope.item_types import Priority
 from transport_kit.envelope.losses import LossReason, Pairs, Quantities
 from transport_kit.envelope.sealed import SealedEnvelope
-from transport_kit.queues.spool.acklog import MAX_BYTES, Progress, ack_name, read_progress
+from transport_kit.queues.spool.acklog import Progress, read_log, read_progress
 from transport_kit.queues.spool.directory import Directory, open_directory, read_credentials
 from transport_kit.queues.spool.election import holders
 from transport_kit.queues.spool.records import (
@@ -264,7 +264,7 @@ class Inspection:
             if not system.is_file(status) or is_newer_version(system.read(fd, HEADER_BYTES, 0)):
                 yield None
                 return
-            progress = read_progress(self._ack_bytes(name), name.salt)
+            progress = read_progress(read_log(system, name, within), name.salt)
             yield self._reader(fd, name, status.st_size), progress
         finally:
             system.close(fd)
@@ -273,12 +273,6 @@ class Inspection:
         system = self._system
         read, data = functools.partial(system.read, fd), functools.partial(system.data_from, fd)
         return Reader(read, name.salt, HEADER_BYTES, size, data=data)
-
-    def _ack_bytes(self, name: SegmentName) -> bytes:
-        try:
-            return self._read_file(ack_name(name), self._directory.segments, MAX_BYTES)
-        except OSError:
-            return b""
 
     def _read_file(self, name: str, within: int, limit: int) -> bytes:
         system = self._system
@@ -338,7 +332,7 @@ class Inspection:
         if not is_header_of(header, name):
             explanation = "the header is damaged, which costs nothing: the file's name says all that is in it"
             flaws.append(Flaw(text, 0, min(HEADER_BYTES, size), False, explanation))
-        acks = read_progress(self._ack_bytes(name), name.salt)
+        acks = read_progress(read_log(self._system, name, self._directory.segments), name.salt)
         reader = self._reader(fd, name, size)
         records = settled = 0
         # Not final: an incomplete record at the end may be under way.
@@ -471,7 +465,7 @@ class Inspection:
             # all.
             if newer_version or status.st_mtime_ns // 1_000_000 >= older_than_ms or not system.try_flock(fd):
                 return None
-            acks = read_progress(self._ack_bytes(name), name.salt)
+            acks = read_progress(read_log(system, name, within), name.salt)
             reader = self._reader(fd, name, status.st_size)
             losses: dict[tuple[str, str], int] = {}
             dropped = 0

@@ -11,7 +11,7 @@ from typing import Final
 
 from transport_kit.envelope.losses import Quantities
 from transport_kit.envelope.sealed import SealedEnvelope
-from transport_kit.queues.spool.acklog import MAX_BYTES, AckLog, Op, Progress, ack_name, read_progress
+from transport_kit.queues.spool.acklog import AckLog, Op, Progress, read_log, read_progress
 from transport_kit.queues.spool.directory import Directory
 from transport_kit.queues.spool.segments import (
     HEADER_BYTES,
@@ -172,7 +172,8 @@ class SegmentReader:
                 self.newer_version = True
                 system.close(fd)
                 return None
-            self._progress = read_progress(self._ack_bytes(), self.name.salt)
+            entries = read_log(system, self.name, within)
+            self._progress = read_progress(entries, self.name.salt)
         except BaseException:
             if not self.newer_version:
                 system.close(fd)
@@ -192,19 +193,6 @@ class SegmentReader:
             data=functools.partial(system.data_from, fd),
             step=SEARCH_STEP,
         )
-
-    def _ack_bytes(self) -> bytes:
-        system, within = self._directory.system, self._directory.segments
-        try:
-            fd = system.open_file(ack_name(self.name), within)
-        except OSError:
-            return b""
-        try:
-            return system.read(fd, MAX_BYTES, 0) if system.is_file(system.status(fd)) else b""
-        except OSError:
-            return b""
-        finally:
-            system.close(fd)
 
     def next(self) -> Record | Gap | None:
         """Return the next part; None if there is none now. The file may have grown, or lost its writer.

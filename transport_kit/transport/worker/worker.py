@@ -291,21 +291,26 @@ class BackgroundWorker:
 
     def _flush_shared(self, deadline: float, until: str) -> FlushReport:
         """Wait until all envelopes are stored, or with `delivered` until the shared queue is empty."""
-        with self._lock.rlock:
-            self._lock.run_deferred_locked()
-            if self._books.state is WorkerState.NEW and self._queued():
-                self._books.state = WorkerState.RUNNING  # a sender must claim an earlier process's backlog
-            self._dispatcher.retry_now_locked()
-        self._dispatcher.request_report()
-        if until != "delivered":
-            self._wait(deadline, lambda: not self._unstored() and not self.reporting)
-            unstored = self._unstored()
-            return FlushReport(not unstored, stored=max(0, self._queued() - unstored), pending=unstored)
         # Counts what this process settles during the call; the ids of a shared queue have no order.
         ticket = Ticket(last=sys.maxsize, remaining=sys.maxsize)
-        with self._lock.rlock:
-            self._books.tickets.append(ticket)
         try:
+            with self._lock.rlock:
+                self._lock.run_deferred_locked()
+                if self._books.state is WorkerState.NEW and self._queued():
+                    self._books.state = (
+                        WorkerState.RUNNING
+                    )  # a sender must claim an earlier process's backlog
+                self._books.tickets.append(ticket)
+                self._dispatcher.retry_now_locked()
+            self._senders.leave(deadline)
+            self._dispatcher.request_report()
+            if until != "delivered":
+                self._wait(deadline, lambda: not self._unstored() and not self.reporting)
+                queued, unstored = self._queued(), self._unstored()
+                stored = max(0, queued - unstored)
+                return FlushReport(
+                    not unstored, ticket.delivered, ticket.discarded, stored=stored, pending=unstored
+                )
             self._wait(deadline, lambda: self._queued() == 0)
             self._dispatcher.request_report()  # of what was given up meanwhile
             self._wait(deadline, lambda: not self.reporting)
