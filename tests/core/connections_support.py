@@ -16,7 +16,7 @@ from typing import Self
 import pytest
 import trustme
 
-from tests.timing import SOON
+from tests.timing import SOON, scaled
 from transport_kit.config.options import TransportOptions
 from transport_kit.transport.wire.connections import ConnectionPool
 from transport_kit.transport.wire.exchange import ExchangeError, Response
@@ -161,7 +161,7 @@ def relay(left: socket.socket, right: socket.socket, slow: threading.Event) -> N
                         while slow.is_set() and sink is left and data:
                             sink.sendall(data[:1])
                             data = data[1:]
-                            threading.Event().wait(0.01)
+                            threading.Event().wait(scaled(0.01))
                         sink.sendall(data)
                     else:
                         socket.socket.shutdown(sink, socket.SHUT_WR)

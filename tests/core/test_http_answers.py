@@ -263,6 +263,7 @@ def test_an_ambiguous_timeout_repeats_what_a_server_recognises(server: FaultServ
 
 def test_a_drip_does_not_outlast_the_request_timeout(server: FaultServer) -> None:
     """A byte every 20 ms keeps each read alive; the deadline is for all of them together."""
+    server.drip_interval = scaled(0.02)
     with transport_to(server, request_timeout=scaled(0.3)) as transport:
         server.fault("drip", times=1)
         transport.capture_event({"message": "x"})

@@ -143,6 +143,7 @@ def test_losses_that_were_not_reported_at_the_end_are_left_to_the_next(tmp_path:
     """The server gets all counts, whichever process drains."""
     with FaultServer() as server:
         path = tmp_path / "spool"
+        server.down()
         for ending in (2, 3):
             transport = make_transport(server.dsn, queue=f"file://{path}", client_report_interval=3600)
             transport.start()
@@ -150,6 +151,7 @@ def test_losses_that_were_not_reported_at_the_end_are_left_to_the_next(tmp_path:
                 transport.flush(0.05)
             transport.record_lost_event("sample_rate", "error", quantity=ending)
             transport.close()
+        server.up()
         assert server.requests == []
         drainer = make_transport(server.dsn, queue=f"file://{path}", client_report_interval=0.05)
         drainer.start()
