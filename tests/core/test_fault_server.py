@@ -114,9 +114,10 @@ def test_content_encodings_are_undone(
     server: FaultServer, name: str, encode: Callable[[bytes], bytes]
 ) -> None:
     """Tests can read the envelope for every codec."""
-    post(server, encode(ENVELOPE), f"Content-Encoding: {name}\r\n")
+    body = encode(ENVELOPE)  # once, as gzip writes the time into its header
+    post(server, body, f"Content-Encoding: {name}\r\n")
     assert server.requests[0].body == ENVELOPE
-    assert server.requests[0].raw == encode(ENVELOPE)
+    assert server.requests[0].raw == body
 
 
 @pytest.mark.parametrize("name", ["gzip", "br", "zstd", "deflate", "lzma"])
