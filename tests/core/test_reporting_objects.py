@@ -16,7 +16,7 @@ from tests.core.reporting_support import Kept, raised, reporter_for
 from tests.timing import steps
 from transport_kit.envelope import encoder
 from transport_kit.reporting.values.bounded import Limits, Room, _classes, bounded
-from transport_kit.reporting.values.scrub import is_sensitive
+from transport_kit.reporting.values.secret_names import is_sensitive
 
 LIMITS = Limits(text=512, breadth=10, depth=3, hides=is_sensitive)
 

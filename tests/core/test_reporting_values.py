@@ -21,17 +21,10 @@ from tests.timing import growth, steps
 from transport_kit.envelope import encoder
 from transport_kit.reporting.exceptions import exception_values
 from transport_kit.reporting.frames import FrameReader
-from transport_kit.reporting.values import scrub
+from transport_kit.reporting.values import secret_names
 from transport_kit.reporting.values.bounded import MINIMUM, Limits, Room, bounded, class_name, cut
-from transport_kit.reporting.values.scrub import (
-    is_personal,
-    is_private,
-    is_sensitive,
-    scrub_cookies,
-    scrub_query,
-    scrub_text,
-    scrub_userinfo,
-)
+from transport_kit.reporting.values.scrub import scrub_cookies, scrub_query, scrub_text, scrub_userinfo
+from transport_kit.reporting.values.secret_names import is_personal, is_private, is_sensitive
 
 LIMITS = Limits(text=64, breadth=5, depth=3, hides=is_private)
 
@@ -127,7 +120,7 @@ TOLD: list[tuple[Any, Any]] = [
     ({n: n for n in range(9)}, {"0": 0, "1": 1, "2": 2, "3": 3, "4": 4, "...": "<4 more>"}),
     ({1}, [1]),
     (frozenset(), []),
-    ({None: 1, 0.5: 2, (1,): 3, "\ud800": 4}, {"None": 1, "0.5": 2, "<builtins.tuple>": 3, "\\ud800": 4}),
+    ({None: 1, 0.5: 2, (1,): 3, "\ud800": 4}, {"None": 1, "0.5": 2, "(1,)": 3, "\\ud800": 4}),
     ({2**70: 1}, {str(2**70): 1}),
     (collections.OrderedDict(a=1), {"a": 1}),
     (collections.deque([1]), "<collections.deque>"),
@@ -274,11 +267,11 @@ def test_names_of_addresses_are_known(name: str) -> None:
 
 def test_long_names_are_searched_and_not_remembered() -> None:
     """Clients choose the names of headers and cookies; caching them would fill the memory."""
-    before = scrub._cached_search.cache_info().currsize
+    before = secret_names._cached_search.cache_info().currsize
     assert is_sensitive("x" * 100_000 + "token")
     assert is_private("remote_addr" + "x" * 100_000)
     assert not is_personal("x" * 100_000)
-    assert scrub._cached_search.cache_info().currsize == before
+    assert secret_names._cached_search.cache_info().currsize == before
 
 
 @pytest.mark.parametrize(
@@ -626,7 +619,8 @@ def searches(call: Callable[[], object]) -> int:
 )
 def test_a_text_without_a_sign_of_a_secret_is_hardly_searched(text: str) -> None:
     """Most texts hold no secret, and each pattern that looks for one costs a capture some microseconds."""
-    assert searches(lambda: scrub_text(text)) <= (1 if ":" in text else 0)
+    # One search for names. One for tokens if a word is as long as a token; one for a scheme such as `basic`.
+    assert searches(lambda: scrub_text(text)) <= (2 if "basic" in text or "https" in text else 1)
     assert searches(lambda: scrub_userinfo(text)) == 0
 
 
@@ -635,7 +629,7 @@ def test_a_text_with_a_sign_of_a_secret_is_searched() -> None:
     assert searches(lambda: scrub_text("token=abc")) > 0
 
 
-@pytest.mark.parametrize(("length", "again"), [(1, 0), (63, 0), (64, 0), (65, 2), (66, 2)])
+@pytest.mark.parametrize(("length", "again"), [(1, 0), (63, 0), (64, 0), (65, 3), (66, 3)])
 def test_names_of_up_to_64_characters_are_searched_once(length: int, again: int) -> None:
     """Variables and headers have the same few names in every event; longer ones are a client's choice."""
     name = "~" * length

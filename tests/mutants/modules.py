@@ -74,7 +74,11 @@ MODULES = {
     ),
     "scrub": Module(
         "transport_kit/reporting/values/scrub.py",
-        ("tests/core/test_reporting_values.py", "tests/core/test_reporting_secrets.py"),
+        (
+            "tests/core/test_reporting_values.py",
+            "tests/core/test_reporting_harmless.py",
+            "tests/core/test_reporting_secrets.py",
+        ),
     ),
     "scope": Module(
         "transport_kit/reporting/scope.py",

@@ -30,7 +30,8 @@ from transport_kit.reporting.values.bounded import (
     qualname_of,
     tidy,
 )
-from transport_kit.reporting.values.scrub import FILTERED, is_sensitive, scrub_text
+from transport_kit.reporting.values.scrub import scrub_text
+from transport_kit.reporting.values.secret_names import FILTERED, is_sensitive
 from transport_kit.runtime.interrupts import let_through
 from transport_kit.runtime.log import log
 

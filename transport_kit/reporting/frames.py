@@ -23,7 +23,7 @@ from types import CodeType, FrameType, FunctionType, ModuleType, TracebackType
 from typing import Any, Final
 
 from transport_kit.reporting.values.bounded import MINIMUM, Limits, Room, bounded, clean, cut, tidy
-from transport_kit.reporting.values.scrub import FILTERED, is_private, is_sensitive
+from transport_kit.reporting.values.secret_names import FILTERED, hidden, is_private, is_sensitive
 from transport_kit.runtime.interrupts import let_through
 
 __all__ = ["FrameReader"]
@@ -192,7 +192,7 @@ class FrameReader:
             if bytes_left < MINIMUM or len(result) >= _MAX_VARIABLES:
                 break
             room.left = bytes_left
-            result[name] = bounded(value, room, limits) if cost > 0 else FILTERED
+            result[name] = bounded(value, room, limits) if cost > 0 else hidden(name, value)
         return result
 
     def _cost(self, name: str) -> int:

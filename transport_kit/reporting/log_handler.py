@@ -19,7 +19,8 @@ from transport_kit.reporting.reporter import Reporter
 from transport_kit.reporting.scope import Scope
 from transport_kit.reporting.tracing.propagation import trace_facts
 from transport_kit.reporting.values.bounded import Limits, Room, bounded, tag_value, tidy
-from transport_kit.reporting.values.scrub import FILTERED, is_private, is_sensitive, scrub_text
+from transport_kit.reporting.values.scrub import scrub_text
+from transport_kit.reporting.values.secret_names import FILTERED, hidden, is_private, is_sensitive
 from transport_kit.runtime.interrupts import let_through
 
 __all__ = ["TransportHandler"]
@@ -114,7 +115,10 @@ def _message(record: logging.LogRecord) -> str:
     try:
         args = record.args
         if isinstance(args, dict) and any(is_sensitive(str(name)) for name in args):
-            safe_args = {key: FILTERED if is_sensitive(str(key)) else value for key, value in args.items()}
+            safe_args = {
+                key: hidden(str(key), value) if is_sensitive(str(key)) else value
+                for key, value in args.items()
+            }
             return str(record.msg) % safe_args
         return str(record.getMessage())
     except Exception as error:
@@ -143,11 +147,15 @@ def _log(record: logging.LogRecord, text: str, clean_text: str, reporter: Report
         attributes["message.template"] = _attribute(_value(record.msg))
         pairs = parameters.items() if isinstance(parameters, dict) else enumerate(parameters)
         for name, value in list(pairs)[:_MAX_EXTRA]:
-            parameter = FILTERED if is_private(str(name)) else _parameter(value, text, clean_text)
+            parameter = (
+                hidden(str(name), value) if is_private(str(name)) else _parameter(value, text, clean_text)
+            )
             attributes[f"message.parameter.{tidy(name, _NAME_LENGTH)}"] = _attribute(parameter)
     for name, value in list(vars(record).items()):
         if name not in _USUAL and len(attributes) < 2 * _MAX_EXTRA:
-            attributes[tidy(name, _NAME_LENGTH)] = _attribute(FILTERED if is_private(name) else _value(value))
+            attributes[tidy(name, _NAME_LENGTH)] = _attribute(
+                hidden(name, value) if is_private(name) else _value(value)
+            )
     return {
         "timestamp": created if type(created) is float and math.isfinite(created) else time.time(),
         "trace_id": trace["trace_id"],

@@ -21,15 +21,9 @@ from typing import Any, Final, Self
 
 from transport_kit.envelope.encoder import loads
 from transport_kit.reporting.values.bounded import Limits, Room, bounded, cut, tidy
-from transport_kit.reporting.values.scrub import (
-    FILTERED,
-    is_personal,
-    is_sensitive,
-    scrub_cookies,
-    scrub_query,
-    scrub_text,
-    scrub_userinfo,
-)
+from transport_kit.reporting.values.scrub import scrub_cookies, scrub_query, scrub_text, scrub_userinfo
+from transport_kit.reporting.values.secret_forms import scrub_forms
+from transport_kit.reporting.values.secret_names import FILTERED, is_personal, is_sensitive
 
 __all__ = ["request_interface", "RequestInfo"]
 
@@ -160,10 +154,12 @@ def request_interface(info: RequestInfo, *, send_pii: bool, bodies: str = "mediu
         result["method"] = method.upper()
     url, _, query = info.url.partition("#")[0].partition("?")
     if url:
-        result["url"] = tidy(scrub_userinfo(url), _MAX_URL)
+        result["url"] = tidy(scrub_forms(scrub_userinfo(url)), _MAX_URL)
     query = info.query_string or query
     if query:
-        result["query_string"] = scrub_text(scrub_query(tidy(query, _MAX_QUERY), send_pii=send_pii))
+        result["query_string"] = scrub_text(
+            scrub_query(tidy(query, _MAX_QUERY), send_pii=send_pii, path=url[:_MAX_URL])
+        )
     if info.headers:
         result["headers"] = _headers(info.headers, send_pii)
     env = {

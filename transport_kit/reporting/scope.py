@@ -30,7 +30,7 @@ from transport_kit.reporting.values.bounded import (
     tag_value,
     tidy,
 )
-from transport_kit.reporting.values.scrub import is_sensitive
+from transport_kit.reporting.values.secret_names import is_sensitive
 from transport_kit.runtime.interrupts import let_through
 
 __all__ = [

@@ -16,7 +16,8 @@ from typing import Any, Final, Protocol, Self
 
 from transport_kit.reporting.tracing.trace import Trace, new_span_id
 from transport_kit.reporting.values.bounded import Limits, Room, bounded, cut, tag_key, tag_value, tidy
-from transport_kit.reporting.values.scrub import is_sensitive, scrub_text
+from transport_kit.reporting.values.scrub import scrub_text
+from transport_kit.reporting.values.secret_names import is_sensitive
 
 __all__ = ["NO_SPAN", "running_span", "Span", "status_of", "Transaction"]
 

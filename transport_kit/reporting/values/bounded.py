@@ -16,6 +16,7 @@ import re
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from itertools import islice
 from typing import Any, Final
 
@@ -24,11 +25,13 @@ from transport_kit.reporting.values.objects import (
     Plan,
     fields_of,
     may_have_shape,
+    member_name,
     names_of,
     plan_of,
     shape_of,
 )
-from transport_kit.reporting.values.scrub import FILTERED, scrub_text
+from transport_kit.reporting.values.scrub import scrub_text, secret_flag
+from transport_kit.reporting.values.secret_names import FILTERED, counts_below, hidden
 
 __all__ = [
     "as_text",
@@ -70,6 +73,23 @@ _qualname: Callable[[type], str] = type.__dict__["__qualname__"].__get__
 
 #: Characters of a tag's key, and of its value.
 TAG_LENGTH: Final = 200
+#: Keys of a mapping that describes one value: those of its name, and those of the value.
+_NAMING_KEYS: Final = (
+    "name",
+    "key",
+    "field",
+    "header",
+    "param",
+    "variable",
+    "setting",
+    "loc",
+    "id",
+    "Name",
+    "Key",
+)
+_VALUE_KEYS: Final = ("value", "input", "Value")
+#: Elements of a tuple that is a key.
+_KEY_PARTS: Final = 8
 _NOT_IN_TAG_KEY = re.compile(r"[^A-Za-z0-9_.:\-]")
 
 
@@ -94,6 +114,7 @@ class Limits:
         costs: Cache. Key -> bytes of JSON of the key, its punctuation and a number; for a hidden value, the
             negated bytes of key and marker. Only keys that are written unchanged. Changed in atomic steps;
             two threads that miss do the same work twice.
+        shows_counts: Cache. The hidden keys in `costs` under which a flag, None or a count is shown.
     """
 
     text: int
@@ -101,6 +122,7 @@ class Limits:
     depth: int
     hides: Callable[[str], bool] | None = None
     costs: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+    shows_counts: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
 
 _SEQUENCES: Final = (list, tuple, set, frozenset)
@@ -271,8 +293,11 @@ def _sequence(value: Any, base: Any, room: Room, limits: Limits, depth: int) -> 
     breadth = limits.breadth
     # Copied in one atomic step: other threads may change the container.
     elements = value[:breadth] if type(value) is list else list(islice(base.__iter__(value), breadth))
-    if length == 2 == len(elements) and type(elements[0]) is str and _hides(elements[0], limits):
-        elements[1] = FILTERED  # a header or form field as a pair
+    if length == 2 == len(elements):  # a header or form field as a pair
+        first: Any = elements[0]
+        name = first if type(first) is str else _bytes_name(first) if type(first) is bytes else ""
+        if name and _hides(name, limits):
+            elements[1] = hidden(name, elements[1])
     # Reserve room for a number per element; `_render_elements` corrects it for other elements.
     bytes_left = room.left - 2
     count = (bytes_left - MINIMUM) // (_NUMBER + 1)
@@ -310,14 +335,28 @@ def _render_elements(elements: list[Any], bytes_left: int, room: Room, limits: L
         room.left = bytes_left
         elements[place] = rendered = bounded(element, room, limits, depth + 1)
         bytes_left = room.left
-        if (
-            type(rendered) is str
-            and rendered[:2] == "--"
-            and place + 1 < len(elements)
-            and _hides(rendered, limits)
-        ):
-            elements[place + 1] = FILTERED  # the value after a flag, as in a command's arguments
+        if type(rendered) is str and rendered[:1] == "-" and limits.hides is not None:
+            _hide_argument(elements, place, limits)
     return bytes_left
+
+
+def _hide_argument(arguments: list[Any], place: int, limits: Limits) -> None:
+    """Hide the value of a flag of a command: in the next argument, or in the flag's own."""
+    flag = arguments[place]
+    if (flag[1:2] == "-" or len(flag) > 3) and place + 1 < len(arguments) and _hides(flag, limits):
+        arguments[place + 1] = FILTERED
+        return
+    short, attached = secret_flag(arguments[: place + 1])
+    if not short or not flag.startswith(short):
+        return
+    if len(flag) > len(short):
+        arguments[place] = short + FILTERED
+    elif not attached and place + 1 < len(arguments):
+        arguments[place + 1] = FILTERED
+
+
+def _bytes_name(name: bytes) -> str:
+    return name[: _NAME_LENGTH + 1].decode("latin-1")
 
 
 def _hides(name: str, limits: Limits) -> bool:
@@ -327,7 +366,7 @@ def _hides(name: str, limits: Limits) -> bool:
 
 def _mapping(value: dict[Any, Any], room: Room, limits: Limits, depth: int) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    costs = limits.costs
+    costs, shows_counts = limits.costs, limits.shows_counts
     breadth = limits.breadth
     bytes_left = room.left - 2  # local copy of `room.left`, written back before each call that changes it
     length = dict.__len__(value)
@@ -356,13 +395,39 @@ def _mapping(value: dict[Any, Any], room: Room, limits: Limits, depth: int) -> d
             if bytes_left < 0:
                 bytes_left -= cost
                 break
-            result[name] = FILTERED
+            result[name] = FILTERED if name not in shows_counts else hidden(name, element)
+    if limits.hides is not None and ("value" in result or "input" in result or "Value" in result):
+        bytes_left = _hide_named(value, result, bytes_left, limits)
     room.left = bytes_left
     if length > len(result) and bytes_left > 2 * MINIMUM:
         note = f"<{length - len(result)} more>"
         room.left = bytes_left - len(note) - 9
         result["..."] = note
     return result
+
+
+def _hide_named(members: dict[Any, Any], result: dict[str, Any], bytes_left: int, limits: Limits) -> int:
+    """Hide a value whose name is another member: `{"name": "password", "value": "x"}`; return the bytes left.
+
+    Frameworks describe fields, headers and variables so; `loc` and `input` are Pydantic's.
+    """
+    for naming in _NAMING_KEYS:
+        name = dict.get(members, naming)
+        if name is None:
+            continue
+        parts = name if type(name) in (tuple, list) else (name,)
+        names = [_bytes_name(part) if type(part) is bytes else part for part in parts[:10]]
+        if not any(type(part) is str and _hides(part, limits) for part in names):
+            continue
+        for key in _VALUE_KEYS:
+            if key in result:
+                bytes_left -= len(FILTERED) + 2
+                if bytes_left < 0:  # the marker may be longer than the value
+                    bytes_left += len(FILTERED) + 2
+                    del result[key]
+                else:
+                    result[key] = FILTERED
+    return bytes_left
 
 
 def _known_key(name: Any, limits: Limits) -> tuple[str, int]:
@@ -375,6 +440,9 @@ def _known_key(name: Any, limits: Limits) -> tuple[str, int]:
         cost = -(cost + len(FILTERED) + 2) if hides is not None and hides(key) else cost + _NUMBER
         if len(costs) >= _CACHED_KEYS:
             costs.clear()
+            limits.shows_counts.clear()
+        if cost < 0 and counts_below(key):
+            limits.shows_counts.add(key)  # before the cost, so that a key with a cost has its entry
         costs[key] = cost
     return key, cost
 
@@ -385,6 +453,13 @@ def _key(name: Any) -> str:
         return cut(name, _KEY_LENGTH)
     if name is None or cls is bool or cls is int or cls is float:
         return cut(str(bounded(name, Room(_KEY_LENGTH), _KEYS)), _KEY_LENGTH)
+    if cls is bytes:
+        return cut(repr(name[:_KEY_LENGTH]), _KEY_LENGTH)
+    if cls is tuple and all(type(part) in (str, bytes, int) for part in name[:_KEY_PARTS]):
+        parts = tuple(part if type(part) is int else part[:_KEY_LENGTH] for part in name[:_KEY_PARTS])
+        return cut(repr(parts), _KEY_LENGTH)
+    if issubclass(cls, Enum) and type(member := member_name(name, cls)) is str:
+        return cut(f"{class_name(cls)}.{member}", _KEY_LENGTH)
     return cut(f"<{class_name(cls)}>", _KEY_LENGTH)
 
 

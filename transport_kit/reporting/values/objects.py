@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from transport_kit.runtime.interrupts import let_through
 
-__all__ = ["fields_of", "may_have_shape", "names_of", "Plan", "plan_of", "shape_of"]
+__all__ = ["fields_of", "may_have_shape", "member_name", "names_of", "Plan", "plan_of", "shape_of"]
 
 _MAX_FIELDS: Final = 50
 _NAME_LENGTH: Final = 64
@@ -75,6 +75,11 @@ def names_of(cls: type) -> tuple[str, ...]:
         if type(names) is tuple and all(type(name) is str for name in names):
             return names
     return ()
+
+
+def member_name(member: object, cls: type) -> object:
+    """Return the name of an Enum's member."""
+    return _dict_of(member, cls).get("_name_")
 
 
 def _field_names(cls: type) -> list[str] | None:
