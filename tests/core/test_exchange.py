@@ -639,6 +639,20 @@ def test_an_end_of_the_connection_while_sending_is_a_reset() -> None:
     assert (caught.value.kind, caught.value.body_sent) == ("reset", False)
 
 
+def test_a_chunk_that_is_longer_than_its_size_is_refused() -> None:
+    """Even by one byte: the next answer on the connection would be read from the wrong place."""
+    with pytest.raises(ExchangeError, match="too long"):
+        answer(b"HTTP/1.1 503 No\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nokX\r\n0\r\n\r\n")
+
+
+def test_only_valid_header_lines_of_a_bent_head_count() -> None:
+    """The envelope was accepted, so that limits in the head apply; a line that breaks HTTP means nothing."""
+    lines = (b"Bad Name: 1", b"Retry-After: 5", b"A: b\0c", b" folded: 2", b"no colon", b"Content-Length: 0")
+    response = answer(b"HTTP/1.1 200 OK\r\n" + b"\r\n".join(lines) + b"\r\n\r\n")
+    assert response.headers == {"retry-after": "5", "content-length": "0"}
+    assert not response.reusable
+
+
 # -- any bytes at all ------------------------------------------------------------------------------
 
 _FRAGMENTS = st.sampled_from(

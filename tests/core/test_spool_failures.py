@@ -54,6 +54,21 @@ def test_a_segment_that_can_not_be_read_is_tried_again(place: Place) -> None:
     assert drained(spool) == ids(1)
 
 
+def test_answers_of_500_are_counted_across_processes(place: Place) -> None:
+    """Otherwise an envelope that breaks the server would be tried again after each restart."""
+    spool = place.spool()
+    spool.put(event(1))
+    for faults in (1, 2, 2):
+        (claim,) = spool.claim(1, 0.0)
+        claim.faults = faults
+        spool.release([claim])
+        spool.close()
+        spool = place.spool()
+        (claim,) = spool.claim(1, 0.0)
+        assert claim.faults == faults
+        spool.release([claim])
+
+
 def forget_what_was_read(spool: FileSpool) -> None:
     """Empty the buffers of its segments, so that records are read from the disk again."""
     drainer = spool._current().drainer

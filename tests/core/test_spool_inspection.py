@@ -146,6 +146,15 @@ def test_a_file_that_is_purged_is_counted_if_there_is_room_to_say_so(path: str) 
         assert inspection.segments() == []
 
 
+def test_a_link_in_the_place_of_a_dead_letter_is_not_followed(path: str, tmp_path: Path) -> None:
+    """It would show the size and age of a file elsewhere as those of a letter."""
+    dead = Path(path) / IDENTITY / "dead"
+    (tmp_path / "elsewhere").write_bytes(b"x" * 1000)
+    (dead / f"{1:032x}.envelope").symlink_to(tmp_path / "elsewhere")
+    with Inspection(path, IDENTITY) as inspection:
+        assert [letter.size for letter in inspection.letters() if letter.size == 1000] == []
+
+
 def test_a_file_without_anything_that_waits_is_purged_without_a_count(path: str) -> None:
     """All its records were delivered, and its drainer died before it removed the file."""
     name = only(path)

@@ -368,3 +368,41 @@ def test_the_length_of_a_record_that_was_never_written_to_its_end_is_known() -> 
         data = record(event(1, "x" * size))
         said = explain(lambda size, at, data=data: data[at : at + size], SALT, Gap(0, 50, True))  # type: ignore[misc]
         assert said.startswith(f"a record of {len(data)} bytes of which 50 are there")
+
+
+def rechecked(data: bytes, at: int, value: int) -> bytes:
+    """Return a record with one of its first 28 bytes changed and both checksums made to fit."""
+    head_length = int.from_bytes(data[12:16], "little")
+    start = changed(data[:28], at, value)
+    head, body = data[FIXED_BYTES : FIXED_BYTES + head_length], data[FIXED_BYTES + head_length :]
+    head_check = zlib.crc32(head, zlib.crc32(start, Salt.of(SALT).seed))
+    body_check = zlib.crc32(body, head_check)
+    return start + head_check.to_bytes(4, "little") + body_check.to_bytes(4, "little") + head + body
+
+
+@pytest.mark.parametrize(("at", "value"), [(8, 2), (10, 5), (11, 1)])
+def test_a_record_whose_first_bytes_are_impossible_is_a_gap(at: int, value: int) -> None:
+    """Its version, its class or its reserved byte: even with a fitting checksum it was not written by us."""
+    data = record(event(1))
+    assert rechecked(data, at, data[at]) == data
+    found = read_all(segment_header(NAME) + rechecked(data, at, value) + record(event(2)))
+    assert isinstance(found[0], Gap)
+    assert [part.offset for part in found if isinstance(part, Record)] == [HEADER_BYTES + len(data)]
+
+
+def test_a_last_record_with_a_damaged_head_is_not_incomplete() -> None:
+    """All its bytes are there: a disk damaged it, and its writer was not killed while writing it."""
+    data = segment([event(1)])
+    found = read_all(changed(data, HEADER_BYTES + FIXED_BYTES, data[HEADER_BYTES + FIXED_BYTES] ^ 1))
+    assert found == [Gap(HEADER_BYTES, len(data), incomplete=False)]
+
+
+@pytest.mark.parametrize("size", range(0, 300, 7))
+def test_a_record_that_is_cut_within_its_head_is_incomplete(size: int) -> None:
+    """Its length is in its first bytes, whatever they and its offset add up to."""
+    first, second = event(1, "x" * size), event(2)
+    begin = HEADER_BYTES + len(record(first))
+    end = begin + FIXED_BYTES + 1
+    gap = read_all(segment([first, second])[:end])[-1]
+    assert isinstance(gap, Gap)
+    assert (gap.offset, gap.end, gap.incomplete) == (begin, end, True)

@@ -213,8 +213,8 @@ def _spread(places: list[tuple[MutationSpec, Key]], draw: random.Random) -> Iter
 class _Unseen:
     """The mutants that no test can see, or that no test should fix.
 
-    They change annotations, which are never evaluated; arguments of log calls; `__repr__`; arguments of
-    `@dataclass`; or identity into equality and back.
+    They change annotations, which are never evaluated; decorators of a protocol's functions; arguments of log
+    calls; `__repr__`; arguments of `@dataclass`; or identity into equality and back.
     """
 
     def __init__(self, copy: Path, module: Module) -> None:
@@ -247,12 +247,22 @@ def _unseen_parts(node: ast.AST) -> Iterable[ast.expr | ast.stmt]:
             all_arguments = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
             all_arguments += [variadic for variadic in (arguments.vararg, arguments.kwarg) if variadic]
             yield from filter(None, [node.returns, *(argument.annotation for argument in all_arguments)])
+            if _is_stub(node):
+                yield from node.decorator_list
         case ast.AnnAssign():
             yield node.annotation
         case ast.ClassDef():
             yield from node.decorator_list
         case ast.Call(func=ast.Attribute(value=ast.Name(id="log"))):
             yield node
+
+
+def _is_stub(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Return True for a function of a protocol, whose body is `...`."""
+    match function.body[-1]:
+        case ast.Expr(value=ast.Constant(value=value)):
+            return value is ...
+    return False
 
 
 def _result(name: str) -> dict[str, Any] | None:
