@@ -25,6 +25,7 @@ from tests.core.connections_support import (
 )
 from tests.timing import SOON, scaled
 from transport_kit.testing import FaultServer
+from transport_kit.transport.wire import connections
 from transport_kit.transport.wire.exchange import ExchangeError
 
 
@@ -120,6 +121,112 @@ def test_old_idle_connections_are_replaced(server: FaultServer) -> None:
         now = 120.1
         post(pool)
     assert [r.connection for r in server.requests] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 520, 407, 408, 421, 425])
+def test_a_failing_server_is_left_for_a_new_connection(server: FaultServer, status: int) -> None:
+    """The old backend of a deploy answers 503 for as long as its connections are used."""
+    server.answer(status, times=1)
+    with make_pool(server.url) as pool:
+        assert post(pool).status == status
+        assert post(pool).status == 200
+        assert post(pool).status == 200
+    assert [r.connection for r in server.requests] == [1, 2, 2]
+
+
+@pytest.mark.parametrize("status", [200, 400, 403, 413, 429])
+def test_a_working_server_keeps_its_connection(server: FaultServer, status: int) -> None:
+    """An answer about the envelope says nothing against the server."""
+    server.answer(status, times=1)
+    with make_pool(server.url) as pool:
+        post(pool)
+        post(pool)
+    assert [r.connection for r in server.requests] == [1, 1]
+
+
+def test_a_connection_lives_five_minutes_at_most(server: FaultServer) -> None:
+    """A busy one would otherwise never follow a change of the server's addresses."""
+    now = 0.0
+    with make_pool(server.url, clock=lambda: now) as pool:
+        for _ in range(8):
+            post(pool)
+            now += 50.0
+    assert [r.connection for r in server.requests] == [1] * 6 + [2] * 2
+
+
+def test_a_failed_connection_condemns_those_that_were_idle_beside_it(server: FaultServer) -> None:
+    """After a NAT dropped all of them, each would cost a timeout of its own."""
+    server.hold()
+    with make_pool(server.url) as pool:
+        threads = [threading.Thread(target=post, args=(pool,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        assert server.wait_for_requests(3, SOON)
+        server.release()
+        for thread in threads:
+            thread.join(30)
+        assert len(pool._idle) == 3
+        server.fault("hang", times=1)
+        with pytest.raises(ExchangeError):
+            pool.post(PATH, HEADERS, BODY, timeout=scaled(0.3))
+        assert not pool._idle
+        server.release()
+        assert post(pool).status == 200
+    assert server.requests[-1].connection == 4
+
+
+def test_a_connection_that_was_used_meanwhile_is_not_condemned(server: FaultServer) -> None:
+    """It worked after the failing exchange had begun."""
+    now = 0.0
+    with make_pool(server.url, clock=lambda: now) as pool:
+        post(pool)
+        now = 1.0
+        pool._close_idle(before=0.5)
+        assert not pool._idle
+        post(pool)
+        pool._close_idle(before=0.5)
+        assert len(pool._idle) == 1
+
+
+def test_a_peer_that_acknowledges_nothing_is_given_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a suspended host, nobody is at the other end, and the first event must not wait for a timeout."""
+    monkeypatch.setattr(connections, "_UNACKNOWLEDGED_SECONDS", 0.2)
+    done = threading.Event()
+    body = b"x" * 20_000_000
+
+    def serve(sock: socket.socket, number: int) -> None:
+        read_head(sock)
+        if number == 0:
+            sock.recv(len(BODY))
+            sock.sendall(OK)
+            done.wait(SOON)  # reads nothing more, so that its system takes no byte of a large body
+        else:
+            left = len(body)
+            while left:
+                left -= len(sock.recv(1 << 20))
+            sock.sendall(OK)
+
+    now = time.monotonic()
+    with Raw(serve) as raw, make_pool(f"http://127.0.0.1:{raw.port}", clock=lambda: now) as pool:
+        post(pool)
+        now += 1.1
+        response = post(pool, body)
+        done.set()
+    assert response.status == 200
+
+
+@pytest.mark.parametrize("idle", [0.9, 1.1])
+def test_without_that_option_a_connection_is_used_again_only_at_once(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, idle: float
+) -> None:
+    """Some systems have no such option."""
+    monkeypatch.setattr(connections, "_USER_TIMEOUT", None)
+    now = 0.0
+    with make_pool(server.url, clock=lambda: now) as pool:
+        post(pool)
+        now = idle
+        post(pool)
+    assert [r.connection for r in server.requests] == ([1, 1] if idle < 1 else [1, 2])
 
 
 def test_a_reset_on_a_reused_connection_is_retried_at_once() -> None:

@@ -69,7 +69,7 @@ def healthy(**facts: Any) -> Health:
             "pass",
             None,
         ),  # the failure is over, but its error is still known
-        ({"limits": {"error": 5.0, "*": 1.0}}, "warn", "rate limited: *, error"),
+        ({"limits": {"error": 5.0, "*": 1.0}}, "pass", None),  # on what this app never sends
         ({"queue_capacity": 10, "waiting": 4, "claimed": 4}, "pass", None),
         ({"queue_capacity": 10, "waiting": 5, "claimed": 4}, "warn", "the queue is 90% full"),
         ({"queue_bytes_capacity": 100, "queue_bytes": 81}, "warn", "the queue is 81% full"),
@@ -83,6 +83,27 @@ def test_the_verdict_and_its_reason(facts: dict[str, Any], status: str, reason: 
     assert health.status == status
     assert len(health.reasons) == (reason is not None)
     assert reason is None or reason in health.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("limits", "discarded", "age", "reason"),
+    [
+        ({"error": 5.0}, {"ratelimit_backoff": {"error": 1}}, 1.0, "rate limited: error"),
+        ({"error": 5.0, "session": 5.0}, {"rate_limited": {"error": 1}}, 1.0, "rate limited: error"),
+        ({"*": 5.0}, {"ratelimit_backoff": {"span": 1}}, 1.0, "rate limited: *"),
+        ({"error": 5.0}, {"ratelimit_backoff": {"error": 1}}, 61.0, None),
+        ({"error": 5.0}, {"queue_overflow": {"error": 1}}, 1.0, "items were dropped 1 s ago"),
+        ({"session": 5.0}, {"ratelimit_backoff": {"error": 1}}, 1.0, "items were dropped 1 s ago"),
+        ({"*": 5.0}, {}, None, None),
+    ],
+)
+def test_a_limit_is_a_reason_only_if_it_dropped_something_lately(
+    limits: dict[str, float], discarded: dict[str, dict[str, int]], age: float | None, reason: str | None
+) -> None:
+    """A server that limits what an app never sends would otherwise keep its health at `warn` for ever."""
+    health = healthy(limits=limits, discarded_by_category=discarded, last_drop_age=age)
+    assert health.status == ("pass" if reason is None else "warn")
+    assert next(iter(health.reasons), None) == reason
 
 
 def test_the_most_serious_reason_comes_first() -> None:

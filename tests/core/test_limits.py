@@ -156,7 +156,7 @@ def test_retry_after_is_ignored_on_other_statuses(status: int) -> None:
 def test_all_three_date_forms_are_read(text: str, expected: float) -> None:
     """RFC 9110 section 5.6.7: a recipient must accept the two obsolete forms as well."""
     assert retry_after_seconds({"retry-after": text}, wall=WALL) == expected
-    assert paused(text) == expected
+    assert paused(text) == min(expected, 86_400.0)
 
 
 @pytest.mark.parametrize(
@@ -350,4 +350,27 @@ def test_nothing_in_a_response_raises(status: int, headers: Any, now: float) -> 
 def test_a_limit_lasts_the_seconds_rounded_up(category: str, seconds: float, now: float) -> None:
     """With rounding down, the first envelope would be sent before the end of the limit."""
     active = limited(f"{seconds!r}:{category}:key", now=now)
-    assert active == {category: now + math.ceil(seconds)}
+    assert active == {category: now + min(math.ceil(seconds), 86_400)}
+
+
+@pytest.mark.parametrize("text", ["99999999999", "1e18", "Fri, 01 Jan 2100 00:00:00 GMT", "86401"])
+def test_a_limit_lasts_a_day_at_most(text: str) -> None:
+    """One absurd header must not silence an app for years; after a day an envelope tries again."""
+    assert paused(text) == 86_400.0
+    assert limited(f"{text if text[0].isdigit() else 10**9}:error") == {"error": 86_400.0}
+
+
+@pytest.mark.parametrize("skew", [-7200.0, 7200.0, 3 * 86_400.0])
+def test_a_date_is_relative_to_the_date_of_its_response(skew: float) -> None:
+    """A server whose clock is two hours ahead would otherwise limit for two hours more."""
+    server = WALL + skew
+    headers = {"Retry-After": formatdate(server + 90, usegmt=True), "date": formatdate(server, usegmt=True)}
+    assert RateLimits().updated(429, headers, 0.0, wall=WALL).limited_until(None) == 90.0
+    assert retry_after_seconds(headers, wall=WALL) == 90.0
+
+
+@pytest.mark.parametrize("date", ["", "yesterday", "0"])
+def test_without_a_readable_date_the_system_clock_counts(date: str) -> None:
+    """A proxy may remove the header or break it."""
+    headers = {"Retry-After": formatdate(WALL + 90, usegmt=True), "Date": date}
+    assert RateLimits().updated(429, headers, 0.0, wall=WALL).limited_until(None) == 90.0

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from transport_kit.envelope.losses import Quantities
+from transport_kit.envelope.losses import LossReason, Quantities
 from transport_kit.transport.answers import ServerFacts
+from transport_kit.transport.worker.limits import ALL
 from transport_kit.transport.worker.outcome import WorkerFacts
 
 __all__ = ["DROPS_MATTER_FOR", "Health", "LastError"]
@@ -204,13 +205,13 @@ class Health:
                 status = "" if self.last_error.status is None else f" {self.last_error.status}"
                 cause = f": {self.last_error.kind}{status}"
             reasons.append(f"deliveries fail{cause}")
-        if self.limits:
-            reasons.append(f"rate limited: {', '.join(sorted(self.limits))}")
+        if self._dropped_lately and (limited := self._limits_with_losses()):
+            reasons.append(f"rate limited: {', '.join(limited)}")
         if self.paced is not None and self.paced > PACED_FOR:
             reasons.append(f"paced: what waits goes out over {self.paced:.0f} s")
         if self._fill > NEARLY_FULL:
             reasons.append(f"the queue is {self._fill:.0%} full")
-        if self.last_drop_age is not None and self.last_drop_age < DROPS_MATTER_FOR:
+        if self._dropped_lately:
             reasons.append(f"items were dropped {self.last_drop_age:.0f} s ago")
         return tuple(reasons)
 
@@ -225,6 +226,17 @@ class Health:
         if self.problem is not None or self.state == "closed" or self._is_unattended:
             return "fail"
         return "warn" if self.reasons else "pass"
+
+    @property
+    def _dropped_lately(self) -> bool:
+        return self.last_drop_age is not None and self.last_drop_age < DROPS_MATTER_FOR
+
+    def _limits_with_losses(self) -> list[str]:
+        """Return the limits in force that discarded something; others limit what this app never sends."""
+        lost: set[str] = set()
+        for reason in (LossReason.RATELIMIT_BACKOFF, LossReason.RATE_LIMITED):
+            lost.update(self.discarded_by_category.get(reason, ()))
+        return sorted(category for category in self.limits if category in lost or (category == ALL and lost))
 
     @property
     def _is_unattended(self) -> bool:

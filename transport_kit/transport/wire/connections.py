@@ -48,6 +48,14 @@ if TYPE_CHECKING:
 __all__ = ["ConnectionPool"]
 
 _IDLE_SECONDS = 60.0
+# Seconds after which a connection is not kept, so that a change of the server's addresses is followed.
+_LONGEST_LIFE = 300.0
+# A connection that was idle for longer may have been dropped by a NAT or with a suspended host, without a
+# word to either end. Then the peer's TCP acknowledges nothing, which the system reports after this many
+# seconds; where it can't, such a connection is not used again.
+_TRUSTED_IDLE = 1.0
+_UNACKNOWLEDGED_SECONDS = 3.0
+_USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
 # Maximum bytes of a proxy's answer to CONNECT: http.client bounds each head, but not the number of heads.
 _MAX_PROXY_ANSWER = 128 * 1024
 _PORTS = {"http": 80, "https": 443}
@@ -63,8 +71,17 @@ class _Socket(Stream, Protocol):
     def close(self) -> None: ...
 
 
-class _Idle(NamedTuple):
+class _Connection(NamedTuple):
+    """An open connection; times are monotonic seconds.
+
+    Attributes:
+        sock: The socket.
+        opened: Time at which it was opened.
+        since: Time from which on it is idle.
+    """
+
     sock: _Socket
+    opened: float
     since: float
 
 
@@ -131,7 +148,7 @@ class ConnectionPool:
         # Any thread replaces it in one step, without a lock.
         self._last_head: tuple[tuple[str, tuple[tuple[str, str], ...]], bytes] | None = None
         self._loaded = False
-        self._idle: deque[_Idle] = deque()
+        self._idle: deque[_Connection] = deque()
         self._closed = False
         self._pid = os.getpid()
 
@@ -167,15 +184,20 @@ class ConnectionPool:
             raise ExchangeError("connect", describe(error)) from None
 
     def _post(self, head: bytes, body: bytes, latest: float) -> Response:
-        sock = self._take_idle()
-        if sock is not None:
+        began = self._clock()
+        connection = self._take_idle()
+        if connection is not None:
             try:
-                return self._exchange(sock, head, body, latest)
+                return self._exchange(connection, head, body, latest)
             except ExchangeError as error:
+                # What broke this connection has most likely broken those that were idle beside it.
+                self._close_idle(before=began)
                 if error.kind != "reset" or error.answered:
                     raise
         connecting = max(0.001, min(self._options.connect_timeout, latest - self._clock()))
-        return self._exchange(self._open(connecting), head, body, latest)
+        sock = self._open(connecting)
+        now = self._clock()
+        return self._exchange(_Connection(sock, now, now), head, body, latest)
 
     def close(self) -> None:
         """Close idle connections now, and those in use at the end of their exchange. Idempotent."""
@@ -184,41 +206,59 @@ class ConnectionPool:
 
     # -- idle connections --------------------------------------------------------------------------
 
-    def _exchange(self, sock: _Socket, head: bytes, body: bytes, latest: float) -> Response:
+    def _exchange(self, connection: _Connection, head: bytes, body: bytes, latest: float) -> Response:
+        sock, opened, _ = connection
         keep = False
         try:
             deadline = min(self._clock() + self._options.request_timeout, latest)
             response = exchange(sock, head, body, deadline=deadline, clock=self._clock)
-            keep = response.reusable and self._options.keep_alive
+            keep = response.reusable and self._options.keep_alive and not self._ends(response.status)
         finally:
             if keep:
-                self._idle.append(_Idle(sock, self._clock()))
+                self._idle.append(_Connection(sock, opened, self._clock()))
             else:
                 sock.close()
             if self._closed:  # `close` may have emptied the deque just before the append
                 self._close_idle()
         return response
 
-    def _take_idle(self) -> _Socket | None:
+    def _ends(self, status: int) -> bool:
+        """Return True for an answer after which the next request must use a new connection.
+
+        A failing server may be replaced, and the name or the load balancer then leads to another one.
+        """
+        return status >= 500 or status in self._options.retry_statuses
+
+    def _take_idle(self) -> _Connection | None:
         """Return the most recently used connection that can be reused; close the others found unusable."""
         now = self._clock()
         try:
             while now - self._idle[0].since > _IDLE_SECONDS:
                 self._idle.popleft().sock.close()  # perhaps a newer one, if another thread popped first
             while True:
-                sock = self._idle.pop().sock
-                if _is_quiet(sock):
-                    return sock
-                sock.close()
+                connection = self._idle.pop()
+                if (
+                    now - connection.opened < _LONGEST_LIFE
+                    and _is_quiet(connection.sock)
+                    and (now - connection.since <= _TRUSTED_IDLE or _bound_acknowledgement(connection.sock))
+                ):
+                    return connection
+                connection.sock.close()
         except IndexError:
             return None
 
-    def _close_idle(self) -> None:
+    def _close_idle(self, before: float = math.inf) -> None:
+        """Close the connections that have been idle since before that time."""
+        later: list[_Connection] = []
         try:
             while True:
-                self._idle.pop().sock.close()
+                connection = self._idle.pop()
+                if connection.since <= before:
+                    connection.sock.close()
+                else:
+                    later.append(connection)
         except IndexError:
-            pass
+            self._idle.extend(reversed(later))
 
     def _forget(self) -> None:
         # In a forked child. The parent uses the same connections: closing the child's descriptors does not
@@ -497,6 +537,18 @@ def _socket_options(keep_alive: bool) -> list[tuple[int, int, int]]:
             if (number := getattr(socket, name, None)) is not None:
                 options.append((socket.IPPROTO_TCP, number, value))
     return options
+
+
+def _bound_acknowledgement(sock: _Socket) -> bool:
+    """Have the system end the connection if the peer acknowledges nothing; return False if it can't."""
+    inner = getattr(sock, "socket", sock)  # TLS inside TLS is no socket, and has the one to the proxy
+    if _USER_TIMEOUT is None or not isinstance(inner, socket.socket):
+        return False
+    try:
+        inner.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, round(_UNACKNOWLEDGED_SECONDS * 1000))
+    except OSError:
+        return False
+    return True
 
 
 def _to_ascii(host: str) -> str:

@@ -16,6 +16,7 @@ Source: RFC 9112 sections 2 to 9 (framing, smuggling), RFC 9110 section 15.2 (in
 
 from __future__ import annotations
 
+import errno
 import re
 import selectors
 import socket
@@ -441,6 +442,9 @@ class _Exchange:
     def _fail(self, error: OSError) -> NoReturn:
         name = type(error).__name__
         if isinstance(error, TimeoutError):
+            if error.errno == errno.ETIMEDOUT:
+                # Not our deadline: the system gave the connection up, as the peer acknowledged nothing.
+                self._raise("reset", "the peer acknowledged nothing")
             self._raise("timeout", "the deadline has passed")
         kind: ExchangeErrorKind = "tls" if name.startswith("SSL") and name not in _TLS_ENDED else "reset"
         self._raise(kind, describe(error))

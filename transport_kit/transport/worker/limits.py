@@ -47,6 +47,9 @@ KNOWN_CATEGORIES = frozenset(
 """The data categories a limit may name, case-sensitive; other names are ignored."""
 
 _DEFAULT_PAUSE = 60.0  # seconds of a limit without a readable length
+# Most seconds of a limit. After that an envelope of the category may try, and a limit that is still meant is
+# answered again: one absurd header must not silence an app for years.
+_LONGEST = 86_400.0
 # A length of this many seconds or more is treated as 0: it overflows in receivers that use 64 bits.
 _OVERFLOW = 2.0**63
 # Stricter than float(), which accepts underscores and the digits of every script.
@@ -83,7 +86,7 @@ class RateLimits:
 
         `X-Sentry-Rate-Limits` applies with any status and overrides `Retry-After`. Without a readable one, a
         429 limits all categories for the time in `Retry-After`, or 60 s; a 503 does so only if it has that
-        header.
+        header. A limit lasts a day at most.
 
         Never raises, whatever the headers contain.
 
@@ -91,7 +94,9 @@ class RateLimits:
             status: The response's HTTP status.
             headers: The response's headers, names in any case.
             now: Monotonic seconds.
-            wall: Seconds since the epoch, subtracted from a date in `Retry-After`; None is the system clock.
+            wall: Seconds since the epoch; None is the system clock. Subtracted from a date in `Retry-After`
+            if
+                the response has no `Date`.
         """
         limits = dict(self.active(now))
         readable = False
@@ -102,7 +107,7 @@ class RateLimits:
         if not readable and status in (429, 503):
             retry_after = _header(headers, "retry-after")
             if status == 429 or retry_after is not None:
-                pause = _pause(retry_after or "", time.time() if wall is None else wall)
+                pause = _pause(retry_after or "", _wall_of(headers, time.time() if wall is None else wall))
                 _extend(limits, ALL, now, _DEFAULT_PAUSE if pause is None else pause)
         return self if limits == self._until else RateLimits(limits)
 
@@ -142,15 +147,21 @@ def retry_after_seconds(headers: Mapping[str, str], *, wall: float) -> float | N
 
     Args:
         headers: Names in any case.
-        wall: Seconds since the epoch, subtracted from a date.
+        wall: Seconds since the epoch, subtracted from a date if the response has no `Date`.
     """
     text = _header(headers, "retry-after")
-    return None if text is None else _pause(text, wall)
+    return None if text is None else _pause(text, _wall_of(headers, wall))
+
+
+def _wall_of(headers: Mapping[str, str], wall: float) -> float:
+    """Return the server's own time of the response, so that a wrong clock on either side does not matter."""
+    moment = _date((_header(headers, "date") or "").strip())
+    return wall if moment is None else moment
 
 
 def _extend(limits: dict[str, float], category: str, now: float, seconds: float) -> None:
     if seconds > 0:
-        limits[category] = max(now + seconds, limits.get(category, 0.0))
+        limits[category] = max(now + min(seconds, _LONGEST), limits.get(category, 0.0))
 
 
 def _header(headers: Mapping[str, str], name: str) -> str | None:
