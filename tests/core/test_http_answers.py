@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.core.connections_support import HttpProxy
 from tests.core.worker_support import until
 from tests.timing import SOON, scaled
 from transport_kit.envelope.envelope import Envelope
@@ -18,7 +19,9 @@ from transport_kit.testing import FaultServer
 from transport_kit.transport.factory import make_transport
 from transport_kit.transport.http import HttpTransport
 
-QUICK = {"backoff_base": 0.01, "backoff_max": 0.01, "shutdown_timeout": SOON}
+#: The DSN of a server that is reached by a proxy only.
+ELSEWHERE = "{}://0123456789abcdef0123456789abcdef@sentry.invalid/1"
+QUICK: dict[str, Any] = {"backoff_base": 0.01, "backoff_max": 0.01, "shutdown_timeout": SOON}
 
 
 @pytest.fixture(name="server")
@@ -272,6 +275,72 @@ def test_a_drip_does_not_outlast_the_request_timeout(server: FaultServer) -> Non
         error = transport.health().last_error
     assert error is not None
     assert error.kind == "timeout"
+
+
+@pytest.mark.parametrize(
+    ("status", "problem"),
+    [(407, "the proxy http://127.0.0.1:{port} wants a login (407)"), (511, "a network")],
+)
+def test_a_proxy_that_wants_a_login_is_named_and_costs_no_envelope(
+    server: FaultServer, status: int, problem: str
+) -> None:
+    """A person has to act, and what was captured meanwhile is delivered then. The login is never shown."""
+    proxy = f"http://bob:hunter2@127.0.0.1:{server.port}"
+    server.answer(status)
+    with make_transport(ELSEWHERE.format("http"), proxy=proxy, **QUICK) as transport:
+        transport.capture_event({"message": "x"})
+        assert until(lambda: transport.health().problem is not None)
+        health = transport.health()
+        assert health.status == "fail"
+        assert health.problem is not None
+        assert health.problem.startswith(problem.format(port=server.port))
+        assert "hunter2" not in health.as_text()
+        server.answer(200)
+        assert transport.flush(SOON).ok
+        assert transport.health().problem is None
+        assert transport.health().delivered == {"error": 1}
+
+
+def test_a_refused_tunnel_names_the_proxy() -> None:
+    """The proxy's answer to CONNECT arrives as an error, before there is a connection to the server."""
+    refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
+    with HttpProxy(refuse=refusal) as proxy:
+        login = f"http://bob:hunter2@127.0.0.1:{proxy.port}"
+        transport = make_transport(ELSEWHERE.format("https"), proxy=login, **QUICK)
+        transport.capture_event({"message": "x"})
+        assert until(lambda: transport.health().problem is not None)
+        health = transport.health()
+        transport.kill()
+    assert health.problem == f"the proxy http://127.0.0.1:{proxy.port} wants a login (407)"
+    assert health.status == "fail"
+    assert health.discarded == {}
+
+
+def test_a_403_through_a_proxy_may_be_the_proxys_own(server: FaultServer) -> None:
+    """Company proxies answer 403 for a host that they do not allow."""
+    server.answer(403)
+    proxy = f"http://127.0.0.1:{server.port}"
+    with make_transport(ELSEWHERE.format("http"), proxy=proxy, **QUICK) as transport:
+        transport.capture_event({"message": "x"})
+        transport.flush(SOON)
+        problem = transport.health().problem
+    assert problem == (
+        f"the server refuses this DSN's key (403); the proxy http://127.0.0.1:{server.port} may have answered"
+    )
+
+
+def test_a_web_page_instead_of_an_answer_is_doubted(server: FaultServer, transport: HttpTransport) -> None:
+    """Any site answers 200 to a POST; the envelope counts as delivered, and a person should look."""
+    server.answer(200, {"Content-Type": "text/html; charset=utf-8"}, times=1)
+    transport.capture_event({"message": "x"})
+    assert transport.flush(SOON).ok
+    health = transport.health()
+    assert health.delivered == {"error": 1}
+    assert health.status == "warn"
+    assert health.reasons == ("a web page answers: probably no ingest server, check the DSN's host and path",)
+    transport.capture_event({"message": "y"})
+    assert transport.flush(SOON).ok
+    assert transport.health().status == "pass"
 
 
 def test_a_401_is_a_failure_until_the_server_accepts_something(

@@ -30,6 +30,8 @@ __all__ = ["ServerFacts", "ServerState", "Verdict", "verdict_of"]
 
 #: The number of characters of an error answer that are logged.
 SHOWN = 200
+#: Answers of what stands before the server: nothing is delivered until a person has acted.
+_SIGN_IN = {407: "the proxy{proxy} wants a login (407)", 511: "a network{proxy} wants a sign-in (511)"}
 _ADVICE = {
     400: " (it could not read the envelope)",
     401: " (check the DSN's key)",
@@ -95,6 +97,7 @@ class ServerFacts(NamedTuple):
         failing: True if the last delivery failed.
         limits: The limits in force: monotonic end by category.
         problem: The reason why the server accepts nothing from this DSN, or None.
+        doubt: The reason to doubt that deliveries arrive where they should, or None.
     """
 
     last_success: float | None
@@ -102,6 +105,7 @@ class ServerFacts(NamedTuple):
     failing: bool
     limits: Mapping[str, float]
     problem: str | None
+    doubt: str | None = None
 
 
 class ServerState:
@@ -110,34 +114,54 @@ class ServerState:
     Args:
         dsn: The DSN; its keys are masked in log lines.
         options: The options; `retry_statuses` and `retry_window` are used.
+        proxy: The proxy's URL without its login, or None.
+        forwarded: True if the proxy forwards requests, so that an answer may be its own.
 
     Attributes:
         limits: The limits, an immutable table; any thread reads it without a lock.
     """
 
-    def __init__(self, dsn: Dsn, options: TransportOptions) -> None:
+    def __init__(
+        self, dsn: Dsn, options: TransportOptions, proxy: str | None = None, *, forwarded: bool = False
+    ) -> None:
         self._dsn = dsn
         self._options = options
+        self._proxy = "" if proxy is None else f" {proxy}"
+        self._forwarded = forwarded
         # Guards the attributes below. Held for a few assignments at a time, never during I/O or logging.
         self._lock = threading.Lock()
         self.limits = RateLimits()
         self._last_success: float | None = None
         self._last_error: tuple[str, int | None, float] | None = None
         self._refused: int | None = None  # the status with which the server refuses the DSN's key
+        self._sign_in: int | None = None  # the last answer's status, if it is one of `_SIGN_IN`
+        self._page = False  # True if the last success was a web page
         self._logged: set[int | str] = set()  # statuses and kinds of errors since the last success
 
     def facts(self, now: float) -> ServerFacts:
         """Return a snapshot at the monotonic second `now`."""
         with self._lock:
             success, error, refused = self._last_success, self._last_error, self._refused
+            sign_in, page = self._sign_in, self._page
         return ServerFacts(
             last_success=success,
             last_error=error,
             # A 429 comes from a working server; `limits` shows it.
             failing=error is not None and error[1] != 429 and (success is None or error[2] > success),
             limits=self.limits.active(now),
-            problem=None if refused is None else f"the server refuses this DSN's key ({refused})",
+            problem=self._problem(refused, sign_in),
+            doubt="a web page answers: probably no ingest server, check the DSN's host and path"
+            if page
+            else None,
         )
+
+    def _problem(self, refused: int | None, sign_in: int | None) -> str | None:
+        if sign_in is not None:
+            return _SIGN_IN[sign_in].format(proxy=self._proxy)
+        if refused is None:
+            return None
+        may_be_proxy = f"; the proxy{self._proxy} may have answered" if self._forwarded else ""
+        return f"the server refuses this DSN's key ({refused}){may_be_proxy}"
 
     # -- failures without an answer --------------------------------------------------------------------
 
@@ -145,6 +169,8 @@ class ServerState:
         """Return the outcome of a delivery of `sealed` that got no usable answer."""
         with self._lock:
             self._last_error = (error.kind, None, time.monotonic())
+            # A proxy that refuses a tunnel answers before there is a connection to the server.
+            self._sign_in = 407 if error.kind == "proxy" and "407" in error.detail else None
         self._warn_once(error.kind, "a delivery failed and is repeated later: %s", error)
         if error.kind == "timeout" and error.body_sent and not sealed.repeatable:
             # The server may have received it, and would not recognise a repeat.
@@ -192,9 +218,11 @@ class ServerState:
                 recovered = bool(self._logged)
                 self._logged.clear()
                 self._last_success = now
-                self._refused = None
+                self._refused = self._sign_in = None
+                self._page = headers.get("content-type", "").lower().startswith("text/html")
                 return recovered
             self._last_error = ("http", status, now)
+            self._sign_in = status if status in _SIGN_IN else None
             if verdict is Verdict.KEY_REFUSED:
                 self._refused = status
             return False
@@ -211,6 +239,9 @@ class ServerState:
                 MAX_FAULTS - 1,
                 self._excerpt(response.body),
             )
+        elif again and status in _SIGN_IN:
+            sign_in = _SIGN_IN[status].format(proxy=self._proxy)
+            self._warn_once(status, "%s; the delivery is repeated later", sign_in)
         elif again:
             self._warn_once(status, "the server answered %d; the delivery is repeated later", status)
         elif verdict is Verdict.LIMITED:

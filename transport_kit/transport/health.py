@@ -66,6 +66,7 @@ class Health:
         spool: Facts of the shared queue, host-wide figures included; None without one. Its `problems` are
             sentences.
         problem: The reason why nothing can be delivered without an intervention, or None.
+        doubt: The reason to doubt that deliveries arrive where they should, or None.
         option_problems: Options that could not be used, each with the consequence, as sentences.
     """
 
@@ -94,6 +95,7 @@ class Health:
     last_drop_age: float | None = None
     spool: Mapping[str, Any] | None = None
     problem: str | None = None
+    doubt: str | None = None
     option_problems: tuple[str, ...] = ()
 
     @classmethod
@@ -147,6 +149,7 @@ class Health:
             last_drop_age=_since(facts.last_drop, now),
             spool=spool,
             problem=server.problem or problem,
+            doubt=server.doubt,
             option_problems=option_problems,
         )
 
@@ -205,6 +208,8 @@ class Health:
                 status = "" if self.last_error.status is None else f" {self.last_error.status}"
                 cause = f": {self.last_error.kind}{status}"
             reasons.append(f"deliveries fail{cause}")
+        if self.doubt is not None:
+            reasons.append(self.doubt)
         if self._dropped_lately and (limited := self._limits_with_losses()):
             reasons.append(f"rate limited: {', '.join(limited)}")
         if self.paced is not None and self.paced > PACED_FOR:

@@ -119,7 +119,15 @@ class BaseHttpTransport(Transport):
 
         queue = self._make_queue()
         worker = BackgroundWorker(queue, deliver, self.options, gate=self._gate)
-        state = TransportState(worker, self._make_pool(), queue, ServerState(self.dsn, self.options))
+        pool = self._make_pool()
+        # A subclass may have a pool of another kind.
+        server = ServerState(
+            self.dsn,
+            self.options,
+            getattr(pool, "proxy_url", None),
+            forwarded=bool(getattr(pool, "forwards", False)),
+        )
+        state = TransportState(worker, pool, queue, server)
         return state
 
     # -- hooks for subclasses --------------------------------------------------------------------------

@@ -278,7 +278,7 @@ class ConnectionPool:
     def _build_head(self, path: str, headers: tuple[tuple[str, str], ...]) -> bytes:
         if not _is_path(path):
             raise ValueError("the path must begin with a slash and be printable ASCII without blanks")
-        origin = f"{self._scheme}://{self._authority}" if self._forwards else ""
+        origin = f"{self._scheme}://{self._authority}" if self.forwards else ""
         lines = [f"POST {origin}{path} HTTP/1.1", *self._fixed]
         for name, value in headers:
             if name.lower() in _RESERVED:
@@ -291,7 +291,7 @@ class ConnectionPool:
         lines = [f"Host: {self._authority}"]
         if not self._options.keep_alive:
             lines.append("Connection: close")
-        if self._forwards:
+        if self.forwards:
             lines += [_header_line(name, value) for name, value in self._proxy_headers().items()]
         return lines
 
@@ -301,7 +301,15 @@ class ConnectionPool:
         return host if self._port == _PORTS[self._scheme] else f"{host}:{self._port}"
 
     @property
-    def _forwards(self) -> bool:
+    def proxy_url(self) -> str | None:
+        """The URL of the proxy in use, without its login; None without a proxy."""
+        if self._proxy is None:
+            return None
+        host = f"[{self._proxy.host}]" if ":" in self._proxy.host else self._proxy.host
+        return f"{self._proxy.scheme}://{host}:{self._proxy.port}"
+
+    @property
+    def forwards(self) -> bool:
         """True if a proxy forwards the requests, rather than tunnelling the bytes of a connection."""
         return self._proxy is not None and not self._proxy.socks and self._scheme == "http"
 
