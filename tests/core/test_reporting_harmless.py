@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,10 +30,7 @@ _LOG_CALLS = frozenset({"debug", "info", "warning", "error", "exception", "criti
 
 def messages(package: str) -> Iterator[str]:
     """Yield the messages that a package logs or raises, with a word for each value in them."""
-    spec = importlib.util.find_spec(package)
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    for file in Path(spec.submodule_search_locations[0]).rglob("*.py"):
+    for file in Path(importlib.import_module(package).__path__[0]).rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_bytes())):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
                 arguments = node.exc.args[:1]
