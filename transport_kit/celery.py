@@ -1,6 +1,6 @@
 """Celery: `connect(kit)` reports failing tasks, and flushes before a worker's process ends.
 
-Owns the receivers of Celery's signals for one kit. The only module that imports Celery.
+This module owns the receivers of Celery's signals for one kit. It is the only module that imports Celery.
 
 Threads: Celery sends its signals on the thread (process, greenlet) that runs the task; several tasks may
 run at once.

@@ -4,7 +4,7 @@ Most deployments need neither: a worker's transport starts with the first captur
 the process. `post_fork` starts delivery at once, for a durable queue with a backlog. `worker_exit` closes the
 transports while gunicorn still waits, for a worker whose own hook calls `os._exit`.
 
-Does not import gunicorn.
+This module does not import gunicorn.
 
 Threads: the worker's main thread, before and after it serves.
 """

@@ -3,7 +3,7 @@
 `rq worker --worker-class transport_kit.rq.Worker`, with `TRANSPORT_KIT_DSN` in the environment. RQ forks a
 process per job and ends it by `os._exit`, which skips all exit hooks of Python.
 
-Owns the steps around one job. The only module that imports RQ.
+This module owns the steps around one job. It is the only module that imports RQ.
 
 Threads: the thread that runs the jobs.
 """

@@ -1,7 +1,7 @@
 """`flush_after` and `report_uncaught`: for functions and scripts whose process may end right after them.
 
-Owns the steps around one call (a unit of work, capturing the exception that escapes, the flush): for handlers
-of serverless platforms (AWS Lambda freezes the process when the handler returns), targets of
+This module owns the steps around one call (a unit of work, capturing the exception that escapes, the flush):
+for handlers of serverless platforms (AWS Lambda freezes the process when the handler returns), targets of
 `multiprocessing` and the `main` of a script. Also owns the hook for the exception that ends a process.
 
 Threads: the decorated function may be called from any thread, also concurrently. The hook runs on the main

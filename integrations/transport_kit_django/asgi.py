@@ -1,7 +1,8 @@
 """`with_lifespan`: wraps the ASGI application, so that the transport is closed before the server ends.
 
-Owns the lifespan, which Django does not support, and the end of requests with a `StreamingHttpResponse`: its
-body is generated after all middleware, and Django has no signal for exceptions there.
+This module owns the lifespan, which Django does not support, and the end of requests with a
+`StreamingHttpResponse`: its body is generated after all middleware, and Django has no signal for exceptions
+there.
 
 Threads: the event loop's thread. Closing waits on another thread.
 """

@@ -1,6 +1,6 @@
 """System checks: problems of the setting and of the site's set-up, for `manage.py check`.
 
-Owns the ids and hints. The options validate the values.
+This module owns the ids and hints. The options validate the values.
 
 | id | about |
 | --- | --- |

@@ -1,6 +1,6 @@
 """Configuration: the settings dict `TRANSPORT_KIT`, and the kit made from it: one per process, on first use.
 
-Owns the kit. `checks.py` validates the dict in advance, the kit itself at run time.
+This module owns the kit. `checks.py` validates the dict in advance, the kit itself at run time.
 
 Threads: any. There is no lock, so that a forked child can't inherit a locked one: if two threads make the
 first kit at once, one of the two is dropped before it has started anything.

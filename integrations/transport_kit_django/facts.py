@@ -1,7 +1,7 @@
 """Facts: a Django request as plain values, computed on demand; and the receiver of Django's exception signal.
 
-Owns the receiver of `got_request_exception`, and the translation of an `HttpRequest` into plain values. Reads
-no stream, evaluates no lazy object and queries no database.
+This module owns the receiver of `got_request_exception`, and the translation of an `HttpRequest` into plain
+values. It reads no stream, evaluates no lazy object and queries no database.
 
 Threads: the thread that runs the request; under ASGI also a worker thread that runs in the request's context.
 """

@@ -2,7 +2,8 @@
 
     HealthCheckView.as_view(checks=[..., "transport_kit_django.health_check.Transport"])
 
-Owns the translation of a status. The details, for permitted clients, are at the kit's own health route.
+This module owns the translation of a status. The details, for permitted clients, are at the kit's own health
+route.
 
 Threads: the event loop's thread; the snapshot needs no I/O.
 """

@@ -1,7 +1,7 @@
 """Views: the four routes of the kit as Django views.
 
-Owns the translation of the kit's answers into responses. The middleware answers these routes itself; the
-views give them an address in the URLconf, and answer if there is no middleware.
+This module owns the translation of the kit's answers into responses. The middleware answers these routes
+itself; the views give them an address in the URLconf, and answer if there is no middleware.
 
 Threads: any. A permitted flush blocks its own thread but no event loop: Django runs these views on a thread,
 and the middleware awaits the flush.

@@ -1,7 +1,7 @@
 """`with_capture`: wraps the WSGI application, to capture exceptions of streaming bodies.
 
-Owns the end of requests with a `StreamingHttpResponse`: its body is generated after all middleware, and
-Django has no signal for exceptions there.
+This module owns the end of requests with a `StreamingHttpResponse`: its body is generated after all
+middleware, and Django has no signal for exceptions there.
 
 Threads: the request's thread, on which WSGI servers also iterate over the body.
 """

@@ -1,7 +1,7 @@
 """`flask transport ...`: commands that test delivery with the app's own settings.
 
-Owns the four commands and their output. They run in their own process: `health` and `flush` ask the running
-server, or look at a spool; a server's queue in memory can't be seen from here.
+This module owns the four commands and their output. They run in their own process: `health` and `flush` ask
+the running server, or look at a spool; a server's queue in memory can't be seen from here.
 
 Exit status: 0 for success, 1 for a failure, 2 for a usage error.
 

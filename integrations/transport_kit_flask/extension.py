@@ -1,8 +1,8 @@
 """`TransportKit`: the Flask extension. It translates between Flask and the kit.
 
-Owns the parts that `init_app` adds to an app: its kit, the WSGI layer, hooks, a signal's receiver, a
-blueprint and commands. The app holds all of them and the extension none, so that one extension serves any
-number of apps, and an app can be garbage-collected.
+This module owns the parts that `init_app` adds to an app: its kit, the WSGI layer, hooks, a signal's
+receiver, a blueprint and commands. The app holds all of them and the extension none, so that one extension
+serves any number of apps, and an app can be garbage-collected.
 
 Threads: call `init_app` during the app's set-up; everything else may be called from any thread.
 """

@@ -1,7 +1,7 @@
 """Facts: a Flask request as plain values, computed on demand.
 
-Owns the translation of an environ and a `Request` into plain values. Reads no stream, opens no session,
-queries no database and calls no method of the app's objects.
+This module owns the translation of an environ and a `Request` into plain values. It reads no stream, opens no
+session, queries no database and calls no method of the app's objects.
 
 Threads: an instance belongs to one request; its methods run on the thread that makes an event.
 """

@@ -1,6 +1,7 @@
 """Layer: wraps an app's WSGI callable, answers the four routes, and reports on every other request.
 
-Owns the translation of WSGI and of Flask's hooks for one app. Reads no body and changes no response.
+This module owns the translation of WSGI and of Flask's hooks for one app. It reads no body and changes no
+response.
 
 Threads: runs on the server's threads. A permitted flush blocks its own request.
 """

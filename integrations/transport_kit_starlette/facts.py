@@ -1,7 +1,8 @@
 """Facts: an ASGI request as plain values, computed on demand.
 
-Owns the translation of a scope into plain values, and the list of exceptions that mean a disconnected client.
-Reads no body and calls no method of the app's objects; `route_names.py` finds the route.
+This module owns the translation of a scope into plain values, and the list of exceptions that mean a
+disconnected client. It reads no body and calls no method of the app's objects; `route_names.py` finds the
+route.
 
 Threads: an instance belongs to one request; its methods run on the thread that makes an event.
 """

@@ -1,7 +1,7 @@
 """Handlers: an exception handler that also reports deliberate 5xx responses.
 
-Owns the reporting of an `HTTPException`, which the framework turns into a response before any middleware can
-see it. The wrapped handler makes the response.
+This module owns the reporting of an `HTTPException`, which the framework turns into a response before any
+middleware can see it. The wrapped handler makes the response.
 
 Threads: runs on the event loop's thread; a wrapped handler that is no coroutine function runs on a worker
 thread, as the framework would run it.

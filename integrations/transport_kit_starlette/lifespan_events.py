@@ -1,7 +1,7 @@
 """Lifespan events: start the transport with the app, and close it before the server learns of the app's end.
 
-Owns the handling of lifespan messages, the answers for an app without a lifespan, and `lifespan`, the
-composition for apps without our middleware.
+This module owns the handling of lifespan messages, the answers for an app without a lifespan, and `lifespan`,
+the composition for apps without our middleware.
 
 Threads: runs on the event loop's thread; closing waits on another thread.
 """

@@ -1,7 +1,7 @@
 """Route names: the prefixes of a request's mounts and its route, as the app declares them.
 
-Owns the search. Starlette 1 and FastAPI put the route into the scope. If it is missing (Starlette 0.46), or
-is only that of the innermost router (under a Mount), the app's own routes are matched again.
+This module owns the search. Starlette 1 and FastAPI put the route into the scope. If it is missing (Starlette
+0.46), or is only that of the innermost router (under a Mount), the app's own routes are matched again.
 
 Threads: any; the routes are only read.
 """

@@ -1,7 +1,7 @@
 """Routes: the four routes of the kit as ASGI apps.
 
-Owns the translation of the kit's answers into messages. Threads: runs on the event loop's thread; a flush
-waits on another thread.
+This module owns the translation of the kit's answers into messages. Threads: runs on the event loop's thread;
+a flush waits on another thread.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The command `transport-kit`: a group whose subcommands are modules of this package.
 
-Owns loading a subcommand when it is named, and turning an error into one line and an exit status: 2 for a
-wrong call or a missing package, 1 for the rest. A subcommand's module has its name and defines `command`.
-Importing it needs no extra but click, so that help always works.
+This package owns loading a subcommand when it is named, and turning an error into one line and an exit
+status: 2 for a wrong call or a missing package, 1 for the rest. A subcommand's module has its name and
+defines `command`. Importing it needs no extra but click, so that help always works.
 """
 
 from __future__ import annotations

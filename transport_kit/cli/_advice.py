@@ -1,7 +1,7 @@
 """Advice on a failed delivery, for the person at the terminal.
 
-Owns the texts of `send` and `check`. Maps answers and errors to sentences. An answer is hostile input:
-`_connection.py` makes it printable and removes the key before it is shown.
+This module owns the texts of `send` and `check`. It maps answers and errors to sentences. An answer is
+hostile input: `_connection.py` makes it printable and removes the key before it is shown.
 
 Threads: pure functions.
 

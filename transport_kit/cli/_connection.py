@@ -1,7 +1,7 @@
 """One delivery for a command: its options, a transport that records answers, and the result.
 
-Owns what `send` and `check` share. The transport is of the kind that apps use, but tries once and records the
-answer.
+This module owns what `send` and `check` share. The transport is of the kind that apps use, but tries once and
+records the answer.
 
 Threads: a command runs on the main thread, and the transport's sender records answers. The main thread reads
 them after `flush` has reported the envelope settled, or has given up on it.

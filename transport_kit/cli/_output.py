@@ -1,7 +1,7 @@
 """Output of `transport-kit check`: a table for people, plain lines for pipes, one JSON object for machines.
 
-Owns the display of steps; knows nothing about what they do. Imports the package rich for the table only.
-Some texts come from servers: they are made printable here, and never interpreted as markup.
+This module owns the display of steps; knows nothing about what they do. It imports the package rich for the
+table only. Some texts come from servers: they are made printable here, and never interpreted as markup.
 
 Threads: main thread only.
 """

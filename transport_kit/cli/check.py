@@ -1,7 +1,7 @@
 """`transport-kit check`: finds the step at which an event of an app fails to arrive.
 
-Owns the steps from a DSN to an accepted event. `_output.py` shows them, `_advice.py` writes the advice. A
-transport of the kind that apps use connects and sends, so that the check does what an app will do.
+This module owns the steps from a DSN to an accepted event. `_output.py` shows them, `_advice.py` writes the
+advice. A transport of the kind that apps use connects and sends, so that the check does what an app will do.
 
 Threads: the steps run in order on the main thread. A DNS lookup can't be interrupted: it runs on a thread
 that is abandoned when its time is up.

@@ -1,6 +1,6 @@
 """`transport-kit forward`: drain the spools of a directory, from a shell, systemd or a container.
 
-Owns the options, the printed lines and the signals. `forwarder/forwarder.py` drains, and
+This module owns the options, the printed lines and the signals. `forwarder/forwarder.py` drains, and
 `forwarder/status_server.py` serves health and metrics over HTTP.
 
 Threads: main thread only; signal handlers only call methods that are safe there.

@@ -1,6 +1,6 @@
 """`transport-kit options`: every option with its type, bounds, default and environment variable.
 
-Reads no configuration: it describes what can be set, not what is set.
+This module reads no configuration: it describes what can be set, not what is set.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """`transport-kit receiver`: the local server, from a shell.
 
-Owns the options, the printed lines, and the signals that end it. The server is `transport_kit.receiver`.
+This module owns the options, the printed lines, and the signals that end it. The server is
+`transport_kit.receiver`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`transport-kit send`: delivers one event, or envelopes from files, and prints the results.
 
-Owns the command's options, output and exit status. `_connection.py` delivers, through a transport of the kind
-that apps use.
+This module owns the command's options, output and exit status. `_connection.py` delivers, through a transport
+of the kind that apps use.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`transport-kit spool`: lists and verifies a spool, and replays or removes its dead letters.
 
-Owns the subcommands and their output: tables for people, one JSON object for machines.
-`queues/spool/inspection.py` reads and changes the files. Works beside writers and a drainer.
+This module owns the subcommands and their output: tables for people, one JSON object for machines.
+`queues/spool/inspection.py` reads and changes the files. It works beside writers and a drainer.
 
 The contents of a spool are hostile input: `_tables.py` makes them printable, `_contents.py` masks keys.
 

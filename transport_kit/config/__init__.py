@@ -1,4 +1,4 @@
 """Configuration: options, the kinds of their values, and the DSN.
 
-Owns names, units, bounds and defaults. Does no I/O.
+This package owns names, units, bounds and defaults. It does no I/O.
 """

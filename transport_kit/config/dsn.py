@@ -1,7 +1,7 @@
 """The DSN: the address of the server, and the key that it accepts.
 
-Owns parsing, the addresses and the auth value made from a DSN. Opens no connection and reads no environment.
-`transport/factory.py` treats an empty DSN, which disables the transport.
+This module owns parsing, the addresses and the auth value made from a DSN. Opens no connection and reads no
+environment. `transport/factory.py` treats an empty DSN, which disables the transport.
 
 Threads: a `Dsn` never changes and may be shared.
 """

@@ -1,6 +1,6 @@
 """Environment variables: their prefix, the DSN's name, and those that are no options.
 
-Reads nothing at import. `options.py` reads the options, the factory and the kit read the DSN.
+This module reads nothing at import. `options.py` reads the options, the factory and the kit read the DSN.
 
 Threads: every function may be called from any thread.
 """

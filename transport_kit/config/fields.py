@@ -1,8 +1,8 @@
 """Kinds of option values: accepted values, parsing from text, and descriptions.
 
-Knows no option by name. `accept` checks a caller's value and returns the stored form; `parse` turns the text
-of an environment variable into a value for `accept`. Both raise `ValueError` with a message that begins with
-"must" or "may" and names the accepted values; no message contains a rejected text.
+This module knows no option by name. `accept` checks a caller's value and returns the stored form; `parse`
+turns the text of an environment variable into a value for `accept`. Both raise `ValueError` with a message
+that begins with "must" or "may" and names the accepted values; no message contains a rejected text.
 
 Threads: kinds never change and may be shared.
 """

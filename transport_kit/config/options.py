@@ -1,7 +1,7 @@
 """Options: frozen values that are checked when built; arguments, settings and environment use the same names.
 
-Owns the names, units, bounds and defaults of all options, and the substitutes for values that can't be used.
-Does no I/O: a CA file is opened when it is used.
+This module owns the names, units, bounds and defaults of all options, and the substitutes for values that
+can't be used. It does no I/O: a CA file is opened when it is used.
 
 Threads: instances never change, so one may be shared between transports and threads.
 """

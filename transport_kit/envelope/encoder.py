@@ -1,8 +1,8 @@
 """The JSON encoder: orjson if it can be imported, else the standard library's with the same strictness.
 
-Owns every call of either, and the guards against crashes of orjson. The encoder accepts only the exact types
-of JSON, no subclasses; it refuses all others, and `encoding.py` repairs them. The decoder accepts strict JSON
-only, at most 1024 levels deep.
+This module owns every call of either, and the guards against crashes of orjson. The encoder accepts only the
+exact types of JSON, no subclasses; it refuses all others, and `encoding.py` repairs them. The decoder accepts
+strict JSON only, at most 1024 levels deep.
 
 Two guards, because some values crash the process in orjson:
 

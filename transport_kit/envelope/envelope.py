@@ -1,7 +1,7 @@
 """Envelopes as the caller makes them: building, parsing, serialising, validating and sealing.
 
-Owns the envelope's headers and its event id. Items are in `item.py`, framing in `parsing.py`, the rules of
-receivers in `validation.py`, the sealed form in `sealed.py`. No I/O of its own, no clock.
+This module owns the envelope's headers and its event id. Items are in `item.py`, framing in `parsing.py`, the
+rules of receivers in `validation.py`, the sealed form in `sealed.py`. No I/O of its own, no clock.
 
 Threads: an envelope belongs to one thread until it is sealed. `seal` holds no lock, may run on any thread,
 and raises nothing but `SealError`, even if another thread changes a payload meanwhile.

@@ -1,7 +1,8 @@
 """Random ids, and the random bytes that they are made of.
 
-Owns a small stock of random bytes. Each `os.urandom` releases the interpreter's lock for its system call; if
-a sender waits for that lock, this costs a request some 10 us. So one call provides the bytes of many ids.
+This module owns a small stock of random bytes. Each `os.urandom` releases the interpreter's lock for its
+system call; if a sender waits for that lock, this costs a request some 10 us. So one call provides the bytes
+of many ids.
 
 No bytes are used twice. A forked child discards its parent's stock, even if no fork hook ran. Several copies
 of a machine restored from one snapshot discard it because of its age.

@@ -1,7 +1,7 @@
 """Items as the caller makes them: payload, headers, quantities, and their encoding to bytes.
 
-Owns item headers and quantities, and reads the files that the caller names; no other I/O. The properties of
-item types are in `item_types.py`.
+This module owns item headers and quantities, and reads the files that the caller names; no other I/O. The
+properties of item types are in `item_types.py`.
 
 Threads: an item belongs to one thread until it is sealed. Payloads may change meanwhile: see `encoding.py`.
 """

@@ -1,6 +1,6 @@
 """Item types: their data category, priority and order, and the items that belong to an event.
 
-Owns the table. Threads: all of it is immutable.
+This module owns the table. Threads: all of it is immutable.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Losses: their reasons, and their quantities by data category.
 
-Owns the reasons, and the types in which queues, the ledger and client reports exchange quantities.
+This module owns the reasons, and the types in which queues, the ledger and client reports exchange
+quantities.
 
 Source of the reasons: docs/protocol.md, section 6. Servers accept only the names on their list, so the
 reasons of the second group are never reported.

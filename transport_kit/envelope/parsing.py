@@ -1,7 +1,7 @@
 """Strict parsing of the framing of envelopes: from untrusted bytes to headers and payloads.
 
-Owns the grammar of envelopes and of their headers; never reads payloads. Time is linear in the input; memory
-is one copy of the payloads plus the headers, which are limited in length and number.
+This module owns the grammar of envelopes and of their headers; never reads payloads. Time is linear in the
+input; memory is one copy of the payloads plus the headers, which are limited in length and number.
 
 Threads: pure functions.
 

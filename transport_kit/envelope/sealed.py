@@ -1,7 +1,7 @@
 """Sealed envelopes: the bytes that queues hold and senders send, with the facts needed to handle them.
 
-Owns their two forms, packed and unpacked. The table of item types is in `item_types.py`. Independent of
-the caller's dicts and of HTTP.
+This module owns their two forms, packed and unpacked. The table of item types is in `item_types.py`.
+Independent of the caller's dicts and of HTTP.
 
 Threads: all objects are immutable once built, and may be read from any thread. No locks.
 """

@@ -1,7 +1,7 @@
 """Trims oversize events and envelope headers to the size that receivers accept.
 
-Owns the order: of an event frame variables, then breadcrumbs, then extra, then long strings; of a header the
-longest parts. Works on encoded bytes, never on the caller's values.
+This module owns the order: of an event frame variables, then breadcrumbs, then extra, then long strings; of a
+header the longest parts. It works on encoded bytes, never on the caller's values.
 
 Threads: pure functions.
 

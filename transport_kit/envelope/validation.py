@@ -1,6 +1,7 @@
 """Validation of headers: the rules that receivers apply beyond framing.
 
-Owns the rules for header values, required headers and combinations of items; never reads payloads.
+This module owns the rules for header values, required headers and combinations of items; never reads
+payloads.
 
 Threads: pure functions.
 

@@ -1,7 +1,7 @@
 """The forwarder: drains spools from its own process, so that app processes only write.
 
-Owns the set of identities that it serves, and an end at which requests in flight are answered first.
-`pacing.py` delivers one identity at a pace. The spool prefers a forwarder to all other processes
+This module owns the set of identities that it serves, and an end at which requests in flight are answered
+first. `pacing.py` delivers one identity at a pace. The spool prefers a forwarder to all other processes
 (`queues/spool/election.py`).
 
 Threads: `run` belongs to one thread; `stop` and `reload` may be called from any, and from signal handlers;

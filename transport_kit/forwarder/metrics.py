@@ -1,7 +1,7 @@
 """Health as Prometheus metrics.
 
-Owns the names of the metrics. The package prometheus_client (extra `prometheus`) writes them; it is imported
-only if metrics are requested.
+This module owns the names of the metrics. The package prometheus_client (extra `prometheus`) writes them; it
+is imported only if metrics are requested.
 
 Threads: any.
 """

@@ -1,6 +1,6 @@
 """An HTTP server for a process that is not a web app: health for probes, metrics for Prometheus.
 
-Owns sockets, paths and limits. `kit/routes.py` renders health, `metrics.py` the metrics.
+This module owns sockets, paths and limits. `kit/routes.py` renders health, `metrics.py` the metrics.
 
 It listens on loopback by default. There it refuses foreign host names, as a web page in a browser could read
 it through a name that resolves to loopback. On other addresses health shows the status only.

@@ -1,4 +1,4 @@
 """The core of every integration: the kit, and the four routes that it answers.
 
-Knows no framework; integrations translate requests and responses.
+This package knows no framework; integrations translate requests and responses.
 """

@@ -1,7 +1,8 @@
 """The kit: builds a transport, a reporter and the four routes from settings, for every integration.
 
-Owns the decisions that integrations share: the source of the DSN, the effect of a configuration error, the
-replacement of a closed transport, and the right to close one. Knows no framework; integrations translate.
+This module owns the decisions that integrations share: the source of the DSN, the effect of a configuration
+error, the replacement of a closed transport, and the right to close one. It knows no framework; integrations
+translate.
 
 Threads: every method may be called from any thread, and in a forked child. There is no lock, as a fork could
 inherit it locked; `start` relies on an atomic operation of a dict.

@@ -1,7 +1,7 @@
 """Health and flush of the processes that serve an app, as seen by a command in a process of its own.
 
-Owns the request to a running server, and the figures of a spool that belong to no process. A command's own
-transport has captured nothing, so its state says nothing about them.
+This module owns the request to a running server, and the figures of a spool that belong to no process. A
+command's own transport has captured nothing, so its state says nothing about them.
 
 Threads: functions only.
 """

@@ -1,8 +1,8 @@
 """The four routes of every integration: live, ready, health, flush.
 
-Owns access to them and the content of their answers. Knows no framework and does no I/O: requests and answers
-are plain values. `answer` never waits: for a permitted flush it returns `FlushDue`, the integration waits as
-its framework requires, and `flush_answer` returns the answer.
+This module owns access to them and the content of their answers. It knows no framework and does no I/O:
+requests and answers are plain values. `answer` never waits: for a permitted flush it returns `FlushDue`, the
+integration waits as its framework requires, and `flush_answer` returns the answer.
 
 Threads: functions and frozen values only.
 

@@ -1,7 +1,8 @@
 """MemoryQueue: a bounded queue in this process's memory.
 
-Owns the choice of the next envelope, the choice of envelopes to give up, the waiting of claimers, and the
-turns of the priority classes, which the spool's drainer uses too. The guarantees are stated in `protocol.py`.
+This module owns the choice of the next envelope, the choice of envelopes to give up, the waiting of claimers,
+and the turns of the priority classes, which the spool's drainer uses too. The guarantees are stated in
+`protocol.py`.
 
 Threads: every method may be called from any thread. The queue changes only while its `lock` is held, which
 is also the worker's, so that queue and ledger change together.

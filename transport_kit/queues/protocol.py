@@ -1,8 +1,8 @@
 """The queue protocol: a sealed envelope waits in a queue between its capture and its delivery.
 
-Owns the `Queue` protocol, which states the guarantees of every queue, and the values that queues accept and
-return. The implementations are in `memory.py` and `spool/`. Accounting is the caller's: it records what was
-accepted and lost.
+This module owns the `Queue` protocol, which states the guarantees of every queue, and the values that queues
+accept and return. The implementations are in `memory.py` and `spool/`. Accounting is the caller's: it records
+what was accepted and lost.
 
 Threads: every method of a queue may be called from any thread.
 """

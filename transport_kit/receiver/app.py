@@ -1,7 +1,7 @@
 """The receiver's ASGI app: ingest routes, the page, and the JSON that tools read.
 
-Owns routing, the Host check and the headers that every answer carries. `ingest.py` decides what a post may
-contain, `page.py` what is shown.
+This module owns routing, the Host check and the headers that every answer carries. `ingest.py` decides what a
+post may contain, `page.py` what is shown.
 
 Threads: handlers run on the event loop; decoding, parsing and the database in worker threads.
 """

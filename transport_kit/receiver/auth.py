@@ -1,7 +1,7 @@
 """Authentication: the key from a header, the query or the envelope, read as Relay reads it.
 
-Owns the forms of docs/protocol.md, section 1. A development server accepts any key of the right shape, and
-looks up no owner. No error quotes a key.
+This module owns the forms of docs/protocol.md, section 1. A development server accepts any key of the right
+shape, and looks up no owner. No error quotes a key.
 
 Threads: pure functions.
 """

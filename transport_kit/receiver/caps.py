@@ -1,6 +1,6 @@
 """Limits on the contents of one envelope: slots and sizes by item type, with Relay's defaults.
 
-Owns the table. `app.py`, which reads the body, enforces its limit.
+This module owns the table. `app.py`, which reads the body, enforces its limit.
 
 Threads: pure functions.
 """

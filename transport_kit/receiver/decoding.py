@@ -1,6 +1,6 @@
 """Decodes content encodings up to a limit: a small body that inflates costs no more than the limit.
 
-Owns the five encodings that clients of this protocol send. Knows nothing of envelopes.
+This module owns the five encodings that clients of this protocol send. It knows nothing of envelopes.
 
 Threads: pure functions; `decode` is CPU work and belongs in a worker thread, not on the event loop.
 """

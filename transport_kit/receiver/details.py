@@ -1,6 +1,6 @@
 """The values that the page shows of one envelope: plain, bounded, in reading order.
 
-Owns the choice of values. Renders no HTML: the templates escape the values.
+This module owns the choice of values. It renders no HTML: the templates escape the values.
 
 Threads: pure functions.
 """

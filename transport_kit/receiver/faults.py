@@ -1,7 +1,7 @@
 """Outages on demand: faults and rate limits that the receiver plays.
 
-Owns the current fault, its end, and the announced rate limits. `app.py` reads them and plays them; `serve.py`
-resets connections.
+This module owns the current fault, its end, and the announced rate limits. `app.py` reads them and plays
+them; `serve.py` resets connections.
 
 Threads: the state is one immutable value, replaced as a whole; every method may be called from any thread.
 """

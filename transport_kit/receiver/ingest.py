@@ -1,6 +1,6 @@
 """Ingest: decodes, parses, checks, limits and stores the envelope of one request.
 
-Owns the order of the checks and the errors. Knows no socket and no event loop.
+This module owns the order of the checks and the errors. It knows no socket and no event loop.
 
 Threads: `accept` does blocking CPU and database work; several worker threads may call it at once.
 """

@@ -1,8 +1,8 @@
 """The receiver's page: a list of envelopes, newest first, and one event in full.
 
-Owns the HTML, its style sheet and its content security policy: no script, and nothing from other origins. All
-shown values are hostile input: `details.py` bounds them, the templates escape them, and the sender's key is
-masked.
+This module owns the HTML, its style sheet and its content security policy: no script, and nothing from other
+origins. All shown values are hostile input: `details.py` bounds them, the templates escape them, and the
+sender's key is masked.
 
 Threads: handlers are blocking and run in worker threads.
 """

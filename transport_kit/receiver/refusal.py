@@ -1,6 +1,6 @@
 """An error answer of the receiver: a status, one line, and its causes.
 
-Owns the body and the header of error answers. Imports nothing of the receiver.
+This module owns the body and the header of error answers. It imports nothing of the receiver.
 
 Threads: raised and handled on any thread; shares no state.
 """

@@ -1,7 +1,7 @@
 """The receiver as a running server: its socket, its thread, its shutdown.
 
-Owns the address rules (loopback by default), the uvicorn server and the reset of connections. Handles no
-signals: `cli/receiver.py` waits for them.
+This module owns the address rules (loopback by default), the uvicorn server and the reset of connections.
+Handles no signals: `cli/receiver.py` waits for them.
 
 Threads: the server's event loop runs on its own thread; every public method may be called from any other
 thread.

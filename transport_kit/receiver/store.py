@@ -1,7 +1,7 @@
 """Storage of envelopes in SQLite, in memory or in a file, bounded in number and bytes.
 
-Owns the table, its bounds and the file's permissions: reports of apps are private, so a new file has mode
-0600. Knows nothing of HTTP; a record is a JSON object that `summary.py` made.
+This module owns the table, its bounds and the file's permissions: reports of apps are private, so a new file
+has mode 0600. Knows nothing of HTTP; a record is a JSON object that `summary.py` made.
 
 Threads: one lock guards the one connection; every method may be called from any thread.
 """

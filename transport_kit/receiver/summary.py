@@ -1,7 +1,7 @@
 """The record of an envelope for lists: its sender, its contents, and an event's exception in one line.
 
-Owns the record of `/api/events`. Payloads are hostile input: any field may be missing, of another type or
-huge, so `dig` and `text` read and bound every value.
+This module owns the record of `/api/events`. Payloads are hostile input: any field may be missing, of another
+type or huge, so `dig` and `text` read and bound every value.
 
 Threads: pure functions.
 """

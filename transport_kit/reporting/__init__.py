@@ -1,7 +1,7 @@
 """Reporting: turns errors, requests, logs and jobs of an app into events and passes them to a transport.
 
-Owns the content of an event and what is left out of it. Knows no framework (integrations pass a
-`RequestInfo`) and no HTTP.
+This package owns the content of an event and what is left out of it. It knows no framework (integrations pass
+a `RequestInfo`) and no HTTP.
 """
 
 from transport_kit.reporting.log_buffer import is_own_logger

@@ -1,8 +1,8 @@
 """Exceptions: an exception, its causes and its group's members as the protocol's values.
 
-Owns the order, the ids and the texts. Reads causes, contexts and members through `BaseException`'s own C
-getters, so that a property of a subclass never runs. The only app code it calls is `__str__`: once per
-exception, guarded, and not again after the calls of one capture have used up their time.
+This module owns the order, the ids and the texts. It reads causes, contexts and members through
+`BaseException`'s own C getters, so that a property of a subclass never runs. The only app code it calls is
+`__str__`: once per exception, guarded, and not again after the calls of one capture have used up their time.
 
 Source: the protocol's exception interface: oldest first, the raised exception last with id 0, ids rising
 towards the first; the `parent_id` of a cause or member is the id of the exception that refers to it.

@@ -1,11 +1,11 @@
 """Frames: a traceback as the protocol's stack frames, oldest call first.
 
-Owns the content of a frame (place, source lines, in-app flag, variables) and the caches that make it cheap.
-Everything but the variables is cached per code object and line; the variables are read each time, through
-`bounded.py`.
+This module owns the content of a frame (place, source lines, in-app flag, variables) and the caches that make
+it cheap. Everything but the variables is cached per code object and line; the variables are read each time,
+through `bounded.py`.
 
-Reads source only through `linecache` (a regular file of bounded size, or the module's loader), and never
-raises for a file that is gone, moved, huge or badly encoded.
+This module reads source only through `linecache` (a regular file of bounded size, or the module's loader),
+and never raises for a file that is gone, moved, huge or badly encoded.
 
 Threads: any number may use one `FrameReader`. Its caches are dicts changed in atomic steps; two threads that
 miss at the same time do the same work twice.

@@ -1,7 +1,7 @@
 """Log handler: turns records of `logging` into log items, breadcrumbs and events.
 
-Owns the handler and the form of a log item; `log_buffer.py` batches them. Records of this library's own
-loggers and threads are skipped.
+This module owns the handler and the form of a log item; `log_buffer.py` batches them. Records of this
+library's own loggers and threads are skipped.
 
 Threads: any. Unlike other handlers it holds no lock while it emits, because it calls the app's hooks.
 """

@@ -1,6 +1,6 @@
 """Monitors: check-ins that report start and outcome of scheduled jobs.
 
-Owns the monitor, a context manager and decorator, and the form of a check-in.
+This module owns the monitor, a context manager and decorator, and the form of a check-in.
 
 Source: the protocol's check-ins: `in_progress` at the start, `ok` or `error` with the duration at the end,
 under one id. The schedule is sent along, so that the server can create the monitor by itself.

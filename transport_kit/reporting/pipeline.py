@@ -1,7 +1,7 @@
 """Pipeline: completes every event after it is built and passes it to the transport.
 
-Owns the facts that all events share, the order of the steps (scope, event processors, `before_send`,
-sampling) and the counting of events that a step drops. Nothing in it raises.
+This module owns the facts that all events share, the order of the steps (scope, event processors,
+`before_send`, sampling) and the counting of events that a step drops. Nothing in it raises.
 
 Source of the order: the protocol's client pipeline.
 

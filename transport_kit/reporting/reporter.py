@@ -1,7 +1,7 @@
 """Reporter: the methods that the app and the integrations call.
 
-Owns the public methods and the first form of each kind of event. `pipeline.py` completes all events; their
-parts come from `exceptions.py`, `frames.py`, `request_info.py`, `scope.py`, `tracing/` and
+This module owns the public methods and the first form of each kind of event. `pipeline.py` completes all
+events; their parts come from `exceptions.py`, `frames.py`, `request_info.py`, `scope.py`, `tracing/` and
 `runtime_facts.py`.
 
 Threads: every method may be called from any thread. No method raises, waits for a lock, or does I/O other

@@ -1,7 +1,7 @@
 """Request info: the HTTP request of an event.
 
-Owns `RequestInfo`, the plain value that integrations fill in, and its scrubbed form. Holds no framework
-object and reads no stream.
+This module owns `RequestInfo`, the plain value that integrations fill in, and its scrubbed form. It holds no
+framework object and reads no stream.
 
 Source: the protocol's request interface and its PII rules. Without `send_default_pii` no cookie, no client
 address and no body is sent; a sensitive header, cookie or parameter keeps its name and loses its value in

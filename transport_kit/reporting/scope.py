@@ -1,8 +1,8 @@
 """Scope: user, tags, contexts and more of the running unit of work.
 
-Owns the context variable of the current scope. A scope belongs to one request, task, job or block; it starts
-as a copy of the surrounding scope, and changes to it stay in it. Outside of all of them there is one scope
-for the process.
+This module owns the context variable of the current scope. A scope belongs to one request, task, job or
+block; it starts as a copy of the surrounding scope, and changes to it stay in it. Outside of all of them
+there is one scope for the process.
 
 Threads: a scope may be read and changed from any thread; each read takes a copy in one atomic step.
 """

@@ -1,8 +1,8 @@
 """Served request: the unit of work that an integration begins and finishes around each request.
 
-Owns the order of the steps: a fresh scope, the trace, the transaction, the exception that escapes, the
-session's outcome. Calls the integration back only if an event or transaction is made, so that any other
-request costs little more than a scope.
+This module owns the order of the steps: a fresh scope, the trace, the transaction, the exception that
+escapes, the session's outcome. It calls the integration back only if an event or transaction is made, so that
+any other request costs little more than a scope.
 
 Threads: begun and finished on any thread, also on different ones; finished once.
 """

@@ -1,7 +1,7 @@
 """Sessions: counts of request outcomes per minute.
 
-Owns the aggregates of one release in one process. A request costs one append; outcomes are summed before
-sending, or when the tally has grown long.
+This module owns the aggregates of one release in one process. A request costs one append; outcomes are summed
+before sending, or when the tally has grown long.
 
 Source: the protocol's session aggregates: grouped by the minute in which they began; `crashed` if an
 exception escaped, `errored` if an error was captured, `exited` otherwise. Nothing is sent without a release.

@@ -1,7 +1,7 @@
 """Ticker: empties a buffer some seconds after its first item.
 
-Owns the waiting thread: one at a time, and only while the buffer holds something. Knows no logs and no
-sessions.
+This module owns the waiting thread: one at a time, and only while the buffer holds something. It knows no
+logs and no sessions.
 
 Threads: `arm` may be called from any thread, also in a forked child, which has no thread of the parent's.
 `empty` runs on the ticker's thread.

@@ -1,5 +1,5 @@
 """The base of all other rooms.
 
-Owns the errors, the version, the log, the re-entrant lock, threads, forks, and the end of the process.
-Imports no other room.
+This package owns the errors, the version, the log, the re-entrant lock, threads, forks, and the end of the
+process. It imports no other room.
 """

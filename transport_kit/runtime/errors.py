@@ -1,7 +1,7 @@
 """The exceptions that this library raises on purpose: one base class and its subclasses.
 
-Imports nothing. Facts are attributes; a message names the field or the place, and the remedy. No message
-contains a key, a token or a cookie.
+This module imports nothing. Facts are attributes; a message names the field or the place, and the remedy. No
+message contains a key, a token or a cookie.
 """
 
 __all__ = [

@@ -1,6 +1,6 @@
 """Runs a blocking call on a thread of its own, and awaits its result in the event loop.
 
-Owns that thread, for one call. Knows nothing of transports.
+This module owns that thread, for one call. It knows nothing of transports.
 
 Threads: `off_loop` is awaited on the loop's thread; the call runs on another one, if one can be started.
 """

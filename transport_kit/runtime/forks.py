@@ -1,7 +1,7 @@
 """Forks: callbacks for a forked child, sections that no fork may interrupt, and one value per process.
 
-Owns the one hook that this package registers with `os.register_at_fork`; the first call of `after_fork`
-registers it, never an import.
+This module owns the one hook that this package registers with `os.register_at_fork`; the first call of
+`after_fork` registers it, never an import.
 
 Threads: `fork_guard` may be entered from any thread, one after another. Callbacks of `after_fork` run in the
 child before the app's code does, when it has one thread. A fork made in C runs no hook, so `PerProcess`

@@ -1,6 +1,7 @@
 """The library's log: every line goes to the logger `transport_kit`, and no failing handler hurts the app.
 
-Owns the logger, and its silence at the end of the process. Callers decide what is logged and how often.
+This module owns the logger, and its silence at the end of the process. Callers decide what is logged and how
+often.
 
 Threads: any, senders included. There is no lock, as a fork could inherit it locked.
 """

@@ -1,7 +1,7 @@
 """Hooks that end transports with their process and renew them after a fork.
 
-Owns the hooks: `atexit`, `multiprocessing`'s finalizers and fork; `sigterm.py` has the signal's. Knows
-transports only as `Finalizable`, and holds weak references: a hook never keeps a transport alive.
+This module owns the hooks: `atexit`, `multiprocessing`'s finalizers and fork; `sigterm.py` has the signal's.
+It knows transports only as `Finalizable`, and holds weak references: a hook never keeps a transport alive.
 
 docs/operations.md lists which hook runs when. The first transport installs them; an import installs nothing.
 

@@ -1,7 +1,7 @@
 """SIGTERM: delivers what waits before the signal ends the process.
 
-Owns the handler. It is installed only where the signal's disposition is the default: any other was chosen by
-the app or its server, and stays.
+This module owns the handler. It is installed only where the signal's disposition is the default: any other
+was chosen by the app or its server, and stays.
 
 Threads: `catch_sigterm` may be called from any thread, and has an effect on the main thread only, as Python
 allows. The handler runs on the main thread.

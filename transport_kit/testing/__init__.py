@@ -1,8 +1,8 @@
 """Tools for tests of apps that send envelopes, and for our own.
 
-Owns the public names only; each tool has its own module. An import starts no thread and opens no socket. Only
-pytest imports the fixtures: `pytest_plugins = ["transport_kit.testing"]`.
-PYTEST_DONT_REWRITE: a conftest may have imported this before.
+This package owns the public names only; each tool has its own module. An import starts no thread and opens no
+socket. Only pytest imports the fixtures: `pytest_plugins = ["transport_kit.testing"]`. PYTEST_DONT_REWRITE: a
+conftest may have imported this before.
 """
 
 from transport_kit.testing.answers import FAULTS

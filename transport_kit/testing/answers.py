@@ -1,6 +1,6 @@
 """Replies of `FaultServer` to a request: an answer to render, or a fault by name.
 
-Owns the table of faults and the bytes of answers. Knows no socket.
+This module owns the table of faults and the bytes of answers. It knows no socket.
 
 Threads: all values are immutable.
 """

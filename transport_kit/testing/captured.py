@@ -1,7 +1,7 @@
 """CapturedTransport: stores captured envelopes, for the tests of an app.
 
-Owns the captured envelopes. Seals them as a real transport does, so that a test sees what would be sent, and
-a capture is refused where a real one would be.
+This module owns the captured envelopes. Seals them as a real transport does, so that a test sees what would
+be sent, and a capture is refused where a real one would be.
 
 Threads: as any transport. Lists are appended to, and cleared, never replaced.
 """

@@ -1,8 +1,8 @@
 """FaultServer: an HTTP/1.1 server on loopback that stores requests and fails on demand.
 
-Owns its sockets and threads: one thread accepts, one serves each connection, and all end in `stop`. Uses real
-sockets only, so that a test sees the kernel's behaviour. It answers every path alike; the Sentry-compatible
-server, which knows projects and keys, is `receiver/`.
+This module owns its sockets and threads: one thread accepts, one serves each connection, and all end in
+`stop`. Uses real sockets only, so that a test sees the kernel's behaviour. It answers every path alike; the
+Sentry-compatible server, which knows projects and keys, is `receiver/`.
 
 Threads: every public method may be called from any thread. Needs no dependency; `transport_kit.envelope`
 parses envelopes.

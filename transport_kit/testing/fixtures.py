@@ -1,7 +1,7 @@
 """pytest fixtures for the tests of an app: `pytest_plugins = ["transport_kit.testing"]` loads them.
 
-Owns the fixtures only. The only module of this package that imports pytest.
-PYTEST_DONT_REWRITE: a conftest may have imported this before.
+This module owns the fixtures only. The only module of this package that imports pytest. PYTEST_DONT_REWRITE:
+a conftest may have imported this before.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Requests to a test server: reads HTTP requests, and decodes and parses their bodies on demand.
 
-Owns reading requests from a socket and decoding content encodings. Knows nothing about answers or faults
-(`fault_server.py`). Imports the package brotli or zstandard only for a body that needs it.
+This module owns reading requests from a socket and decoding content encodings. It knows nothing about answers
+or faults (`fault_server.py`). It imports the package brotli or zstandard only for a body that needs it.
 
 Threads: only the thread of its connection uses a `RequestReader`. That thread writes a `ReceivedRequest`; any
 thread may read it.

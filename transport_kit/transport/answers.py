@@ -1,7 +1,7 @@
 """The meaning of a server's answers: each becomes an outcome, a log line, and facts for health.
 
-Owns the table of verdicts by status, and everything a process knows about its server: limits, the last
-success and failure, and the failures that were logged.
+This module owns the table of verdicts by status, and everything a process knows about its server: limits, the
+last success and failure, and the failures that were logged.
 
 Threads: senders call `read` and `read_failure`; any thread reads `limits`, `facts` and `active_limits`.
 

@@ -1,7 +1,8 @@
 """The transport interface.
 
-Owns `Transport`. Independent of worker threads, HTTP and frameworks: `local.py` has the transports that need
-no worker, `http.py` the one that delivers over the network, and `factory.py` chooses one.
+This module owns `Transport`. Independent of worker threads, HTTP and frameworks: `local.py` has the
+transports that need no worker, `http.py` the one that delivers over the network, and `factory.py` chooses
+one.
 
 Threads: every public method may be called from any thread, from a signal handler, and from `__del__`.
 """

@@ -1,6 +1,7 @@
 """The factory: chooses and builds the transport for a target.
 
-Owns the meaning of targets. It returns a transport or raises; it never falls back silently to another kind.
+This module owns the meaning of targets. It returns a transport or raises; it never falls back silently to
+another kind.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Health: a snapshot of a transport's state, and its renderings.
 
-Owns the status (`pass`, `warn`, `fail`) and three renderings. No I/O, no framework; the transport gathers the
-facts. None of them contains a key, a token or text from a server.
+This module owns the status (`pass`, `warn`, `fail`) and three renderings. No I/O, no framework; the transport
+gathers the facts. None of them contains a key, a token or text from a server.
 
 Source: docs/operations.md, Health; the format of `application/health+json` (draft-inadarei-api-health-check).
 """

@@ -1,7 +1,7 @@
 """Delivery over HTTP: filter by rate limits, encode and send.
 
-Owns the base class (`BaseHttpTransport`) and the transport that most apps use (`HttpTransport`). The worker
-waits, retries and counts; `answers.py` turns answers into outcomes; `wire/connections.py` owns
+This module owns the base class (`BaseHttpTransport`) and the transport that most apps use (`HttpTransport`).
+The worker waits, retries and counts; `answers.py` turns answers into outcomes; `wire/connections.py` owns
 connections.
 
 Threads: captures run on any thread; `_deliver` and its callees run on the worker's senders, several at a

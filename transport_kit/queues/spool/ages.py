@@ -1,9 +1,9 @@
 """The age limit of a spool, by a wall clock that anybody may set.
 
-Owns the comparison of the wall clock with the monotonic one, and the time from which ages count. An age is
-the difference of two readings of the wall clock, and is valid only if the clock was not set between them. So
-after each sign that it was, the ages of all earlier records count from that moment: a record may be kept too
-long, and none is given up too early.
+This module owns the comparison of the wall clock with the monotonic one, and the time from which ages count.
+An age is the difference of two readings of the wall clock, and is valid only if the clock was not set between
+them. So after each sign that it was, the ages of all earlier records count from that moment: a record may be
+kept too long, and none is given up too early.
 
 Threads: an `Ages` belongs to the drainer, which calls under its lock.
 """

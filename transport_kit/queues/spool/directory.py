@@ -1,8 +1,9 @@
 """The directory of a spool: creating, checking, opening and listing it.
 
-Owns the conditions that the directory must meet before anything is written into it: it belongs to this user
-alone, is no symbolic link, and is on this host. Later accesses use the descriptors opened here, so nobody can
-swap the directory. Owns also when the drainer lists it, and the removal of files that dead processes left.
+This module owns the conditions that the directory must meet before anything is written into it: it belongs to
+this user alone, is no symbolic link, and is on this host. Later accesses use the descriptors opened here, so
+nobody can swap the directory. It owns also when the drainer lists it, and the removal of files that dead
+processes left.
 
 Threads: `open_directory` may be called from any; a `Directory` is closed by its owner. The drainer calls a
 `Listing` under its lock.

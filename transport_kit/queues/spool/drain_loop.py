@@ -1,8 +1,8 @@
 """The drain loop: elects a drainer for the spool, drains while this process is it, and yields to a forwarder.
 
-Owns when this process tries to become the drainer and when it steps down, how often it looks at the
-directory, and the order of work in one look. The locks of the election are in `election.py`, draining is in
-`drainer.py` and `maintenance.py`, and the queue in memory belongs to `spool.py`.
+This module owns when this process tries to become the drainer and when it steps down, how often it looks at
+the directory, and the order of work in one look. The locks of the election are in `election.py`, draining is
+in `drainer.py` and `maintenance.py`, and the queue in memory belongs to `spool.py`.
 
 Threads: `run` and `run_again` may be called by any thread, and by `put`; all other methods require the lock
 of the `SpoolState` that they are given.

@@ -1,9 +1,9 @@
 """The drainer: the unsettled envelopes of all segments, in the order in which they are claimed.
 
-Owns that order, the entry of each envelope that was read and is not settled, and the ack logs. The rules of
-eviction are in `maintenance.py`, the listing of files in `directory.py`, and the reading of one file in
-`segment_reader.py`. Segments are read one after the other, oldest first within a class, and nothing is read
-before its turn: a backlog costs memory for its file names only.
+This module owns that order, the entry of each envelope that was read and is not settled, and the ack logs.
+The rules of eviction are in `maintenance.py`, the listing of files in `directory.py`, and the reading of one
+file in `segment_reader.py`. Segments are read one after the other, oldest first within a class, and nothing
+is read before its turn: a backlog costs memory for its file names only.
 
 Threads: every method but `count_seen` requires the lock of the `FileSpool` that owns the drainer, which no
 capture takes.

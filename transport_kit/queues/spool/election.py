@@ -1,8 +1,8 @@
 """The election of a drainer: at most one process per identity, decided by the kernel.
 
-Owns `drain.lock` and `forward.lock`. `fcntl.lockf` locks belong to a process: they end with it, however it
-ends, and a child forked by C code does not inherit them. They also end when the process closes *any*
-descriptor of the file; so within a process one object owns the two files, and no other opens them.
+This module owns `drain.lock` and `forward.lock`. `fcntl.lockf` locks belong to a process: they end with it,
+however it ends, and a child forked by C code does not inherit them. They also end when the process closes
+*any* descriptor of the file; so within a process one object owns the two files, and no other opens them.
 
 A forwarder holds `forward.lock` for its whole life; meanwhile other processes neither become drainer nor
 stay it.

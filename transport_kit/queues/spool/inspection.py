@@ -1,7 +1,7 @@
 """Inspection of a spool and its dead letters, for the command `transport-kit spool`.
 
-Works beside running writers and drainers, and holds no lock that they wait for. A file may be removed or grow
-at any time, and its content is validated, as any file may be damaged.
+This module works beside running writers and drainers, and holds no lock that they wait for. A file may be
+removed or grow at any time, and its content is validated, as any file may be damaged.
 
 Threads: an `Inspection` belongs to one thread.
 """

@@ -1,7 +1,7 @@
 """Maintenance of a spool: enforces the limits of size, count and age, and publishes `status.json`.
 
-Owns eviction by size and number, and expiry by the age limit of `ages.py`. Each round is short, and rounds
-take at most a twentieth of the time however many segments there are.
+This module owns eviction by size and number, and expiry by the age limit of `ages.py`. Each round is short,
+and rounds take at most a twentieth of the time however many segments there are.
 
 Threads: every method requires the lock of the `FileSpool` that owns the object.
 """

@@ -1,8 +1,8 @@
 """Conversion of envelopes and loss counts to the records of a segment, and back.
 
-Owns the head of a record: the types, lengths and quantities of an envelope's items, so that a reader need not
-parse the envelope, and can count a loss without reading the body. Everything read back is checked: types,
-signs, and that the lengths add up to the body.
+This module owns the head of a record: the types, lengths and quantities of an envelope's items, so that a
+reader need not parse the envelope, and can count a loss without reading the body. Everything read back is
+checked: types, signs, and that the lengths add up to the body.
 
 Threads: pure functions.
 """

@@ -1,6 +1,7 @@
 """The drainer's reader of one segment: opens it in its turn, follows its growth, and removes it when done.
 
-Owns the descriptor, the ack log and the counts of one segment. Threads: the drainer calls under its lock.
+This module owns the descriptor, the ack log and the counts of one segment. Threads: the drainer calls under
+its lock.
 """
 
 from __future__ import annotations

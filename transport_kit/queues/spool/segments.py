@@ -1,7 +1,7 @@
 """The format of segments: names, headers, records, and reading past damage.
 
-Owns every byte of a segment file; docs/reference/spool-format.md describes them. Does no I/O of its own:
-a reader is given a function that reads. The content of records is in `records.py`.
+This module owns every byte of a segment file; docs/reference/spool-format.md describes them. It does no I/O
+of its own: a reader is given a function that reads. The content of records is in `records.py`.
 
 All input is untrusted: lengths are checked against the file's size before anything is allocated, and only
 records with two valid checksums are returned. The salt is drawn per segment and part of the file's name, so

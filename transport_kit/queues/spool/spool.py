@@ -1,8 +1,8 @@
 """FileSpool: a queue on disk behind the `Queue` protocol.
 
-Owns the interplay of its parts: the writer (`writer.py`), the election and draining (`drain_loop.py`), and
-the queue in memory that is used while the directory can't be. The state of one process is one object
-(`state.py`) that a forked child replaces.
+This module owns the interplay of its parts: the writer (`writer.py`), the election and draining
+(`drain_loop.py`), and the queue in memory that is used while the directory can't be. The state of one process
+is one object (`state.py`) that a forked child replaces.
 
 Threads: `put` may be called from any thread and from signal handlers, and takes no lock that is held
 during I/O. `claim`, `ack`, `release` and `bury` do I/O under `lock`, which only they, `take_losses` and

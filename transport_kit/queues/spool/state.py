@@ -1,8 +1,8 @@
 """The state of a spool in one process, the snapshots made from it, and the move from memory to the disk.
 
-Owns the fields, the rule which lock guards each, and two steps that all parts share: recording a failure of
-the directory, and notifying blocked claimers. A forked child builds a new state and never changes its
-parent's.
+This module owns the fields, the rule which lock guards each, and two steps that all parts share: recording a
+failure of the directory, and notifying blocked claimers. A forked child builds a new state and never changes
+its parent's.
 
 Threads: snapshots read without a lock, in an order that misses nothing; `move_to_disk` requires the lock of
 the state.

@@ -1,7 +1,7 @@
 """The operating system as the spool uses it, in one object that tests can replace.
 
-Owns no decision and no state: each method is one or two system calls. Descriptors are not inherited by
-executed programs. Every method may raise OSError.
+This module owns no decision and no state: each method is one or two system calls. Descriptors are not
+inherited by executed programs. Every method may raise OSError.
 
 Threads: any.
 """

@@ -1,9 +1,9 @@
 """The writer of a spool: one segment per process and class, one write per record.
 
-Owns the segments that this process writes. `append` waits for no lock that is held during I/O, except with
-`host`: a record is a single write to a descriptor in append mode, which the kernel does not interleave with
-another. A retired segment is closed by the last thread that leaves it, so no write can go to a descriptor
-that was closed and reused.
+This module owns the segments that this process writes. `append` waits for no lock that is held during I/O,
+except with `host`: a record is a single write to a descriptor in append mode, which the kernel does not
+interleave with another. A retired segment is closed by the last thread that leaves it, so no write can go to
+a descriptor that was closed and reused.
 
 Threads: any number call `append`; a signal handler may interrupt one in `append` and call it again.
 """

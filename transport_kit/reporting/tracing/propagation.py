@@ -1,7 +1,7 @@
 """Propagation: traces in the headers `sentry-trace`, `baggage` and `traceparent`, and in events.
 
-Owns parsing and writing of the three headers and the content of the dynamic sampling context (DSC). Received
-headers are untrusted: they are bounded, and invalid ones raise nothing.
+This module owns parsing and writing of the three headers and the content of the dynamic sampling context
+(DSC). Received headers are untrusted: they are bounded, and invalid ones raise nothing.
 
 Source: docs/protocol.md, section 9. The DSC is frozen when it arrives from outside, and when it first leaves
 this process; from then on all copies are the same.

@@ -1,7 +1,8 @@
 """Sampling: decides which units of work become transactions, and takes fewer while the queue fills.
 
-Owns the order of decisions (sampler, caller's decision, rate) and backpressure: checked at most every 10 s, a
-queue over half full halves the rate of new traces, up to ten times; otherwise one halving is undone.
+This module owns the order of decisions (sampler, caller's decision, rate) and backpressure: checked at most
+every 10 s, a queue over half full halves the rate of new traces, up to ten times; otherwise one halving is
+undone.
 
 Source: the protocol's sampling and backpressure rules.
 

@@ -1,7 +1,7 @@
 """Spans: timed operations within one unit of work, and the transaction that holds them.
 
-Owns the running span (a context variable), times, nesting and the payload of a transaction. `sampling.py`
-decides whether a transaction is begun; the pipeline sends it.
+This module owns the running span (a context variable), times, nesting and the payload of a transaction.
+`sampling.py` decides whether a transaction is begun; the pipeline sends it.
 
 Threads: a span is changed only by the task or thread that runs it. Spans of several tasks and threads may end
 in any order; each is added to its transaction in one atomic step.

@@ -1,9 +1,9 @@
 """Bounded values: any object of the app as a small piece of JSON, without running the app's code; and tags.
 
-Owns the bounded walk and the form of tags. Reads only built-in types, through their own C functions, so that
-no `__repr__`, `__str__`, `__len__`, `__iter__`, `__class__` or `__getattr__` of the app runs. Any other
-object becomes `<module.Class>`, with its fields if its class declares them (`objects.py`). Every walk is
-limited in depth, breadth, text length and bytes.
+This module owns the bounded walk and the form of tags. It reads only built-in types, through their own C
+functions, so that no `__repr__`, `__str__`, `__len__`, `__iter__`, `__class__` or `__getattr__` of the app
+runs. Any other object becomes `<module.Class>`, with its fields if its class declares them (`objects.py`).
+Every walk is limited in depth, breadth, text length and bytes.
 
 Threads: stateless except for caches that any thread may fill. A container that other threads may change is
 copied in one atomic step.

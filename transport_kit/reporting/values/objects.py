@@ -1,7 +1,7 @@
 """Objects: reads the fields of instances without running the app's code.
 
-Reads the fields of dataclasses, attrs classes, Pydantic models and namedtuples, and the shape of arrays and
-tables. Of all other objects (Django's lazy texts and querysets, Werkzeug's locals, anything with a
+This module reads the fields of dataclasses, attrs classes, Pydantic models and namedtuples, and the shape of
+arrays and tables. Of all other objects (Django's lazy texts and querysets, Werkzeug's locals, anything with a
 `__getattr__`) only the class is read.
 
 Fields are read from instance dicts and slots through the interpreter's own C descriptors; a property,

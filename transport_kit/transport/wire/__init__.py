@@ -1,4 +1,4 @@
 """The wire: connections, the HTTP exchange on one of them, proxies and compression.
 
-Owns the sockets. Imports urllib3 and ssl only when the first connection is opened.
+This package owns the sockets. It imports urllib3 and ssl only when the first connection is opened.
 """

@@ -1,6 +1,6 @@
 """Addresses of a host: resolution within a deadline, and concurrent connection attempts.
 
-Owns everything from a name to a connected TCP socket. `connections.py` adds proxies and TLS.
+This module owns everything from a name to a connected TCP socket. `connections.py` adds proxies and TLS.
 
 The system's resolver accepts no timeout; its own is about ten seconds per name server that does not answer.
 So it runs in a thread that is abandoned at the deadline; a late answer is used by the next attempt. Attempts

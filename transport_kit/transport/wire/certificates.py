@@ -1,7 +1,7 @@
 """Certificates: the trusted authorities, the client certificate, and their renewal on disk.
 
-Owns the order of the sources: the option `ca_certs`, then `SSL_CERT_FILE` and `SSL_CERT_DIR`, then
-`REQUESTS_CA_BUNDLE`, then certifi. Imports ssl only at the first connection.
+This module owns the order of the sources: the option `ca_certs`, then `SSL_CERT_FILE` and `SSL_CERT_DIR`,
+then `REQUESTS_CA_BUNDLE`, then certifi. It imports ssl only at the first connection.
 
 Threads: a `Certificates` may be used by any number of threads. Its contexts are in a dict whose entries are
 replaced in one step; two threads may read the same files at the same time, and the last result is kept.

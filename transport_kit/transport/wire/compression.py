@@ -1,7 +1,7 @@
 """Content encodings: compression of request bodies.
 
-Owns the choice of codec and its measured default level. A codec whose package is not installed raises an
-error with the install line when it is requested, and is never replaced by another one.
+This module owns the choice of codec and its measured default level. A codec whose package is not installed
+raises an error with the install line when it is requested, and is never replaced by another one.
 
 Threads: the functions hold no state.
 """

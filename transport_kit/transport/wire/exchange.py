@@ -1,8 +1,8 @@
 """One HTTP/1.1 exchange on an open socket: writes a POST and reads the whole answer.
 
-Owns the bytes on the wire; `connections.py` opens, chooses and keeps connections. It replaces an HTTP client
-library because of its cost: a library takes 130 to 400 µs of CPU for a 10 kB POST, one write and one read
-take 17.
+This module owns the bytes on the wire; `connections.py` opens, chooses and keeps connections. It replaces an
+HTTP client library because of its cost: a library takes 130 to 400 µs of CPU for a 10 kB POST, one write and
+one read take 17.
 
 Strict, because an answer is untrusted input: anything but exact HTTP/1.x framing is an error, every part is
 bounded, and one deadline applies to the whole exchange, however slowly its bytes arrive. One exception: a

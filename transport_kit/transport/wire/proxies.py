@@ -1,7 +1,7 @@
 """Proxies: the choice of a proxy for a URL, from options and environment variables.
 
-Owns the parsing of proxy URLs, of the `*_PROXY` variables and of `no_proxy`. `connections.py` opens the
-connections.
+This module owns the parsing of proxy URLs, of the `*_PROXY` variables and of `no_proxy`. `connections.py`
+opens the connections.
 
 Threads: pure functions and immutable values.
 

@@ -1,4 +1,4 @@
 """The background worker: its threads, retries, rate limits, and the ledger of every item.
 
-Owns no connection: it calls a function that delivers an envelope.
+This package owns no connection: it calls a function that delivers an envelope.
 """

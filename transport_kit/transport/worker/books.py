@@ -1,8 +1,8 @@
 """The shared state of one worker: its state, its ledger, the tickets of flushes, and the report schedule.
 
-Owns no lock and no thread. Any thread calls methods that change something, but only while holding the
-worker's `StateLock`, which also guards the queue unless that is shared. So queue and ledger change together;
-`ledger.py` states their invariant.
+This module owns no lock and no thread. Any thread calls methods that change something, but only while holding
+the worker's `StateLock`, which also guards the queue unless that is shared. So queue and ledger change
+together; `ledger.py` states their invariant.
 """
 
 from __future__ import annotations

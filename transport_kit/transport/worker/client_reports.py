@@ -1,6 +1,7 @@
 """Client reports: the items that report losses to the server.
 
-Owns their format and bounds. The ledger counts the losses; the worker decides when to report them.
+This module owns their format and bounds. The ledger counts the losses; the worker decides when to report
+them.
 
 Source: docs/protocol.md, section 6; quantities are 32 bits wide in Relay.
 """

@@ -1,7 +1,7 @@
 """The dispatcher: claims envelopes when the breaker permits, delivers them, and settles the results.
 
-Owns the breaker and the claims that senders are delivering. The counts and the report schedule are in
-`books.py`, the number of threads is decided in `senders.py`.
+This module owns the breaker and the claims that senders are delivering. The counts and the report schedule
+are in `books.py`, the number of threads is decided in `senders.py`.
 
 Threads: `watch` and `perform` run on sender threads; `stranded` runs in a caller when no thread can start.
 Methods whose names end in `_locked` are called while holding the worker's `StateLock`.

@@ -1,7 +1,7 @@
 """Rate limits: the data categories that the receiver refuses for now, and the time at which each limit ends.
 
-Owns the parsing of `X-Sentry-Rate-Limits` and `Retry-After`, and the table of limits. Drops no items. Reads
-no clock except the system clock, by default, for HTTP dates: `now` is a parameter.
+This module owns the parsing of `X-Sentry-Rate-Limits` and `Retry-After`, and the table of limits. It drops no
+items. It reads no clock except the system clock, by default, for HTTP dates: `now` is a parameter.
 
 Threads: a table never changes. One writer replaces it; any number of threads read it without a lock.
 """

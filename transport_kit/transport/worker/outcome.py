@@ -1,6 +1,6 @@
 """Values exchanged between the worker, the delivery function and callers: outcomes, reports, snapshots.
 
-Owns no behaviour except small constructors.
+This module owns no behaviour except small constructors.
 
 Threads: instances never change, except a `Ticket`, which any thread changes, but only while holding the
 worker's `StateLock`.

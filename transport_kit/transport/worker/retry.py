@@ -1,7 +1,7 @@
 """Back-off and circuit breaker, as immutable values.
 
-Owns no clock, no random numbers and no thread: times and draws are parameters, so that a test can replay any
-sequence of events.
+This module owns no clock, no random numbers and no thread: times and draws are parameters, so that a test can
+replay any sequence of events.
 
 Threads: instances never change. The `Dispatcher` replaces its breaker while holding its `StateLock`.
 """

@@ -1,8 +1,8 @@
 """The background worker: accepts envelopes, waits for their delivery, and closes.
 
-Owns the states of a worker (new, running, draining, closed) and the `StateLock` that guards it. The counts
-are in `books.py`, delivery is in `dispatch.py`, the threads are in `senders.py`. Knows nothing about HTTP
-(`http.py`) or any web framework (`integrations/`): it calls a function that delivers an envelope.
+This module owns the states of a worker (new, running, draining, closed) and the `StateLock` that guards it.
+The counts are in `books.py`, delivery is in `dispatch.py`, the threads are in `senders.py`. It knows nothing
+about HTTP (`http.py`) or any web framework (`integrations/`): it calls a function that delivers an envelope.
 
 Threads: every public method may be called from any thread, from a signal handler and from `__del__`.
 """

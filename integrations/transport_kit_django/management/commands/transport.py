@@ -1,7 +1,7 @@
 """`manage.py transport check|send-test|flush|health`: commands that test delivery with the site's settings.
 
-Owns the output and the exit status: 0 for success, 1 for a failure, 2 for a usage error. The steps of `check`
-are those of the core's own command, with the site's settings.
+This module owns the output and the exit status: 0 for success, 1 for a failure, 2 for a usage error. The
+steps of `check` are those of the core's own command, with the site's settings.
 
 In any management command, the transport delivers its queue at the end of the process. A hook of `apps.py`
 captures an exception that ends a command.
