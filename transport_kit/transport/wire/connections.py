@@ -1,8 +1,8 @@
 """A pool of connections to one server: opened with urllib3, kept between POSTs, used through `exchange`.
 
 This module owns when a connection is opened, reused and closed. It is the only module that imports urllib3,
-and only at the first POST: the import takes 120 ms, and gevent may patch sockets between construction and that
-POST. urllib3 does TLS and the proxy protocols on a socket from `addresses.py`; it never handles a request.
+and only at the first POST: the import takes 120 ms, and gevent may patch sockets between construction and
+that POST. urllib3 does TLS and the proxy protocols on a socket from `addresses.py`. It handles no request.
 
 Threads: `post` and `close` may be called from any thread. There is no lock that a fork could leave locked:
 idle connections are in a deque, whose `append` and `pop` are atomic, and only the thread that popped a
