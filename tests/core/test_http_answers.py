@@ -13,6 +13,7 @@ import pytest
 
 from tests.core.connections_support import HttpProxy
 from tests.core.worker_support import until
+from tests.process.arrivals import reported_losses
 from tests.timing import SOON, scaled
 from transport_kit.envelope.envelope import Envelope
 from transport_kit.testing import FaultServer
@@ -83,7 +84,7 @@ def test_a_refusal_is_final(
     status: int, server: FaultServer, transport: HttpTransport, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The same bytes would be refused again: they are counted, the reason is logged, the next one is sent."""
-    server.answer(status, body=b'{"detail":"bad envelope"}', times=1)
+    server.answer(status, body=b'{"detail":"bad envelope"}')
     assert transport.capture_event({"message": "refused"})
     assert transport.flush().ok
     health = transport.health()
@@ -94,6 +95,7 @@ def test_a_refusal_is_final(
     (line,) = lines(caplog)
     assert str(status) in line
     assert "bad envelope" in line
+    server.answer(200)
     assert transport.capture_event({"message": "next"})
     assert transport.flush().ok
     assert transport.health().delivered == {"error": 1}
@@ -343,20 +345,36 @@ def test_a_web_page_instead_of_an_answer_is_doubted(server: FaultServer, transpo
     assert transport.health().status == "pass"
 
 
+@pytest.mark.parametrize("end", ["flush", "close"])
+@pytest.mark.parametrize("status", [413, 501, 500])
+def test_what_a_flush_lost_is_reported_within_it(server: FaultServer, end: str, status: int) -> None:
+    """A process that ends afterwards has no other chance to report it."""
+    server.answer(status, times=1)
+    transport = transport_to(server, client_report_interval=3600)
+    # A server does not recognise a repeated session, so that a 500 is final for it.
+    envelope = Envelope()
+    envelope.add_session({"sid": "0" * 32, "started": "2024-01-01T00:00:00Z", "status": "ok"})
+    transport.capture_envelope(envelope)
+    assert getattr(transport, end)(SOON).ok
+    assert reported_losses(server.accepted) == {("send_error", "session"): 1}
+    transport.close()
+
+
 def test_a_401_is_a_failure_until_the_server_accepts_something(
     server: FaultServer, transport: HttpTransport
 ) -> None:
     """A wrong key needs a person; a key that works again needs nobody."""
-    server.answer(403, times=1)
-    server.answer(501, times=1)
+    server.answer(403)
     transport.capture_event({"message": "refused"})
     transport.flush()
     health = transport.health()
     assert health.status == "fail"
     assert health.problem == "the server refuses this DSN's key (403)"
+    server.answer(501)
     transport.capture_event({"message": "a 501 in between proves nothing"})
     transport.flush()
     assert transport.health().status == "fail"
+    server.answer(200)
     transport.capture_event({"message": "accepted"})
     transport.flush()
     assert transport.health().problem is None
@@ -516,12 +534,13 @@ def test_each_kind_of_failure_is_said_once_until_deliveries_work_again(
 ) -> None:
     """A day of 400s is one line, not a full disk; a new outage is a new line."""
     for _ in range(2):
+        server.answer(404)
         server.answer(400, times=3)
-        server.answer(404, times=2)
         for number in range(5):
             transport.capture_event({"message": str(number)})
         transport.flush()
         assert len(lines(caplog)) == 2
+        server.answer(200)
         transport.capture_event({"message": "accepted"})
         transport.flush()
         caplog.clear()
@@ -564,7 +583,7 @@ def test_the_transport_is_never_captured_by_a_handler_on_the_root_logger(server:
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
     try:
-        server.answer(400, times=1)
+        server.answer(400)
         transport.capture_event({"message": "x"})
         assert transport.flush(SOON).ok
     finally:

@@ -113,7 +113,7 @@ def test_send_test_says_why_it_was_not_delivered(server: FaultServer) -> None:
         (400, "not delivered: discarded: send_error (http 400)\n"),
         (403, "not delivered: the server refuses this DSN's key (403)\n"),
     ):
-        server.answer(answer, times=1)
+        server.answer(answer)
         assert run(shell(dsn=server.dsn), "send-test") == (1, said)
     status, found = run(shell(dsn="nonsense"), "send-test", "--json")
     assert (status, found["ok"]) == (1, False)

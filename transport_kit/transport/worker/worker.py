@@ -281,6 +281,9 @@ class BackgroundWorker:
             self._wait(
                 deadline, lambda: ticket.remaining <= 0 and not (books.report_wanted or books.reporting)
             )
+            if ticket.remaining <= 0 and books.unreported:
+                self._dispatcher.request_report()  # of what was lost during this call
+                self._wait(deadline, lambda: not self.reporting)
         finally:
             with self._lock.rlock:
                 if ticket in books.tickets:
