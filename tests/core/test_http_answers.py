@@ -223,6 +223,19 @@ def test_no_usable_answer_means_another_attempt(
     assert health.last_error is not None  # still known, and no longer a reason to warn
 
 
+@pytest.mark.parametrize(("status", "letters"), [(413, 0), (400, 0), (500, 1)])
+def test_only_an_envelope_that_breaks_the_server_becomes_a_dead_letter(
+    server: FaultServer, tmp_path: Path, status: int, letters: int
+) -> None:
+    """A refused one would be refused again, and its bytes would take the room of what a person can save."""
+    server.answer(status)
+    with transport_to(server, queue=f"file://{tmp_path}/spool") as transport:
+        transport.capture_event({"message": "x"})
+        assert transport.flush(SOON, until="delivered").ok
+        assert transport.health().discarded_by_category == {"send_error": {"error": 1}}
+    assert len(list(tmp_path.glob("spool/*/dead/*.envelope"))) == letters
+
+
 def test_an_early_413_is_read(server: FaultServer, transport: HttpTransport) -> None:
     """A server that refuses a large body answers before it has read it, then closes."""
     server.fault("early", times=1)
