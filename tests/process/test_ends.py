@@ -173,6 +173,38 @@ def test_a_server_that_hangs_costs_an_exit_the_timeout_and_one_line(run: Run, se
     assert all(0.95 * timeout <= seconds <= enough for seconds in took.values()), took
 
 
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "with transports[0], transports[1]: capture()",
+        "capture()\nfor transport in transports: transport.close()",
+        "import asyncio\ncapture()\nfor transport in transports: asyncio.run(transport.aclose())",
+        "capture()\ntransports[0].close(0.1)",
+    ],
+)
+def test_a_close_that_leaves_envelopes_writes_the_line_too(
+    run: Run, server: FaultServer, ending: str
+) -> None:
+    """A lifespan and a `with` block close the transport before the exit; whoever reads the log must know."""
+    server.fault("hang")
+    ended = run(
+        f"{HEAD}\ntransports = [make_transport(shutdown_timeout=0.3) for _ in range(2)]\n"
+        "def capture():\n"
+        "    for transport in transports:\n"
+        "        for n in range(3): transport.capture_event(event(str(n)))\n"
+        f"{ending}"
+    )
+    seconds = "0.1" if "0.1" in ending else "0.3"
+    assert ended.err == f"transport-kit: 3 envelopes not delivered within {seconds} s of close\n"
+
+
+def test_a_close_that_leaves_nothing_is_silent(run: Run, server: FaultServer) -> None:
+    """Nobody wants a line at each end of a process."""
+    ended = run(f"{HEAD}\nwith make_transport() as transport: transport.capture_event(event('x'))")
+    assert ended.err == ""
+    assert len(server.accepted) == 1
+
+
 def test_close_and_flush_return_in_time_although_the_server_hangs(run: Run, server: FaultServer) -> None:
     """Calls from several threads take hardly longer than the timeout; a closed transport ends at once."""
     server.fault("hang")
@@ -194,7 +226,9 @@ def test_close_and_flush_return_in_time_although_the_server_hangs(run: Run, serv
             "for thread in threads: thread.join()\n"
             "transport.kill(); print(time.monotonic(), flush=True)\n"
         )
-        assert (ended.status, ended.err) == (0, "")
+        lost = f"transport-kit: 50 envelopes not delivered within {timeout:g} s of close\n"
+        # `kill` after a flush is the app's own decision to lose them.
+        assert (ended.status, ended.err) == (0, "" if call in ("flush", "aflush") else lost)
         *reports, last = ended.out.splitlines()
         assert len(reports) == 3
         # The second caller of `close` may find everything settled: discarded as closed.

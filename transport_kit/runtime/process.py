@@ -23,7 +23,7 @@ from transport_kit.runtime.forks import after_fork
 from transport_kit.runtime.log import log
 from transport_kit.runtime.sigterm import catch_sigterm
 
-__all__ = ["end_all", "Finalizable", "renew_all", "ShutdownOptions", "start_all", "watch"]
+__all__ = ["end_all", "Finalizable", "renew_all", "report_left", "ShutdownOptions", "start_all", "watch"]
 
 #: Seconds that the end of the process waits for log lines that senders are writing.
 LAST_LINES = 0.2
@@ -148,7 +148,6 @@ def end_all() -> None:
     Writes one line to stderr if envelopes are left. A second call, by another hook of the same process, ends
     the transports again but writes no second line.
     """
-    global _reported_in
     transports = _live()
     began = time.monotonic()
     for transport in transports:
@@ -156,17 +155,30 @@ def end_all() -> None:
     left = 0
     for transport in transports:
         left += _call_safely(transport.end_of_process, began + transport.options.shutdown_timeout) or 0
-    if left and _reported_in != os.getpid():
-        _reported_in = os.getpid()
-        longest = max(transport.options.shutdown_timeout for transport in transports)
-        message = (
-            f"transport-kit: {left} envelope{'s'[: left != 1]} not delivered within {longest:g} s of exit\n"
+    if left:
+        report_left(left, max(transport.options.shutdown_timeout for transport in transports), "exit")
+
+
+def report_left(envelopes: int, seconds: float, end: str) -> None:
+    """Write one line to stderr about envelopes that are lost with this process; only once in a process.
+
+    Args:
+        envelopes: Their number, at least 1.
+        seconds: The time that there was to deliver them.
+        end: The name of the end, `exit` or `close`.
+    """
+    global _reported_in
+    if _reported_in == os.getpid():
+        return
+    _reported_in = os.getpid()
+    plural = "" if envelopes == 1 else "s"
+    try:
+        sys.stderr.write(
+            f"transport-kit: {envelopes} envelope{plural} not delivered within {seconds:g} s of {end}\n"
         )
-        try:
-            sys.stderr.write(message)
-            sys.stderr.flush()
-        except Exception:
-            pass  # stderr may be closed at exit, and there is no other place to report it
+        sys.stderr.flush()
+    except Exception:
+        pass  # stderr may be closed at exit, and there is no other place to report it
 
 
 def _call_safely(call: Callable[[float], Any], seconds: float) -> Any:

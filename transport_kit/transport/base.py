@@ -20,6 +20,7 @@ from transport_kit.config.options import Effect, OptionProblem, TransportOptions
 from transport_kit.envelope.envelope import Envelope
 from transport_kit.envelope.item import Item, estimated_quantities
 from transport_kit.envelope.losses import LossReason, Quantities
+from transport_kit.runtime import process
 from transport_kit.runtime.event_loop import off_loop
 from transport_kit.runtime.interrupts import let_through
 from transport_kit.runtime.log import log
@@ -153,10 +154,17 @@ class Transport:
     def close(self, timeout: float | None = None) -> FlushReport:
         """Flush, then refuse all further captures. Idempotent.
 
+        Envelopes that are left are counted as `closed`, and one line on stderr has their number.
+
         Args:
             timeout: Seconds, as in `flush`.
         """
-        return self._close(self._run_flush_callbacks(timeout))
+        report = self._close(self._run_flush_callbacks(timeout))
+        if report.pending:
+            process.report_left(
+                report.pending, self.options.shutdown_timeout if timeout is None else timeout, "close"
+            )
+        return report
 
     def kill(self) -> None:
         """Stop without waiting. Undelivered envelopes are counted as lost; a durable queue keeps them."""
